@@ -1,0 +1,88 @@
+"""The colour augmentation and the normalisation as one affine map of RGB: the formulas, in numpy float64.
+
+Every step of the paper's section 2.1 is affine in an RGB pixel x on the 0 to 255 scale, so together they are one 3x4 matrix an
+image, y = MT (x, 1), and that matrix is linear in a few coefficients of the image's random numbers:
+
+    MT = constant + sum_k coefficient_k * basis_k
+
+`color_map` gives constant and basis, normalisation included; the coefficients are `paper_coefficients`, `published_coefficients`
+and the PCA noise's normal draws. They are written with operators and a cos and sin handed in, so that DALI's graph (dali.py)
+and numpy evaluate the same lines. Oracle: reference.py, each step in turn on pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasttricks.config import Color
+
+Array = NDArray[np.float64]
+
+MEAN = np.array([123.68, 116.779, 103.939])
+"""Subtracted from R, G, B; 0 to 255 scale (section 2.1)."""
+STD = np.array([58.393, 57.12, 57.375])
+"""R, G, B are divided by it; 0 to 255 scale (section 2.1)."""
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+"""NTSC. Row Y is the luma; rows I and Q sum to 0, so that grey has no chroma and stays grey."""
+CONTRAST_CENTER = float(RGB_TO_YIQ[0] @ MEAN)
+"""Grey level about which `published` stretches contrast: the luma of the data set's mean, 117.4."""
+PCA_VALUES = np.array([55.46, 4.794, 1.148])
+"""Standard deviation of ImageNet's RGB along its principal axes, 0 to 255 scale (AlexNet, section 4.1)."""
+PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+"""Those axes as columns; rows are R, G, B."""
+
+_LUMA = np.outer(np.ones(3), RGB_TO_YIQ[0])
+_CHROMA = np.eye(3) - _LUMA
+# d/d(angle) of a rotation in the IQ plane, at 0, seen from RGB; a rotation is _LUMA + cos * _CHROMA + sin * _TURN
+_TURN = np.linalg.inv(RGB_TO_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ RGB_TO_YIQ
+
+
+class ColorMap(NamedTuple):
+    """MT = constant + tensordot(coefficients, basis, 1), normalisation included."""
+
+    constant: Array
+    """(3, 4)"""
+    basis: Array
+    """(K, 3, 4): one a colour coefficient, then, with PCA noise, one a principal axis."""
+
+
+def color_map(color: Color, *, pca_noise: bool) -> ColorMap:
+    """The affine map of `color`, with or without PCA noise, then (x - MEAN) / STD."""
+    grey = np.full(3, CONTRAST_CENTER)
+    none = np.zeros((3, 3))
+    steps = {  # (matrix, shift) pairs: the constant first, then one for each coefficient
+        "paper": [(none, 0), (_LUMA, 0), (_CHROMA, 0), (_TURN, 0)],
+        "published": [(none, grey), (_LUMA, 0), (_CHROMA, 0), (none, -grey)],
+        "none": [(np.eye(3), 0)],
+    }[color]
+    if pca_noise:
+        steps += [(none, value * axis) for value, axis in zip(PCA_VALUES, PCA_VECTORS.T, strict=True)]
+    blocks = np.stack([np.column_stack([matrix, np.broadcast_to(shift, 3)]) for matrix, shift in steps])
+    blocks[0, :, 3] -= MEAN
+    blocks /= STD[:, None]
+    return ColorMap(blocks[0], blocks[1:])
+
+
+def paper_coefficients(hue: Any, saturation: Any, brightness: Any, cos: Callable = np.cos, sin: Callable = np.sin) -> list[Any]:
+    """Hue (a rotation by (hue - 1) * 180 degrees in the IQ plane), then saturation (a blend with the luma), then brightness.
+
+    The three commute: hue and saturation are a rotation and a scaling of the same plane, brightness a scaling of all.
+    Arguments: factors, 1 changes nothing; the paper draws U[0.6, 1.4]. Scalars, arrays or DALI nodes.
+    """
+    angle = (hue - 1) * math.pi
+    return [brightness, brightness * saturation * cos(angle), brightness * saturation * sin(angle)]
+
+
+def published_coefficients(brightness: Any, contrast: Any, saturation: Any) -> list[Any]:
+    """Brightness (a scaling), then contrast (a scaling about CONTRAST_CENTER), then saturation (a blend with the luma).
+
+    The authors' code stretches contrast about each image's own mean grey and draws the order; a fixed centre and order make the
+    step affine in the pixel whatever the image, so that one graph does for the CPU and the GPU (DALI takes a matrix from the CPU
+    only). The centre is the grey that normalisation maps to about 0, which keeps the data set's mean brightness.
+    """
+    return [contrast * brightness, contrast * brightness * saturation, contrast]
