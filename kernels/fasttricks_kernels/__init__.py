@@ -1,6 +1,6 @@
 """Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import."""
 
-from .cross_entropy import cross_entropy
+from .cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .mixup import mixup
 
-__all__ = ["cross_entropy", "mixup"]
+__all__ = ["CrossEntropyLoss", "cross_entropy", "cross_entropy_loss_and_grad", "mixup"]

@@ -1,0 +1,116 @@
+"""Argument errors: each names the value, the rule and the way out. None of them reads a value on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABELS = (torch.int64, torch.int32)
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    if logits.dim() != 2:
+        raise ValueError(
+            f"{name} must be (N, K), the class dimension last, but has shape {tuple(logits.shape)}; "
+            f"a dense prediction (N, K, H, W) becomes that by {name}.movedim(1, -1).flatten(0, -2)"
+        )
+    if logits.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {logits.dtype}")
+    if logits.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one class, but has shape {tuple(logits.shape)}")
+
+
+def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """The same shape and device as `other`."""
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, but {other_name} has {tuple(other.shape)}; they must be equal"
+        )
+    check_device(name, tensor, other_name, other)
+
+
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}, but {other_name} on {other.device}; move one of them")
+
+
+def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
+    if labels.dtype not in LABELS:
+        hint = "; for soft targets pass the pair: target, target_b and lam" if labels.is_floating_point() else ""
+        raise TypeError(f"{name} must hold int64 or int32 labels, not {labels.dtype}{hint}")
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name} must be ({logits.shape[0]},), one label a row of the ({logits.shape[0]}, {logits.shape[1]}) "
+            f"logits, but has shape {tuple(labels.shape)}"
+        )
+    check_device(name, labels, "logits", logits)
+
+
+def check_pair(target_b: Tensor | None, lam: Tensor | float | None, logits: Tensor) -> None:
+    if (target_b is None) != (lam is None):
+        missing = "target_b" if target_b is None else "lam"
+        raise ValueError(f"target_b and lam come together (mixup's second label and its weight), but {missing} is None")
+    if target_b is not None and lam is not None:
+        check_labels("target_b", target_b, logits)
+        check_lam(lam, logits.shape[0], "logits", logits)
+
+
+def check_lam(lam: Tensor | float, num_samples: int, other_name: str, other: Tensor) -> None:
+    """A share in [0, 1]. A tensor's values are checked where they can be read without a sync: on the CPU, in the op."""
+    if not isinstance(lam, Tensor):
+        check_share("lam", lam)
+        return
+    if not lam.is_floating_point():
+        raise TypeError(f"lam must be floating point, not {lam.dtype}")
+    if lam.shape not in ((), (num_samples,)):
+        raise ValueError(f"lam must be a number, () or ({num_samples},), but has shape {tuple(lam.shape)}")
+    check_device("lam", lam, other_name, other)
+
+
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], but is {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive finite number, but is {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+
+
+def smoothing_over_all(smoothing: float, smoothing_over: str, num_classes: int) -> float:
+    """The smoothing that, spread over all K classes, gives the same targets: eps K / (K - 1) for "others"."""
+    check_share("smoothing", smoothing)
+    check_choice("smoothing_over", smoothing_over, ("all", "others"))
+    if smoothing_over == "all" or smoothing == 0:
+        return smoothing
+    if num_classes == 1:
+        raise ValueError("smoothing_over='others' needs at least two classes; with one class pass smoothing=0")
+    return smoothing * num_classes / (num_classes - 1)
+
+
+def check_label_values(name: str, labels_N: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """CPU only: every label in [0, K), or the ignored one. On a GPU such a row becomes NaN instead, without a sync."""
+    if labels_N.is_cuda:
+        return
+    bad_N = (labels_N < 0) | (labels_N >= num_classes)
+    if ignore_index is not None:
+        bad_N &= labels_N != ignore_index
+    if bad_N.any():
+        row = int(bad_N.nonzero()[0])
+        ignored = "" if ignore_index is None else f", or ignore_index = {ignore_index}"
+        raise IndexError(
+            f"{name}[{row}] is {int(labels_N[row])}, but must lie in [0, {num_classes}){ignored}; "
+            f"check the labels against the number of classes"
+        )
+
+
+def check_lam_values(lam: Tensor | None) -> None:
+    """CPU only, as check_label_values."""
+    if lam is not None and not lam.is_cuda and lam.numel() and not bool(((lam >= 0) & (lam <= 1)).all()):
+        raise ValueError(f"lam must lie in [0, 1], but ranges over [{float(lam.min())}, {float(lam.max())}]")

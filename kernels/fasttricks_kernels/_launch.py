@@ -1,0 +1,59 @@
+"""What every launch shares: who runs Triton, which device, how a tile of rows is cut."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+# The namespace of every operator here: torch.ops.fasttricks_kernels.<name>.
+NAMESPACE = "fasttricks_kernels"
+
+TILE = 1024  # elements a program holds at least: 4 warps x 32 lanes x 8 values, 16 bytes a lane in FP16
+LARGEST_BLOCK = 32768  # columns held in registers at once; a longer row is read in chunks, twice
+WIDEST_BYTES = 16  # of one load or store instruction
+SHIFTED_ROW_BYTES = 1600  # from here on, rounding a row out to whole groups costs less than 0.5 % of its traffic
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """True where the Triton kernel serves this tensor: on CUDA, and under Triton's interpreter. Never float64."""
+    return tensor.dtype != torch.float64 and (tensor.is_cuda or triton.knobs.runtime.interpret)
+
+
+def on_device_of(tensor: Tensor) -> torch.cuda.device_of:
+    """Context: launch on the tensor's GPU, not on the current one (does nothing for a CPU tensor)."""
+    return torch.cuda.device_of(tensor)
+
+
+def broadcast_stride(per_sample: Tensor | None) -> int:
+    """Elements from one sample's value to the next: 0 where one value serves the whole batch."""
+    return 0 if per_sample is None or per_sample.dim() == 0 else per_sample.stride(0)
+
+
+def tile_of_rows(rows: Tensor) -> dict[str, int | bool]:
+    """How a kernel cuts (N, K) rows: its compile-time constants, and its warps.
+
+    Short rows share a program, so that what is read once a program (a loss scale) stays below 0.5 % of the traffic.
+    A contiguous long row whose length is no multiple of 16 bytes is SHIFTED: read from the 16-byte boundary before
+    it, because otherwise every access is as narrow as one element.
+    """
+    num_columns, stride, size = rows.shape[1], rows.stride(0), rows.element_size()
+    group = WIDEST_BYTES // size
+    shifted = stride == num_columns and num_columns % group != 0 and num_columns * size >= SHIFTED_ROW_BYTES
+    block = min(triton.next_power_of_2(num_columns + (group - 1 if shifted else 0)), LARGEST_BLOCK)
+    tile = max(block, TILE)
+    return {
+        "K": num_columns,
+        "STRIDE": stride,
+        "ROWS": tile // block,
+        "BLOCK": block,
+        "CHUNKS": triton.cdiv(num_columns + (group - 1 if shifted else 0), block),
+        "GROUP": group,
+        "SHIFTED": shifted,
+        "num_warps": 4 if tile <= 4096 else 16,
+    }
+
+
+def dense_rows(rows: Tensor) -> Tensor:
+    """The same (N, K) rows with unit column stride and rows that do not overlap; copied only where they are not."""
+    return rows if rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1] else rows.contiguous()
