@@ -1,0 +1,147 @@
+"""build(): a Run from a config, every part checked before training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
+from fasttricks.config import ModelConfig, Precision, TrainConfig, require
+from fasttricks.data import ImageFolder, Loader, find_dataset
+from fasttricks.distributed import World
+from fasttricks.log import RunLog
+from fasttricks.models import build_model
+from fasttricks.optim import WeightAverage, build_optimizer
+from fasttricks.runfolder import check_run_dir, open_run
+from fasttricks.schedule import learning_rate
+from fasttricks.trainer import Run, count_steps
+
+
+def build(config: TrainConfig, world: World) -> Run:
+    """Everything a run needs; resumed where the config says so and a checkpoint is there.
+
+    Nothing is written before every check has passed. Raises ConfigError, DataError or CheckpointError.
+    A collective: every rank must call it.
+    """
+    check_run_dir(config)
+    config.micro_batch_size(world.size)
+    train_folder, val_folder = find_dataset(config.data.root)
+    check_batch(config, train_folder)
+    resumed = find_state(config)
+    torch.manual_seed(config.seed)
+    model = place(build_model(config.model, num_classes(config.model, train_folder)), world)
+    optimizer = build_optimizer(model, config.optim)
+    average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    if resumed:
+        load_weights(model, resumed["model"], source=resumed["path"])
+        optimizer.load_state_dict(resumed["optimizer"])
+    if resumed and average is not None:
+        load_weights(average.model, resumed["average"], source=resumed["path"])
+        average.num_updates = resumed["average_updates"]
+    train_loader, val_loader = make_loaders(config, world, train_folder, val_folder, resumed)
+    world.barrier()  # every rank has looked at run_dir before one makes it
+    if world.is_main:
+        open_run(config)
+    world.barrier()
+    steps = count_steps(train_loader, config)
+    schedule = {"peak_lr": config.peak_lr, "steps_per_epoch": steps, "epochs": config.epochs}
+    first_step, folder = resumed.get("step", 0), Path(config.run_dir)
+    log = RunLog(folder, world, num_steps=config.epochs * steps, steps_per_epoch=steps, first_step=first_step)
+    run = Run(
+        config=config,
+        world=world,
+        classes=train_folder.classes,
+        num_train_images=len(train_folder),
+        model=model,
+        forward=DistributedDataParallel(model) if world.size > 1 else model,
+        optimizer=optimizer,
+        average=average,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        autocast=make_autocast(config.precision, world.device),
+        lr_at=partial(learning_rate, config=config.schedule, **schedule),
+        folder=folder,
+        log=log,
+        step=first_step,
+        epoch=resumed.get("epoch", 0),
+        train_seconds=resumed.get("train_seconds", 0.0),
+    )
+    log.print(describe(run, val_folder, resumed.get("path")))
+    return run
+
+
+def check_batch(config: TrainConfig, train_folder: ImageFolder) -> None:
+    """Raise ConfigError where one step would take more images than there are."""
+    rule = f"must be at most the {len(train_folder)} training images; lower --global-batch-size"
+    require(config.global_batch_size <= len(train_folder), "global_batch_size", config.global_batch_size, rule)
+
+
+def num_classes(config: ModelConfig, train_folder: ImageFolder) -> int:
+    """Classes of the data. Raises ConfigError where the config asks for another number."""
+    found = len(train_folder.classes)
+    rule = f"must be the {found} classes of {train_folder.root}, or 0 to take them from there"
+    require(config.num_classes in (0, found), "model.num_classes", config.num_classes, rule)
+    return found
+
+
+def find_state(config: TrainConfig) -> dict[str, Any]:
+    """The newest checkpoint of a run to resume; empty where none is to be, or none was saved before the run ended."""
+    newest = newest_checkpoint(Path(config.run_dir) / "checkpoints") if config.resume else None
+    return load_checkpoint(newest) if newest is not None else {}
+
+
+def place(model: nn.Module, world: World) -> nn.Module:
+    """`model` on the rank's device, its weights channels-last in memory."""
+    return model.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def make_loaders(
+    config: TrainConfig, world: World, train_folder: ImageFolder, val_folder: ImageFolder, resumed: dict[str, Any]
+) -> tuple[Loader, Loader]:
+    """Training and validation batches of this rank, the first where `resumed` left off."""
+    micro_batch_size = config.micro_batch_size(world.size)
+    ranks = {"rank": world.rank, "world_size": world.size, "device": world.device, "seed": config.seed}
+    position = resumed["loaders"][world.rank].numpy().tobytes() if resumed else None
+    train = Loader(train_folder, config.data, training=True, batch_size=micro_batch_size, state=position, **ranks)
+    val_batch_size = config.eval.batch_size or micro_batch_size
+    return train, Loader(val_folder, config.data, training=False, batch_size=val_batch_size, **ranks)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """fp32 or bf16 for `precision`: auto is bf16 on CUDA and fp32 on the CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def make_autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """What the forward pass runs under: autocast to bfloat16, or to nothing. The seam at which FP16 weights come in."""
+    enabled = resolve_precision(precision, device) == "bf16"
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str:
+    """The header of a run: what is trained, on what, how."""
+    config, world = run.config, run.world
+    parameters = sum(p.numel() for p in run.model.parameters())
+    images = f"{run.num_train_images:,} training and {len(val_folder):,} validation images of {len(run.classes)} classes"
+    batch = f"{world.size} rank(s) x {config.accumulate} micro-batch(es) x {config.micro_batch_size(world.size)} images"
+    rows = {
+        "recipe": config.recipe,
+        "model": f"{config.model.name}, {parameters / 1e6:.2f} M parameters",
+        "data": f"{images} in {val_folder.root.parent}",
+        "device": f"{world.device_name}, precision {resolve_precision(config.precision, world.device)}",
+        "batch": f"{config.global_batch_size} = {batch}; {run.steps_per_epoch} steps an epoch, {config.epochs} epochs",
+        "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
+        "run": f"{run.folder}/",
+    }
+    if config.resume:
+        rows["resume"] = resumed_from or "no checkpoint was saved yet: from the beginning"
+    return "\n".join(f"{name:8s} {value}" for name, value in rows.items())

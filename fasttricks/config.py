@@ -1,0 +1,280 @@
+"""What a run is, as frozen dataclasses: every field with its unit and range, checked when it is made.
+
+A config is plain data: no torch, no paths touched, no device asked. `TrainConfig` is the root; a recipe
+(fasttricks/recipes.py) is a function that returns one, a trick (fasttricks/tricks.py) is an edit of one, and the command line
+(fasttricks/cli.py) overrides single fields. The docstring under each field is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Color = Literal["paper", "published", "none"]
+Interpolation = Literal["linear", "cubic", "lanczos3"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class UserError(ValueError):
+    """Something the user can set right. The message names the value, the rule and the way out; entry points print it and exit 2."""
+
+
+class ConfigError(UserError):
+    """A config value that breaks a rule."""
+
+
+def require(ok: bool, field_name: str, value: object, rule: str) -> None:
+    """Raise ConfigError unless `ok`, as `field = value: rule`."""
+    if not ok:
+        raise ConfigError(f"{field_name} = {value!r}: {rule}")
+
+
+def _require_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
+    ok = len(pair) == 2 and all(map(math.isfinite, pair)) and low < pair[0] <= pair[1] <= high
+    require(ok, name, pair, f"must be two numbers with {low:g} < first <= second <= {high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Input pipeline: where the images are, and how they are cropped, coloured and scaled."""
+
+    root: str = ""
+    """Folder with train/ and val/, each with one folder of images a class; the word demo: images that the project draws itself."""
+    image_size: int = 224
+    """Side of the square network input, pixels, 8 or more."""
+    val_resize: int = 256
+    """Validation: short side after the resize and before the centre crop, pixels, at least image_size."""
+    area: tuple[float, float] = (0.08, 1.0)
+    """Random crop: share of the image's area, uniform in this range, within (0, 1]."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random crop: width / height before the resize to a square, uniform in this range, above 0."""
+    flip: float = 0.5
+    """Probability of a horizontal flip, 0 to 1."""
+    color: Color = "paper"
+    """paper: hue, saturation, brightness; published: brightness, contrast, saturation (the authors' script); none."""
+    color_jitter: float = 0.4
+    """Each colour coefficient is drawn from U[1 - x, 1 + x]; 0 to 1."""
+    pca_noise: float = 0.1
+    """Standard deviation of the PCA (AlexNet) noise coefficients, 0 or more. Noise is added on the 0 to 255 scale."""
+    interpolation: Interpolation = "linear"
+    """Filter of every resize, training and validation."""
+    antialias: bool = True
+    """Widen the filter when shrinking, as PIL does."""
+    threads: int = 0
+    """Decoding threads of a rank; 0: the CPU cores divided among the ranks of this machine."""
+    prefetch: int = 2
+    """Batches prepared ahead, 1 or more."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 8, "data.image_size", self.image_size, "must be 8 or more pixels")
+        rule = f"must be at least data.image_size ({self.image_size}), which is cropped from it"
+        require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
+        _require_range("data.area", self.area, 0, 1)
+        _require_range("data.aspect", self.aspect, 0, math.inf)
+        require(0 <= self.flip <= 1, "data.flip", self.flip, "is a probability, 0 to 1")
+        require(0 <= self.color_jitter <= 1, "data.color_jitter", self.color_jitter, "must be within 0 to 1")
+        require(0 <= self.pca_noise < math.inf, "data.pca_noise", self.pca_noise, "must be 0 (off) or more")
+        require(self.threads >= 0, "data.threads", self.threads, "must be 0 (choose) or more")
+        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and its initial weights."""
+
+    name: str = "resnet50d"
+    """Name in the model registry (fasttricks.models); the help of fasttricks.train lists them."""
+    num_classes: int = 0
+    """Outputs of the classifier; 0: as many as data.root has classes. A number that disagrees with the data is an error."""
+    stem_stride: Literal[4, 2, 1] = 4
+    """How much the stem shrinks the image: 4, strided convolution and max-pooling (the paper, 224 pixels); 2, no pooling; 1, neither."""
+    width: float = 1.0
+    """Multiplies every channel count (rounded to a multiple of 8), above 0; the paper's networks have 1."""
+    zero_gamma: bool = False
+    """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
+
+    def __post_init__(self) -> None:
+        require(self.num_classes >= 0, "model.num_classes", self.num_classes, "must be 0 (from the data) or more")
+        require(0 < self.width <= 16, "model.width", self.width, "must be above 0 and at most 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Nesterov SGD."""
+
+    base_lr: float = 0.1
+    """Peak learning rate for a batch of 256 images, above 0."""
+    linear_scaling: bool = True
+    """Peak lr = base_lr x global_batch_size / 256; off: base_lr whatever the batch."""
+    momentum: float = 0.9
+    """Nesterov momentum, 0 to below 1."""
+    weight_decay: float = 1e-4
+    """L2 penalty added to the gradient, 0 or more."""
+    bias_decay: bool = False
+    """Decay biases and batch-norm parameters too; off: convolution and FC weights only (the paper's no bias decay)."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.base_lr < math.inf, "optim.base_lr", self.base_lr, "must be above 0; 0.1 is the paper's")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be 0 or more and below 1; 0.9 is usual")
+        require(0 <= self.weight_decay < 1, "optim.weight_decay", self.weight_decay, "must be 0 or more and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the run."""
+
+    decay: Literal["cosine", "step"] = "cosine"
+    """cosine: half a cosine from the peak to 0 after warm-up; step: times step_factor at each of step_epochs."""
+    warmup_epochs: float = 5.0
+    """Linear warm-up from 0 to the peak, per batch, epochs, 0 or more; shorter than the run."""
+    step_epochs: tuple[float, ...] = (30, 60, 90)
+    """Epochs, counted from the start of the run and rising, at which a step decay multiplies the lr."""
+    step_factor: float = 0.1
+    """What a step multiplies the lr by, above 0 and below 1."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup_epochs < math.inf, "schedule.warmup_epochs", self.warmup_epochs, "must be 0 or more")
+        rising = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
+        require(rising, "schedule.step_epochs", self.step_epochs, "must be rising and above 0")
+        require(0 < self.step_factor < 1, "schedule.step_factor", self.step_factor, "must be above 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy and what refines its targets."""
+
+    smoothing: float = 0.0
+    """Label smoothing, 0 to below 1; the paper's value is 0.1."""
+    smoothing_over: Literal["others", "all"] = "others"
+    """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to every class (its code, torch)."""
+    mixup_alpha: float = 0.0
+    """Mixup with lambda ~ Beta(alpha, alpha), one a batch; 0: no mixup; the paper's value is 0.2."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be 0 or more and below 1")
+        require(0 <= self.mixup_alpha < math.inf, "loss.mixup_alpha", self.mixup_alpha, "must be 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Validation during training. Every validation image counts exactly once."""
+
+    every_epochs: int = 1
+    """Validate after each so many epochs, and after the last; 1 or more."""
+    batch_size: int = 0
+    """Images a batch and rank; 0: as in training."""
+    flip: bool = False
+    """Test-time flip: average the logits of the image and its mirror image. Not in the paper."""
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs >= 1, "eval.every_epochs", self.every_epochs, "must be 1 or more")
+        require(self.batch_size >= 0, "eval.batch_size", self.batch_size, "must be 0 (as in training) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TricksConfig:
+    """Ablation: switch tricks of the paper by name. Applied to the recipe first; single fields given besides win."""
+
+    on: tuple[str, ...] = ()
+    """Tricks to switch on, by name."""
+    off: tuple[str, ...] = ()
+    """Tricks to switch off, by name."""
+
+    def __post_init__(self) -> None:
+        both = sorted(set(self.on) & set(self.off))
+        require(not both, "tricks.off", both, "cannot be switched on and off at once; leave it in one list")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, wholly: the same config, data and versions give the same weights."""
+
+    recipe: str
+    """Label of the run in its summary: the recipe that it came from."""
+    epochs: int
+    """Passes over the training images, 1 or more."""
+    global_batch_size: int
+    """Images a step, over all ranks and micro-batches, 1 or more."""
+    accumulate: int = 1
+    """Micro-batches a step: gradients are summed over this many passes before an update, to fit a small memory; 1 or more."""
+    precision: Precision = "auto"
+    """auto: bf16 on CUDA, fp32 on CPU. bf16 is autocast with FP32 weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    seed: int = 0
+    """Of weights, order, augmentation and mixup; 0 or more."""
+    ema_decay: float = 0.0
+    """Average of the weights, kept as avg = decay x avg + (1 - decay) x weights a step and evaluated in their place; 0: none."""
+    checkpoint_epochs: int = 1
+    """Save after each so many epochs, and after the last; 1 or more. The newest two are kept."""
+    log_steps: int = 20
+    """Steps between two log lines; the only time the host waits for the device."""
+    run_dir: str = ""
+    """Folder of this run; empty: runs/RECIPE. It must not exist, or --resume must be given."""
+    resume: bool = False
+    """Go on from the newest checkpoint of run_dir."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tricks: TricksConfig = field(default_factory=TricksConfig)
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
+        require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "must be 1 or more")
+        require(self.accumulate >= 1, "accumulate", self.accumulate, "must be 1 or more")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 (none) or more and below 1")
+        require(self.checkpoint_epochs >= 1, "checkpoint_epochs", self.checkpoint_epochs, "must be 1 or more")
+        require(self.log_steps >= 1, "log_steps", self.log_steps, "must be 1 or more")
+        rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
+        require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warm-up; linear scaling as in section 3.1: 0.1 at 256 images, 0.4 at 1024."""
+        scale = self.global_batch_size / 256 if self.optim.linear_scaling else 1.0
+        return self.optim.base_lr * scale
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Images a rank takes at once. Raises ConfigError where ranks x micro-batches do not divide the global batch."""
+        parts = world_size * self.accumulate
+        nearest = max(parts, round(self.global_batch_size / parts) * parts)
+        rule = f"must be a multiple of ranks x accumulate ({world_size} x {self.accumulate}); the nearest is {nearest}"
+        require(self.global_batch_size % parts == 0, "global_batch_size", self.global_batch_size, rule)
+        return self.global_batch_size // parts
+
+
+def replace_at(config: Any, path: str, value: Any) -> Any:
+    """A copy of `config` with the field at the dotted `path` replaced: replace_at(c, "loss.smoothing", 0.1)."""
+    head, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{head: replace_at(getattr(config, head), rest, value) if rest else value})
+
+
+def get_at(config: Any, path: str) -> Any:
+    """The field at the dotted `path`: get_at(c, "loss.smoothing")."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """The dataclass `cls` from nested plain dicts, as json.load gives them. Raises ConfigError for an unknown or missing field."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        factory = known[name].default_factory
+        if isinstance(value, dict) and isinstance(factory, type):
+            value = from_dict(factory, value)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**made)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from error

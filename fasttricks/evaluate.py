@@ -1,0 +1,95 @@
+"""Evaluate a checkpoint: python -m fasttricks.evaluate CHECKPOINT [--data.root DIR ...]; each validation image counts once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fasttricks.config import DataConfig, EvalConfig, Precision, TrainConfig, from_dict
+from fasttricks.extras import require_train_extra
+
+if TYPE_CHECKING:
+    from fasttricks.distributed import World
+    from fasttricks.evaluation import Metrics
+
+PROG = "python -m fasttricks.evaluate"
+USAGE = f"""usage: {PROG} CHECKPOINT [--section.field value ...]
+
+CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. Fields are as the run had them unless given.
+{PROG} CHECKPOINT --help lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How to evaluate; what is not given is as in the checkpoint's run."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    precision: Precision = "auto"
+    """auto: bf16 on CUDA, fp32 on CPU."""
+    average: bool = True
+    """Evaluate the averaged weights where the run kept an average (ema_decay)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: World) -> Metrics:
+    """Metrics of the model of `state`, as load_checkpoint returned it, over the validation images of config.data.root.
+
+    Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
+    """
+    from fasttricks.build import make_autocast, place
+    from fasttricks.checkpoint import load_weights
+    from fasttricks.data import Loader, find_root, scan_folder
+    from fasttricks.evaluation import evaluate
+    from fasttricks.models import build_model
+
+    saved = saved_config(state)
+    folder = scan_folder(find_root(config.data.root) / "val", classes=state["classes"])
+    model = place(build_model(saved.model, len(state["classes"])), world)
+    averaged = config.average and state["average"] is not None
+    load_weights(model, state["average" if averaged else "model"], source=state["path"])
+    batch_size = config.eval.batch_size or saved.micro_batch_size(1)
+    ranks = {"rank": world.rank, "world_size": world.size, "device": world.device}
+    loader = Loader(folder, config.data, training=False, batch_size=batch_size, **ranks)
+    autocast = make_autocast(config.precision, world.device)
+    return evaluate(model, loader, world, flip=config.eval.flip, autocast=autocast)
+
+
+def saved_config(state: dict[str, Any]) -> TrainConfig:
+    """The config of the run that wrote the checkpoint `state`."""
+    config = from_dict(TrainConfig, json.loads(state["config"]))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def main(args: Sequence[str]) -> None:
+    """Evaluate the checkpoint that `args` name, and print one line."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if args else 2)
+    from fasttricks.distributed import join_world, keep_freed_memory
+
+    keep_freed_memory()
+    from fasttricks.checkpoint import load_checkpoint
+    from fasttricks.cli import parse
+
+    state = load_checkpoint(Path(args[0]))
+    saved = saved_config(state)
+    default = EvaluateConfig(device=saved.device, precision=saved.precision, data=saved.data, eval=saved.eval)
+    config = parse(default, args[1:], prog=f"{PROG} {args[0]}", description=f"Evaluate {state['path']}.")
+    with join_world(config.device) as world:
+        metrics = evaluate_checkpoint(config, state, world)
+        if world.is_main:
+            scores = f"top-1 {metrics.top1:.2f} %  top-5 {metrics.top5:.2f} %  loss {metrics.loss:.4f}"
+            print(f"{scores}  {metrics.images} images  {state['path']}")
+
+
+if __name__ == "__main__":
+    require_train_extra()
+    from fasttricks.cli import run_main
+
+    run_main(main)

@@ -1,0 +1,71 @@
+"""Validation: exact sums over each image once, whatever the batch size and the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fasttricks.data import Batch
+from fasttricks.distributed import World
+
+
+class Metrics(NamedTuple):
+    """Validation over `images` images: top1 and top5 in percent, loss as the mean cross-entropy in nats."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Images whose label is the first, and among the first five, of the logits: int64 (2,), on the logits' device.
+
+    logits: (N, K); labels: (N,) int64. With K < 5 classes all K count for the second. Among equal logits the lower class comes
+    first. A NaN in the logits makes the image wrong. No sync.
+    """
+    target = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > target) | ((logits == target) & (classes < labels[:, None])) | logits.isnan()
+    rank = torch.where(target.isnan()[:, 0], logits.shape[1], ahead.sum(1))
+    return torch.stack([(rank < 1).sum(), (rank < 5).sum()])
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    world: World,
+    *,
+    flip: bool = False,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Metrics:
+    """Top-1, top-5 and mean loss of `model`, in eval mode, over `batches` of this rank and those of all others.
+
+    Counts are integers and the loss is summed in float64, so neither batch size nor ranks change the counts. flip: average
+    the logits of an image and its mirror image. The model's mode is put back. One sync and one collective, at the end.
+    """
+    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    was_training = model.training
+    model.eval()
+    for images, labels in batches:
+        if not len(labels):
+            continue
+        with autocast():
+            logits = model(images).float()
+            if flip:
+                logits = (logits + model(images.flip(3)).float()) / 2
+        loss += functional.cross_entropy(logits.double(), labels, reduction="sum")
+        counts[:2] += count_correct(logits, labels)
+        counts[2] += len(labels)
+    model.train(was_training)
+    world.sum_(counts)
+    world.sum_(loss)
+    top1, top5, images_seen = counts.tolist()
+    return Metrics(100 * top1 / images_seen, 100 * top5 / images_seen, loss.item() / images_seen, images_seen)

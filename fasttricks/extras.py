@@ -1,0 +1,20 @@
+"""The optional dependencies, and what to say where they are absent. Entry points ask before they import anything else."""
+
+from importlib.util import find_spec
+
+TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PIL")
+"""Modules of the extra `train`, as pyproject.toml lists their packages."""
+
+
+def require_train_extra() -> None:
+    """Exit 2 with the command that installs the extra `train` where a module of it is absent."""
+    missing = [name for name in TRAIN_MODULES if not _present(name)]
+    if missing:
+        raise SystemExit(f"error: training needs {', '.join(missing)}, not installed here; install it with: pip install 'fasttricks[train]'")
+
+
+def _present(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is absent
+        return False

@@ -1,0 +1,160 @@
+"""The log of a run: device-side sums, one host copy an interval, then progress bar, metrics.jsonl, TensorBoard and curves.png.
+
+Only the main rank shows and writes; the others' calls do the sums and return. All ranks must make the same calls.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fasttricks.config import UserError
+from fasttricks.distributed import World
+
+
+class DivergedError(UserError):
+    """The training loss is no longer a finite number."""
+
+
+class RunLog:
+    """What a run says while it goes, and keeps in `folder`.
+
+    add() is called in the training step and never waits for the device. flush(), at every interval, is the only sync.
+    """
+
+    def __init__(self, folder: Path, world: World, *, num_steps: int, steps_per_epoch: int, first_step: int = 0) -> None:
+        self.folder, self.world = folder, world
+        self.steps_per_epoch = steps_per_epoch
+        self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
+        self._seconds = 0.0
+        self._started = time.perf_counter()
+        self.console = Console(quiet=not world.is_main, soft_wrap=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+        self._task = self._progress.add_task("starting", total=num_steps, completed=first_step)
+        self._file = self._board = None
+        if world.is_main:
+            _drop_after(folder / "metrics.jsonl", first_step)
+            self._file = open(folder / "metrics.jsonl", "a", buffering=1)
+            self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def print(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def start(self) -> None:
+        """Show the progress bar, and count time from here."""
+        if self.world.is_main:
+            self._progress.start()
+        self.resume_clock()
+
+    def add(self, loss_sum: Tensor, num_images: int) -> None:
+        """Take in a micro-batch: the loss summed over its images, a scalar on the device. No sync."""
+        self._sums[0] += loss_sum
+        self._sums[1] += num_images
+
+    def resume_clock(self) -> None:
+        """Count training time from here on; flush() stops the count."""
+        self._started = time.perf_counter()
+
+    def flush(self, step: int, lr: float) -> float:
+        """Report the steps since the last flush, as means over their images of all ranks; the one sync of training.
+
+        `step` counts the updates done. Returns the seconds that these steps took. Raises DivergedError where the mean loss
+        is not finite.
+        """
+        loss_sum, images = self.world.sum_(self._sums.clone()).tolist()
+        seconds = time.perf_counter() - self._started
+        self._sums.zero_()
+        if not images:
+            return seconds
+        loss = loss_sum / images
+        if not math.isfinite(loss):
+            rule = "the training loss must stay finite; lower --optim.base_lr or lengthen --schedule.warmup_epochs"
+            raise DivergedError(f"loss = {loss} by step {step} at lr {lr:.4g}: {rule}; earlier checkpoints are in {self.folder}")
+        rate = images / seconds
+        self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate})
+        epoch = step / self.steps_per_epoch
+        text = f"epoch {epoch:5.1f}  loss {loss:.3f}  lr {lr:.4f}  {rate:,.0f} imgs/sec"
+        self._progress.update(self._task, completed=step, description=text)
+        self.resume_clock()
+        return seconds
+
+    def validated(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a validation after `step` updates."""
+        self._write(step, metrics)
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        self.print(f"epoch {step / self.steps_per_epoch:5.1f}  {shown}")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None or self._board is None:
+            return
+        record = {"step": step, "epoch": step / self.steps_per_epoch, **values}
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Take the progress bar away, close the files and draw curves.png."""
+        self._progress.stop()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+            plot_curves(self.folder)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, without the torn last line that a kill may leave."""
+    records = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drop the records of steps that a resumed run will do again."""
+    kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def plot_curves(folder: Path) -> None:
+    """Draw loss, learning rate and accuracy by epoch from metrics.jsonl as curves.png. Draws nothing where no step was logged."""
+    from matplotlib.figure import Figure
+
+    records = read_metrics(folder)
+    train = [record for record in records if "train_loss" in record]
+    validation = [record for record in records if "top1" in record]
+    if not train:
+        return
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss_axes, lr_axes, accuracy_axes = figure.subplots(1, 3)
+    loss_axes.plot([r["epoch"] for r in train], [r["train_loss"] for r in train], label="training", linewidth=1)
+    loss_axes.plot([r["epoch"] for r in validation], [r["val_loss"] for r in validation], "o-", label="validation", markersize=3)
+    loss_axes.set(title="Loss", xlabel="epoch", ylabel="mean cross-entropy (nats)")
+    loss_axes.legend()
+    lr_axes.plot([r["epoch"] for r in train], [r["lr"] for r in train], color="tab:green")
+    lr_axes.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+    for name in ("top1", "top5"):
+        accuracy_axes.plot([r["epoch"] for r in validation], [r[name] for r in validation], "o-", label=name, markersize=3)
+    accuracy_axes.set(title="Validation accuracy", xlabel="epoch", ylabel="%")
+    if validation:
+        accuracy_axes.annotate(f"{validation[-1]['top1']:.2f} %", (validation[-1]["epoch"], validation[-1]["top1"]),
+                               textcoords="offset points", xytext=(-4, -14), ha="right")  # fmt: skip
+        accuracy_axes.legend(loc="lower right")
+    for axes in (loss_axes, lr_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0, None)
+    figure.savefig(folder / "curves.png", dpi=120)

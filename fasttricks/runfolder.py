@@ -1,0 +1,100 @@
+"""A run's folder: config.json, metrics.jsonl, TensorBoard events, curves.png, checkpoints/, summary.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fasttricks
+from fasttricks.config import ConfigError, TrainConfig, from_dict
+
+_MAY_DIFFER = ("resume", "run_dir", "log_steps", "checkpoint_epochs", "device", "tricks", "recipe")
+"""Fields whose change leaves the training of a resumed run the same (tricks are already in the other fields)."""
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with: python, the packages that matter, and the commit of the source where it is a checkout."""
+    found = {"python": platform.python_version(), "fasttricks": fasttricks.__version__}
+    for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    found["commit"] = _commit()
+    return found
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def check_run_dir(config: TrainConfig) -> None:
+    """See that the run may be written to config.run_dir. Changes nothing.
+
+    Raises ConfigError where a run is there and --resume is not given, and where it is a run of another config.
+    """
+    folder = Path(config.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir = {config.run_dir!r}: must be a folder, but a file is there; give another --run-dir")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not config.resume:
+        rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
+        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir")
+    changed = differences(read_config(folder), config)
+    if changed:
+        rule = f"a run resumes only with its own config; changed: {'; '.join(changed)}"
+        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
+
+
+def open_run(config: TrainConfig) -> Path:
+    """Make the run's folder and write config.json into it. For the main rank, after check_run_dir.
+
+    Raises ConfigError where it cannot be made.
+    """
+    folder = Path(config.run_dir)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
+    except OSError as error:
+        raise ConfigError(f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})") from error
+    return folder
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The resolved config of the run in `folder`."""
+    config = from_dict(TrainConfig, json.loads((folder / "config.json").read_text())["config"])
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains."""
+    old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name.split(".")[0] not in _MAY_DIFFER]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` to `path` as JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)

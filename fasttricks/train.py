@@ -1,0 +1,31 @@
+"""Train a recipe: python -m fasttricks.train RECIPE [--section.field value ...]; --help lists the recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fasttricks.extras import require_train_extra
+
+PROG = "python -m fasttricks.train"
+
+
+def main(args: Sequence[str]) -> None:
+    """Train the recipe that `args` ask for. Heavy imports come after the arguments are read, so that a wrong one is answered at once."""
+    from fasttricks.cli import parse_recipe
+
+    config = parse_recipe(args, prog=PROG)
+
+    from fasttricks.build import build
+    from fasttricks.distributed import join_world, keep_freed_memory
+    from fasttricks.trainer import fit
+
+    keep_freed_memory()
+    with join_world(config.device) as world:
+        fit(build(config, world))
+
+
+if __name__ == "__main__":
+    require_train_extra()
+    from fasttricks.cli import run_main
+
+    run_main(main)

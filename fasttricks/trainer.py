@@ -1,0 +1,186 @@
+"""The training run: fit() goes through it, train_step() is one update. The file to read first; build.py puts a Run together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fasttricks.checkpoint import checkpoint_path, keep_newest, save_checkpoint
+from fasttricks.config import TrainConfig
+from fasttricks.data import Batch, Loader
+from fasttricks.distributed import World
+from fasttricks.evaluation import Metrics, evaluate
+from fasttricks.log import RunLog
+from fasttricks.losses import Targets, draw_lam, mix_batch, training_loss
+from fasttricks.optim import WeightAverage, set_lr
+from fasttricks.runfolder import write_json
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class Run:
+    """A run and all it is made of. `step` counts updates done, `epoch` epochs done."""
+
+    config: TrainConfig
+    world: World
+    classes: tuple[str, ...]
+    num_train_images: int
+    model: nn.Module
+    forward: nn.Module
+    """`model`, or what wraps it to sum the gradients over ranks."""
+    optimizer: torch.optim.SGD
+    average: WeightAverage | None
+    train_loader: Loader
+    val_loader: Loader
+    autocast: Callable[[], AbstractContextManager[object]]
+    lr_at: Callable[[int], float]
+    folder: Path
+    log: RunLog
+    step: int = 0
+    epoch: int = 0
+    train_seconds: float = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates an epoch; the last may have fewer images, and fewer micro-batches."""
+        return count_steps(self.train_loader, self.config)
+
+    def images_in_step(self) -> int:
+        """Images of the step at hand, over all its micro-batches and ranks. Arithmetic only, no collective."""
+        first = self.step % self.steps_per_epoch * self.config.accumulate
+        last = min(first + self.config.accumulate, len(self.train_loader))
+        return sum(map(self.train_loader.global_count, range(first, last)))
+
+
+def count_steps(loader: Loader, config: TrainConfig) -> int:
+    """Updates an epoch takes with `loader`."""
+    return -(-len(loader) // config.accumulate)
+
+
+# ------------------------------------------------------------------------------------------------ a training step
+def train_step(run: Run, batches: list[Batch]) -> None:
+    """One update from this rank's micro-batches. The gradient is the mean over the step's images on all ranks.
+
+    Nothing here waits for the device: no .item(), no copy to the host, no branch on a tensor.
+    """
+    config, world = run.config, run.world
+    scale = world.size / run.images_in_step()  # losses are sums over images; ranks' gradients are averaged
+    for index, (images, labels) in enumerate(batches):
+        targets = Targets(labels)
+        if config.loss.mixup_alpha > 0:
+            draw = run.step * config.accumulate + index
+            lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=world.rank)
+            images, targets = mix_batch(images, labels, lam)
+        with synced_gradients(run, last=index == len(batches) - 1):
+            with run.autocast():
+                logits = run.forward(images)
+            loss = training_loss(logits, targets, config.loss)
+            (loss * scale).backward()
+        run.log.add(loss.detach(), len(labels))
+    set_lr(run.optimizer, run.lr_at(run.step))
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.average is not None:
+        run.average.update()
+    run.step += 1
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def synced_gradients(run: Run, *, last: bool) -> AbstractContextManager[object]:
+    """Let the last micro-batch alone sum the gradients over the ranks."""
+    wrapped = isinstance(run.forward, DistributedDataParallel) and not last
+    return run.forward.no_sync() if wrapped else nullcontext()
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Train to the end, validating and saving as the config says. Returns the summary, which is in summary.json too."""
+    config, metrics = run.config, None
+    run.log.start()
+    try:
+        while run.epoch < config.epochs:
+            train_epoch(run)
+            run.epoch += 1
+            last = run.epoch == config.epochs
+            metrics = None
+            if last or run.epoch % config.eval.every_epochs == 0:
+                metrics = validate(run)
+            if last or run.epoch % config.checkpoint_epochs == 0:
+                save(run)
+        return summarize(run, metrics or validate(run))
+    finally:
+        run.log.close()
+
+
+def train_epoch(run: Run) -> None:
+    """One pass over the training images."""
+    run.log.resume_clock()
+    batches = iter(run.train_loader)
+    while group := list(islice(batches, run.config.accumulate)):
+        train_step(run, group)
+        if run.step % run.config.log_steps == 0:
+            run.train_seconds += run.log.flush(run.step, run.lr_at(run.step - 1))
+    run.train_seconds += run.log.flush(run.step, run.lr_at(run.step - 1))
+
+
+def validate(run: Run) -> Metrics:
+    """Metrics of the averaged weights, or of the weights where no average is kept."""
+    model = run.average.model if run.average is not None else run.model
+    metrics = evaluate(model, run.val_loader, run.world, flip=run.config.eval.flip, autocast=run.autocast)
+    run.log.validated(run.step, {"top1": metrics.top1, "top5": metrics.top5, "val_loss": metrics.loss})
+    return metrics
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint and drop the oldest. A collective: every rank adds where its loader stands."""
+    loaders = run.world.gather(run.train_loader.state())
+    if not run.world.is_main:
+        return
+    state = {
+        "config": json.dumps(dataclasses.asdict(run.config)),
+        "classes": list(run.classes),
+        "step": run.step,
+        "epoch": run.epoch,
+        "train_seconds": run.train_seconds,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.model.state_dict() if run.average is not None else None,
+        "average_updates": run.average.num_updates if run.average is not None else 0,
+        "loaders": [torch.frombuffer(bytearray(loader), dtype=torch.uint8) for loader in loaders],
+    }
+    folder = run.folder / "checkpoints"
+    save_checkpoint(checkpoint_path(folder, run.step), state)
+    keep_newest(folder, KEPT_CHECKPOINTS)
+
+
+def summarize(run: Run, metrics: Metrics) -> dict[str, Any]:
+    """The result of a finished run, written as summary.json and printed as one line."""
+    images = run.config.epochs * run.num_train_images
+    summary = {
+        "recipe": run.config.recipe,
+        "top1": metrics.top1,
+        "top5": metrics.top5,
+        "val_loss": metrics.loss,
+        "val_images": metrics.images,
+        "epochs": run.config.epochs,
+        "steps": run.step,
+        "train_seconds": run.train_seconds,
+        "images_per_sec": images / run.train_seconds,
+        "device": run.world.device_name,
+        "ranks": run.world.size,
+    }
+    if run.world.is_main:
+        write_json(run.folder / "summary.json", summary)
+    line = f"top-1 {metrics.top1:.2f} %  top-5 {metrics.top5:.2f} %  {summary['images_per_sec']:,.0f} imgs/sec"
+    run.log.print(f"{line}  {run.train_seconds:,.0f} s of training  everything is in {run.folder}/")
+    return summary
