@@ -1,0 +1,47 @@
+# Every command of the project. `make help` lists them; each sets up first.
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all bench lint fmt type clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## .venv with the releases of constraints.txt; a few minutes and 6 GB, once
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: setup  ## train the recipe demo on images that the project draws itself; CPU or GPU, minutes
+	$(BIN)/python -m fasttricks.train demo --run-dir $(RUN_DIR) $(ARGS)
+
+test: setup  ## the tests, without a GPU, in minutes
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; at most an hour
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup  ## imgs/sec of loader and step beside torchvision's and timm's
+	$(BIN)/python -m bench.report $(ARGS)
+
+lint: setup  ## ruff, import-linter and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=kernels $(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+fmt: setup  ## format, and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup  ## the type checker alone
+	$(BIN)/mypy
+
+clean:  ## remove the set-up and what tools left; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

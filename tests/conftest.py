@@ -1,0 +1,49 @@
+"""What the tests share: real data by name, one thread, a GPU or a word on its absence."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA_VARIABLE = "FASTTRICKS_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def test_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """test_data("cifar10") is the folder of that real data set; the test is skipped, aloud, where it is absent.
+
+    $FASTTRICKS_TEST_DATA is a folder with NAME/ or NAME.tar in it; an archive is unpacked once a session.
+    """
+    unpacked: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        place = os.environ.get(DATA_VARIABLE)
+        if not place:
+            pytest.skip(f"needs real images: set {DATA_VARIABLE} to a folder with {name}/ or {name}.tar")
+        folder, archive = Path(place) / name, Path(place) / f"{name}.tar"
+        if folder.is_dir():
+            return folder
+        if not archive.is_file():
+            pytest.skip(f"needs real images: {DATA_VARIABLE}={place} has neither {name}/ nor {name}.tar")
+        if name not in unpacked:
+            target = tmp_path_factory.mktemp("data")
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter="data")
+            unpacked[name] = target / name
+        return unpacked[name]
+
+    return find
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked gpu where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
