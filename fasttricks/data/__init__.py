@@ -6,6 +6,7 @@ first use, so that scanning a folder needs neither.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fasttricks.data.folder import DataError, ImageFolder, scan_dataset, scan_folder
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from fasttricks.data.dali import Loader
 
-__all__ = ["Batch", "DataError", "ImageFolder", "Loader", "scan_dataset", "scan_folder"]
+__all__ = ["Batch", "DataError", "ImageFolder", "Loader", "find_dataset", "find_root", "scan_dataset", "scan_folder"]
 
 
 class Batch(NamedTuple):
@@ -25,6 +26,25 @@ class Batch(NamedTuple):
     """(N, 3, S, S), channels-last in memory, normalised, in the dtype asked for."""
     labels: Tensor
     """(N,) int64, 0 to number of classes - 1."""
+
+
+def find_root(root: str) -> Path:
+    """The data set that data.root names: a folder, or the word demo for the embedded images, which are drawn at first use.
+
+    Raises DataError for an empty name.
+    """
+    if not root:
+        raise DataError("data.root = '': must be the folder that holds train/ and val/, or the word demo; give --data.root")
+    if root != "demo":
+        return Path(root)
+    from fasttricks.data.demo import make_demo
+
+    return make_demo()
+
+
+def find_dataset(root: str) -> tuple[ImageFolder, ImageFolder]:
+    """(train, val) of what data.root names. Raises DataError as find_root and scan_dataset do."""
+    return scan_dataset(find_root(root))
 
 
 def __getattr__(name: str) -> Any:
