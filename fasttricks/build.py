@@ -51,7 +51,7 @@ def build(config: TrainConfig, world: World) -> Run:
         open_run(config)
     world.barrier()
     steps = count_steps(train_loader, config)
-    schedule = {"peak_lr": config.peak_lr, "steps_per_epoch": steps, "epochs": config.epochs}
+    schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
     first_step, folder = resumed.get("step", 0), Path(config.run_dir)
     log = RunLog(folder, world, num_steps=config.epochs * steps, steps_per_epoch=steps, first_step=first_step)
     run = Run(
@@ -66,7 +66,7 @@ def build(config: TrainConfig, world: World) -> Run:
         train_loader=train_loader,
         val_loader=val_loader,
         autocast=make_autocast(config.precision, world.device),
-        lr_at=partial(learning_rate, config=config.schedule, **schedule),
+        lr_at=partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
         folder=folder,
         log=log,
         step=first_step,
@@ -99,19 +99,19 @@ def find_state(config: TrainConfig) -> dict[str, Any]:
 
 def place(model: nn.Module, world: World) -> nn.Module:
     """`model` on the rank's device, its weights channels-last in memory."""
-    return model.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def make_loaders(
     config: TrainConfig, world: World, train_folder: ImageFolder, val_folder: ImageFolder, resumed: dict[str, Any]
 ) -> tuple[Loader, Loader]:
     """Training and validation batches of this rank, the first where `resumed` left off."""
-    micro_batch_size = config.micro_batch_size(world.size)
-    ranks = {"rank": world.rank, "world_size": world.size, "device": world.device, "seed": config.seed}
+    batch_size = config.micro_batch_size(world.size)
+    make = partial(Loader, config=config.data, device=world.device, rank=world.rank, world_size=world.size)
     position = resumed["loaders"][world.rank].numpy().tobytes() if resumed else None
-    train = Loader(train_folder, config.data, training=True, batch_size=micro_batch_size, state=position, **ranks)
-    val_batch_size = config.eval.batch_size or micro_batch_size
-    return train, Loader(val_folder, config.data, training=False, batch_size=val_batch_size, **ranks)
+    train_loader = make(train_folder, training=True, batch_size=batch_size, seed=config.seed, state=position)
+    return train_loader, make(val_folder, training=False, batch_size=config.eval.batch_size or batch_size)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -131,7 +131,9 @@ def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str
     """The header of a run: what is trained, on what, how."""
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())
-    images = f"{run.num_train_images:,} training and {len(val_folder):,} validation images of {len(run.classes)} classes"
+    images = (
+        f"{run.num_train_images:,} training and {len(val_folder):,} validation images of {len(run.classes)} classes"
+    )
     batch = f"{world.size} rank(s) x {config.accumulate} micro-batch(es) x {config.micro_batch_size(world.size)} images"
     rows = {
         "recipe": config.recipe,

@@ -1,8 +1,8 @@
 """What a run is, as frozen dataclasses: every field with its unit and range, checked when it is made.
 
 A config is plain data: no torch, no paths touched, no device asked. `TrainConfig` is the root; a recipe
-(fasttricks/recipes.py) is a function that returns one, a trick (fasttricks/tricks.py) is an edit of one, and the command line
-(fasttricks/cli.py) overrides single fields. The docstring under each field is its help text.
+(fasttricks/recipes.py) is a function that returns one, a trick (fasttricks/tricks.py) is an edit of one, and the
+command line (fasttricks/cli.py) overrides single fields. The docstring under each field is its help text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
@@ -18,7 +18,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class UserError(ValueError):
-    """Something the user can set right. The message names the value, the rule and the way out; entry points print it and exit 2."""
+    """Something the user can set right. The message names value, rule and way out; entry points print it and exit 2."""
 
 
 class ConfigError(UserError):
@@ -36,12 +36,20 @@ def _require_range(name: str, pair: tuple[float, float], low: float, high: float
     require(ok, name, pair, f"must be two numbers with {low:g} < first <= second <= {high:g}")
 
 
+def _require_choices(config: object, section: str = "") -> None:
+    """Hold every Literal field of `config` to its choices: the type checker sees them, a caller's JSON does not."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            value, choices = getattr(config, name), get_args(kind)
+            require(value in choices, section + name, value, f"must be one of {', '.join(map(str, choices))}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Input pipeline: where the images are, and how they are cropped, coloured and scaled."""
 
     root: str = ""
-    """Folder with train/ and val/, each with one folder of images a class; the word demo: images that the project draws itself."""
+    """Folder with train/ and val/, a folder of images a class in each; the word demo: images that the project draws."""
     image_size: int = 224
     """Side of the square network input, pixels, 8 or more."""
     val_resize: int = 256
@@ -68,6 +76,7 @@ class DataConfig:
     """Batches prepared ahead, 1 or more."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "data.")
         require(self.image_size >= 8, "data.image_size", self.image_size, "must be 8 or more pixels")
         rule = f"must be at least data.image_size ({self.image_size}), which is cropped from it"
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
@@ -85,17 +94,18 @@ class ModelConfig:
     """The network and its initial weights."""
 
     name: str = "resnet50d"
-    """Name in the model registry (fasttricks.models); the help of fasttricks.train lists them."""
+    """resnet, layers (8, 10, 18, 34, 50, 101 or 152), variant (a, b, c or d): resnet50d is 50 layers, variant D."""
     num_classes: int = 0
-    """Outputs of the classifier; 0: as many as data.root has classes. A number that disagrees with the data is an error."""
+    """Outputs of the classifier; 0: as many as data.root has classes. Another number than the data's is an error."""
     stem_stride: Literal[4, 2, 1] = 4
-    """How much the stem shrinks the image: 4, strided convolution and max-pooling (the paper, 224 pixels); 2, no pooling; 1, neither."""
+    """How much the stem shrinks the image: 4 (the paper), strided convolution and pooling; 2, no pooling; 1, neither."""
     width: float = 1.0
     """Multiplies every channel count (rounded to a multiple of 8), above 0; the paper's networks have 1."""
     zero_gamma: bool = False
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "model.")
         require(self.num_classes >= 0, "model.num_classes", self.num_classes, "must be 0 (from the data) or more")
         require(0 < self.width <= 16, "model.width", self.width, "must be above 0 and at most 16")
 
@@ -135,6 +145,7 @@ class ScheduleConfig:
     """What a step multiplies the lr by, above 0 and below 1."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "schedule.")
         require(0 <= self.warmup_epochs < math.inf, "schedule.warmup_epochs", self.warmup_epochs, "must be 0 or more")
         rising = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
         require(rising, "schedule.step_epochs", self.step_epochs, "must be rising and above 0")
@@ -153,6 +164,7 @@ class LossConfig:
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; 0: no mixup; the paper's value is 0.2."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "loss.")
         require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be 0 or more and below 1")
         require(0 <= self.mixup_alpha < math.inf, "loss.mixup_alpha", self.mixup_alpha, "must be 0 (off) or more")
 
@@ -225,6 +237,7 @@ class TrainConfig:
     tricks: TricksConfig = field(default_factory=TricksConfig)
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
         require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "must be 1 or more")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "must be 1 or more")
@@ -263,15 +276,18 @@ def get_at(config: Any, path: str) -> Any:
     return config
 
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The dataclass `cls` from nested plain dicts, as json.load gives them. Raises ConfigError for an unknown or missing field."""
+def from_dict(cls: Any, values: dict[str, Any]) -> Any:
+    """The dataclass `cls` from nested plain dicts, as json.load gives them.
+
+    Raises ConfigError for an unknown or missing field, and for a value that is not of its field's kind.
+    """
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
     made: dict[str, Any] = {}
     for name, value in values.items():
         factory = known[name].default_factory
-        if isinstance(value, dict) and isinstance(factory, type):
+        if isinstance(value, dict) and isinstance(factory, type) and dataclasses.is_dataclass(factory):
             value = from_dict(factory, value)
         made[name] = tuple(value) if isinstance(value, list) else value
     try:

@@ -73,7 +73,9 @@ def resolve_device(wanted: str, local_rank: int) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         built = f"this torch ({torch.__version__}) finds no CUDA device"
-        raise ConfigError(f"device = 'cuda': {built}; use --device cpu, or see that nvidia-smi works and suits this torch build")
+        raise ConfigError(
+            f"device = 'cuda': {built}; use --device cpu, or see that nvidia-smi works and suits this torch build"
+        )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
@@ -111,4 +113,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20))
-    return all([mallopt(option, value) == 1 for option, value in settings])
+    accepted = [mallopt(option, value) == 1 for option, value in settings]
+    return all(accepted)

@@ -53,8 +53,15 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     averaged = config.average and state["average"] is not None
     load_weights(model, state["average" if averaged else "model"], source=state["path"])
     batch_size = config.eval.batch_size or saved.micro_batch_size(1)
-    ranks = {"rank": world.rank, "world_size": world.size, "device": world.device}
-    loader = Loader(folder, config.data, training=False, batch_size=batch_size, **ranks)
+    loader = Loader(
+        folder,
+        config.data,
+        training=False,
+        batch_size=batch_size,
+        device=world.device,
+        rank=world.rank,
+        world_size=world.size,
+    )
     autocast = make_autocast(config.precision, world.device)
     return evaluate(model, loader, world, flip=config.eval.flip, autocast=autocast)
 

@@ -1,5 +1,6 @@
-"""The log of a run: device-side sums, one host copy an interval, then progress bar, metrics.jsonl, TensorBoard and curves.png.
+"""The log of a run: sums on the device, one host copy an interval, then progress bar, files and curves.png.
 
+metrics.jsonl has a record a line, the TensorBoard events the same numbers.
 Only the main rank shows and writes; the others' calls do the sums and return. All ranks must make the same calls.
 """
 
@@ -31,7 +32,9 @@ class RunLog:
     add() is called in the training step and never waits for the device. flush(), at every interval, is the only sync.
     """
 
-    def __init__(self, folder: Path, world: World, *, num_steps: int, steps_per_epoch: int, first_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, world: World, *, num_steps: int, steps_per_epoch: int, first_step: int = 0
+    ) -> None:
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
@@ -44,7 +47,7 @@ class RunLog:
         self._file = self._board = None
         if world.is_main:
             _drop_after(folder / "metrics.jsonl", first_step)
-            self._file = open(folder / "metrics.jsonl", "a", buffering=1)
+            self._file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
             self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def print(self, text: str) -> None:
@@ -80,7 +83,9 @@ class RunLog:
         loss = loss_sum / images
         if not math.isfinite(loss):
             rule = "the training loss must stay finite; lower --optim.base_lr or lengthen --schedule.warmup_epochs"
-            raise DivergedError(f"loss = {loss} by step {step} at lr {lr:.4g}: {rule}; earlier checkpoints are in {self.folder}")
+            raise DivergedError(
+                f"loss = {loss} by step {step} at lr {lr:.4g}: {rule}; earlier checkpoints are in {self.folder}"
+            )
         rate = images / seconds
         self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate})
         epoch = step / self.steps_per_epoch
@@ -142,13 +147,17 @@ def plot_curves(folder: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss_axes, lr_axes, accuracy_axes = figure.subplots(1, 3)
     loss_axes.plot([r["epoch"] for r in train], [r["train_loss"] for r in train], label="training", linewidth=1)
-    loss_axes.plot([r["epoch"] for r in validation], [r["val_loss"] for r in validation], "o-", label="validation", markersize=3)
+    loss_axes.plot(
+        [r["epoch"] for r in validation], [r["val_loss"] for r in validation], "o-", label="validation", markersize=3
+    )
     loss_axes.set(title="Loss", xlabel="epoch", ylabel="mean cross-entropy (nats)")
     loss_axes.legend()
     lr_axes.plot([r["epoch"] for r in train], [r["lr"] for r in train], color="tab:green")
     lr_axes.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
     for name in ("top1", "top5"):
-        accuracy_axes.plot([r["epoch"] for r in validation], [r[name] for r in validation], "o-", label=name, markersize=3)
+        accuracy_axes.plot(
+            [r["epoch"] for r in validation], [r[name] for r in validation], "o-", label=name, markersize=3
+        )
     accuracy_axes.set(title="Validation accuracy", xlabel="epoch", ylabel="%")
     if validation:
         accuracy_axes.annotate(f"{validation[-1]['top1']:.2f} %", (validation[-1]["epoch"], validation[-1]["top1"]),

@@ -10,7 +10,7 @@ PROG = "python -m fasttricks.train"
 
 
 def main(args: Sequence[str]) -> None:
-    """Train the recipe that `args` ask for. Heavy imports come after the arguments are read, so that a wrong one is answered at once."""
+    """Train the recipe that `args` ask for. torch is imported after they are read, so that a wrong one is answered at once."""
     from fasttricks.cli import parse_recipe
 
     config = parse_recipe(args, prog=PROG)

@@ -86,7 +86,7 @@ def train_step(run: Run, batches: list[Batch]) -> None:
             with run.autocast():
                 logits = run.forward(images)
             loss = training_loss(logits, targets, config.loss)
-            (loss * scale).backward()
+            torch.autograd.backward(loss * scale)
         run.log.add(loss.detach(), len(labels))
     set_lr(run.optimizer, run.lr_at(run.step))
     run.optimizer.step()
@@ -94,13 +94,16 @@ def train_step(run: Run, batches: list[Batch]) -> None:
     if run.average is not None:
         run.average.update()
     run.step += 1
+
+
 # ----------------------------------------------------------------------------------------------------------------
 
 
 def synced_gradients(run: Run, *, last: bool) -> AbstractContextManager[object]:
     """Let the last micro-batch alone sum the gradients over the ranks."""
-    wrapped = isinstance(run.forward, DistributedDataParallel) and not last
-    return run.forward.no_sync() if wrapped else nullcontext()
+    if isinstance(run.forward, DistributedDataParallel) and not last:
+        return run.forward.no_sync()
+    return nullcontext()
 
 
 def fit(run: Run) -> dict[str, Any]:
