@@ -8,6 +8,10 @@ image, y = MT (x, 1), and that matrix is linear in a few coefficients of the ima
 `color_map` gives constant and basis, normalisation included; the coefficients are `paper_coefficients`, `published_coefficients`
 and the PCA noise's normal draws. They are written with operators and a cos and sin handed in, so that DALI's graph (dali.py)
 and numpy evaluate the same lines. Oracle: reference.py, each step in turn on pixels.
+
+No step clips, where code on 8-bit images clips after each. On 100 ImageNet JPEGs (224 crop, jitter 0.4, noise 0.1) the two differ
+by 2.0 grey levels on average for `paper` and 3.1 for `published`, and by more than half a level in 7.5 % and 12.2 % of the values:
+tests/test_data_color.py::test_distance_from_clipping_each_step.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
         raise DataError(f"{root}: not a folder; give the folder that holds train/ and val/ as --data.root")
     missing = [split for split in ("train", "val") if not (root / split).is_dir()]
     if missing:
-        there = _names(sorted(os.listdir(root))) if any(os.scandir(root)) else "nothing"
+        there = _names(sorted(os.listdir(root))) or "nothing"
         raise DataError(f"{root}: no folder {' and no folder '.join(missing)} in it (there is {there}); {LAYOUT}")
     train = scan_folder(root / "train")
     return train, scan_folder(root / "val", classes=train.classes)

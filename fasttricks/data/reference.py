@@ -1,0 +1,123 @@
+"""The input pipeline written the slow plain way in PIL and numpy float64, one image and one step at a time: the oracle of tests.
+
+Nothing here is shared with dali.py or color.py but the published constants: each colour step acts on pixels, in turn, as the paper
+words it. Images are (H, W, 3) arrays, RGB, 0 to 255.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from fasttricks.data.color import CONTRAST_CENTER, MEAN, PCA_VALUES, PCA_VECTORS, RGB_TO_YIQ, STD
+
+Pixels = NDArray[np.float64]
+
+_FILTERS = {"linear": Image.Resampling.BILINEAR, "cubic": Image.Resampling.BICUBIC, "lanczos3": Image.Resampling.LANCZOS}
+
+
+def decode(path: Path | str) -> Image.Image:
+    """The image as RGB, turned upright by its EXIF tag."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def validation_pixels(image: Image.Image, *, image_size: int, val_resize: int, interpolation: str = "linear") -> Pixels:
+    """Short side resized to val_resize keeping the aspect ratio (sizes rounded to pixels), centre crop of image_size.
+
+    PIL widens its filter when it shrinks an image, which is what config.antialias means.
+    """
+    scale = val_resize / min(image.size)
+    width, height = (math.floor(side * scale + 0.5) for side in image.size)
+    resized = image.resize((width, height), _FILTERS[interpolation])
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)), np.float64)
+
+
+def training_pixels(
+    image: Image.Image, start: Sequence[float], extent: Sequence[float], *, flip: bool, image_size: int, interpolation: str = "linear"
+) -> Pixels:
+    """The window from `start` of size `extent`, both (y, x) relative to the image, cut out, resized to a square, mirrored if `flip`."""
+    sides = (image.height, image.width)
+    top, left = (math.floor(s * side + 0.5) for s, side in zip(start, sides, strict=True))
+    bottom, right = (math.floor((s + e) * side + 0.5) for s, e, side in zip(start, extent, sides, strict=True))
+    resized = image.crop((left, top, right, bottom)).resize((image_size, image_size), _FILTERS[interpolation])
+    return np.asarray(ImageOps.mirror(resized) if flip else resized, np.float64)
+
+
+def window(height: int, width: int, area_range: Sequence[float], aspect: float, area_draw: float, position: Sequence[float]) -> tuple[
+    tuple[float, float], tuple[float, float]
+]:
+    """(start, extent), (y, x), relative to the image, of the random crop of `aspect` = width / height in pixels.
+
+    `area_draw` and `position` are uniform draws in [0, 1). The area is area_draw of the way from the low end of area_range to the
+    largest area that fits at this aspect (or to the high end, if that is smaller).
+    """
+    # The crop of this aspect that fills the image touches two opposite sides.
+    full_height = min(height, width / aspect)
+    largest = min(full_height * full_height * aspect / (height * width), area_range[1])
+    area = min(largest, area_range[0] + area_draw * (largest - area_range[0]))
+    crop_height = math.sqrt(area * height * width / aspect)
+    extent = (crop_height / height, crop_height * aspect / width)
+    return (position[0] * (1 - extent[0]), position[1] * (1 - extent[1])), extent
+
+
+def rotate_hue(pixels: Pixels, factor: float) -> Pixels:
+    """I and Q of YIQ rotated by (factor - 1) * 180 degrees."""
+    yiq = pixels @ RGB_TO_YIQ.T
+    turn = np.exp(1j * math.pi * (factor - 1))
+    chroma = (yiq[..., 1] + 1j * yiq[..., 2]) * turn
+    return np.stack([yiq[..., 0], chroma.real, chroma.imag], axis=-1) @ np.linalg.inv(RGB_TO_YIQ).T
+
+
+def scale_saturation(pixels: Pixels, factor: float) -> Pixels:
+    """Blend with the luma 0.299 R + 0.587 G + 0.114 B."""
+    luma = 0.299 * pixels[..., :1] + 0.587 * pixels[..., 1:2] + 0.114 * pixels[..., 2:]
+    return factor * pixels + (1 - factor) * luma
+
+
+def scale_brightness(pixels: Pixels, factor: float) -> Pixels:
+    """Multiply."""
+    return factor * pixels
+
+
+def scale_contrast(pixels: Pixels, factor: float) -> Pixels:
+    """Blend with the grey CONTRAST_CENTER."""
+    return factor * pixels + (1 - factor) * CONTRAST_CENTER
+
+
+def add_pca_noise(pixels: Pixels, draws: Sequence[float]) -> Pixels:
+    """Add sum_i draw_i * value_i * axis_i to every pixel (AlexNet, section 4.1)."""
+    noise = np.zeros(3)
+    for axis in range(3):
+        noise += draws[axis] * PCA_VALUES[axis] * PCA_VECTORS[:, axis]
+    return pixels + noise
+
+
+def normalise(pixels: Pixels) -> Pixels:
+    """(x - 123.68 / 116.779 / 103.939) / (58.393 / 57.12 / 57.375) for R, G, B."""
+    return (pixels - MEAN) / STD
+
+
+def augment_color(pixels: Pixels, color: str, factors: Sequence[float], noise: Sequence[float], *, clip: bool = False) -> Pixels:
+    """All colour steps in their order, not yet normalised; `factors` in the order of the steps.
+
+    `clip` cuts to 0..255 after each step, as code that works on 8-bit images would: how far that is from the pipeline is measured
+    by tests/test_data_color.py.
+    """
+    steps = {
+        "paper": (rotate_hue, scale_saturation, scale_brightness),
+        "published": (scale_brightness, scale_contrast, scale_saturation),
+        "none": (),
+    }[color]
+    for step, factor in zip(steps, factors, strict=True):
+        pixels = step(pixels, factor)
+        if clip:
+            pixels = pixels.clip(0, 255)
+    pixels = add_pca_noise(pixels, noise)
+    return pixels.clip(0, 255) if clip else pixels

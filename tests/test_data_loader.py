@@ -1,0 +1,205 @@
+"""Order, shards, resume and errors of the DALI loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fasttricks.config import DataConfig
+from fasttricks.data import Batch, DataError, ImageFolder, Loader
+
+CPU = torch.device("cpu")
+SMALL = DataConfig(image_size=8, val_resize=8, threads=2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 noise images of 12 x 16 pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def numbered(root: Path, count: int) -> ImageFolder:
+    """The first `count` images, each a class of its own, so that a label says which image it is."""
+    names = tuple(f"{i:03d}.png" for i in range(count))
+    return ImageFolder(root=root, classes=names, files=names, labels=tuple(range(count)))
+
+
+def loader(root: Path, count: int = 64, config: DataConfig = SMALL, **arguments: Any) -> Loader:
+    return Loader(numbered(root, count), config, **{"training": True, "batch_size": 8, "device": CPU, **arguments})
+
+
+def epoch(loader: Loader) -> list[Batch]:
+    return [Batch(images.clone(), labels.clone()) for images, labels in loader]
+
+
+def order(loader: Loader) -> list[int]:
+    return [label for batch in loader for label in batch.labels.tolist()]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_image_once_an_epoch_over_all_ranks(root: Path, world_size: int, training: bool) -> None:
+    """Sizes around a multiple of ranks x batch, where padding, shard bounds and empty batches go wrong; over three epochs."""
+    batch = 4
+    for count in {world_size, *(2 * batch * world_size + d for d in (-1, 0, 1, 2))}:
+        ranks = [
+            loader(root, count, training=training, batch_size=batch, rank=r, world_size=world_size) for r in range(world_size)
+        ]
+        for _ in range(3):
+            epochs = [epoch(rank) for rank in ranks]
+            seen = [label for batches in epochs for b in batches for label in b.labels.tolist()]
+            assert sorted(seen) == list(range(count))
+            assert [len(batches) for batches in epochs] == [len(rank) for rank in ranks] == [len(ranks[0])] * world_size
+            for step, batches in enumerate(zip(*epochs, strict=True)):
+                assert sum(len(b.labels) for b in batches) == ranks[0].global_count(step)
+                assert all(b.images.shape == (len(b.labels), 3, 8, 8) for b in batches)
+
+
+def test_a_rank_may_get_an_empty_batch(root: Path) -> None:
+    """17 images, 2 ranks, batch 8: shards of 8 and 9, so one rank's second batch is empty."""
+    sizes = sorted(len(epoch(loader(root, 17, rank=r, world_size=2))[1].labels) for r in range(2))
+    assert sizes == [0, 1]
+
+
+def test_training_order_depends_on_seed_and_epoch(root: Path) -> None:
+    first, again, other = loader(root, seed=1), loader(root, seed=1), loader(root, seed=2)
+    epochs = [order(first) for _ in range(3)]
+    orders = [*epochs, order(other), order(other)]
+    assert epochs == [order(again) for _ in range(3)]
+    for i, one in enumerate(orders):
+        assert one != list(range(64))
+        for two in orders[:i]:
+            assert abs(np.corrcoef(np.argsort(one), np.argsort(two))[0, 1]) < 0.5  # 4 sigma for 64 images
+
+
+def test_validation_is_in_order_and_without_chance(root: Path) -> None:
+    one, two = loader(root, training=False, seed=1), loader(root, training=False, seed=2)
+    first, second = epoch(one), epoch(one)
+    assert [label for b in first for label in b.labels.tolist()] == list(range(64))
+    for batches in (second, epoch(two)):
+        assert all(torch.equal(a.images, b.images) for a, b in zip(first, batches, strict=True))
+
+
+def test_threads_and_prefetch_change_nothing(root: Path) -> None:
+    def run(threads: int, prefetch: int) -> list[Batch]:
+        config = DataConfig(image_size=8, val_resize=8, threads=threads, prefetch=prefetch)
+        made = loader(root, config=config)
+        return epoch(made) + epoch(made)
+
+    want = run(1, 1)
+    for threads, prefetch in ((3, 1), (2, 4)):
+        for a, b in zip(want, run(threads, prefetch), strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+
+
+def test_augmentation_differs_between_seeds_ranks_and_epochs(root: Path) -> None:
+    """One image, so that only the draws differ. Seeds 2^32 apart are what DALI would confuse."""
+    pictures = []
+    for seed, rank in ((0, 0), (1, 0), (2**32, 0), (0, 1)):
+        folder = ImageFolder(root=root, classes=("a",), files=("000.png",) * 2, labels=(0, 0))
+        made = Loader(folder, SMALL, training=True, batch_size=1, device=CPU, seed=seed, rank=rank, world_size=2)
+        pictures += [batch.images for _ in range(2) for batch in epoch(made)]
+    assert len(pictures) == 8
+    for i, one in enumerate(pictures):
+        assert not any(torch.equal(one, other) for other in pictures[:i])
+
+
+def test_batches_outlive_the_iteration(root: Path) -> None:
+    """Tensors share memory with DALI: it must not be written again while a batch is alive."""
+    made = loader(root)
+    kept = [(images, images.clone()) for _ in range(2) for images, _ in made]
+    assert all(torch.equal(images, clone) for images, clone in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_images_are_channels_last_in_the_dtype_asked_for(root: Path, dtype: torch.dtype) -> None:
+    exact = epoch(loader(root, training=False))[0]
+    batch = epoch(loader(root, training=False, dtype=dtype))[0]
+    assert batch.images.dtype == dtype
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.labels.dtype == torch.int64
+    torch.testing.assert_close(batch.images.float(), exact.images, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (0, 3), (1, 0), (1, 5), (2, 8)])
+def test_a_restored_loader_goes_on_bit_for_bit(root: Path, training: bool, epochs: int, steps: int) -> None:
+    """Before anything, within an epoch, between epochs, and after an epoch's last batch; 61 images end in a short batch."""
+    made = loader(root, 61, training=training)
+    for _ in range(epochs):
+        epoch(made)
+    iterator = iter(made)
+    for _ in range(steps):
+        next(iterator)
+    state = made.state()
+    rest = [[Batch(b.images.clone(), b.labels.clone()) for b in iterator], epoch(made)]
+    restored = loader(root, 61, training=training, state=state)
+    for want in rest:
+        got = epoch(restored)
+        assert len(got) == len(want)
+        for a, b in zip(want, got, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+    assert restored.state() == made.state()
+
+
+def test_an_iteration_left_early_goes_on_where_it_was(root: Path) -> None:
+    made = loader(root)
+    for step, batch in enumerate(made):
+        head = batch.labels.tolist()
+        if step == 0:
+            break
+    assert sorted(head + order(made)) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"seed": 1}, "seed"), ({"batch_size": 4}, "batch_size"), ({"world_size": 2}, "world_size"), ({"count": 63}, "files")],
+)
+def test_a_state_of_other_arguments_is_refused(root: Path, change: dict[str, Any], field: str) -> None:
+    state = loader(root).state()
+    with pytest.raises(DataError, match=f"{field} = "):
+        loader(root, **change, state=state)
+
+
+def test_fewer_images_than_ranks(root: Path) -> None:
+    with pytest.raises(DataError, match="2 images for 3 ranks"):
+        loader(root, 2, world_size=3)
+
+
+@pytest.mark.parametrize("at", ["first epoch", "second epoch"])
+@pytest.mark.parametrize("damage", ["text", "cut"])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_undecodable_file_is_named(root: Path, tmp_path: Path, training: bool, damage: str, at: str) -> None:
+    for file in root.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    made = loader(tmp_path, training=training, rank=0, world_size=2)
+    if at == "second epoch":
+        epoch(made)
+        next(iter(made))  # what is prefetched already is read before the damage is done
+    for name in ("050.png", "010.png", "020.png", "040.png"):  # both shards
+        content = (root / name).read_bytes()
+        (tmp_path / name).write_bytes(b"no image at all" if damage == "text" else content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cannot decode 0[1245]0\.png") as caught:
+        for _ in range(2):
+            epoch(made)
+    assert "remove it" in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_another_failure_of_dali_is_not_blamed_on_a_file(root: Path, tmp_path: Path) -> None:
+    """A file that went away is no decoding error of another file."""
+    made = loader(root)
+    made._iterator.next = lambda: (_ for _ in ()).throw(RuntimeError("Critical error in pipeline: out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        epoch(made)
