@@ -159,7 +159,7 @@ class LossConfig:
     smoothing: float = 0.0
     """Label smoothing, 0 to below 1; the paper's value is 0.1."""
     smoothing_over: Literal["others", "all"] = "others"
-    """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to every class (its code, torch)."""
+    """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to each class (its code, torch)."""
     mixup_alpha: float = 0.0
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; 0: no mixup; the paper's value is 0.2."""
 
@@ -286,8 +286,8 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
     made: dict[str, Any] = {}
     for name, value in values.items():
-        factory = known[name].default_factory
-        if isinstance(value, dict) and isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        factory: Any = known[name].default_factory
+        if isinstance(value, dict) and dataclasses.is_dataclass(factory):
             value = from_dict(factory, value)
         made[name] = tuple(value) if isinstance(value, list) else value
     try:

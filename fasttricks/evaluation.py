@@ -26,14 +26,15 @@ class Metrics(NamedTuple):
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Images whose label is the first, and among the first five, of the logits: int64 (2,), on the logits' device.
 
-    logits: (N, K); labels: (N,) int64. With K < 5 classes all K count for the second. Among equal logits the lower class comes
-    first. A NaN in the logits makes the image wrong. No sync.
+    logits: (N, K); labels: (N,) int64. With K < 5 classes all K count for the second. Among equal logits the lower class
+    comes first. An image with a NaN among its logits is wrong twice. No sync.
     """
     target = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
-    ahead = (logits > target) | ((logits == target) & (classes < labels[:, None])) | logits.isnan()
-    rank = torch.where(target.isnan()[:, 0], logits.shape[1], ahead.sum(1))
-    return torch.stack([(rank < 1).sum(), (rank < 5).sum()])
+    ahead = (logits > target) | ((logits == target) & (classes < labels[:, None]))
+    valid = ~logits.isnan().any(1)
+    rank = ahead.sum(1)
+    return torch.stack([((rank < 1) & valid).sum(), ((rank < 5) & valid).sum()])
 
 
 @torch.no_grad()
@@ -47,8 +48,9 @@ def evaluate(
 ) -> Metrics:
     """Top-1, top-5 and mean loss of `model`, in eval mode, over `batches` of this rank and those of all others.
 
-    Counts are integers and the loss is summed in float64, so neither batch size nor ranks change the counts. flip: average
-    the logits of an image and its mirror image. The model's mode is put back. One sync and one collective, at the end.
+    Counts are integers and the loss is summed in float64, so neither batch size nor ranks change them. flip: average the
+    logits of an image and its mirror image. The model's mode is put back. Two collectives and one sync, at the end.
+    Raises ValueError where no rank has an image.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -68,4 +70,6 @@ def evaluate(
     world.sum_(counts)
     world.sum_(loss)
     top1, top5, images_seen = counts.tolist()
+    if not images_seen:
+        raise ValueError("evaluate() got no image on any rank; scan_dataset refuses an empty val/ before this")
     return Metrics(100 * top1 / images_seen, 100 * top5 / images_seen, loss.item() / images_seen, images_seen)

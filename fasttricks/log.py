@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class RunLog:
         self._started = time.perf_counter()
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+        self._progress = Progress(*columns, console=self.console, refresh_per_second=4, speed_estimate_period=3600)
         self._task = self._progress.add_task("starting", total=num_steps, completed=first_step)
         self._file = self._board = None
         if world.is_main:
@@ -109,12 +110,19 @@ class RunLog:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Take the progress bar away, close the files and draw curves.png."""
+        """Take the progress bar away, close the files and draw curves.png; says so where the disk refuses.
+
+        It does not raise then: close() also runs after an error, and must not hide that a full disk lost a checkpoint.
+        """
         self._progress.stop()
-        if self._file is not None and self._board is not None:
+        if self._file is None or self._board is None:
+            return
+        try:
             self._file.close()
             self._board.close()
             plot_curves(self.folder)
+        except OSError as error:
+            self.print(f"note: the last records or curves.png could not be written to {self.folder}: {error}")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -132,7 +140,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     """Drop the records of steps that a resumed run will do again."""
     kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, path)  # a kill in between loses nothing
 
 
 def plot_curves(folder: Path) -> None:

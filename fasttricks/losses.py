@@ -11,7 +11,7 @@ from fasttricks_kernels import cross_entropy, mixup
 
 
 class Targets(NamedTuple):
-    """What a batch is to be classified as: `lam` of `labels` and 1 - lam of `labels_b`, never as a dense N x K matrix."""
+    """What a batch is to be classified as: `lam` of `labels` and 1 - lam of `labels_b`, never a dense N x K matrix."""
 
     labels: Tensor
     """(N,) int64, 0 <= label < K."""
@@ -22,9 +22,9 @@ class Targets(NamedTuple):
 
 
 def draw_lam(alpha: float, *, seed: int, step: int, rank: int) -> float:
-    """Mixup's lambda ~ Beta(alpha, alpha), alpha > 0: a pure function of (seed, step, rank), so that a resumed run draws the same.
+    """Mixup's lambda ~ Beta(alpha, alpha), alpha > 0, in [0, 1]; of a resumed run the same as of the uninterrupted one.
 
-    Source: section 5.4. Costs about 20 microseconds on the host; no sync.
+    A pure function of (seed, step, rank), each 0 or more. Source: section 5.4. Costs about 20 microseconds on the host; no sync.
     """
     return float(np.random.default_rng((seed, step, rank)).beta(alpha, alpha))
 
@@ -32,8 +32,8 @@ def draw_lam(alpha: float, *, seed: int, step: int, rank: int) -> float:
 def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
     """Blend each image with its partner: lam x image + (1 - lam) x partner, the partner taken from the reversed batch.
 
-    images: (N, C, H, W) of a float type; labels: (N,) int64; lam in [0, 1]. One lambda a batch and the reversed batch are what
-    the authors' published code does. Out of place, deterministic, no sync. The oracle is in tests/test_losses.py.
+    images: (N, C, H, W) of a float type; labels: (N,) int64; lam in [0, 1]. One lambda a batch and the reversed batch are
+    what the authors' published code does. Out of place, deterministic, no sync. The oracle is in tests/test_losses.py.
     """
     reverse = torch.arange(len(labels) - 1, -1, -1, device=labels.device)
     return mixup(images, reverse, lam), Targets(labels, labels.flip(0), lam)
@@ -42,7 +42,7 @@ def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targe
 def training_loss(logits: Tensor, targets: Targets, config: LossConfig) -> Tensor:
     """Cross-entropy with the recipe's smoothing, summed over the images of the batch: a float32 scalar.
 
-    logits: (N, K) float16, bfloat16 or float32. A sum and not a mean, so that the caller can divide by the images of all
+    logits: (N, K) float16, bfloat16 or float32. A sum, not a mean, so that the caller can divide by the images of all
     micro-batches and ranks: the gradient is then the mean over images, whatever way they were split. N = 0 gives 0.
     """
     return cross_entropy(

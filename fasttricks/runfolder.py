@@ -14,12 +14,16 @@ from typing import Any
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
 
-_MAY_DIFFER = ("resume", "run_dir", "log_steps", "checkpoint_epochs", "device", "tricks", "recipe")
-"""Fields whose change leaves the training of a resumed run the same (tricks are already in the other fields)."""
+_MAY_DIFFER = (
+    *("resume", "run_dir", "log_steps", "checkpoint_epochs", "device", "recipe", "tricks.on", "tricks.off"),
+    *("data.root", "data.threads", "data.prefetch", "eval.batch_size"),
+)
+"""Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
+have moved, still holds the same files is for the loader to see."""
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with: python, the packages that matter, and the commit of the source where it is a checkout."""
+    """What the run was made with: python, the packages that matter, and the source's commit where it is a checkout."""
     found = {"python": platform.python_version(), "fasttricks": fasttricks.__version__}
     for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120"):
         try:
@@ -31,7 +35,12 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    checkout = Path(__file__).parents[1]
+    if not (
+        checkout / ".git"
+    ).exists():  # installed: git would answer for whatever repository lies around site-packages
+        return "unknown"
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -45,14 +54,18 @@ def check_run_dir(config: TrainConfig) -> None:
     """
     folder = Path(config.run_dir)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run_dir = {config.run_dir!r}: must be a folder, but a file is there; give another --run-dir")
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: must be a folder, but a file is there; give another --run-dir"
+        )
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not config.resume:
         rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
         raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir")
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir"
+        )
     changed = differences(read_config(folder), config)
     if changed:
         rule = f"a run resumes only with its own config; changed: {'; '.join(changed)}"
@@ -69,13 +82,20 @@ def open_run(config: TrainConfig) -> Path:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
     except OSError as error:
-        raise ConfigError(f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})") from error
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})"
+        ) from error
     return folder
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The resolved config of the run in `folder`."""
-    config = from_dict(TrainConfig, json.loads((folder / "config.json").read_text())["config"])
+    """The resolved config of the run in `folder`. Raises ConfigError where config.json is none that a run wrote."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text())["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"config = {str(file)!r}: must be what fasttricks.train wrote ({error!r})") from error
+    config = from_dict(TrainConfig, values)
     assert isinstance(config, TrainConfig)
     return config
 
@@ -83,7 +103,9 @@ def read_config(folder: Path) -> TrainConfig:
 def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
     """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains."""
     old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
-    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name.split(".")[0] not in _MAY_DIFFER]
+    return [
+        f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name not in _MAY_DIFFER
+    ]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ def warmup(step: int, num_warmup_steps: int) -> float:
 
 
 def cosine(step: int, num_steps: int) -> float:
-    """Share of the peak rate at batch t of T after the warm-up: (1 + cos(t pi / T)) / 2, from 1 at t = 0 (section 5.1)."""
+    """Share of the peak rate at batch t of T after the warm-up: (1 + cos(t pi / T)) / 2, 1 at t = 0 (section 5.1)."""
     return 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
 
 
@@ -26,8 +26,8 @@ def step_decay(epoch: float, step_epochs: tuple[float, ...], factor: float) -> f
 def learning_rate(step: int, config: ScheduleConfig, *, peak_lr: float, steps_per_epoch: int, epochs: int) -> float:
     """Learning rate of the update at `step`, 0 <= step < epochs x steps_per_epoch.
 
-    Warm-up takes round(warmup_epochs x steps_per_epoch) steps, at most all but one. Step epochs count from the start of the
-    run, warm-up included, as in the paper (divided by 10 at epochs 30, 60, 90).
+    Warm-up takes round(warmup_epochs x steps_per_epoch) steps, at most all but one. Step epochs count from the start of
+    the run, warm-up included, as in the paper (divided by 10 at epochs 30, 60, 90).
     """
     num_steps = epochs * steps_per_epoch
     num_warmup = min(round(config.warmup_epochs * steps_per_epoch), num_steps - 1)

@@ -1,4 +1,4 @@
-"""The paper's tricks, one row each: what switches it on and off in a config. Help, docs and ablations are made from this table."""
+"""The paper's tricks, one row each: what switches it on and off in a config. Help, docs and ablations come from here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fasttricks.model_names import variant_of
 
 @dataclass(frozen=True)
 class Trick:
-    """One trick: its edits map a config field (dotted path) to a value, or to a function from the old value to the new."""
+    """One trick: its edits map a config field (dotted path) to a value, or to a function of the old value."""
 
     name: str
     section: str
@@ -84,7 +84,9 @@ def _edit(config: TrainConfig, edits: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def apply_tricks(config: TrainConfig, *, on: Iterable[str] = (), off: Iterable[str] = ()) -> tuple[TrainConfig, list[str]]:
+def apply_tricks(
+    config: TrainConfig, *, on: Iterable[str] = (), off: Iterable[str] = ()
+) -> tuple[TrainConfig, list[str]]:
     """`config` with the named tricks switched, and the names of those that were so already.
 
     A trick that is on keeps the value that the recipe gives it: a warm-up of 1 epoch stays 1.
@@ -103,7 +105,7 @@ def apply_tricks(config: TrainConfig, *, on: Iterable[str] = (), off: Iterable[s
 
 
 def is_on(config: TrainConfig, name: str) -> bool:
-    """Whether `config` uses the trick: a plain field differs from its off value, a mapped one is where `on` would put it."""
+    """Whether `config` uses the trick: a plain field differs from its off value, a mapped one is as `on` makes it."""
     trick = find_trick(name)
     for path, value in trick.on.items():
         now = get_at(config, path)
