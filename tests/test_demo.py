@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,18 @@ def start(call: str, *, setup: str = "pass") -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small are ten times slower on two threads that wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_demo(tmp_path_factory.mktemp("demo"), num_train=305, num_val=100)
+    return make_demo(tmp_path_factory.mktemp("demo"), num_train=205, num_val=100)
 
 
 def pixels(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +105,7 @@ def test_a_larger_set_has_the_same_images_first(tmp_path: Path, demo: Path) -> N
 
 
 def test_classes_are_balanced(demo: Path) -> None:
-    for split, least, extra in (("train", 30, 5), ("val", 10, 0)):
+    for split, least, extra in (("train", 20, 5), ("val", 10, 0)):
         assert sorted(os.listdir(demo / split)) == list(CLASSES)
         counts = sorted(len(os.listdir(demo / split / name)) for name in CLASSES)
         assert counts == [least] * (10 - extra) + [least + 1] * extra
@@ -112,10 +122,12 @@ def test_images_are_jpegs_of_varied_size_and_quality(demo: Path) -> None:
             tables.add(tuple(image.quantization[0]))
     width, height = np.array(sizes).T
     short, aspect = np.minimum(width, height), width / height
-    assert formats == {("JPEG", "RGB"): 405}
-    assert 200 <= short.min() < 210 and 470 < short.max() <= 500
-    assert 0.62 < aspect.min() < 0.65 and 1.55 < aspect.max() < 1.61
-    assert len(set(sizes)) > 300
+    assert formats == {("JPEG", "RGB"): 305}
+    assert 200 <= short.min() < 210
+    assert 470 < short.max() <= 500
+    assert 0.62 < aspect.min() < 0.65
+    assert 1.55 < aspect.max() < 1.61
+    assert len(set(sizes)) > 250
     assert len(tables) > 25
 
 
@@ -140,7 +152,8 @@ def test_logistic_regression_stays_under_60_percent_on_the_default_set(tmp_path:
 def test_a_made_set_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = make_demo(tmp_path, num_train=10, num_val=10)
     message = capfd.readouterr().err
-    assert "20 JPEGs" in message and " MB, in " in message and str(root) in message
+    for part in ("20 JPEGs", " MB, in ", str(root)):
+        assert part in message
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert make_demo(tmp_path, num_train=10, num_val=10) == root
     assert capfd.readouterr().err == ""
@@ -165,7 +178,8 @@ def test_a_killed_build_leaves_no_set_and_no_process_and_is_made_again(tmp_path:
     builder = start(call)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.rglob("*.jpg"))) < 5:
-        assert builder.poll() is None and time.monotonic() < deadline, builder.communicate()
+        assert builder.poll() is None, builder.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     builder.send_signal(signal.SIGKILL)
     builder.communicate()  # returns once the drawing processes too have closed the pipe, so it proves that they end
@@ -181,7 +195,7 @@ def test_a_killed_build_leaves_no_set_and_no_process_and_is_made_again(tmp_path:
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
     call = f"make_demo(Path({str(tmp_path)!r}), {SMALL})"
     first, second = (process.communicate(timeout=120) for process in [start(call), start(call)])
-    assert first[0] == second[0] and Path(first[0].strip()).is_dir()
+    assert first[0] == second[0]
     assert (first[1] + second[1]).count("Made 40 JPEGs") == 1
     assert digests(Path(first[0].strip())) == digests(make_demo(tmp_path / "alone", num_train=30, num_val=10))
 
@@ -192,7 +206,8 @@ def test_a_full_disk_says_where_and_leaves_nothing(tmp_path: Path) -> None:
     process = start(f"make_demo(Path({str(tmp_path)!r}), {SMALL})", setup=setup)
     error = process.communicate(timeout=120)[1].strip().splitlines()[-1]
     assert process.returncode == 1
-    assert str(tmp_path) in error and "File too large" in error and "XDG_CACHE_HOME" in error
+    for part in (str(tmp_path), "File too large", "XDG_CACHE_HOME"):
+        assert part in error
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

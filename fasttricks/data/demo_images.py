@@ -152,17 +152,19 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
     angle = rng.uniform(0, TAU)
     along = math.cos(angle) * x + math.sin(angle) * y
     kind = rng.integers(4)
+    field: Array
     if kind == 0:
         field = 4 * along + 0.3 * _noise(rng, size, (5, 5))
     elif kind == 1:
-        field = sum(_noise(rng, size, (cells, cells)) / cells**0.5 for cells in (2, 5, 11, 23))
+        field = np.sum([_noise(rng, size, (cells, cells)) / cells**0.5 for cells in (2, 5, 11, 23)], axis=0)
     elif kind == 2:
         fine, coarse = int(rng.integers(30, 60)), int(rng.integers(1, 5))
         field = _noise(rng, size, (fine, coarse) if rng.random() < 0.5 else (coarse, fine)) + _noise(rng, size, (3, 3))
     else:
         field = np.sin(TAU * rng.uniform(4, 14) * along + rng.uniform(0, 2) * _noise(rng, size, (4, 4)))
-    field = field - field.min()
-    return field / max(field.max(), 1e-6)
+    field -= field.min()
+    field /= max(field.max(), 1e-6)
+    return field
 
 
 def _blend(a: Color, b: Color, amount: Array) -> Array:
