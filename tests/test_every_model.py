@@ -32,7 +32,8 @@ def test_finite_gradients_reach_every_parameter(name: str, bf16: bool, zero_gamm
     assert logits.dtype == (torch.bfloat16 if bf16 else torch.float32)
     nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1, 2, 3])).backward()
     for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), parameter_name
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
         # At gamma 0 only that gamma learns, and the rest of path A waits for it.
         zeroed_gamma = parameter_name.endswith("weight") and not parameter.any()
         if zeroed_gamma or not zero_gamma:

@@ -90,7 +90,8 @@ def test_outputs_and_gradients_agree_with_torchvision_and_timm(depth: int, lette
     for output in (logits, expected):
         (output**2).sum().backward()
     for (name, parameter), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
-        assert parameter.grad is not None and theirs.grad is not None
+        assert parameter.grad is not None
+        assert theirs.grad is not None
         scale = float(theirs.grad.abs().max())
         difference = float((parameter.grad - theirs.grad).abs().max())
         assert difference <= 1e-5 * scale, f"gradient of {name} is off by {difference:g} of {scale:g}"
@@ -170,7 +171,8 @@ def test_initial_biases_are_0_and_norms_the_identity() -> None:
     assert not model.fc.bias.any()
     assert all(module.bias is None for module in model.modules() if isinstance(module, nn.Conv2d))
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        assert bool((norm.weight == 1).all()) and not norm.bias.any()
+        assert bool((norm.weight == 1).all())
+        assert not norm.bias.any()
 
 
 def test_the_global_seed_fixes_the_weights() -> None:
@@ -248,7 +250,8 @@ def test_channels_last_goes_through_every_layer(name: str, stem_stride: int) -> 
     features = model.features(images)
     assert not wrong
     for feature in features:
-        assert feature.is_contiguous(memory_format=torch.channels_last) and not feature.is_contiguous()
+        assert feature.is_contiguous(memory_format=torch.channels_last)
+        assert not feature.is_contiguous()
 
 
 @pytest.mark.parametrize(("width", "stem", "stages"), [(0.25, 8, (16, 32, 64, 128)), (0.375, 16, (24, 48, 96, 192))])

@@ -63,8 +63,8 @@ class Block(nn.Module):
         norm = nn.BatchNorm2d(out_channels)
         if not spec.pool_shortcut:
             return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm)
-        # ceil_mode keeps an odd side's last row, as the 3x3 of path A does; the rim is averaged over what is there.
-        pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        # ceil_mode keeps an odd side's last row, as the 3x3 of path A does; it is averaged over the pixels it has.
+        pool = nn.AvgPool2d(2, stride, ceil_mode=True) if stride > 1 else nn.Identity()
         return nn.Sequential(pool, _conv(in_channels, out_channels, 1), norm)
 
 
@@ -83,7 +83,8 @@ class BasicBlock(Block):
 
     def path_a(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn2(self.conv2(x))
+        out: Tensor = self.bn2(self.conv2(x))
+        return out
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -109,7 +110,8 @@ class Bottleneck(Block):
     def path_a(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return self.bn3(self.conv3(x))
+        out: Tensor = self.bn3(self.conv3(x))
+        return out
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -152,23 +154,21 @@ class ResNet(nn.Module):
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(in_channels, num_classes)
-        self.init_weights(zero_gamma)
+        self._init_weights(zero_gamma)
 
-    def init_weights(self, zero_gamma: bool) -> None:
+    def _init_weights(self, zero_gamma: bool) -> None:
         """Xavier as in section 2.1: U[-a, a], a = sqrt(6 / (d_in + d_out)); biases 0; gamma 1, beta 0.
 
-        d_in and d_out are a kernel position's channels times kernel area. Draws from torch's global generator.
+        d_in and d_out are input and output channels times kernel area; gamma and beta are as torch makes them. Draws
+        from torch's global generator.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-        for block in self.modules():
-            if zero_gamma and isinstance(block, Block):
-                nn.init.zeros_(block.last_norm.weight)
+            elif zero_gamma and isinstance(module, Block):
+                nn.init.zeros_(module.last_norm.weight)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4."""
@@ -181,7 +181,8 @@ class ResNet(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, num_classes) of normalised images (N, 3, H, W)."""
-        return self.fc(self.features(images_NCHW)[-1].mean((2, 3)))
+        logits: Tensor = self.fc(self.features(images_NCHW)[-1].mean((2, 3)))
+        return logits
 
 
 def _scaled(channels: int, width: float) -> int:
