@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from fasttricks.config import UserError
+
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
 
 # What DALI decodes: first bytes -> name. WebP has four bytes of size between RIFF and WEBP; PNM has its own rule below.
@@ -34,7 +36,7 @@ _CHUNK = 2048  # files a task of the header check: large enough that handing out
 _NAMED = 5  # how many offenders an error names
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Input data that breaks a rule. The message names the file or folder, the rule and the way out."""
 
 
