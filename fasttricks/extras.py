@@ -1,5 +1,6 @@
 """The optional dependencies, and what to say where they are absent. Entry points ask before they import anything else."""
 
+import sys
 from importlib.util import find_spec
 
 TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PIL")
@@ -10,7 +11,9 @@ def require_train_extra() -> None:
     """Exit 2 with the command that installs the extra `train` where a module of it is absent."""
     missing = [name for name in TRAIN_MODULES if not _present(name)]
     if missing:
-        raise SystemExit(f"error: training needs {', '.join(missing)}, not installed here; install it with: pip install 'fasttricks[train]'")
+        needed = f"training needs {', '.join(missing)}, not installed here"
+        print(f"error: {needed}; install it with: pip install 'fasttricks[train]'", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _present(name: str) -> bool:
