@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.checkpoint import checkpoint_path, keep_newest, save_checkpoint
+from fasttricks.checkpoint import checkpoint_path, keep_newest, newest_checkpoint, save_checkpoint
 from fasttricks.config import TrainConfig
 from fasttricks.data import Batch, Loader
 from fasttricks.distributed import World
@@ -120,9 +120,10 @@ def fit(run: Run) -> dict[str, Any]:
                 metrics = validate(run)
             if last or run.epoch % config.checkpoint_epochs == 0:
                 save(run)
-        return summarize(run, metrics or validate(run))
+        metrics = metrics or measure(run)  # a finished run that was resumed: it is in the log already
     finally:
         run.log.close()
+    return summarize(run, metrics)
 
 
 def train_epoch(run: Run) -> None:
@@ -134,12 +135,29 @@ def train_epoch(run: Run) -> None:
         if run.step % run.config.log_steps == 0:
             run.train_seconds += run.log.flush(run.step, run.lr_at(run.step - 1))
     run.train_seconds += run.log.flush(run.step, run.lr_at(run.step - 1))
+    share_statistics(run)
+
+
+def share_statistics(run: Run) -> None:
+    """Give all ranks the mean of their batch-norm statistics, so that they validate and save one model. A collective.
+
+    Those of the weights differ by the last step (DistributedDataParallel spreads rank 0's before each), the average's by all.
+    """
+    models = [run.model] + ([run.average.model] if run.average is not None else [])
+    for buffer in (buffer for model in models for buffer in model.buffers()):
+        if run.world.size > 1 and buffer.is_floating_point():
+            run.world.sum_(buffer).div_(run.world.size)
+
+
+def measure(run: Run) -> Metrics:
+    """Validation metrics of the averaged weights, or of the weights where no average is kept."""
+    model = run.average.model if run.average is not None else run.model
+    return evaluate(model, run.val_loader, run.world, flip=run.config.eval.flip, autocast=run.autocast)
 
 
 def validate(run: Run) -> Metrics:
-    """Metrics of the averaged weights, or of the weights where no average is kept."""
-    model = run.average.model if run.average is not None else run.model
-    metrics = evaluate(model, run.val_loader, run.world, flip=run.config.eval.flip, autocast=run.autocast)
+    """Measure, and record it."""
+    metrics = measure(run)
     run.log.validated(run.step, {"top1": metrics.top1, "top5": metrics.top5, "val_loss": metrics.loss})
     return metrics
 
@@ -164,6 +182,13 @@ def save(run: Run) -> None:
     folder = run.folder / "checkpoints"
     save_checkpoint(checkpoint_path(folder, run.step), state)
     keep_newest(folder, KEPT_CHECKPOINTS)
+
+
+def how_to_go_on(run: Run) -> str:
+    """What to tell the user of a run that stopped before its end."""
+    newest = newest_checkpoint(run.folder / "checkpoints")
+    kept = f"from {newest}" if newest else "from the beginning, as no checkpoint was saved yet"
+    return f"add --resume to the same command to go on {kept}"
 
 
 def summarize(run: Run, metrics: Metrics) -> dict[str, Any]:
