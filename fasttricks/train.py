@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fasttricks.config import UserError
 from fasttricks.extras import require_train_extra
 
 PROG = "python -m fasttricks.train"
@@ -17,11 +18,18 @@ def main(args: Sequence[str]) -> None:
 
     from fasttricks.build import build
     from fasttricks.distributed import join_world, keep_freed_memory
-    from fasttricks.trainer import fit
+    from fasttricks.trainer import fit, how_to_go_on
 
     keep_freed_memory()
     with join_world(config.device) as world:
-        fit(build(config, world))
+        run = build(config, world)
+        try:
+            fit(run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(how_to_go_on(run)) from None
+        except OSError as error:  # in training only the run folder is written to
+            rule = f"must be on a disk with room that this process may write to ({error})"
+            raise UserError(f"run_dir = {config.run_dir!r}: {rule}; free some; {how_to_go_on(run)}") from error
 
 
 if __name__ == "__main__":
