@@ -34,7 +34,7 @@ def build(config: TrainConfig, world: World) -> Run:
     config.micro_batch_size(world.size)
     train_folder, val_folder = find_dataset(config.data.root)
     check_batch(config, train_folder)
-    resumed = find_state(config)
+    resumed = find_state(config, world)
     torch.manual_seed(config.seed)
     model = place(build_model(config.model, num_classes(config.model, train_folder)), world)
     optimizer = build_optimizer(model, config.optim)
@@ -91,10 +91,18 @@ def num_classes(config: ModelConfig, train_folder: ImageFolder) -> int:
     return found
 
 
-def find_state(config: TrainConfig) -> dict[str, Any]:
-    """The newest checkpoint of a run to resume; empty where none is to be, or none was saved before the run ended."""
+def find_state(config: TrainConfig, world: World) -> dict[str, Any]:
+    """The newest checkpoint of a run to resume; empty where none is to be, or none was saved before the run ended.
+
+    Raises ConfigError where it was of another number of ranks: their shares of the data would not be those left.
+    """
     newest = newest_checkpoint(Path(config.run_dir) / "checkpoints") if config.resume else None
-    return load_checkpoint(newest) if newest is not None else {}
+    if newest is None:
+        return {}
+    state = load_checkpoint(newest)
+    ranks = len(state["loaders"])
+    require(world.size == ranks, "ranks", world.size, f"must be {ranks}, as in the run to resume ({config.run_dir})")
+    return state
 
 
 def place(model: nn.Module, world: World) -> nn.Module:
@@ -145,5 +153,6 @@ def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str
         "run": f"{run.folder}/",
     }
     if config.resume:
-        rows["resume"] = resumed_from or "no checkpoint was saved yet: from the beginning"
+        done = f"{resumed_from}, after epoch {run.epoch} of {config.epochs}"
+        rows["resume"] = done if resumed_from else "no checkpoint was saved yet: from the beginning"
     return "\n".join(f"{name:8s} {value}" for name, value in rows.items())
