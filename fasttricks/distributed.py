@@ -86,7 +86,11 @@ def resolve_device(wanted: str, local_rank: int) -> torch.device:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Join the ranks that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), and leave them at the end."""
+    """Join the ranks that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), and leave them at the end.
+
+    After an error the group is left standing: to tear it down would break the collective that another rank waits in, and
+    its traceback would bury the message that matters. torchrun ends all ranks once one has exited.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = World(rank, size, local_rank, local_size, resolve_device(device, local_rank))
@@ -94,11 +98,9 @@ def join_world(device: str) -> Iterator[World]:
         torch.cuda.set_device(world.device)
     if size > 1:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
-    try:
-        yield world
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
+    yield world
+    if size > 1:
+        dist.destroy_process_group()
 
 
 def keep_freed_memory() -> bool:
