@@ -52,7 +52,7 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     model = place(build_model(saved.model, len(state["classes"])), world)
     averaged = config.average and state["average"] is not None
     load_weights(model, state["average" if averaged else "model"], source=state["path"])
-    batch_size = config.eval.batch_size or saved.micro_batch_size(1)
+    batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["loaders"]))
     loader = Loader(
         folder,
         config.data,
