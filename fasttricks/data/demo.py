@@ -113,7 +113,7 @@ def _build(root: Path, seed: int, counts: tuple[int, int], workers: int) -> None
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         total = sum(counts)
-        console.print(f"Making the demo data, once: {total:,} JPEGs of {len(CLASSES)} classes, about {total / 41:.0f} MB")
+        console.print(f"Making the demo data, once: {total:,} JPEGs, about {total / 41:.0f} MB")
         for split in SPLITS:
             for name in CLASSES:
                 (partial / split / name).mkdir(parents=True)
