@@ -1,0 +1,204 @@
+"""The command line: wrong names answered with the right ones, help for every field, the order recipe, tricks, fields."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_config import leaves
+
+from fasttricks import config as config_module
+from fasttricks.cli import parse_recipe, run_main
+from fasttricks.config import ConfigError, TrainConfig, UserError, get_at
+from fasttricks.recipes import RECIPES
+from fasttricks.tricks import TRICKS
+
+ROOT = Path(__file__).parents[1]
+
+
+def parse(*args: str) -> TrainConfig:
+    return parse_recipe(args, prog="train")
+
+
+def plain(text: str) -> str:
+    """The words of tyro's boxes on one line."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", text)
+
+
+# ------------------------------------------------------------------------------------------------ a wrong name
+
+
+@pytest.mark.parametrize(
+    ("args", "wrong", "nearest"),
+    [
+        (["resnet50-eficient"], "resnet50-eficient", "did you mean 'resnet50-efficient'?"),
+        (["demo", "--optim.bas-lr", "0.1"], "--optim.bas-lr", "Perhaps you meant: --optim.base-lr FLOAT"),
+        (["demo", "--tricks.off", "mixupp"], "mixupp", "did you mean 'mixup'?"),
+    ],
+    ids=["recipe", "field", "trick"],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(args: list[str], wrong: str, nearest: str) -> None:
+    """In a process of its own, as a user types it: exit status 2, no traceback, nothing on stdout."""
+    command = [sys.executable, "-W", "error", "-m", "fasttricks.train", *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": f"{ROOT / 'kernels'}"})
+    answer = plain(done.stderr)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert wrong in answer
+    assert nearest in answer
+    assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize(
+    ("args", "nearest"),
+    [
+        (["--data.rot", "x"], "--data.root STR"),
+        (["--epoch", "3"], "--epochs INT"),
+        (["--schedule.warmup", "3"], "--schedule.warmup-epochs FLOAT"),
+        (["--loss.mixup", "0.1"], "--loss.mixup-alpha FLOAT"),
+        (["--tricks.of", "mixup"], "--tricks.off"),
+    ],
+)
+def test_other_misspelt_fields(args: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse("demo", *args)
+    assert nearest in plain(capsys.readouterr().err).partition("Perhaps you meant:")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--optim.base-lr", "-0.1"], "optim.base_lr = -0.1: must be above 0"),
+        (["--epochs", "many"], "--epochs"),
+        (["--epochs", "3", "--schedule.warmup-epochs", "5"], "schedule.warmup_epochs = 5.0: must be below epochs (3)"),
+        (
+            ["--data.color", "papr"],
+            "'papr' for argument '--data.color'. Expected one of ('paper', 'published', 'none')",
+        ),
+        (["--tricks.off", "mixup", "--tricks.on", "mixup"], "tricks.off = ['mixup']: cannot be switched on and off"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_field_value_and_rule(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse("demo", *args)
+    assert message in plain(capsys.readouterr().err)
+
+
+def test_an_unknown_recipe_is_an_error_of_the_user() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
+        parse("cifar")
+
+
+def test_run_main_prints_a_user_error_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        raise UserError("x = 3: must be 4; give --x 4")
+
+    with pytest.raises(SystemExit, match="2"):
+        run_main(main)
+    assert capsys.readouterr().err == "error: x = 3: must be 4; give --x 4\n"
+
+
+# --------------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(("args", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_help_lists_every_recipe_with_the_first_line_of_its_docstring(
+    args: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=str(status)):
+        parse(*args)
+    lines = capsys.readouterr().out.splitlines()
+    for name, recipe in RECIPES.items():
+        first = (inspect.getdoc(recipe) or "").splitlines()[0]
+        assert [line.split(maxsplit=1) for line in lines if line.split()[:1] == [name]] == [[name, first]]
+
+
+def help_texts() -> dict[str, str]:
+    """Dotted path -> the string under the field, by Python's own parser."""
+    texts = {}
+    for node in ast.parse(inspect.getsource(config_module)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    assert isinstance(field.target, ast.Name)
+                    assert isinstance(text.value, ast.Constant)
+                    texts[node.name, field.target.id] = str(text.value.value)
+    return {path: texts[cls.__name__, name] for path, cls, name in leaves(TrainConfig)}
+
+
+def test_recipe_help_lists_every_field_with_its_text_and_every_trick(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse("resnet50d-tricks", "--help")
+    shown = plain(capsys.readouterr().out)
+    for path, text in help_texts().items():
+        flag = f"--{path.replace('_', '-')}"
+        entry = rf" {flag}[ ,](?:(?!\(default: ).)*{re.escape(plain(text))} \(default: "
+        assert re.search(entry, shown), path
+        assert len(text) > 20, path
+    for trick in TRICKS.values():
+        assert f" {trick.name} {trick.section} {trick.summary} " in shown
+
+
+def test_recipe_help_shows_the_recipes_values_and_its_tricks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse("resnet50d-tricks", "--tricks.off", "mixup", "--help")
+    shown = plain(capsys.readouterr().out)
+    assert re.search(r"--epochs INT [^-]*\(default: 200\)", shown)
+    assert re.search(r"--loss.mixup-alpha FLOAT [^-]*\(default: 0\.0\)", shown)
+
+
+# ------------------------------------------------------------------------------------- recipe, then tricks, then fields
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_bare_recipe_is_the_recipe(name: str) -> None:
+    assert parse(name) == dataclasses.replace(RECIPES[name](), run_dir=f"runs/{name}")
+
+
+def test_fields_of_every_kind_are_read() -> None:
+    args = "--epochs 7 --data.root x/y --data.area 0.3 0.9 --model.zero_gamma --optim.no-bias-decay --run-dir here"
+    config = parse("resnet50-baseline", *args.split(), "--schedule.step-epochs", "2", "4", "--data.color", "none")
+    got = [get_at(config, p) for p in ("epochs", "data.root", "data.area", "model.zero_gamma", "optim.bias_decay")]
+    assert got == [7, "x/y", (0.3, 0.9), True, False]
+    assert (config.run_dir, config.schedule.step_epochs, config.data.color) == ("here", (2, 4), "none")
+
+
+def test_a_given_field_wins_over_a_trick() -> None:
+    for args in (
+        ["--tricks.off", "mixup", "--loss.mixup-alpha", "0.3"],
+        ["--loss.mixup-alpha=0.3", "--tricks.off=mixup"],
+    ):
+        config = parse("resnet50d-tricks", *args)
+        assert config.loss.mixup_alpha == 0.3
+    assert parse("resnet50d-tricks", "--tricks.off", "mixup").loss.mixup_alpha == 0.0
+
+
+def test_several_tricks_at_once() -> None:
+    config = parse("resnet50d-tricks", "--tricks.off", "zero_gamma", "mixup", "resnet_d", "--epochs", "90")
+    found = (config.model.zero_gamma, config.loss.mixup_alpha, config.model.name, config.epochs, config.tricks.off)
+    assert found == (False, 0.0, "resnet50a", 90, ("zero_gamma", "mixup", "resnet_d"))
+
+
+def test_fields_are_judged_once_the_tricks_are_applied() -> None:
+    """One epoch has no room for the recipe's warm-up of five, but the trick takes that away."""
+    assert parse("resnet50-efficient", "--epochs", "1", "--tricks.off", "warmup").schedule.warmup_epochs == 0
+
+
+def test_a_trick_that_changes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    parse("resnet50-baseline", "--tricks.off", "mixup", "cosine", "--tricks.on", "zero_gamma")
+    lines = capsys.readouterr().err.splitlines()
+    wanted = "note: trick {0} is off in recipe resnet50-baseline already; --tricks.off {0} changed nothing"
+    assert lines == [wanted.format("mixup"), wanted.format("cosine")]
+
+
+def test_reading_arguments_imports_neither_torch_nor_dali() -> None:
+    code = "import sys; from fasttricks.cli import parse_recipe; parse_recipe(['demo'], prog='x'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "nvidia", "matplotlib", "tensorboard"} & set(done.stdout.split())

@@ -1,0 +1,137 @@
+"""The paper's recipes, field by field, against a table typed from the paper; the others build and hold together."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fasttricks.config import ConfigError, TrainConfig
+from fasttricks.models import MODELS, build_model
+from fasttricks.recipes import RECIPES, find_recipe, summary
+
+# From the paper, sections 2 to 5, in its words on the left. Everything that it does not set is in UNSET.
+BASELINE: dict[str, Any] = {
+    # section 2, preprocessing
+    "data.image_size": 224,
+    "data.val_resize": 256,
+    "data.area": (0.08, 1.0),
+    "data.aspect": (3 / 4, 4 / 3),
+    "data.flip": 0.5,
+    "data.color": "paper",
+    "data.color_jitter": 0.4,  # U[0.6, 1.4]
+    "data.pca_noise": 0.1,
+    "data.interpolation": "linear",
+    "data.antialias": True,
+    # section 2, network and update
+    "model.name": "resnet50a",
+    "model.stem_stride": 4,
+    "model.width": 1.0,
+    "model.zero_gamma": False,
+    "epochs": 120,
+    "global_batch_size": 256,
+    "optim.base_lr": 0.1,
+    "optim.linear_scaling": False,
+    "optim.momentum": 0.9,
+    "optim.weight_decay": 1e-4,
+    "optim.bias_decay": True,
+    "schedule.decay": "step",
+    "schedule.step_epochs": (30, 60, 90),
+    "schedule.step_factor": 0.1,
+    "schedule.warmup_epochs": 0,
+    "precision": "fp32",
+    "loss.smoothing": 0.0,
+    "loss.smoothing_over": "others",
+    "loss.mixup_alpha": 0.0,
+    "ema_decay": 0.0,
+    "eval.flip": False,
+}
+EFFICIENT = BASELINE | {  # section 3
+    "global_batch_size": 1024,
+    "optim.linear_scaling": True,
+    "schedule.warmup_epochs": 5,
+    "model.zero_gamma": True,
+    "optim.bias_decay": False,
+    "precision": "auto",
+}
+TRICKS = EFFICIENT | {  # sections 4 and 5
+    "model.name": "resnet50d",
+    "schedule.decay": "cosine",
+    "loss.smoothing": 0.1,
+    "loss.smoothing_over": "others",
+    "loss.mixup_alpha": 0.2,
+    "epochs": 200,
+}
+UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
+    "accumulate": 1,
+    "device": "auto",
+    "seed": 0,
+    "checkpoint_epochs": 1,
+    "log_steps": 20,
+    "run_dir": "",
+    "resume": False,
+    "data.root": "",
+    "data.threads": 0,
+    "data.prefetch": 2,
+    "model.num_classes": 0,
+    "eval.every_epochs": 1,
+    "eval.batch_size": 0,
+    "tricks.on": (),
+    "tricks.off": (),
+}
+PAPER = {
+    "resnet50-baseline": (BASELINE, 0.1),
+    "resnet50-efficient": (EFFICIENT, 0.4),
+    "resnet50d-tricks": (TRICKS, 0.4),
+}
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipe_is_the_papers_field_by_field(name: str) -> None:
+    table, peak_lr = PAPER[name]
+    config = RECIPES[name]()
+    assert dict(flatten(dataclasses.asdict(config))) == {"recipe": name} | table | UNSET
+    assert config.peak_lr == pytest.approx(peak_lr, rel=1e-15)
+
+
+def test_the_recipes_are_these() -> None:
+    assert list(RECIPES) == ["demo", "cifar10", *PAPER]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_builds(name: str) -> None:
+    config = RECIPES[name]()
+    assert isinstance(config, TrainConfig)
+    assert config.recipe == name
+    assert config == RECIPES[name]()
+    assert config.model.name in MODELS
+    model = build_model(dataclasses.replace(config.model, width=config.model.width / 16), 7)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert config.peak_lr < 1
+    assert config.micro_batch_size(8) * 8 == config.global_batch_size
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_says_source_and_command(name: str) -> None:
+    text = inspect.getdoc(RECIPES[name]) or ""
+    assert summary(name) == text.splitlines()[0]
+    assert len(summary(name)) <= 120
+    command = text.split("Command: ")[1]
+    assert f"fasttricks.train {name} " in command or (name, command) == ("demo", "make train.")
+    assert any(word in text for word in ("Source: ", "PAPER: "))
+
+
+def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"recipe = 'resnet50d-trick': unknown; did you mean 'resnet50d-tricks'\?"):
+        find_recipe("resnet50d-trick")

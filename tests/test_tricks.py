@@ -1,0 +1,108 @@
+"""Every trick on every recipe: switching changes its own fields alone, off and on is where one started."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
+from fasttricks.recipes import RECIPES, resnet50_baseline, resnet50_efficient, resnet50d_tricks
+from fasttricks.tricks import TRICKS, apply_tricks, find_trick, is_on
+
+# Typed from the paper's sections: the field of a trick, and its value with the trick and without.
+FIELDS: dict[str, tuple[str, str, Any, Any]] = {
+    "linear_scaling": ("3.1", "optim.linear_scaling", True, False),
+    "warmup": ("3.1", "schedule.warmup_epochs", 5, 0),
+    "zero_gamma": ("3.1", "model.zero_gamma", True, False),
+    "no_bias_decay": ("3.1", "optim.bias_decay", False, True),
+    "low_precision": ("3.2", "precision", "auto", "fp32"),
+    "resnet_d": ("4", "model.name", "resnet50d", "resnet50a"),
+    "cosine": ("5.1", "schedule.decay", "cosine", "step"),
+    "label_smoothing": ("5.2", "loss.smoothing", 0.1, 0.0),
+    "mixup": ("5.4", "loss.mixup_alpha", 0.2, 0.0),
+}
+EVERY = [(recipe, trick) for recipe in RECIPES for trick in FIELDS]
+
+
+def test_the_tricks_are_these() -> None:
+    assert {name: (trick.section, *trick.on) for name, trick in TRICKS.items()} == {
+        name: (section, path) for name, (section, path, _, _) in FIELDS.items()
+    }
+    assert all(trick.name == name and trick.on.keys() == trick.off.keys() for name, trick in TRICKS.items())
+    assert all(len(trick.summary) > 15 for trick in TRICKS.values())
+
+
+@pytest.mark.parametrize("trick", FIELDS)
+def test_on_and_off_give_the_papers_values(trick: str) -> None:
+    _, path, with_trick, without = FIELDS[trick]
+    everything, nothing = resnet50d_tricks(), resnet50_baseline()
+    assert get_at(everything, path) == with_trick
+    assert is_on(everything, trick)
+    assert get_at(nothing, path) == without
+    assert not is_on(nothing, trick)
+    assert get_at(apply_tricks(everything, off=[trick])[0], path) == without
+    assert get_at(apply_tricks(nothing, on=[trick])[0], path) == with_trick
+
+
+@pytest.mark.parametrize(("recipe", "trick"), EVERY)
+def test_switching_changes_the_tricks_own_field_alone(recipe: str, trick: str) -> None:
+    config, path = RECIPES[recipe](), FIELDS[trick][1]
+    before = get_at(config, path)
+    for switch in ({"on": [trick]}, {"off": [trick]}):
+        switched, unchanged = apply_tricks(config, **switch)
+        assert replace_at(switched, path, before) == config
+        assert is_on(switched, trick) == ("on" in switch)
+        assert (unchanged == [trick]) == (switched == config)
+
+
+@pytest.mark.parametrize(("recipe", "trick"), EVERY)
+def test_a_trick_that_is_on_keeps_the_recipes_value(recipe: str, trick: str) -> None:
+    config = RECIPES[recipe]()
+    if is_on(config, trick):
+        assert apply_tricks(config, on=[trick]) == (config, [trick])
+    again = apply_tricks(apply_tricks(config, off=[trick])[0], on=[trick])[0]
+    assert is_on(again, trick)
+    assert apply_tricks(again, on=[trick]) == (again, [trick])
+
+
+def test_off_and_on_brings_every_paper_recipe_back() -> None:
+    for recipe in (resnet50_efficient(), resnet50d_tricks()):
+        used = [trick for trick in TRICKS if is_on(recipe, trick)]
+        bare, unchanged = apply_tricks(recipe, off=used)
+        assert unchanged == []
+        assert not any(is_on(bare, trick) for trick in TRICKS)
+        assert apply_tricks(bare, on=used) == (recipe, [])
+
+
+def test_the_papers_recipes_differ_by_their_tricks_batch_and_length() -> None:
+    """The whole ladder of the paper is the baseline plus tricks: so what the table does not name, no recipe changes."""
+    ladder, _ = apply_tricks(resnet50_baseline(), on=list(TRICKS))
+    top = resnet50d_tricks()
+    assert dataclasses.replace(ladder, recipe=top.recipe, epochs=200, global_batch_size=1024) == top
+
+
+def test_tricks_work_on_every_model_with_variants() -> None:
+    config = replace_at(resnet50d_tricks(), "model.name", "resnet101b")
+    assert apply_tricks(config, on=["resnet_d"])[0].model.name == "resnet101d"
+    assert apply_tricks(config, off=["resnet_d"])[0].model.name == "resnet101a"
+
+
+def test_a_trick_that_does_not_fit_the_model_is_refused() -> None:
+    config = replace_at(resnet50d_tricks(), "model.name", "alexnet")
+    with pytest.raises(ConfigError, match=r"model\.name = 'alexnet': has no variants"):
+        apply_tricks(config, off=["resnet_d"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("mixpu", "mixup"), ("zero-gamma", "zero_gamma"), ("smoothing", "label_smoothing")]
+)
+def test_a_misspelt_trick_is_answered_with_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trick = '{wrong}': unknown; did you mean '{right}'\?; the tricks are lin"):
+        find_trick(wrong)
+
+
+def test_a_name_that_is_near_nothing_gets_the_list() -> None:
+    with pytest.raises(ConfigError, match=r"trick = 'xyzzy': unknown; the tricks are linear_scaling, .*, mixup$"):
+        apply_tricks(TrainConfig(recipe="x", epochs=6, global_batch_size=1), on=["xyzzy"])
