@@ -1,0 +1,262 @@
+"""Parameter groups of every model, one update against torch's SGD and float64, the average against float64 and torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fasttricks.config import ModelConfig, OptimConfig
+from fasttricks.models import MODELS, build_model
+from fasttricks.optim import WeightAverage, build_optimizer, parameter_groups, set_lr
+
+
+def names_by_decay(model: nn.Module, *, bias_decay: bool = False) -> dict[float, list[str]]:
+    """Weight decay -> names of the parameters that have it, in the model's own order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, weight_decay=0.5, bias_decay=bias_decay)
+    found: dict[float, list[str]] = {}
+    for group in groups:
+        assert isinstance(group["weight_decay"], float)
+        assert isinstance(group["params"], list)
+        found[group["weight_decay"]] = [names[parameter] for parameter in group["params"]]
+    return found
+
+
+# --------------------------------------------------------------------------------------------- parameter groups
+
+
+def layers(depth: int, letter: str) -> int:
+    """Convolutions and FC layers of a ResNet, counted from the paper's table of the architecture.
+
+    `depth` counts the stem, the blocks' convolutions and the FC layer; projections on the shortcut come on top, one a
+    stage but for the first of the basic blocks, whose input has its width already. C and D have three stem layers for one.
+    """
+    stages = 3 if depth == 8 else 4
+    projections = stages if depth >= 50 else stages - 1
+    return depth + projections + (2 if letter in "cd" else 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_convolutions_and_fc_weights_alone_decay(name: str) -> None:
+    """By count, and by number of dimensions: in these networks a kernel or matrix is a weight, a vector is not."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name), 10)
+    found = names_by_decay(model)
+    by_rank = {0.5: [n for n, p in model.named_parameters() if p.ndim > 1]}
+    by_rank[0.0] = [n for n, p in model.named_parameters() if p.ndim == 1]
+    assert found == by_rank
+    num_layers = layers(int(name[6:-1]), name[-1])
+    # each convolution has a batch norm with gamma and beta, the FC layer a bias
+    assert [len(found[0.5]), len(found[0.0])] == [num_layers, 2 * (num_layers - 1) + 1]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_groups_name_the_parameters_of_torchvisions_model(depth: int) -> None:
+    with torch.device("meta"):
+        model, theirs = (
+            build_model(ModelConfig(name=f"resnet{depth}b"), 1000),
+            getattr(torchvision.models, f"resnet{depth}")(),
+        )
+    weights = [
+        n
+        for n, _ in theirs.named_parameters()
+        if n.endswith("weight") and ("conv" in n or "fc" in n or "downsample.0" in n)
+    ]
+    assert names_by_decay(model)[0.5] == weights
+    assert set(names_by_decay(model)[0.0]) == {n for n, _ in theirs.named_parameters()} - set(weights)
+
+
+def test_bias_decay_gives_one_group_of_all() -> None:
+    model = build_model(ModelConfig(name="resnet18a", width=0.125), 10)
+    assert names_by_decay(model, bias_decay=True) == {0.5: [n for n, _ in model.named_parameters()]}
+
+
+def test_the_split_asks_for_the_type_and_not_for_the_shape() -> None:
+    """A 1 x 1 ... x 1 scale or an embedding has many dimensions and is no layer's weight; a 1-D convolution's is."""
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.ones(1, 1, 1))
+    model.embedding = nn.Embedding(3, 4)
+    model.conv = nn.Conv1d(2, 3, 1)
+    model.transposed = nn.ConvTranspose2d(2, 3, 1)
+    model.norm = nn.GroupNorm(1, 3)
+    found = names_by_decay(model)
+    assert found[0.5] == ["conv.weight", "transposed.weight"]
+    assert set(found[0.0]) == {"scale", "embedding.weight", "conv.bias", "transposed.bias", "norm.weight", "norm.bias"}
+
+
+def test_a_shared_weight_counts_once() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    groups = parameter_groups(nn.Sequential(first, second), weight_decay=0.1, bias_decay=False)
+    assert [[id(p) for p in g["params"]] for g in groups] == [[id(first.weight)], [id(first.bias)]]  # type: ignore[attr-defined]
+
+
+def test_an_empty_group_is_left_out() -> None:
+    assert len(parameter_groups(nn.Linear(2, 2, bias=False), weight_decay=0.1, bias_decay=False)) == 1
+    assert len(parameter_groups(nn.BatchNorm2d(2), weight_decay=0.1, bias_decay=False)) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- the update
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+
+
+def gradients(model: nn.Module, steps: int) -> Iterator[list[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        yield [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("bias_decay", [False, True])
+def test_updates_are_the_formulas_in_float64(momentum: float, bias_decay: bool) -> None:
+    """Three steps at changing rates, so that the momentum is in use; and no further off than torch's own unfused SGD."""
+    config = OptimConfig(momentum=momentum, weight_decay=0.05, bias_decay=bias_decay)
+    model, plain = small_model(), small_model()
+    optimizer = build_optimizer(model, config)
+    decays = [0.05 if bias_decay or p.ndim > 1 else 0.0 for p in plain.parameters()]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(plain.parameters(), decays, strict=True)]
+    unfused = torch.optim.SGD(groups, lr=0.1, momentum=momentum, nesterov=momentum > 0, foreach=False)
+    weights = [p.detach().double().numpy().copy() for p in model.parameters()]
+    velocities = [np.zeros_like(w) for w in weights]
+    for lr, grads in zip((0.1, 0.4, 0.02), gradients(model, 3), strict=True):
+        for sgd, net in ((optimizer, model), (unfused, plain)):
+            set_lr(sgd, lr)
+            for parameter, grad in zip(net.parameters(), grads, strict=True):
+                parameter.grad = grad.clone()
+            sgd.step()
+        for index, (decay, grad) in enumerate(zip(decays, grads, strict=True)):
+            g = grad.double().numpy() + decay * weights[index]
+            velocities[index] = momentum * velocities[index] + g
+            weights[index] -= lr * (g + momentum * velocities[index])
+    for got, torchs, want in zip(model.parameters(), plain.parameters(), weights, strict=True):
+        truth = torch.from_numpy(want)
+        error, torch_error = (got.double() - truth).abs().max(), (torchs.double() - truth).abs().max()
+        assert error <= torch_error + 2**-22 * truth.abs().max()
+
+
+def test_the_rate_is_0_until_it_is_set_and_then_that_of_every_group() -> None:
+    optimizer = build_optimizer(small_model(), OptimConfig())
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+    set_lr(optimizer, 0.3)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
+
+
+def test_the_state_loads_into_an_optimizer_of_the_same_model() -> None:
+    model = small_model()
+    optimizer = build_optimizer(model, OptimConfig())
+    set_lr(optimizer, 0.1)
+    for parameter, grad in zip(model.parameters(), next(gradients(model, 1)), strict=True):
+        parameter.grad = grad
+    optimizer.step()
+    twin = copy.deepcopy(model)
+    resumed = build_optimizer(twin, OptimConfig())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch's own would share the momentum
+    for net, sgd in ((model, optimizer), (twin, resumed)):
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        sgd.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- average
+
+
+def walk(model: nn.Module, steps: int) -> Iterator[None]:
+    """Random updates of weights and batch-norm statistics, as training would make them."""
+    torch.manual_seed(2)
+    for _ in range(steps):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            model(torch.randn(2, 3, 4, 4))
+        yield
+
+
+def test_the_average_is_the_formulas_in_float64() -> None:
+    model = small_model()
+    average = WeightAverage(model, decay=0.6)
+    want = {k: v.double().clone() for k, v in model.state_dict().items()}
+    decays = []
+    for n, _ in enumerate(walk(model, 12)):
+        average.update()
+        d = min(0.6, (1 + n) / (10 + n))
+        decays.append(d)
+        want = {k: d * want[k] + (1 - d) * v.double() for k, v in model.state_dict().items()}
+    assert decays[0] == 0.1
+    assert decays[-1] == pytest.approx(12 / 21)
+    got = average.model.state_dict()
+    assert "1.running_var" in got
+    assert average.num_updates == 12
+    for name, value in got.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), want[name], rtol=1e-6, atol=1e-6)
+    assert got["1.num_batches_tracked"] == 12  # a counter is copied, not averaged
+    assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_the_average_is_torchs_once_its_decay_is_reached() -> None:
+    model = small_model()
+    average = WeightAverage(model, decay=0.7)
+    average.num_updates = 1000  # from here on d is the decay
+    torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True)
+    torchs.update_parameters(model)  # its first update copies
+    for _ in walk(model, 5):
+        average.update()
+        torchs.update_parameters(model)
+    for name, value in torchs.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(average.model.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_the_average_goes_by_itself_and_the_source_is_left_alone() -> None:
+    model = small_model()
+    average = WeightAverage(model, decay=0.9)
+    before = copy.deepcopy(average.model.state_dict())
+    for _ in walk(model, 1):
+        pass
+    assert all(torch.equal(a, b) for a, b in zip(average.model.state_dict().values(), before.values(), strict=True))
+    source = copy.deepcopy(model.state_dict())
+    average.update()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.values(), strict=True))
+
+
+def test_the_average_follows_weights_that_are_loaded() -> None:
+    """A resumed run loads weights into source and average after both are made."""
+    model, other = small_model(), small_model()
+    average = WeightAverage(model, decay=0.9)
+    for _ in walk(other, 1):
+        pass
+    model.load_state_dict(other.state_dict())
+    average.model.load_state_dict(other.state_dict())
+    average.update()
+    for name, value in average.model.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name])
+
+
+def test_a_shared_weight_is_averaged_once_an_update() -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    average = WeightAverage(nn.Sequential(first, second), decay=0.9)
+    before = first.weight.detach().clone()
+    with torch.no_grad():
+        first.weight.add_(1.0)
+    average.update()
+    shared = list(average.model.parameters())
+    assert len(shared) == 1
+    torch.testing.assert_close(shared[0], before + 0.9)
+
+
+def test_the_average_keeps_the_memory_format() -> None:
+    model = small_model().to(memory_format=torch.channels_last)
+    assert WeightAverage(model, 0.9).model[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
