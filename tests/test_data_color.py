@@ -19,7 +19,7 @@ PIXELS = RNG.uniform(0, 255, (32, 32, 3))
 
 def matrix(kind: str, factors: list[float], noise: list[float]) -> color.Array:
     constant, basis = color.color_map(kind, pca_noise=True)  # type: ignore[arg-type]
-    made = {"paper": color.paper_coefficients, "published": color.published_coefficients, "none": lambda: []}[kind]
+    made = {"paper": color.paper_coefficients, "published": color.published_coefficients, "none": list}[kind]
     return constant + np.tensordot([*made(*factors), *noise], basis, 1)
 
 
@@ -67,8 +67,12 @@ def test_steps_agree_with_torchvision() -> None:
     def back(result: torch.Tensor) -> Any:
         return result.numpy().transpose(1, 2, 0) * 255
 
-    np.testing.assert_allclose(reference.scale_saturation(pixels, 1.3), back(tv.adjust_saturation(image, 1.3)), atol=0.02)
-    np.testing.assert_allclose(reference.scale_brightness(pixels, 0.7), back(tv.adjust_brightness(image, 0.7)), atol=1e-9)
+    np.testing.assert_allclose(
+        reference.scale_saturation(pixels, 1.3), back(tv.adjust_saturation(image, 1.3)), atol=0.02
+    )
+    np.testing.assert_allclose(
+        reference.scale_brightness(pixels, 0.7), back(tv.adjust_brightness(image, 0.7)), atol=1e-9
+    )
     # torchvision stretches about the image's own mean grey: shift the image so that this is our fixed centre
     grey = pixels + color.CONTRAST_CENTER - (pixels @ color.RGB_TO_YIQ[0]).mean()
     stretched = back(tv.adjust_contrast(torch.from_numpy(grey.transpose(2, 0, 1) / 255), 1.4))
@@ -76,13 +80,15 @@ def test_steps_agree_with_torchvision() -> None:
 
 
 def test_hue_agrees_with_dali() -> None:
-    """DALI's own hue operator turns the other way (the draw is symmetric), in degrees; its YIQ matrix has three digits."""
+    """DALI's own hue operator turns the other way (the draw is symmetric); its YIQ matrix has three digits."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def graph() -> Any:
         pixels = types.Constant(PIXELS.astype(np.float32), device="cpu", layout="HWC")
-        return fn.hue(pixels, hue=0.25 * 180, dtype=types.FLOAT), fn.saturation(pixels, saturation=1.3, dtype=types.FLOAT)
+        return fn.hue(pixels, hue=0.25 * 180, dtype=types.FLOAT), fn.saturation(
+            pixels, saturation=1.3, dtype=types.FLOAT
+        )
 
     pipeline = graph()
     pipeline.build()
@@ -97,13 +103,13 @@ def test_distance_from_clipping_each_step(
 ) -> None:
     """No step clips; code on 8-bit images would. The bounds are those stated in fasttricks/data/color.py."""
     difference, share = clipping_distance(kind, test_data("imagenet_samples") / "train")
-    print(f"{kind}: mean absolute difference {difference:.2f} grey levels, {share:.1%} of values differ by more than half a level")
+    print(f"{kind}: mean absolute difference {difference:.2f} grey levels, {share:.1%} of values over half a level")
     assert difference < mean_bound
     assert share < share_bound
 
 
 def clipping_distance(kind: str, root: Path) -> tuple[float, float]:
-    """(mean absolute difference in grey levels, share of values that differ by over 0.5) on 100 images, every 16th pixel, 4 draws each."""
+    """(mean absolute difference in grey levels, share of values over 0.5 apart): 100 images, 4 draws each."""
     rng = np.random.default_rng(1)
     differences = []
     for path in sorted(root.rglob("*.JPEG"))[::5]:

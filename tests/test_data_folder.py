@@ -122,7 +122,7 @@ def test_dataset_without_a_split(tmp_path: Path, lacking: str) -> None:
 
 
 def test_dataset_root_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder.*--data.root"):
+    with pytest.raises(DataError, match=r"no such folder.*--data\.root"):
         scan_dataset(tmp_path / "nowhere")
 
 

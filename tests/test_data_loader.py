@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Batch, DataError, ImageFolder, Loader
+from fasttricks.data import Batch, DataError, ImageFolder, Loader, dali
 
 CPU = torch.device("cpu")
 SMALL = DataConfig(image_size=8, val_resize=8, threads=2)
@@ -48,11 +48,12 @@ def order(loader: Loader) -> list[int]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_each_image_once_an_epoch_over_all_ranks(root: Path, world_size: int, training: bool) -> None:
-    """Sizes around a multiple of ranks x batch, where padding, shard bounds and empty batches go wrong; over three epochs."""
+    """Sizes around a multiple of ranks x batch, where padding, shard bounds and empty batches go wrong."""
     batch = 4
     for count in {world_size, *(2 * batch * world_size + d for d in (-1, 0, 1, 2))}:
         ranks = [
-            loader(root, count, training=training, batch_size=batch, rank=r, world_size=world_size) for r in range(world_size)
+            loader(root, count, training=training, batch_size=batch, rank=r, world_size=world_size)
+            for r in range(world_size)
         ]
         for _ in range(3):
             epochs = [epoch(rank) for rank in ranks]
@@ -134,7 +135,7 @@ def test_images_are_channels_last_in_the_dtype_asked_for(root: Path, dtype: torc
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (0, 3), (1, 0), (1, 5), (2, 8)])
 def test_a_restored_loader_goes_on_bit_for_bit(root: Path, training: bool, epochs: int, steps: int) -> None:
-    """Before anything, within an epoch, between epochs, and after an epoch's last batch; 61 images end in a short batch."""
+    """Before anything, within and between epochs, after an epoch's last batch; 61 images end in a short batch."""
     made = loader(root, 61, training=training)
     for _ in range(epochs):
         epoch(made)
@@ -164,7 +165,12 @@ def test_an_iteration_left_early_goes_on_where_it_was(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"seed": 1}, "seed"), ({"batch_size": 4}, "batch_size"), ({"world_size": 2}, "world_size"), ({"count": 63}, "files")],
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"world_size": 2}, "world_size"),
+        ({"count": 63}, "files"),
+    ],
 )
 def test_a_state_of_other_arguments_is_refused(root: Path, change: dict[str, Any], field: str) -> None:
     state = loader(root).state()
@@ -191,15 +197,25 @@ def test_an_undecodable_file_is_named(root: Path, tmp_path: Path, training: bool
         content = (root / name).read_bytes()
         (tmp_path / name).write_bytes(b"no image at all" if damage == "text" else content[: len(content) // 2])
     with pytest.raises(DataError, match=r"cannot decode 0[1245]0\.png") as caught:
-        for _ in range(2):
-            epoch(made)
+        [epoch(made) for _ in range(2)]
     assert "remove it" in str(caught.value)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_another_failure_of_dali_is_not_blamed_on_a_file(root: Path, tmp_path: Path) -> None:
-    """A file that went away is no decoding error of another file."""
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_order_of_reading_is_known_without_reading(root: Path, world_size: int) -> None:
+    """What finds the damaged file: the files of any stretch of any epoch, by a reader of stand-ins."""
+    made = loader(root, 61, rank=world_size - 1, world_size=world_size)
+    for number in range(3):
+        read = [f"{label:03d}.png" for label in order(made)]
+        assert dali._read_order(made._reader, number, 8, 24) == read[8:24]
+
+
+def test_another_failure_of_dali_is_not_blamed_on_a_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("Critical error in pipeline: out of memory")
+
     made = loader(root)
-    made._iterator.next = lambda: (_ for _ in ()).throw(RuntimeError("Critical error in pipeline: out of memory"))
+    monkeypatch.setattr(made._iterator, "next", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         epoch(made)

@@ -1,7 +1,7 @@
 """Input pipeline: folders of images in, normalised channels-last batches on the device out.
 
-`scan_dataset` (no torch, no DALI) finds and checks the files, `Loader` (DALI) decodes and augments them. `Loader` is imported at
-first use, so that scanning a folder needs neither.
+`scan_dataset` (no torch, no DALI) finds and checks the files, `Loader` (DALI) decodes and augments them. `Loader` is
+imported at first use, so that scanning a folder needs neither.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ class Batch(NamedTuple):
 
 
 def find_root(root: str) -> Path:
-    """The data set that data.root names: a folder, or the word demo for the embedded images, which are drawn at first use.
+    """The data set that data.root names: a folder, or the word demo for the embedded images, which are drawn at first
+    use.
 
     Raises DataError for an empty name.
     """
     if not root:
-        raise DataError("data.root = '': must be the folder that holds train/ and val/, or the word demo; give --data.root")
+        raise DataError(
+            "data.root = '': must be the folder that holds train/ and val/, or the word demo; give --data.root"
+        )
     if root != "demo":
         return Path(root)
     from fasttricks.data.demo import make_demo

@@ -1,17 +1,17 @@
 """The colour augmentation and the normalisation as one affine map of RGB: the formulas, in numpy float64.
 
-Every step of the paper's section 2.1 is affine in an RGB pixel x on the 0 to 255 scale, so together they are one 3x4 matrix an
-image, y = MT (x, 1), and that matrix is linear in a few coefficients of the image's random numbers:
+Every step of the paper's section 2.1 is affine in an RGB pixel x on the 0 to 255 scale, so together they are one 3x4
+matrix an image, y = MT (x, 1), and that matrix is linear in a few coefficients of the image's random numbers:
 
     MT = constant + sum_k coefficient_k * basis_k
 
-`color_map` gives constant and basis, normalisation included; the coefficients are `paper_coefficients`, `published_coefficients`
-and the PCA noise's normal draws. They are written with operators and a cos and sin handed in, so that DALI's graph (dali.py)
-and numpy evaluate the same lines. Oracle: reference.py, each step in turn on pixels.
+`color_map` gives constant and basis, normalisation included; the coefficients are `paper_coefficients`,
+`published_coefficients` and the PCA noise's normal draws. They are written with operators and a cos and sin handed in,
+so that DALI's graph (dali.py) and numpy evaluate the same lines. Oracle: reference.py, each step in turn on pixels.
 
-No step clips, where code on 8-bit images clips after each. On 100 ImageNet JPEGs (224 crop, jitter 0.4, noise 0.1) the two differ
-by 2.0 grey levels on average for `paper` and 3.1 for `published`, and by more than half a level in 7.5 % and 12.2 % of the values:
-tests/test_data_color.py::test_distance_from_clipping_each_step.
+No step clips, where code on 8-bit images clips after each. On 100 ImageNet JPEGs (224 crop, jitter 0.4, noise 0.1) the
+two differ by 2.0 grey levels on average for `paper` and 3.1 for `published`, and by more than half a level in 7.5 % and
+12.2 % of the values: tests/test_data_color.py::test_distance_from_clipping_each_step.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ def color_map(color: Color, *, pca_noise: bool) -> ColorMap:
     """The affine map of `color`, with or without PCA noise, then (x - MEAN) / STD."""
     grey = np.full(3, CONTRAST_CENTER)
     none = np.zeros((3, 3))
-    steps = {  # (matrix, shift) pairs: the constant first, then one for each coefficient
+    table: dict[
+        Color, list[tuple[Array, Array | float]]
+    ] = {  # (matrix, shift) pairs: the constant first, then one for each coefficient
         "paper": [(none, 0), (_LUMA, 0), (_CHROMA, 0), (_TURN, 0)],
         "published": [(none, grey), (_LUMA, 0), (_CHROMA, 0), (none, -grey)],
         "none": [(np.eye(3), 0)],
-    }[color]
+    }
+    steps = table[color]
     if pca_noise:
         steps += [(none, value * axis) for value, axis in zip(PCA_VALUES, PCA_VECTORS.T, strict=True)]
     blocks = np.stack([np.column_stack([matrix, np.broadcast_to(shift, 3)]) for matrix, shift in steps])
@@ -72,8 +75,16 @@ def color_map(color: Color, *, pca_noise: bool) -> ColorMap:
     return ColorMap(blocks[0], blocks[1:])
 
 
-def paper_coefficients(hue: Any, saturation: Any, brightness: Any, cos: Callable = np.cos, sin: Callable = np.sin) -> list[Any]:
-    """Hue (a rotation by (hue - 1) * 180 degrees in the IQ plane), then saturation (a blend with the luma), then brightness.
+def paper_coefficients(
+    hue: Any,
+    saturation: Any,
+    brightness: Any,
+    *,
+    cos: Callable[[Any], Any] = np.cos,
+    sin: Callable[[Any], Any] = np.sin,
+) -> list[Any]:
+    """Hue (a rotation by (hue - 1) * 180 degrees in the IQ plane), then saturation (a blend with the luma), then
+    brightness.
 
     The three commute: hue and saturation are a rotation and a scaling of the same plane, brightness a scaling of all.
     Arguments: factors, 1 changes nothing; the paper draws U[0.6, 1.4]. Scalars, arrays or DALI nodes.
@@ -85,8 +96,9 @@ def paper_coefficients(hue: Any, saturation: Any, brightness: Any, cos: Callable
 def published_coefficients(brightness: Any, contrast: Any, saturation: Any) -> list[Any]:
     """Brightness (a scaling), then contrast (a scaling about CONTRAST_CENTER), then saturation (a blend with the luma).
 
-    The authors' code stretches contrast about each image's own mean grey and draws the order; a fixed centre and order make the
-    step affine in the pixel whatever the image, so that one graph does for the CPU and the GPU (DALI takes a matrix from the CPU
-    only). The centre is the grey that normalisation maps to about 0, which keeps the data set's mean brightness.
+    The authors' code stretches contrast about each image's own mean grey and draws the order; a fixed centre and order
+    make the step affine in the pixel whatever the image, so that one graph does for the CPU and the GPU (DALI takes a
+    matrix from the CPU only). The centre is the grey that normalisation maps to about 0, which keeps the data set's
+    mean brightness.
     """
     return [contrast * brightness, contrast * brightness * saturation, contrast]

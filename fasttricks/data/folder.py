@@ -28,7 +28,7 @@ _MAGIC = {
     b"\xff\x4f\xff\x51": "JPEG 2000",
 }
 _EXTENSIONS = frozenset(
-    "jpg jpeg jpe jfif png webp bmp tif tiff jp2 j2k jpx pnm ppm pgm pbm".split()
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "jp2", "j2k", "jpx", "pnm", "ppm", "pgm", "pbm"]
 )
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 _HEADER_BYTES = 12
@@ -54,7 +54,7 @@ class ImageFolder:
 
 
 def image_format(header: bytes) -> str | None:
-    """Name of the image format whose signature the first 12 bytes of a file carry, or None if DALI decodes none such."""
+    """Name of the image format whose signature the first 12 bytes of a file carry; None if DALI decodes no such."""
     for magic, name in _MAGIC.items():
         if header.startswith(magic):
             return name
@@ -70,14 +70,15 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
 
     Args:
         root: folder with one folder of images a class, such as DATA/train. Class folders are searched one level deep.
-        classes: class names that the labels follow, those of train for a val folder, which may lack some but not add any.
+        classes: class names that the labels follow, those of train for a val folder, which may lack some but not add
+            any.
             None: the sorted names of the folders.
 
-    A file is an image if its extension and its first bytes both say so; the pixels are not decoded. Hidden files, Thumbs.db and
-    desktop.ini are skipped, with a warning that counts them.
+    A file is an image if its extension and its first bytes both say so; the pixels are not decoded. Hidden files,
+    Thumbs.db and desktop.ini are skipped, with a warning that counts them.
 
-    Raises DataError for: no such folder, not a folder, empty, no class folders, a class folder without an image, a class that is
-    not in `classes`, and a file that is no image.
+    Raises DataError for: no such folder, not a folder, empty, no class folders, a class folder without an image, a
+    class that is not in `classes`, and a file that is no image.
 
     Cost: one directory listing a class and one read of 12 bytes a file, in threads.
     """
@@ -91,8 +92,10 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
     index = {name: label for label, name in enumerate(known)}
     strangers = [name for name in folders if name not in index]
     if strangers:
-        raise DataError(f"{root}: class folder {_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
-                        f"add it there or remove it here")
+        raise DataError(
+            f"{root}: class folder {_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
+            f"add it there or remove it here"
+        )
     files: list[str] = []
     labels: list[int] = []
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -106,15 +109,17 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         bad = [path for part in pool.map(lambda part: _not_images(root, part), _chunks(files)) for path in part]
     if bad:
         reason = _why_no_image(root / bad[0])
-        raise DataError(f"{root}: {len(bad)} of {len(files)} files are no images: {_names(bad)} ({reason}); "
-                        f"remove or convert them (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 and PNM are read)")
+        raise DataError(
+            f"{root}: {len(bad)} of {len(files)} files are no images: {_names(bad)} ({reason}); "
+            f"remove or convert them (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 and PNM are read)"
+        )
     if skipped:
         warnings.warn(f"{root}: skipped {skipped} hidden or system files (such as .DS_Store, Thumbs.db)", stacklevel=2)
     return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels))
 
 
 def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
-    """(train, val) of the data set at `root`, labels of both by the classes of train. Raises DataError as scan_folder does."""
+    """(train, val) of the data set at `root`, both labelled by the classes of train. Raises DataError as scan_folder."""
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such folder; give the folder that holds train/ and val/ as --data.root")

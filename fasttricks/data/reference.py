@@ -1,13 +1,14 @@
-"""The input pipeline written the slow plain way in PIL and numpy float64, one image and one step at a time: the oracle of tests.
+"""The input pipeline written the slow plain way in PIL and numpy float64, one image and one step at a time: the oracle
+of tests.
 
-Nothing here is shared with dali.py or color.py but the published constants: each colour step acts on pixels, in turn, as the paper
-words it. Images are (H, W, 3) arrays, RGB, 0 to 255.
+Nothing here is shared with dali.py or color.py but the published constants: each colour step acts on pixels, in turn,
+as the paper words it. Images are (H, W, 3) arrays, RGB, 0 to 255.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,11 @@ from fasttricks.data.color import CONTRAST_CENTER, MEAN, PCA_VALUES, PCA_VECTORS
 
 Pixels = NDArray[np.float64]
 
-_FILTERS = {"linear": Image.Resampling.BILINEAR, "cubic": Image.Resampling.BICUBIC, "lanczos3": Image.Resampling.LANCZOS}
+_FILTERS = {
+    "linear": Image.Resampling.BILINEAR,
+    "cubic": Image.Resampling.BICUBIC,
+    "lanczos3": Image.Resampling.LANCZOS,
+}
 
 
 def decode(path: Path | str) -> Image.Image:
@@ -30,33 +35,61 @@ def decode(path: Path | str) -> Image.Image:
 def validation_pixels(image: Image.Image, *, image_size: int, val_resize: int, interpolation: str = "linear") -> Pixels:
     """Short side resized to val_resize keeping the aspect ratio (sizes rounded to pixels), centre crop of image_size.
 
-    PIL widens its filter when it shrinks an image, which is what config.antialias means.
+    The filter is widened when the image shrinks, which is what config.antialias means.
     """
     scale = val_resize / min(image.size)
     width, height = (math.floor(side * scale + 0.5) for side in image.size)
-    resized = image.resize((width, height), _FILTERS[interpolation])
     left, top = (width - image_size) // 2, (height - image_size) // 2
-    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)), np.float64)
+    return _resize(image, (width, height), interpolation)[top : top + image_size, left : left + image_size]
 
 
 def training_pixels(
-    image: Image.Image, start: Sequence[float], extent: Sequence[float], *, flip: bool, image_size: int, interpolation: str = "linear"
+    image: Image.Image,
+    start: Sequence[float],
+    extent: Sequence[float],
+    *,
+    flip: bool,
+    image_size: int,
+    interpolation: str = "linear",
 ) -> Pixels:
-    """The window from `start` of size `extent`, both (y, x) relative to the image, cut out, resized to a square, mirrored if `flip`."""
+    """The window from `start` of size `extent`, both (y, x) relative to the image, resized to a square, mirrored if
+    `flip`.
+
+    At the rim a filter reaches past the window: DALI repeats the outermost pixels there, so that is done here; PIL
+    alone would weigh the pixels that exist more, up to 15 grey levels apart in the outermost row or column.
+    """
     sides = (image.height, image.width)
     top, left = (math.floor(s * side + 0.5) for s, side in zip(start, sides, strict=True))
     bottom, right = (math.floor((s + e) * side + 0.5) for s, e, side in zip(start, extent, sides, strict=True))
-    resized = image.crop((left, top, right, bottom)).resize((image_size, image_size), _FILTERS[interpolation])
-    return np.asarray(ImageOps.mirror(resized) if flip else resized, np.float64)
+    cut = np.asarray(image.crop((left, top, right, bottom)))
+    rim = 4 + 3 * math.ceil(max(cut.shape) / image_size)  # wider than any of the filters
+    padded = Image.fromarray(np.pad(cut, ((rim, rim), (rim, rim), (0, 0)), mode="edge"))
+    box = (rim, rim, rim + cut.shape[1], rim + cut.shape[0])
+    resized = _resize(padded, (image_size, image_size), interpolation, box)
+    return resized[:, ::-1] if flip else resized
 
 
-def window(height: int, width: int, area_range: Sequence[float], aspect: float, area_draw: float, position: Sequence[float]) -> tuple[
-    tuple[float, float], tuple[float, float]
-]:
+def _resize(
+    image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple[float, float, float, float] | None = None
+) -> Pixels:
+    """PIL's resize in floating point, rounded to 8 bits at the end. PIL on 8-bit images also rounds and cuts between
+    rows and
+    columns: a grey level apart for linear, up to 25 at hard edges for cubic and lanczos3, which overshoot.
+    """
+    channels = [
+        np.asarray(channel.convert("F").resize(size, _FILTERS[interpolation], box=box), np.float64)
+        for channel in image.split()
+    ]
+    return np.round(np.stack(channels, axis=-1)).clip(0, 255)
+
+
+def window(
+    height: int, width: int, area_range: Sequence[float], aspect: float, area_draw: float, position: Sequence[float]
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """(start, extent), (y, x), relative to the image, of the random crop of `aspect` = width / height in pixels.
 
-    `area_draw` and `position` are uniform draws in [0, 1). The area is area_draw of the way from the low end of area_range to the
-    largest area that fits at this aspect (or to the high end, if that is smaller).
+    `area_draw` and `position` are uniform draws in [0, 1). The area is area_draw of the way from the low end of
+    area_range to the largest area that fits at this aspect (or to the high end, if that is smaller).
     """
     # The crop of this aspect that fills the image touches two opposite sides.
     full_height = min(height, width / aspect)
@@ -101,23 +134,26 @@ def add_pca_noise(pixels: Pixels, draws: Sequence[float]) -> Pixels:
 
 def normalise(pixels: Pixels) -> Pixels:
     """(x - 123.68 / 116.779 / 103.939) / (58.393 / 57.12 / 57.375) for R, G, B."""
-    return (pixels - MEAN) / STD
+    normal: Pixels = (pixels - MEAN) / STD
+    return normal
 
 
-def augment_color(pixels: Pixels, color: str, factors: Sequence[float], noise: Sequence[float], *, clip: bool = False) -> Pixels:
+def augment_color(
+    pixels: Pixels, color: str, factors: Sequence[float], noise: Sequence[float], *, clip: bool = False
+) -> Pixels:
     """All colour steps in their order, not yet normalised; `factors` in the order of the steps.
 
-    `clip` cuts to 0..255 after each step, as code that works on 8-bit images would: how far that is from the pipeline is measured
-    by tests/test_data_color.py.
+    `clip` cuts to 0..255 after each step, as code that works on 8-bit images would: how far that is from the pipeline
+    is measured by tests/test_data_color.py.
     """
-    steps = {
+    table: dict[str, tuple[Callable[[Pixels, float], Pixels], ...]] = {
         "paper": (rotate_hue, scale_saturation, scale_brightness),
         "published": (scale_brightness, scale_contrast, scale_saturation),
         "none": (),
-    }[color]
-    for step, factor in zip(steps, factors, strict=True):
+    }
+    for step, factor in zip(table[color], factors, strict=True):
         pixels = step(pixels, factor)
         if clip:
             pixels = pixels.clip(0, 255)
     pixels = add_pca_noise(pixels, noise)
-    return pixels.clip(0, 255) if clip else pixels
+    return np.clip(pixels, 0, 255) if clip else pixels

@@ -1,0 +1,261 @@
+"""What the graph does to an image, against the plain twin, and the distribution of what it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import pipeline_def, types
+from PIL import Image
+from torchvision.transforms import v2
+
+from fasttricks.config import DataConfig
+from fasttricks.data import ImageFolder, Loader, dali, reference, scan_folder
+
+CPU = torch.device("cpu")
+
+
+class GivenDraws(dali.Draws):
+    """Draws whose values the test chooses, in the order in which the graph asks for them."""
+
+    def __init__(self, *values: float | Sequence[float]) -> None:
+        self._values = list(values)
+
+    def _next(self, *_: Any, **__: Any) -> Any:
+        return types.Constant(np.array(self._values.pop(0), np.float32), device="cpu")
+
+    uniform = normal = coin = _next
+
+
+def run(graph: Callable[[], Any], batch_size: int = 1, times: int = 1) -> list[np.ndarray]:
+    """The outputs of a graph on the CPU, `times` batches joined."""
+    pipeline = pipeline_def(graph)(batch_size=batch_size, num_threads=2, device_id=None)
+    pipeline.build()
+    batches = [[np.array(output.as_array()) for output in pipeline.run()] for _ in range(times)]
+    return [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
+
+
+def pixels_of(loader: Loader) -> np.ndarray:
+    """All images of an epoch, (N, S, S, 3), normalisation undone with the constants of the paper."""
+    images = torch.cat([batch.images for batch in loader]).permute(0, 2, 3, 1).double().numpy()
+    return images * [58.393, 57.12, 57.375] + [123.68, 116.779, 103.939]
+
+
+def photos(root: Path, count: int = 60) -> ImageFolder:
+    folder = scan_folder(root / "train")
+    step = len(folder.files) // count
+    return replace(folder, files=folder.files[::step], labels=folder.labels[::step])
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "lanczos3"])
+def test_validation_pixels_agree_with_the_reference(interpolation: Any, test_data: Callable[[str], Path]) -> None:
+    """Decoder and filter of PIL: within one grey level everywhere, and the same value in 99 % of the pixels."""
+    folder = photos(test_data("imagenet_samples"), 30)
+    config = DataConfig(interpolation=interpolation)
+    got = pixels_of(Loader(folder, config, training=False, batch_size=32, device=CPU))
+    for image, file in zip(got, folder.files, strict=True):
+        want = reference.validation_pixels(
+            reference.decode(folder.root / file), image_size=224, val_resize=256, interpolation=interpolation
+        )
+        difference = np.abs(image - want)
+        assert difference.max() < 1.001, file
+        assert (difference > 0.5).mean() < 0.01, file
+
+
+def test_validation_pixels_agree_with_what_torchvision_users_have(test_data: Callable[[str], Path]) -> None:
+    """Resize(256), CenterCrop(224) of 8-bit PIL images: a grey level, 0.17 on average, where sizes round alike."""
+    folder = photos(test_data("imagenet_samples"))
+    transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    got = pixels_of(Loader(folder, DataConfig(), training=False, batch_size=32, device=CPU))
+    compared = 0
+    for pixels, file in zip(got, folder.files, strict=True):
+        image = reference.decode(folder.root / file)
+        long_side = max(image.size) * 256 / min(image.size)
+        if (
+            long_side % 1 >= 0.5 or int(long_side) % 2
+        ):  # torchvision cuts the long side, we round; odd margins are split otherwise
+            continue
+        difference = np.abs(pixels - np.asarray(transform(image), np.float64))
+        assert difference.max() < 1.001, file
+        assert difference.mean() < 0.3, file
+        compared += 1
+    assert compared >= 15
+
+
+@pytest.mark.parametrize("color", ["paper", "published", "none"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_training_image_is_the_reference_with_the_same_draws(
+    color: Any, flip: float, test_data: Callable[[str], Path]
+) -> None:
+    """Crop, resize, flip, colour, noise, normalisation: a grey level before the colour step, as that amplifies it."""
+    folder = photos(test_data("imagenet_samples"), 6)
+    config = DataConfig(image_size=96, color=color)
+    rng = np.random.default_rng(0)
+    for file in folder.files:
+        aspect, area, position = rng.uniform(3 / 4, 4 / 3), rng.uniform(), tuple(rng.uniform(size=2))
+        factors = list(rng.uniform(0.6, 1.4, 0 if color == "none" else 3))
+        noise = list(rng.normal(0, 0.1, 3))
+        draws = GivenDraws(aspect, area, position, flip, *factors, *([[noise]] if color == "none" else noise))
+        reader = {"files": [str(folder.root / file)], "labels": [0]}
+        got = run(lambda: dali._graph(reader, config, draws, on_gpu=False, half=False))[0][0]  # noqa: B023
+        image = reference.decode(folder.root / file)
+        start, extent = reference.window(image.height, image.width, config.area, aspect, area, position)
+        pixels = reference.training_pixels(image, start, extent, flip=bool(flip), image_size=96)
+        want = reference.normalise(reference.augment_color(pixels, color, factors, noise))
+        difference = np.abs(got - want) * [58.393, 57.12, 57.375]
+        # the resize may differ by a level in each channel; how much the colour step makes of that
+        gain = (
+            np.abs(
+                reference.augment_color(np.eye(3), color, factors, (0, 0, 0))
+                - reference.augment_color(np.zeros(3), color, factors, (0, 0, 0))
+            )
+            .sum(0)
+            .max()
+        )
+        assert difference.max() < 1.05 * gain, file
+        assert difference.mean() < 0.3 * gain, file
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (375, 500), (640, 320), (200, 1500), (32, 32)])
+def test_crop_window_follows_its_formula(height: int, width: int) -> None:
+    """Aspect, area up to the largest that fits, and position are uniform: Kolmogorov-Smirnov, each at p > 1e-4."""
+    config, count = DataConfig(), 4096
+
+    def graph() -> Any:
+        shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")
+        window = dali.crop_window(shape, config, dali.Draws(0, 0))
+        return window["rel_start"], window["rel_shape"]
+
+    start, extent = run(graph, batch_size=count)
+    assert (start >= 0).all()
+    assert (start + extent <= 1 + 1e-6).all()
+    aspect = extent[:, 1] * width / (extent[:, 0] * height)
+    area = extent.prod(1)
+    largest = np.minimum(np.minimum(aspect * height / width, width / (aspect * height)), 1)
+    low = np.minimum(largest, 0.08)
+    with_room = np.ptp(largest) > 0 and (largest > 0.081).all()
+    uniforms = {
+        "aspect": (aspect - 3 / 4) / (4 / 3 - 3 / 4),
+        "top": start[:, 0] / np.maximum(1 - extent[:, 0], 1e-9),
+        "left": start[:, 1] / np.maximum(1 - extent[:, 1], 1e-9),
+    }
+    if with_room:
+        uniforms["area"] = (area - low) / (largest - low)
+    for name, values in uniforms.items():
+        loose = values[(extent < 1 - 1e-3).all(1)] if name in ("top", "left") else values
+        if len(loose) > 1000:
+            assert ks_distance(loose) < 2.23 / np.sqrt(len(loose)), name  # p = 1e-4
+    assert np.corrcoef(aspect, start[:, 0])[0, 1] ** 2 < 0.1
+
+
+def ks_distance(values: np.ndarray) -> float:
+    """Largest distance of the empirical distribution from U[0, 1]."""
+    values = np.sort(values)
+    steps = np.arange(len(values) + 1) / len(values)
+    return float(max(np.abs(values - steps[:-1]).max(), np.abs(values - steps[1:]).max()))
+
+
+def test_crop_window_agrees_with_the_reference() -> None:
+    for height, width in ((300, 400), (640, 320), (100, 2000)):
+        draws = GivenDraws(0.9, 0.3, (0.25, 0.75))
+
+        def graph() -> Any:
+            shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")  # noqa: B023
+            window = dali.crop_window(shape, DataConfig(), draws)  # noqa: B023
+            return window["rel_start"], window["rel_shape"]
+
+        start, extent = run(graph)
+        want = reference.window(height, width, (0.08, 1.0), 0.9, 0.3, (0.25, 0.75))
+        np.testing.assert_allclose(np.stack([start[0], extent[0]]), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 0.9, 1.0])
+def test_flip_rate(tmp_path: Path, probability: float) -> None:
+    """An image with a bright left half, seen 600 times; the rate within 4.5 standard deviations."""
+    Image.fromarray(np.repeat(np.repeat([[[255] * 3, [0] * 3]], 16, 1), 32, 0).astype(np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    folder = ImageFolder(root=tmp_path, classes=("a",), files=("a.png",) * 600, labels=(0,) * 600)
+    config = DataConfig(image_size=8, val_resize=8, area=(1.0, 1.0), aspect=(1.0, 1.0), color="none", flip=probability)
+    pixels = pixels_of(Loader(folder, config, training=True, batch_size=100, device=CPU))
+    flipped = pixels[:, :, 0].mean((1, 2)) < pixels[:, :, -1].mean((1, 2))
+    assert abs(flipped.mean() - probability) <= 4.5 * np.sqrt(probability * (1 - probability) / 600)
+
+
+def test_color_draws_have_the_moments_of_their_distributions() -> None:
+    """U[0.6, 1.4]: mean 1, deviation 0.8 / sqrt(12); N(0, 0.1)."""
+
+    def graph() -> Any:
+        draws = dali.Draws(3, 1)
+        return draws.uniform(0.6, 1.4), draws.uniform(0.6, 1.4), draws.normal(0.1), draws.normal(0.1)
+
+    a, b, c, d = run(graph, batch_size=8192)
+    for factor in (a, b):
+        assert ks_distance((factor.ravel() - 0.6) / 0.8) < 2.23 / np.sqrt(8192)
+    for noise in (c, d):
+        assert abs(noise.mean()) < 4.5 * 0.1 / np.sqrt(8192)
+        assert abs(noise.std() - 0.1) < 4.5 * 0.1 / np.sqrt(2 * 8192)
+    assert np.abs(np.corrcoef([a.ravel(), b.ravel(), c.ravel(), d.ravel()]) - np.eye(4)).max() < 4.5 / np.sqrt(8192)
+
+
+def smooth(mode: str, size: tuple[int, int] = (80, 64)) -> Image.Image:
+    y, x = np.mgrid[: size[1], : size[0]]
+    rgb = np.stack([x * 3, y * 3.5, 255 - x - y], -1).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(rgb).convert(mode)
+
+
+def test_formats_and_names_that_users_have(tmp_path: Path) -> None:
+    """Grey, CMYK, turned by EXIF, PNG with palette, grey or alpha, and a folder and file of non-ASCII name."""
+    folder = tmp_path / "Bilder ü" / "犬 class"
+    folder.mkdir(parents=True)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    smooth("L").save(folder / "grey.jpg", quality=95)
+    smooth("CMYK").save(folder / "cmyk.jpg", quality=95)
+    smooth("RGB").save(folder / "exif.jpg", quality=95, exif=turned)
+    smooth("RGB").save(folder / "naïve é.png")
+    smooth("P").save(folder / "palette.png")
+    smooth("L").save(folder / "grey.png")
+    smooth("RGB").save(folder / "web.webp", lossless=True)
+    smooth("RGB").save(folder / "bitmap.bmp")
+    smooth("RGB").save(folder / "tagged.tiff")
+    images = scan_folder(tmp_path / "Bilder ü")
+    assert len(images.files) == 9
+    config = DataConfig(image_size=32, val_resize=48)
+    got = pixels_of(Loader(images, config, training=False, batch_size=4, device=CPU))
+    for pixels, file in zip(got, images.files, strict=True):
+        want = reference.validation_pixels(reference.decode(images.root / file), image_size=32, val_resize=48)
+        assert np.abs(pixels - want).mean() < 1.0, file
+        assert np.abs(pixels - want).max() < 4.0, file
+    for batch in Loader(images, config, training=True, batch_size=4, device=CPU):
+        assert torch.isfinite(batch.images).all()
+
+
+def test_the_window_of_an_exif_turned_image_lies_on_the_upright_image(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth("RGB", (200, 100)).save(tmp_path / "exif.jpg", quality=95, exif=turned)
+    draws = GivenDraws(0.8, 0.9, (0.9, 0.1), 0.0, [[[0.0, 0.0, 0.0]]])
+    reader = {"files": [str(tmp_path / "exif.jpg")], "labels": [0]}
+    config = DataConfig(image_size=32, val_resize=32, color="none")
+    got = run(lambda: dali._graph(reader, config, draws, on_gpu=False, half=False))[0][0]
+    image = reference.decode(tmp_path / "exif.jpg")
+    start, extent = reference.window(image.height, image.width, config.area, 0.8, 0.9, (0.9, 0.1))
+    want = reference.normalise(reference.training_pixels(image, start, extent, flip=False, image_size=32))
+    assert np.abs(got - want).max() * 58 < 2.5
+
+
+def test_no_two_random_operators_share_a_seed() -> None:
+    """Every random operator of a graph has its own seed, and no other (seed, rank) has it."""
+    seeds = {
+        dali.stream_seed(seed, rank, i) for seed in (*range(40), 2**32, 2**40) for rank in range(20) for i in range(12)
+    }
+    assert len(seeds) == 42 * 20 * 12
+    draws = dali.Draws(0, 0)
+    outputs = run(lambda: (draws.uniform(0, 1), draws.uniform(0, 1)), batch_size=16)
+    assert not np.allclose(*outputs)
