@@ -39,7 +39,6 @@ class RunLog:
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
-        self._seconds = 0.0
         self._started = time.perf_counter()
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -154,26 +153,22 @@ def plot_curves(folder: Path) -> None:
     validation = [record for record in records if "top1" in record]
     if not train:
         return
+    epochs, val_epochs = [r["epoch"] for r in train], [r["epoch"] for r in validation]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss_axes, lr_axes, accuracy_axes = figure.subplots(1, 3)
-    loss_axes.plot([r["epoch"] for r in train], [r["train_loss"] for r in train], label="training", linewidth=1)
-    loss_axes.plot(
-        [r["epoch"] for r in validation], [r["val_loss"] for r in validation], "o-", label="validation", markersize=3
-    )
-    loss_axes.set(title="Loss", xlabel="epoch", ylabel="mean cross-entropy (nats)")
-    loss_axes.legend()
-    lr_axes.plot([r["epoch"] for r in train], [r["lr"] for r in train], color="tab:green")
-    lr_axes.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
-    for name in ("top1", "top5"):
-        accuracy_axes.plot(
-            [r["epoch"] for r in validation], [r[name] for r in validation], "o-", label=name, markersize=3
-        )
-    accuracy_axes.set(title="Validation accuracy", xlabel="epoch", ylabel="%")
+    loss_axes.plot(epochs, [r["train_loss"] for r in train], label="training", linewidth=1)
+    lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green")
     if validation:
-        accuracy_axes.annotate(f"{validation[-1]['top1']:.2f} %", (validation[-1]["epoch"], validation[-1]["top1"]),
-                               textcoords="offset points", xytext=(-4, -14), ha="right")  # fmt: skip
+        loss_axes.plot(val_epochs, [r["val_loss"] for r in validation], "o-", label="validation", markersize=3)
+        for name, label in (("top1", "top-1"), ("top5", "top-5")):
+            last = f"{label}, last {validation[-1][name]:.2f} %"
+            accuracy_axes.plot(val_epochs, [r[name] for r in validation], "o-", label=last, markersize=3)
         accuracy_axes.legend(loc="lower right")
+    loss_axes.legend(loc="upper right")
+    loss_axes.set(title="Loss", ylabel="mean cross-entropy (nats)")
+    lr_axes.set(title="Learning rate", ylabel="learning rate of a step", ylim=(0, None))
+    accuracy_axes.set(title="Validation accuracy", ylabel="images classified right (%)")
     for axes in (loss_axes, lr_axes, accuracy_axes):
         axes.grid(alpha=0.3)
-        axes.set_xlim(0, None)
+        axes.set(xlabel="epoch", xlim=(0, epochs[-1] * 1.02))
     figure.savefig(folder / "curves.png", dpi=120)

@@ -1,0 +1,312 @@
+"""Checkpoints under kill -9, a full disk, code, damage and the wrong model."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fasttricks.checkpoint import (
+    FORMAT,
+    KEYS,
+    CheckpointError,
+    checkpoint_path,
+    keep_newest,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from fasttricks.config import ModelConfig
+from fasttricks.models import build_model
+
+ROOT = Path(__file__).parents[1]
+
+
+def state(step: int = 3, size: int = 100) -> dict[str, Any]:
+    return dict.fromkeys(KEYS) | {
+        "config": '{"epochs": 3}',
+        "classes": ["cat", "dog"],
+        "step": step,
+        "train_seconds": 1.5,
+        "model": {"weight": torch.full((size,), float(step)), "count": torch.tensor(7)},
+        "loaders": [torch.frombuffer(bytearray(b"position"), dtype=torch.uint8)],
+    }
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+# ------------------------------------------------------------------------------------------------- save and load
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    save_checkpoint(path, state())
+    assert os.listdir(tmp_path) == ["step-0000000003.pt"]
+    assert same(load_checkpoint(path), state() | {"format": FORMAT, "path": str(path)})
+
+
+def test_a_run_folder_gives_its_newest_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in (9, 10, 1000, 11):
+        save_checkpoint(checkpoint_path(folder, step), state(step))
+    assert load_checkpoint(tmp_path)["step"] == 1000
+    assert newest_checkpoint(folder) == checkpoint_path(folder, 1000)
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_keep_newest_drops_the_old_and_what_a_kill_left(tmp_path: Path) -> None:
+    for step in (8, 9, 10, 100):
+        checkpoint_path(tmp_path, step).touch()
+    (tmp_path / ".step-0000000101.pt.4711.tmp").touch()
+    (tmp_path / "notes.txt").touch()
+    keep_newest(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "step-0000000010.pt", "step-0000000100.pt"]
+    keep_newest(tmp_path, 5)
+    assert len(os.listdir(tmp_path)) == 3
+
+
+# ----------------------------------------------------------------------------------------------------- kill -9
+
+KILLS = 8
+SAVE_UNTIL_KILLED = f"""
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from test_checkpoint import state
+from fasttricks.checkpoint import checkpoint_path, keep_newest, load_checkpoint, newest_checkpoint, save_checkpoint
+
+torch.set_num_threads(1)
+folder, step, inside = Path(sys.argv[1]) / "checkpoints", 0, 0
+folder.mkdir()
+random.seed(0)
+for _ in range({KILLS}):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        while True:
+            step += 1
+            save_checkpoint(checkpoint_path(folder, step), state(step, size=500_000))
+            os.write(writer, step.to_bytes(4, "big"))
+            keep_newest(folder, 2)
+    os.close(writer)
+    saved = os.read(reader, 4)  # the first save is done: kill one of those that follow
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(reader, 4):
+        saved = more
+    os.close(reader)
+    inside += any(name.endswith(".tmp") for name in os.listdir(folder))
+    loaded = load_checkpoint(folder.parent)
+    step = loaded["step"]
+    assert step >= int.from_bytes(saved, "big"), "a checkpoint that was reported saved is gone"
+    assert (loaded["model"]["weight"] == step).all() and len(loaded["model"]["weight"]) == 500_000
+    for path in folder.glob("step-*.pt"):
+        load_checkpoint(path)
+print(inside)
+"""
+
+
+def test_after_kill_9_the_newest_checkpoint_loads(tmp_path: Path) -> None:
+    """A child saves without end and is killed; what it had reported as saved is there and whole, each time."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))
+    command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": paths}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > KILLS // 4  # so many kills came in the middle of a save
+
+
+# --------------------------------------------------------------------------------------------------- a full disk
+
+
+@contextmanager
+def no_file_beyond(num_bytes: int) -> Iterator[None]:
+    """The kernel refuses every write beyond `num_bytes` of a file, as it would on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# Large: torch's own zip writer meets the error; small: it comes when Python flushes its buffer.
+@pytest.mark.parametrize(("size", "limit"), [(1_000_000, 500_000), (100, 500)])
+def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, size: int, limit: int) -> None:
+    good = checkpoint_path(tmp_path, 1)
+    save_checkpoint(good, state(1))
+    with no_file_beyond(limit), pytest.raises(CheckpointError) as caught:
+        save_checkpoint(checkpoint_path(tmp_path, 2), state(2, size))
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint = '{checkpoint_path(tmp_path, 2)}': must be on a disk with room")
+    assert f"the last good checkpoint is {good}" in message
+    assert "File too large" in message  # the system's reason, not torch's "unexpected pos"
+    assert os.listdir(tmp_path) == [good.name]
+    assert load_checkpoint(good)["step"] == 1
+
+
+def test_a_full_disk_leaves_the_file_of_the_same_name(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 1)
+    save_checkpoint(path, state(1))
+    with no_file_beyond(500), pytest.raises(CheckpointError):
+        save_checkpoint(path, state(2))
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no earlier checkpoint .*No such file or directory"):
+        save_checkpoint(checkpoint_path(tmp_path / "gone", 1), state())
+
+
+# ------------------------------------------------------------------------------------------- a file that is none
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_file_that_holds_code_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+) -> None:
+    if forced:  # turns off torch's own default
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path, made = checkpoint_path(tmp_path, 1), tmp_path / "made"
+    save_checkpoint(path, state() | {"model": Payload(made)})
+    with pytest.raises(CheckpointError, match=r"tensors and plain values only; nothing in it was run.*Unsupported"):
+        load_checkpoint(path)
+    assert not made.exists()
+    torch.load(path, weights_only=False)
+    assert made.exists()  # the payload is live
+
+
+def test_a_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
+    """Any byte in turn: the file is refused, or what it holds is what was saved. torch alone lets most of them through."""
+    path = checkpoint_path(tmp_path, 1)
+    save_checkpoint(path, state(size=4))
+    whole = path.read_bytes()
+    expected = state(size=4) | {"format": FORMAT, "path": str(path)}
+    missed_by_torch = 0
+    for at in range(0, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        try:
+            assert same(load_checkpoint(path), expected), at
+        except CheckpointError:
+            try:
+                torch.load(path, weights_only=True)
+                missed_by_torch += 1
+            except Exception:
+                continue
+    assert missed_by_torch > 0
+
+
+def test_a_flipped_weight_is_refused(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 1)
+    save_checkpoint(path, state(step=3))
+    content = path.read_bytes()
+    three = torch.tensor(3.0).numpy().tobytes()
+    at = content.index(three * 100)
+    path.write_bytes(content[: at + 2] + b"\x41" + content[at + 3 :])
+    assert torch.load(path, weights_only=True)["model"]["weight"][0] != 3.0  # torch takes it for a weight
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        load_checkpoint(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 1)
+    save_checkpoint(path, state())
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"must be a whole file of fasttricks\.train"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"\x80\x04K\x01.", b"PK\x05\x06" + bytes(18)], ids=["text", "pickle", "zip"]
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint = '{path}': must be a whole file"):
+        load_checkpoint(path)
+
+
+def test_other_torch_files_and_other_formats_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    torch.save(build_model(ModelConfig(name="resnet8a", width=0.125), 2).state_dict(), path)
+    with pytest.raises(CheckpointError, match="must have format 1, not None"):
+        load_checkpoint(path)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(CheckpointError, match="must have format 1, not 'Tensor'"):
+        load_checkpoint(path)
+    torch.save(state() | {"format": 2}, path)
+    with pytest.raises(CheckpointError, match="must have format 1, not 2"):
+        load_checkpoint(path)
+    torch.save({"format": FORMAT, "model": {}}, path)
+    with pytest.raises(CheckpointError, match=r"it lacks \['config', 'classes', 'step'"):
+        load_checkpoint(path)
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.pt", tmp_path):
+        with pytest.raises(CheckpointError, match=rf"^checkpoint = '{path}': must be a file, or a run folder"):
+            load_checkpoint(path)
+
+
+# ------------------------------------------------------------------------------------------------ another model
+
+
+def weights_of(classes: int = 10, **config: Any) -> dict[str, torch.Tensor]:
+    return build_model(ModelConfig(**{"name": "resnet10d", "width": 0.125} | config), classes).state_dict()
+
+
+def test_weights_of_the_same_model_load() -> None:
+    model = build_model(ModelConfig(name="resnet10d", width=0.125), 10)
+    weights = weights_of()
+    load_weights(model, weights, source="x.pt")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ({"classes": 11}, r"2 of another shape \(first: fc.weight \(11, 64\) for \(10, 64\)\)"),
+        ({"width": 0.25}, r"of another shape \(first: conv1.6.weight \(16, 8, 3, 3\) for \(8, 8, 3, 3\)\)"),
+        ({"name": "resnet18d"}, r"^((?!missing).)*unknown \(first: layer1.1.conv1.weight\)"),
+        ({"name": "resnet10a"}, r"missing \(first: conv1.0.weight\).*unknown \(first: conv1.weight\)"),
+        (None, r"found \d+ missing"),
+    ],
+    ids=["classes", "width", "depth", "variant", "empty"],
+)
+def test_weights_of_another_model_are_refused_and_change_nothing(other: dict[str, Any] | None, found: str) -> None:
+    model = build_model(ModelConfig(name="resnet10d", width=0.125), 10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=found) as caught:
+        load_weights(model, {} if other is None else weights_of(**other), source="x.pt")
+    assert str(caught.value).startswith("checkpoint = 'x.pt': must hold this very model's weights: same model.name")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
