@@ -18,6 +18,7 @@ from fasttricks.config import DataConfig
 from fasttricks.data import ImageFolder, Loader, dali, reference, scan_folder
 
 CPU = torch.device("cpu")
+TRAIN: Any = {"training": True, "batch_size": 32, "device": CPU}
 
 
 class GivenDraws(dali.Draws):
@@ -160,8 +161,16 @@ def ks_distance(values: np.ndarray) -> float:
     return float(max(np.abs(values - steps[:-1]).max(), np.abs(values - steps[1:]).max()))
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 50), (2, 2), (3000, 2)])
+def test_an_image_of_a_pixel_or_two_is_trained_on(tmp_path: Path, width: int, height: int) -> None:
+    Image.new("RGB", (width, height), (9, 99, 199)).save(tmp_path / "a.png")
+    folder = ImageFolder(root=tmp_path, classes=("a",), files=("a.png",) * 64, labels=(0,) * 64)
+    pixels = pixels_of(Loader(folder, DataConfig(image_size=8, color="none", pca_noise=0), **TRAIN))
+    np.testing.assert_allclose(pixels, np.broadcast_to([9, 99, 199], pixels.shape), atol=1e-3)
+
+
 def test_crop_window_agrees_with_the_reference() -> None:
-    for height, width in ((300, 400), (640, 320), (100, 2000)):
+    for height, width in ((300, 400), (640, 320), (100, 2000), (2, 2), (1, 40)):
         draws = GivenDraws(0.9, 0.3, (0.25, 0.75))
 
         def graph() -> Any:

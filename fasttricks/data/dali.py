@@ -225,16 +225,18 @@ def crop_window(shape: Any, config: DataConfig, draws: Draws) -> dict[str, Any]:
     """
     (low, high), aspect = config.area, draws.uniform(*config.aspect)
     # height / width of the image in units of the crop's: a crop is sqrt(area / tall) high and sqrt(area * tall) wide
-    tall = aspect * shape[0] / shape[1]
+    height, width = shape[0], shape[1]
+    tall = aspect * height / width
     wide = 1.0 / tall
     largest = math.min(math.min(tall, wide), high)
     area = math.min(largest, low + draws.uniform(0.0, 1.0) * (largest - low))
-    extent = math.sqrt(area * fn.stack(wide, tall))
+    one_pixel = 1.0 / fn.stack(height, width)  # a crop of an image of two pixels would round to none
+    extent = math.max(math.sqrt(area * fn.stack(wide, tall)), one_pixel)
     return {"rel_start": draws.uniform(0.0, 1.0, shape=(2,)) * (1.0 - extent), "rel_shape": extent}
 
 
 def _finish(images: Any, config: DataConfig, draws: Draws | None, dtype: Any) -> Any:
-    """Colour and normalisation in one pass: a matrix an image, or crop_mirror_normalize (faster) where there is none."""
+    """Colour and normalisation in one pass: a matrix an image, or crop_mirror_normalize (faster) without one."""
     if draws is not None and config.color != "none":
         return fn.coord_transform(images, MT=_color_matrix(config, draws), dtype=dtype)
     mean: Any = color.MEAN.tolist()

@@ -119,7 +119,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
 
 
 def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
-    """(train, val) of the data set at `root`, both labelled by the classes of train. Raises DataError as scan_folder."""
+    """(train, val) of the data set at `root`, labelled by the classes of train. Raises DataError as scan_folder."""
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such folder; give the folder that holds train/ and val/ as --data.root")

@@ -96,7 +96,7 @@ def window(
     largest = min(full_height * full_height * aspect / (height * width), area_range[1])
     area = min(largest, area_range[0] + area_draw * (largest - area_range[0]))
     crop_height = math.sqrt(area * height * width / aspect)
-    extent = (crop_height / height, crop_height * aspect / width)
+    extent = (max(crop_height, 1) / height, max(crop_height * aspect, 1) / width)
     return (position[0] * (1 - extent[0]), position[1] * (1 - extent[1])), extent
 
 
