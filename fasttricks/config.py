@@ -281,13 +281,14 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
 
     Raises ConfigError for an unknown or missing field, and for a value that is not of its field's kind.
     """
+    require(isinstance(values, dict), cls.__name__, values, "must be a table of fields and values")
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
     made: dict[str, Any] = {}
     for name, value in values.items():
         factory: Any = known[name].default_factory
-        if isinstance(value, dict) and dataclasses.is_dataclass(factory):
+        if dataclasses.is_dataclass(factory):
             value = from_dict(factory, value)
         made[name] = tuple(value) if isinstance(value, list) else value
     try:

@@ -186,6 +186,7 @@ def test_json_round_trip() -> None:
         ({"optim": {"base_lr": -1}}, r"optim\.base_lr = -1: "),
         ({"precision": "fp8"}, r"precision = 'fp8': must be one of auto, fp32, bf16"),
         ({"epochs": "many"}, r"TrainConfig: "),
+        ({"data": 3}, r"DataConfig = 3: must be a table"),
     ],
 )
 def test_json_that_is_no_config_is_refused(edit: dict[str, Any], message: str) -> None:

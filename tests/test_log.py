@@ -1,0 +1,260 @@
+"""What a run leaves: JSON lines, TensorBoard events that TensorBoard reads, a picture; and what a kill or NaN does to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from fasttricks import log as log_module
+from fasttricks.distributed import World
+from fasttricks.log import DivergedError, RunLog, plot_curves, read_metrics
+
+CPU = torch.device("cpu")
+MAIN = World(rank=0, size=1, local_rank=0, local_size=1, device=CPU)
+
+
+def open_log(folder: Path, world: World = MAIN, *, first_step: int = 0) -> RunLog:
+    return RunLog(folder, world, num_steps=20, steps_per_epoch=5, first_step=first_step)
+
+
+def log_step(log: RunLog, step: int, loss: float = 2.0, images: int = 4) -> None:
+    log.add(torch.tensor(loss * images), images)
+    log.flush(step, 0.1 * step)
+
+
+def train(folder: Path, first: int, last: int, *, close: bool = True) -> None:
+    """Steps first + 1 to last, with a validation after each epoch of five."""
+    log = open_log(folder, first_step=first)
+    for step in range(first + 1, last + 1):
+        log_step(log, step, loss=3 - step / 10)
+        if step % 5 == 0:
+            log.validated(step, {"top1": 10.0 * step / 5, "top5": 50.0 + step, "val_loss": 2 - step / 10})
+    if close:
+        log.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a second: only where the picture is what is tested."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(log_module, "plot_curves", lambda folder: None)
+
+
+# --------------------------------------------------------------------------------------------------- metrics.jsonl
+
+
+def test_a_record_a_line(tmp_path: Path) -> None:
+    train(tmp_path, 0, 5)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert read_metrics(tmp_path) == records
+    assert [(r["step"], r["epoch"]) for r in records] == [(s, s / 5) for s in (1, 2, 3, 4, 5, 5)]
+    assert [sorted(r) for r in records[:1] + records[-1:]] == [
+        ["epoch", "images_per_sec", "lr", "step", "train_loss"],
+        ["epoch", "step", "top1", "top5", "val_loss"],
+    ]
+    assert [r["train_loss"] for r in records[:-1]] == pytest.approx([2.9, 2.8, 2.7, 2.6, 2.5])
+    assert [r["lr"] for r in records[:-1]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert all(r["images_per_sec"] > 0 for r in records[:-1])
+
+
+def test_the_mean_weighs_micro_batches_by_their_images(tmp_path: Path) -> None:
+    """Losses come as sums over images of micro-batches of 4, 1 and 0 images."""
+    log = open_log(tmp_path)
+    losses = [1.0, 2.0, 3.0, 4.0, 90.0]
+    for part in (losses[:4], losses[4:], []):
+        log.add(torch.tensor(sum(part)), len(part))
+    log.flush(1, 0.1)
+    log_step(log, 2, loss=7.0)  # the sums start anew
+    log.close()
+    assert [r["train_loss"] for r in read_metrics(tmp_path)] == [np.mean(losses), 7.0]
+
+
+@dataclass(frozen=True)
+class TwoRanks(World):
+    """A world in which the other rank had two images of loss 10 each."""
+
+    def sum_(self, values: Tensor) -> Tensor:
+        return values.add_(torch.tensor([20.0, 2.0], dtype=values.dtype))
+
+
+def test_the_mean_is_over_the_images_of_all_ranks_and_one_of_them_writes(tmp_path: Path) -> None:
+    for rank in (1, 0):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        log = open_log(folder, TwoRanks(rank=rank, size=2, local_rank=rank, local_size=2, device=CPU))
+        log.start()
+        log_step(log, 1, loss=1.0, images=6)
+        log.validated(1, {"top1": 1.0, "top5": 2.0, "val_loss": 3.0})
+        log.close()
+    assert list((tmp_path / "1").iterdir()) == []
+    assert read_metrics(tmp_path / "0")[0]["train_loss"] == (6 * 1 + 2 * 10) / 8
+
+
+def test_float64_sums_lose_nothing_over_a_long_interval(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.add(torch.tensor(2.0**24), 1)
+    for _ in range(1000):
+        log.add(torch.tensor(1.0), 1)  # float32 would drop each
+    log.flush(1, 0.1)
+    log.close()
+    assert read_metrics(tmp_path)[0]["train_loss"] == (2**24 + 1000) / 1001
+
+
+def test_a_flush_without_images_says_nothing(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    assert log.flush(1, 0.1) >= 0
+    log.close()
+    assert read_metrics(tmp_path) == []
+
+
+def test_flush_gives_the_seconds_since_the_clock_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: now)
+    log = open_log(tmp_path)
+    now = 110.0  # building the rest does not count
+    log.resume_clock()
+    now = 112.0
+    log.add(torch.tensor(1.0), 8)
+    assert log.flush(1, 0.1) == 2.0
+    now = 115.0
+    log.add(torch.tensor(1.0), 8)
+    assert log.flush(2, 0.1) == 3.0
+    log.close()
+    assert [r["images_per_sec"] for r in read_metrics(tmp_path)] == [8 / 2, 8 / 3]
+
+
+# ---------------------------------------------------------------------------------------------------------- resume
+
+
+def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """Killed at step 8 in the middle of a line, resumed from the checkpoint of step 5."""
+
+    def without_speed(folder: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in r.items() if k != "images_per_sec"} for r in read_metrics(folder)]
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    train(whole, 0, 10)
+    train(parts, 0, 8)
+    with (parts / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "epo')
+    assert read_metrics(parts)[-1]["step"] == 8
+    train(parts, 5, 10)
+    assert without_speed(parts) == without_speed(whole)
+    assert (parts / "metrics.jsonl").read_text().endswith("}\n")
+    assert not list(parts.glob(".*"))
+
+
+def test_a_run_that_starts_over_starts_an_empty_log(tmp_path: Path) -> None:
+    train(tmp_path, 0, 3)
+    train(tmp_path, 0, 1)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+
+
+def test_no_log_has_no_records(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------------ divergence
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_naming_step_and_rate(tmp_path: Path, loss: float) -> None:
+    log = open_log(tmp_path)
+    log_step(log, 1)
+    log.add(torch.tensor(2.0), 4)
+    log.add(torch.tensor(loss), 4)
+    with pytest.raises(DivergedError, match=r"loss = (nan|inf|-inf) by step 12 at lr 0\.4: .*--optim\.base_lr"):
+        log.flush(12, 0.4)
+    log._file.close()  # type: ignore[union-attr]
+    log._board.close()  # type: ignore[union-attr]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+
+
+# ----------------------------------------------------------------------------------------------- TensorBoard, screen
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_what_metrics_jsonl_says(tmp_path: Path) -> None:
+    train(tmp_path, 0, 10)
+    found = scalars(tmp_path)
+    assert sorted(found) == ["images_per_sec", "lr", "top1", "top5", "train_loss", "val_loss"]
+    for tag, points in found.items():
+        want = [(r["step"], r[tag]) for r in read_metrics(tmp_path) if tag in r]
+        assert [step for step, _ in points] == [step for step, _ in want]
+        assert [value for _, value in points] == pytest.approx([value for _, value in want], rel=1e-6)
+
+
+def test_tensorboard_drops_the_steps_that_a_resumed_run_does_again(tmp_path: Path) -> None:
+    train(tmp_path, 0, 8)
+    train(tmp_path, 5, 10)
+    assert [step for step, _ in scalars(tmp_path)["train_loss"]] == list(range(1, 11))
+
+
+def test_validation_is_printed_and_the_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = open_log(tmp_path)
+    log.start()
+    log_step(log, 10)
+    log.validated(10, {"top1": 12.345, "top5": 67.0, "val_loss": 1.5})
+    log.print("[bold] runs/x [/bold]")
+    log.close()
+    shown = capsys.readouterr().out
+    assert "epoch   2.0  top1 12.35  top5 67.00  val_loss 1.50" in shown
+    assert "[bold] runs/x [/bold]" in shown  # a path with brackets is no markup
+    assert "10/20" in shown
+    assert "loss 2.000  lr 1.0000" in shown
+
+
+def test_a_disk_that_is_full_at_the_end_hides_no_earlier_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log_module, "plot_curves", refuse)
+    log = open_log(tmp_path)
+    log_step(log, 1)
+    log.close()
+    assert "No space left on device" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------ curves.png
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_the_picture_is_drawn_and_shows_the_curves(tmp_path: Path) -> None:
+    train(tmp_path, 0, 20)
+    drawn = pixels(tmp_path / "curves.png")
+    assert drawn.shape == (432, 1440, 3)
+    for third, colors in enumerate([("1f77b4", "ff7f0e"), ("2ca02c",), ("1f77b4", "ff7f0e")]):
+        part = drawn[:, 480 * third : 480 * (third + 1)].reshape(-1, 3)
+        for color in colors:
+            assert (part == list(bytes.fromhex(color))).all(1).sum() > 100
+
+
+def test_the_picture_of_a_run_without_validation_or_without_a_step(tmp_path: Path) -> None:
+    plot_curves(tmp_path)
+    assert not (tmp_path / "curves.png").exists()
+    train(tmp_path, 0, 1)
+    assert pixels(tmp_path / "curves.png").shape == (432, 1440, 3)

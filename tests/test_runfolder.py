@@ -1,0 +1,223 @@
+"""A run's folder is never overwritten, resumes with its own config only, and says what made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_config import leaves
+
+import fasttricks
+from fasttricks import runfolder
+from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
+from fasttricks.recipes import resnet50d_tricks
+from fasttricks.runfolder import check_run_dir, differences, open_run, read_config, versions, write_json
+
+
+def config_in(folder: Path, **changes: Any) -> TrainConfig:
+    return dataclasses.replace(resnet50d_tricks(), run_dir=str(folder), **changes)
+
+
+def test_a_new_folder_and_an_empty_one_are_fine(tmp_path: Path) -> None:
+    check_run_dir(config_in(tmp_path / "new"))
+    check_run_dir(config_in(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_open_run_writes_the_config_that_is_read_back(tmp_path: Path) -> None:
+    config = config_in(tmp_path / "a" / "b")
+    folder = open_run(config)
+    assert folder == tmp_path / "a" / "b"
+    assert read_config(folder) == config
+    assert sorted(os.listdir(folder)) == ["checkpoints", "config.json"]
+    assert json.loads((folder / "config.json").read_text())["versions"] == versions()
+
+
+def test_a_run_that_is_there_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run")
+    open_run(config)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    rule = (
+        rf"^run_dir = '{tmp_path}/run': is there already and is never overwritten; add --resume .* another --run-dir$"
+    )
+    with pytest.raises(ConfigError, match=rule):
+        check_run_dir(config)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    check_run_dir(dataclasses.replace(config, resume=True))
+
+
+def test_a_folder_of_something_else_is_neither_overwritten_nor_resumed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="never overwritten"):
+        check_run_dir(config_in(tmp_path))
+    with pytest.raises(ConfigError, match=r"must hold a run \(config.json\) to resume"):
+        check_run_dir(config_in(tmp_path, resume=True))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match="must be a folder, but a file is there"):
+        check_run_dir(config_in(tmp_path / "run"))
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"must be a place to write to; .*Not a directory"):
+        open_run(config_in(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": {"epoch": 3}}', '{"config": 3}'])
+def test_a_config_json_that_no_run_wrote_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError):
+        check_run_dir(config_in(tmp_path, resume=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- resume
+
+OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for every field
+    "recipe": "x",
+    "epochs": 90,
+    "global_batch_size": 512,
+    "accumulate": 2,
+    "precision": "fp32",
+    "device": "cpu",
+    "seed": 1,
+    "ema_decay": 0.9,
+    "checkpoint_epochs": 5,
+    "log_steps": 100,
+    "resume": True,
+    "data.root": "/x",
+    "data.image_size": 160,
+    "data.val_resize": 232,
+    "data.area": (0.2, 1.0),
+    "data.aspect": (1.0, 1.0),
+    "data.flip": 0.0,
+    "data.color": "none",
+    "data.color_jitter": 0.1,
+    "data.pca_noise": 0.0,
+    "data.interpolation": "cubic",
+    "data.antialias": False,
+    "data.threads": 3,
+    "data.prefetch": 4,
+    "model.name": "resnet50a",
+    "model.num_classes": 10,
+    "model.stem_stride": 2,
+    "model.width": 0.5,
+    "model.zero_gamma": False,
+    "optim.base_lr": 0.2,
+    "optim.linear_scaling": False,
+    "optim.momentum": 0.8,
+    "optim.weight_decay": 0.0,
+    "optim.bias_decay": True,
+    "schedule.decay": "step",
+    "schedule.warmup_epochs": 1.0,
+    "schedule.step_epochs": (10,),
+    "schedule.step_factor": 0.5,
+    "loss.smoothing": 0.0,
+    "loss.smoothing_over": "all",
+    "loss.mixup_alpha": 0.0,
+    "eval.every_epochs": 2,
+    "eval.batch_size": 8,
+    "eval.flip": True,
+    "tricks.on": ("mixup",),
+    "tricks.off": ("cosine",),
+}
+HARMLESS = {
+    *("recipe", "device", "checkpoint_epochs", "log_steps", "resume", "tricks.on", "tricks.off"),
+    *("data.root", "data.threads", "data.prefetch", "eval.batch_size"),
+}
+
+
+@pytest.mark.parametrize("path", [path for path, _, _ in leaves(TrainConfig) if path != "run_dir"])
+def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> None:
+    config = config_in(tmp_path / "run", resume=True)
+    open_run(dataclasses.replace(config, resume=False))
+    old, new = get_at(config, path), OTHER[path]
+    changed = replace_at(config, path, new)
+    if path in HARMLESS:
+        check_run_dir(changed)
+        return
+    assert differences(config, changed) == [f"{path}: {old!r} -> {new!r}"]
+    with pytest.raises(ConfigError, match=rf"its own config; changed: {re.escape(f'{path}: {old!r} -> {new!r}')}$"):
+        check_run_dir(changed)
+
+
+def test_a_run_resumes_from_a_folder_that_moved(tmp_path: Path) -> None:
+    open_run(config_in(tmp_path / "run"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    check_run_dir(config_in(tmp_path / "moved", resume=True))
+
+
+def test_all_changes_are_named(tmp_path: Path) -> None:
+    open_run(config_in(tmp_path / "run"))
+    changed = replace_at(config_in(tmp_path / "run", resume=True, seed=1), "optim.momentum", 0.8)
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1; optim\.momentum: 0\.9 -> 0\.8$"):
+        check_run_dir(changed)
+
+
+# -------------------------------------------------------------------------------------------------- versions, JSON
+
+
+def test_versions_are_those_in_use() -> None:
+    found = versions()
+    assert found["fasttricks"] == fasttricks.__version__
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"triton", "numpy", "nvidia-dali-cuda120", "commit"} <= found.keys()
+
+
+def make_package(checkout: Path) -> str:
+    """A package file in `checkout`, as runfolder's own __file__."""
+    (checkout / "fasttricks").mkdir(parents=True)
+    file = checkout / "fasttricks" / "runfolder.py"
+    file.touch()
+    return str(file)
+
+
+def git(folder: Path, *args: str) -> str:
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    done = subprocess.run(["git", "-C", str(folder), *who, *args], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runfolder, "__file__", make_package(tmp_path))
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert versions()["commit"] == commit[:12]
+    (tmp_path / "fasttricks" / "runfolder.py").write_text("changed")
+    assert versions()["commit"] == f"{commit[:12]}-dirty"
+
+
+def test_an_installed_package_does_not_take_the_commit_of_what_lies_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    monkeypatch.setattr(runfolder, "__file__", make_package(tmp_path / ".venv" / "site-packages"))
+    assert versions()["commit"] == "unknown"
+
+
+def test_without_git_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert versions()["commit"] == "unknown"
+
+
+def test_write_json_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"top1": 1.5})
+    with pytest.raises(TypeError):
+        write_json(path, {"top1": object()})
+    assert json.loads(path.read_text()) == {"top1": 1.5}
+    assert os.listdir(tmp_path) == ["summary.json"]
