@@ -126,6 +126,12 @@ def test_size_of_resnet50_is_the_papers() -> None:
     assert [sum(p.numel() for p in m.parameters()) for m in models.values()] == 2 * [25_557_032] + 2 * [25_576_264]
 
 
+def test_stem_of_stride_1_makes_the_usual_cifar_resnet18() -> None:
+    """11,173,962 parameters is what the ResNet-18 with a 3x3 stem that is common for CIFAR-10 has."""
+    model = on_meta(lambda: MODELS["resnet18b"](num_classes=10, stem_stride=1))
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+
+
 def test_a_and_b_differ_only_in_where_a_bottleneck_strides() -> None:
     def strides(letter: str) -> dict[str, int]:
         modules = on_meta(MODELS[f"resnet50{letter}"]).named_modules()
@@ -286,7 +292,8 @@ def test_build_model_passes_every_field_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("resnet50", "resnet50b"), ("resnt50d", "resnet50d"), ("ResNet101D", "resnet101d")]
+    ("name", "nearest"),
+    [("resnet50", "resnet50b"), ("resnt50d", "resnet50d"), ("RESNET101A", "resnet101a"), ("ResNet18", "resnet18b")],
 )
 def test_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.name = '{name}'.* {nearest}\b.*MODELS"):

@@ -43,7 +43,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
 def _unknown_name_rule(name: str) -> str:
     where = "fasttricks.models.MODELS lists all"
+    name = name.lower()
     if f"{name}b" in MODELS:
         return f"needs its variant: {name}b is what torchvision and timm call {name}, {name}a the original; {where}"
-    nearest = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0)[0]
+    nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
     return f"is no model; the nearest is {nearest}; {where}"
