@@ -10,9 +10,10 @@ from torch import Tensor
 NAMESPACE = "fasttricks_kernels"
 
 TILE = 1024  # elements a program holds at least: 4 warps x 32 lanes x 8 values, 16 bytes a lane in FP16
-LARGEST_BLOCK = 32768  # columns held in registers at once; a longer row is read in chunks, twice
+LARGEST_BLOCK = 4096  # columns of one chunk; longer rows are cut in chunks, not padded to a power of two
+HELD_BYTES = 131072  # of rows held in registers, half of a multiprocessor's; what is longer is read again
 WIDEST_BYTES = 16  # of one load or store instruction
-SHIFTED_ROW_BYTES = 1600  # from here on, rounding a row out to whole groups costs less than 0.5 % of its traffic
+SHIFTED_ROW_BYTES = 1024  # below, a row's two ends cost more than its few wide accesses save
 
 
 def runs_triton(tensor: Tensor) -> bool:
@@ -30,27 +31,30 @@ def broadcast_stride(per_sample: Tensor | None) -> int:
     return 0 if per_sample is None or per_sample.dim() == 0 else per_sample.stride(0)
 
 
-def tile_of_rows(rows: Tensor) -> dict[str, int | bool]:
+def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
     """How a kernel cuts (N, K) rows: its compile-time constants, and its warps.
 
     Short rows share a program, so that what is read once a program (a loss scale) stays below 0.5 % of the traffic.
-    A contiguous long row whose length is no multiple of 16 bytes is SHIFTED: read from the 16-byte boundary before
-    it, because otherwise every access is as narrow as one element.
+    A contiguous long row whose length is no multiple of 16 bytes is SHIFTED: lane 0 sits on the 16-byte boundary at
+    or before it, because otherwise every access is as narrow as one element.
     """
     num_columns, stride, size = rows.shape[1], rows.stride(0), rows.element_size()
     group = WIDEST_BYTES // size
     shifted = stride == num_columns and num_columns % group != 0 and num_columns * size >= SHIFTED_ROW_BYTES
-    block = min(triton.next_power_of_2(num_columns + (group - 1 if shifted else 0)), LARGEST_BLOCK)
+    lanes = num_columns + (group - 1 if shifted else 0)
+    block = min(triton.next_power_of_2(lanes), LARGEST_BLOCK)
+    chunks = triton.cdiv(lanes, block)
     tile = max(block, TILE)
     return {
         "K": num_columns,
         "STRIDE": stride,
         "ROWS": tile // block,
         "BLOCK": block,
-        "CHUNKS": triton.cdiv(num_columns + (group - 1 if shifted else 0), block),
+        "CHUNKS": chunks,
+        "HELD": chunks * block * 4 * rows_held <= HELD_BYTES,
         "GROUP": group,
         "SHIFTED": shifted,
-        "num_warps": 4 if tile <= 4096 else 16,
+        "num_warps": 4 if chunks == 1 else 16,
     }
 
 

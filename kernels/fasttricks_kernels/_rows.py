@@ -9,59 +9,70 @@ import triton.language as tl
 
 
 @triton.jit
+def lead_of(row_R, K: tl.constexpr, GROUP: tl.constexpr):
+    """Elements from the 16-byte boundary at or before a contiguous row to the row: row * K modulo GROUP, in int32."""
+    return (row_R % GROUP) * (K % GROUP) % GROUP
+
+
+@triton.jit
 def columns_of(row_R, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
                SHIFTED: tl.constexpr):
-    """Column held by each lane, [R, C]; outside [0, K) the lane holds padding, or a neighbour's element."""
+    """Column held by each lane, [R, C]; outside [0, K) the lane holds padding."""
     lane_RC = chunk * BLOCK + tl.arange(0, BLOCK)[None, :]
     if SHIFTED:
-        lane_RC = lane_RC - ((row_R.to(tl.int64) * K) % GROUP).to(tl.int32)[:, None]
+        lane_RC = lane_RC - lead_of(row_R, K, GROUP)[:, None]
     return lane_RC
+
+
+@triton.jit
+def shifted_offsets(row_R, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """SHIFTED rows: offset of each lane from the tensor's start, and whether its group lies in the row as a whole.
+
+    The mask is constant within a group, which is what lets a load or store of the whole groups stay 16 bytes wide.
+    """
+    start_R = row_R.to(tl.int64) * K
+    lead_R1 = lead_of(row_R, K, GROUP)[:, None]
+    lane_1C = (chunk * BLOCK + tl.arange(0, BLOCK))[None, :]
+    group_1C = lane_1C // GROUP * GROUP
+    whole_RC = (group_1C >= lead_R1) & (group_1C + GROUP <= lead_R1 + K)
+    base_R = start_R // GROUP * GROUP  # not start - lead: the compiler must see that it divides
+    return base_R[:, None] + lane_1C, whole_RC
 
 
 @triton.jit
 def load_rows(rows_ptr, row_R, N, chunk: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
               GROUP: tl.constexpr, SHIFTED: tl.constexpr):
-    """[R, C] values as float32, -inf outside the row.
-
-    SHIFTED: loads start at the 16-byte boundary at or before the row and take whole groups, neighbours' elements
-    included, because a mask that changes within a group would narrow every load to one element. Only the last row
-    takes the exact mask: after it the tensor ends.
-    """
+    """[R, C] values as float32, -inf outside the row."""
+    live_R1 = (row_R < N)[:, None]
     column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-    inside_RC = (column_RC >= 0) & (column_RC < K) & (row_R < N)[:, None]
-    start_R = row_R.to(tl.int64) * STRIDE
+    inside_RC = (column_RC >= 0) & (column_RC < K) & live_R1
     if SHIFTED:
-        lead_R = start_R % GROUP
-        lane_C = chunk * BLOCK + tl.arange(0, BLOCK)
-        pointer_RC = rows_ptr + (start_R // GROUP * GROUP)[:, None] + lane_C[None, :]
-        if tl.max(row_R, 0) >= N - 1:
-            x_RC = tl.load(pointer_RC, mask=inside_RC, other=0.0)
-        else:
-            group_C = lane_C // GROUP * GROUP
-            x_RC = tl.load(pointer_RC, mask=group_C[None, :] < (lead_R + K)[:, None], other=0.0)
+        offset_RC, whole_RC = shifted_offsets(row_R, chunk, K, BLOCK, GROUP)
+        # Whole groups in one wide load, then the at most 2 (GROUP - 1) elements at the row's two ends.
+        x_RC = tl.load(rows_ptr + offset_RC, mask=whole_RC & live_R1, other=float("-inf"))
+        if chunk == 0 or (chunk + 1) * BLOCK > K:
+            x_RC = tl.load(rows_ptr + offset_RC, mask=inside_RC & (whole_RC == 0), other=x_RC)
     else:
-        x_RC = tl.load(rows_ptr + start_R[:, None] + column_RC, mask=inside_RC, other=0.0)
-    return tl.where(inside_RC, x_RC.to(tl.float32), float("-inf"))
+        offset_RC = (row_R.to(tl.int64) * STRIDE)[:, None] + column_RC
+        x_RC = tl.load(rows_ptr + offset_RC, mask=inside_RC, other=float("-inf"))
+    return x_RC.to(tl.float32)
 
 
 @triton.jit
 def store_rows(rows_ptr, value_RC, row_R, N, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
                GROUP: tl.constexpr, SHIFTED: tl.constexpr):
     """Write [R, C] float32 values to contiguous rows of K, rounded once to the rows' dtype."""
+    live_R1 = (row_R < N)[:, None]
     column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-    inside_RC = (column_RC >= 0) & (column_RC < K) & (row_R < N)[:, None]
-    start_R = row_R.to(tl.int64) * K
+    inside_RC = (column_RC >= 0) & (column_RC < K) & live_R1
     value_RC = value_RC.to(rows_ptr.dtype.element_ty)
-    if SHIFTED:  # whole groups in one wide store, then the at most 2 (GROUP - 1) elements at the row's two ends
-        lead_R1 = (start_R % GROUP)[:, None]
-        lane_1C = (chunk * BLOCK + tl.arange(0, BLOCK))[None, :]
-        group_1C = lane_1C // GROUP * GROUP
-        whole_RC = (group_1C >= lead_R1) & (group_1C + GROUP <= lead_R1 + K)
-        pointer_RC = rows_ptr + (start_R // GROUP * GROUP)[:, None] + lane_1C
-        tl.store(pointer_RC, value_RC, mask=whole_RC)
-        tl.store(pointer_RC, value_RC, mask=inside_RC & (whole_RC == 0))
+    if SHIFTED:
+        offset_RC, whole_RC = shifted_offsets(row_R, chunk, K, BLOCK, GROUP)
+        tl.store(rows_ptr + offset_RC, value_RC, mask=whole_RC & live_R1)
+        if chunk == 0 or (chunk + 1) * BLOCK > K:
+            tl.store(rows_ptr + offset_RC, value_RC, mask=inside_RC & (whole_RC == 0))
     else:
-        tl.store(rows_ptr + start_R[:, None] + column_RC, value_RC, mask=inside_RC)
+        tl.store(rows_ptr + (row_R.to(tl.int64) * K)[:, None] + column_RC, value_RC, mask=inside_RC)
 
 
 @triton.jit
@@ -86,11 +97,34 @@ def label_and_weight(labels_ptr, share_R, row_R, N, K: tl.constexpr, IGNORE: tl.
     weight_R = tl.where(good_R, share_R, float("nan"))
     if IGNORE is not None:
         weight_R = tl.where(label_R == IGNORE, 0.0, weight_R)
-    return label_R, weight_R
+    return label_R.to(tl.int32), weight_R
 
 
 @triton.jit
-def weighted_pick(x_RC, column_RC, label_R, weight_R):
-    """weight * x[label], by comparing columns in registers: a bad label reads nothing. 0 where the weight is 0."""
-    picked_R = tl.sum(tl.where(column_RC == label_R[:, None], x_RC, 0.0), 1)
-    return tl.where(weight_R == 0, 0.0, weight_R * picked_R)
+def labels_and_weights(target_ptr, target_b_ptr, lam_R, row_R, N, K: tl.constexpr, IGNORE: tl.constexpr):
+    """Both labels of a row with their weights, and the weights' sum; without a second label its place is None."""
+    label_R, weight_R = label_and_weight(target_ptr, lam_R, row_R, N, K, IGNORE)
+    if target_b_ptr is None:
+        return label_R, weight_R, None, None, weight_R
+    else:
+        label_b_R, weight_b_R = label_and_weight(target_b_ptr, 1 - lam_R, row_R, N, K, IGNORE)
+        return label_R, weight_R, label_b_R, weight_b_R, weight_R + weight_b_R
+
+
+@triton.jit
+def target_distribution(column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K: tl.constexpr):
+    """q_RC: weight * (1 - smoothing) at each label, and total * smoothing / K everywhere.
+
+    Labels are found by comparing columns in registers, not by a gather: a bad label reads nothing.
+    """
+    q_RC = tl.where(column_RC == label_R[:, None], ((1 - smoothing) * weight_R)[:, None], 0.0)
+    if label_b_R is not None:
+        q_RC += tl.where(column_RC == label_b_R[:, None], ((1 - smoothing) * weight_b_R)[:, None], 0.0)
+    return q_RC + (smoothing / K * total_R)[:, None]
+
+
+@triton.jit
+def cross_sum(q_RC, x_RC, column_RC, K: tl.constexpr):
+    """sum_k q_k x_k of the row's own columns; tl.where, because a q of 0 times an x of -inf would be NaN."""
+    counts_RC = (q_RC != 0) & (column_RC >= 0) & (column_RC < K)
+    return tl.sum(tl.where(counts_RC, q_RC * x_RC, 0.0), 1)

@@ -16,14 +16,24 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import _checks, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
 from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
-from ._rows import columns_of, label_and_weight, load_rows, per_row, store_rows, weighted_pick
+from ._rows import (
+    columns_of,
+    cross_sum,
+    labels_and_weights,
+    load_rows,
+    per_row,
+    store_rows,
+    target_distribution,
+)
 
 Reduction = Literal["mean", "sum", "none"]
 SmoothingOver = Literal["all", "others"]
+NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
 
 # ---------------------------------------------------------------------------------------------------- device code
 
@@ -31,71 +41,62 @@ SmoothingOver = Literal["all", "others"]
 @triton.jit(do_not_specialize=["N"])
 def cross_entropy_kernel(logits_ptr, target_ptr, target_b_ptr, lam_ptr, scale_ptr, loss_ptr, grad_ptr,
                          N, lam, smoothing, scale,
-                         SMOOTHED: tl.constexpr, IGNORE: tl.constexpr,
-                         LAM_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr,
+                         IGNORE: tl.constexpr, LAM_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr,
                          K: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-                         CHUNKS: tl.constexpr, GROUP: tl.constexpr, SHIFTED: tl.constexpr):
+                         CHUNKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, SHIFTED: tl.constexpr):
     """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away."""
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
-    label_R, weight_R = label_and_weight(target_ptr, lam_R, row_R, N, K, IGNORE)
-    total_R = weight_R
-    if target_b_ptr is not None:
-        label_b_R, weight_b_R = label_and_weight(target_b_ptr, 1 - lam_R, row_R, N, K, IGNORE)
-        total_R += weight_b_R
+    label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
+        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE)
 
-    # A row of at most BLOCK columns is read here, once, and stays in registers. A longer one is read in every loop.
+    # The row is read here, once, and HELD in registers; only one too long for them is read again in every loop.
     max_R = tl.full([ROWS], float("-inf"), tl.float32)
+    held = ()
     for chunk in tl.static_range(CHUNKS):
         x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         max_R = tl.maximum(max_R, tl.max(x_RC, 1))
+        if HELD:
+            held = held + (x_RC,)
 
-    # All sums are of x - max: at logits of 6e4 the plain sum would leave no digits for the loss.
     sum_exp_R = tl.zeros([ROWS], tl.float32)
-    picked_R = tl.zeros([ROWS], tl.float32)  # sum over the labels of weight * (x[label] - max)
-    sum_R = tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
-        if CHUNKS > 1:
+        if HELD:
+            x_RC = held[chunk]
+        else:
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
+        sum_exp_R += tl.sum(tl.exp(x_RC - max_R[:, None]), 1)
+
+    # The sum is of q (x - max): at logits of 6e4 a sum of q x would leave no digits for the loss. And p is
+    # exp(x - max - log sum): with exp(x - max) / sum the compiler keeps every exp from above, and spills long rows.
+    log_sum_R = tl.log(sum_exp_R)
+    cross_R = tl.zeros([ROWS], tl.float32)
+    # The loss scale multiplies in float32, before the one rounding: the other order flushes small gradients.
+    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        if HELD:
+            x_RC = held[chunk]
+        else:
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
+        x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-        exp_RC = tl.exp(x_RC - max_R[:, None])
-        sum_exp_R += tl.sum(exp_RC, 1)
+        q_RC = target_distribution(column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K)
         if loss_ptr is not None:
-            below_RC = tl.where((column_RC >= 0) & (column_RC < K), x_RC - max_R[:, None], 0.0)
-            picked_R += weighted_pick(below_RC, column_RC, label_R, weight_R)
-            if target_b_ptr is not None:
-                picked_R += weighted_pick(below_RC, column_RC, label_b_R, weight_b_R)
-            if SMOOTHED:
-                sum_R += tl.sum(below_RC, 1)
+            cross_R += cross_sum(q_RC, x_RC, column_RC, K)
+        if grad_ptr is not None:
+            grad_RC = scale_R[:, None] * (total_R[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - q_RC)
+            grad_RC = tl.where((total_R == 0)[:, None], 0.0, grad_RC)
+            store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
 
     if loss_ptr is not None:
-        loss_R = total_R * tl.log(sum_exp_R) - (1 - smoothing) * picked_R
-        if SMOOTHED:  # not by a factor of 0: 0 * -inf would be NaN
-            loss_R -= smoothing / K * total_R * sum_R
-        tl.store(loss_ptr + row_R, tl.where(total_R == 0, 0.0, loss_R), mask=row_R < N)
-
-    if grad_ptr is not None:
-        # The loss scale multiplies in float32, before the one rounding: the other order flushes small gradients.
-        scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale
-        for chunk in tl.static_range(CHUNKS):
-            column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-            if CHUNKS > 1:
-                x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
-                exp_RC = tl.exp(x_RC - max_R[:, None])
-            grad_RC = exp_RC * (total_R / sum_exp_R)[:, None]
-            grad_RC -= tl.where(column_RC == label_R[:, None], ((1 - smoothing) * weight_R)[:, None], 0.0)
-            if target_b_ptr is not None:
-                grad_RC -= tl.where(column_RC == label_b_R[:, None], ((1 - smoothing) * weight_b_R)[:, None], 0.0)
-            if SMOOTHED:
-                grad_RC -= (smoothing / K * total_R)[:, None]
-            grad_RC = tl.where((total_R == 0)[:, None], 0.0, grad_RC * (scale_R + tl.zeros([ROWS], tl.float32))[:, None])
-            store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
+        loss_R = tl.where(total_R == 0, 0.0, total_R * log_sum_R - cross_R)
+        tl.store(loss_ptr + row_R, loss_R, mask=row_R < N)
 
 
 # --------------------------------------------------------------------------------------------------------- launch
 
 
-def _launch(logits_NK: Tensor, target_N: Tensor, target_b_N: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
+def launch_cross_entropy(logits_NK: Tensor, target_N: Tensor, target_b_N: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
             smoothing: float, ignore_index: Optional[int], scale_N: Optional[Tensor], scale: float,
             want_loss: bool, want_grad: bool) -> tuple[Tensor, Tensor]:
     """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
@@ -110,7 +111,7 @@ def _launch(logits_NK: Tensor, target_N: Tensor, target_b_N: Optional[Tensor], l
         cross_entropy_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
             logits_NK, target_N.contiguous(), None if target_b_N is None else target_b_N.contiguous(), lam_N, scale_N,
             loss_N if want_loss else None, grad_NK if want_grad else None,
-            num_rows, lam, smoothing, scale, SMOOTHED=smoothing != 0, IGNORE=ignore_index,
+            num_rows, lam, smoothing, scale, IGNORE=ignore_index,
             LAM_STRIDE=broadcast_stride(lam_N), SCALE_STRIDE=broadcast_stride(scale_N), **tile)
     return loss_N, grad_NK
 
@@ -124,7 +125,7 @@ def _launch(logits_NK: Tensor, target_N: Tensor, target_b_N: Optional[Tensor], l
 def _forward(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
              smoothing: float, ignore_index: Optional[int]) -> Tensor:
     if runs_triton(logits):
-        return _launch(logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False)[0]
+        return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False)[0]
     _check_values(logits, target, target_b, lam_N, ignore_index)
     return reference.cross_entropy(logits, target, target_b, lam if lam_N is None else lam_N,
                                    smoothing=smoothing, ignore_index=ignore_index)
@@ -140,9 +141,9 @@ def _(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optiona
 def _backward(grad_loss: Tensor, logits: Tensor, target: Tensor, target_b: Optional[Tensor],
               lam_N: Optional[Tensor], lam: float, smoothing: float, ignore_index: Optional[int]) -> Tensor:
     if runs_triton(logits):
-        return _launch(logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True)[1]
+        return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True)[1]
     return reference.cross_entropy_grad(grad_loss, logits, target, target_b, lam if lam_N is None else lam_N,
-                                        smoothing=smoothing, ignore_index=ignore_index)
+                                        smoothing=smoothing, ignore_index=_used(ignore_index, target, target_b))
 
 
 @_backward.register_fake
@@ -156,13 +157,13 @@ def _loss_and_grad(logits: Tensor, target: Tensor, target_b: Optional[Tensor], l
                    smoothing: float, ignore_index: Optional[int], scale_N: Optional[Tensor],
                    scale: float) -> tuple[Tensor, Tensor]:
     if runs_triton(logits):
-        return _launch(logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True)
+        return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True)
     _check_values(logits, target, target_b, lam_N, ignore_index)
     lam_or_N = lam if lam_N is None else lam_N
     loss = reference.cross_entropy(logits, target, target_b, lam_or_N, smoothing=smoothing, ignore_index=ignore_index)
     scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, reference.cross_entropy_grad(scale_of_N, logits, target, target_b, lam_or_N,
-                                              smoothing=smoothing, ignore_index=ignore_index)
+    return loss, reference.cross_entropy_grad(scale_of_N, logits, target, target_b, lam_or_N, smoothing=smoothing,
+                                              ignore_index=_used(ignore_index, target, target_b))
 
 
 @_loss_and_grad.register_fake
@@ -180,6 +181,14 @@ def _check_values(logits: Tensor, target: Tensor, target_b: Optional[Tensor], la
     if target_b is not None:
         _checks.check_label_values("target_b", target_b, logits.shape[1], ignore_index)
     _checks.check_lam_values(lam_N)
+
+
+def _used(ignore_index: Optional[int], target: Tensor, target_b: Optional[Tensor]) -> Optional[int]:
+    """None where no label of a CPU tensor is the ignored one: clearing ignored rows costs as much as a softmax."""
+    if ignore_index is None or target.is_cuda:
+        return ignore_index
+    labels = target if target_b is None else torch.cat([target, target_b])
+    return ignore_index if bool((labels == ignore_index).any()) else None
 
 
 # ------------------------------------------------------------------------------------------------------- autograd
@@ -259,6 +268,10 @@ def cross_entropy(
     """
     lam_N, lam_number = split_lam(lam)
     smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
+    if target_b is None and logits.device.type == "cpu" and smoothing <= 1 and not runs_triton(logits):
+        # One label on the CPU is torch's own loss, which keeps the log-probabilities instead of computing them twice.
+        return F.cross_entropy(reference.wide(logits), target.long(), reduction=reduction, label_smoothing=smoothing,
+                               ignore_index=NO_LABEL if ignore_index is None else ignore_index)
     loss_N = _forward(logits, target, target_b, lam_N, lam_number, smoothing, ignore_index)
     denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
     return reduce_rows(loss_N, reduction, denominator)

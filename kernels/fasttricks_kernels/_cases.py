@@ -1,0 +1,65 @@
+"""The launches that are measured: every kernel at the shapes the project promises something about.
+
+One list serves the byte ledger, the compile gate and the report. The launches take CPU tensors: the interpreter runs
+them, and ahead-of-time compilation only looks at their dtypes and addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .cross_entropy import launch_cross_entropy
+
+CLASSES = (10, 100, 1000, 1001, 21843)
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`run` launches the kernels once. `floor_bytes`: the least it can move. `wide`: 128-bit accesses are promised."""
+
+    family: str
+    shape: str
+    dtype: str
+    floor_bytes: int
+    run: Callable[[], object]
+    wide: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.shape}-{self.dtype}"
+
+
+def rows_a_launch(num_classes: int) -> int:
+    """Enough rows to fill several programs and leave the last one a remainder; few, for the interpreter is slow."""
+    return 3 + 4 * max(1, 1024 // num_classes) if num_classes < 1000 else 5
+
+
+def cross_entropy_cases(form: str = "loss_and_grad") -> list[Case]:
+    """Cross-entropy with smoothing and a loss scale on the device; `form`: loss_and_grad, mixup, forward, backward."""
+    return [_cross_entropy_case(form, k, dtype) for k in CLASSES for dtype in DTYPES]
+
+
+def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
+    generator = torch.Generator().manual_seed(num_classes)
+    num_rows = rows_a_launch(num_classes)
+    logits = torch.randn(num_rows, num_classes, generator=generator).to(DTYPES[dtype])
+    target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
+    lam = torch.rand(num_rows, generator=generator)
+    pair = (target_b, lam) if form == "mixup" else (None, None)
+    scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
+    row_bytes = num_classes * logits.element_size()
+    floor = {
+        "forward": row_bytes + 12,
+        "backward": 2 * row_bytes + 12,
+        "loss_and_grad": 2 * row_bytes + 12,
+        "mixup": 2 * row_bytes + 24,
+    }[form]
+    return Case(
+        f"cross_entropy {form}", f"K={num_classes}", dtype, num_rows * floor,
+        lambda: launch_cross_entropy(logits, target, *pair, 1.0, 0.1, None, scale, 1.0, form != "backward", form != "forward"),
+        wide=row_bytes >= 512,
+    )
