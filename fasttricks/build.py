@@ -60,7 +60,7 @@ def build(config: TrainConfig, world: World) -> Run:
         classes=train_folder.classes,
         num_train_images=len(train_folder),
         model=model,
-        forward=DistributedDataParallel(model) if world.size > 1 else model,
+        forward=wrap(model, world),
         optimizer=optimizer,
         average=average,
         train_loader=train_loader,
@@ -109,6 +109,13 @@ def place(model: nn.Module, world: World) -> nn.Module:
     """`model` on the rank's device, its weights channels-last in memory."""
     model.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def wrap(model: nn.Module, world: World) -> nn.Module:
+    """`model`, or what sums its gradients over the ranks. Batch norm is local, as in the paper: no buffer is broadcast."""
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def make_loaders(

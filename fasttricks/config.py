@@ -107,6 +107,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require_choices(self, "model.")
         require(self.num_classes >= 0, "model.num_classes", self.num_classes, "must be 0 (from the data) or more")
+        require(self.stem_stride in (4, 2, 1), "model.stem_stride", self.stem_stride, "must be 4, 2 or 1")
         require(0 < self.width <= 16, "model.width", self.width, "must be above 0 and at most 16")
 
 

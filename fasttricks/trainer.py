@@ -141,7 +141,7 @@ def train_epoch(run: Run) -> None:
 def share_statistics(run: Run) -> None:
     """Give all ranks the mean of their batch-norm statistics, so that they validate and save one model. A collective.
 
-    Those of the weights differ by the last step (DistributedDataParallel spreads rank 0's before each), the average's by all.
+    In between each rank's are its own, from its own images, as in the paper.
     """
     models = [run.model] + ([run.average.model] if run.average is not None else [])
     for buffer in (buffer for model in models for buffer in model.buffers()):
