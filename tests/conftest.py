@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import FinishedRun, arguments, on_terminal, write_images
 
 DATA_VARIABLE = "FASTTRICKS_TEST_DATA"
 
@@ -47,3 +49,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 training and 14 validation JPEGs of three classes."""
+    return write_images(tmp_path_factory.mktemp("tiny"), train=45, val=14)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    args = arguments(tiny_data, folder, "--epochs", "3")
+    code, shown = on_terminal(sys.executable, "-m", "fasttricks.train", *args)
+    assert code == 0, shown
+    return FinishedRun(folder, tiny_data, args, shown)

@@ -1,0 +1,118 @@
+"""python -m fasttricks.evaluate: the metrics of a checkpoint, whatever the batch size and the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import FinishedRun, call, configure, environment, torchrun
+
+from fasttricks import evaluate
+from fasttricks.checkpoint import load_checkpoint
+from fasttricks.models import build_model
+
+LINE = re.compile(r"top-1 ([\d.]+) %  top-5 ([\d.]+) %  loss ([\d.]+)  (\d+) images  (.*)")
+
+
+def result(output: str) -> tuple[str, str, str, str, str]:
+    """(top-1, top-5, loss, images, checkpoint) as the one line of output has them."""
+    match = LINE.fullmatch(output.strip())
+    assert match, output
+    return match.groups()  # type: ignore[return-value]
+
+
+def expected(run: FinishedRun) -> tuple[str, str, str, str, str]:
+    summary = json.loads((run.folder / "summary.json").read_text())
+    file = str(run.folder / "checkpoints" / "step-0000000009.pt")
+    return f"{summary['top1']:.2f}", f"{summary['top5']:.2f}", f"{summary['val_loss']:.4f}", str(summary["val_images"]), file
+
+
+def test_the_command_gives_what_the_run_ended_with(finished_run: FinishedRun) -> None:
+    command = [sys.executable, "-m", "fasttricks.evaluate", str(finished_run.folder), "--data.root", str(finished_run.data)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert result(done.stdout) == expected(finished_run)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 14, 100])
+def test_the_batch_size_changes_nothing(batch_size: int, finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    file = finished_run.folder / "checkpoints" / "step-0000000009.pt"
+    assert call(evaluate.main, str(file), "--eval.batch-size", str(batch_size)) == 0
+    assert result(capsys.readouterr().out) == expected(finished_run)
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_the_number_of_ranks_changes_nothing(ranks: int, finished_run: FinishedRun) -> None:
+    """14 images do not divide by 3; in batches of 2 one rank has an empty one."""
+    done = torchrun(ranks, "fasttricks.evaluate", str(finished_run.folder), "--eval.batch-size", "2")
+    assert done.returncode == 0, done.stderr
+    assert result(done.stdout) == expected(finished_run)
+
+
+def test_against_a_plain_loop_over_pil_images(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written from the paper's words: short side to 36, centre 32 x 32, mean and deviation of ImageNet, no mirror, one image at a time."""
+    state = load_checkpoint(finished_run.folder)
+    config = configure(finished_run.data, finished_run.folder)
+    model = build_model(config.model, 3)
+    model.load_state_dict(state["average"])
+    model.eval()
+    top1, losses = 0, []
+    for path in sorted((finished_run.data / "val").rglob("*.jpg")):
+        label = ["ant", "bee", "cat"].index(path.parent.name)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(validation_pixels(path)).permute(2, 0, 1)[None].float())[0].double()
+        top1 += int(logits.argmax()) == label
+        losses.append(float(torch.logsumexp(logits, 0) - logits[label]))
+    assert call(evaluate.main, str(finished_run.folder), "--eval.no-flip") == 0
+    shown_top1, shown_top5, shown_loss, images, _ = result(capsys.readouterr().out)
+    assert len(losses) == int(images) == 14
+    assert shown_top5 == "100.00"
+    assert float(shown_loss) == pytest.approx(np.mean(losses), abs=2e-3)
+    assert float(shown_top1) == pytest.approx(100 * top1 / 14, abs=0.01)
+
+
+def validation_pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        scale = 36 / min(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR), dtype=np.float64)
+    top, left = ((side - 32) // 2 for side in pixels.shape[:2])
+    crop = pixels[top : top + 32, left : left + 32]
+    return (crop - [123.68, 116.779, 103.939]) / [58.393, 57.12, 57.375]
+
+
+def test_another_image_size_and_the_plain_weights(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are other questions: the answers must differ from the run's own, over all 14 images."""
+    losses = {expected(finished_run)[2]}
+    for options in (["--data.image-size", "48", "--data.val-resize", "54"], ["--no-average"]):
+        assert call(evaluate.main, str(finished_run.folder), *options) == 0
+        found = result(capsys.readouterr().out)
+        assert found[3] == "14"
+        losses.add(found[2])
+    assert len(losses) == 3
+
+
+def test_help_without_and_with_a_checkpoint(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(evaluate.main, "--help") == 0
+    assert "CHECKPOINT" in capsys.readouterr().out
+    assert call(evaluate.main) == 2
+    capsys.readouterr()
+    assert call(evaluate.main, str(finished_run.folder), "--help") == 0
+    assert "--eval.batch-size" in capsys.readouterr().out
+
+
+def test_val_images_of_a_class_unknown_to_the_checkpoint(
+    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "val" / "dog").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "val" / "dog" / "1.jpg")
+    assert call(evaluate.main, str(finished_run.folder), "--data.root", str(tmp_path)) == 2
+    assert "class folder dog has no counterpart" in capsys.readouterr().err

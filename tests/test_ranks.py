@@ -1,0 +1,147 @@
+"""Several ranks under torchrun, on CPUs through gloo: one model, one writer, one message where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ALONE, arguments, configure, torchrun, write_images
+from torch import nn
+
+from fasttricks.build import build, find_state
+from fasttricks.checkpoint import load_checkpoint
+from fasttricks.config import ConfigError
+from fasttricks.distributed import World
+from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+
+# The command of a user, and after it what each rank was left with.
+WITNESS = """
+import sys, torch
+from fasttricks import build, trainer
+from fasttricks.train import main
+
+def witness(run):
+    summary = fit(run)
+    average = run.average.model.state_dict()
+    sizes = [len(labels) for _, labels in run.train_loader]
+    torch.save({"model": run.model.state_dict(), "average": average, "summary": summary, "sizes": sizes,
+                "optimizer": run.optimizer.state_dict()}, f"{sys.argv[1]}/rank-{run.world.rank}.pt")
+    return summary
+
+fit, trainer.fit = trainer.fit, witness
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks of 41 images, 20 and 21 a rank, in batches of 10: the third step has no image, and one image."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "witness.py").write_text(WITNESS)
+    data = write_images(folder / "data", train=41, val=5)
+    args = arguments(data, folder / "run", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2", "--accumulate", "1")
+    done = torchrun(2, "witness", str(folder), *args, path=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_the_ranks_end_with_one_model(two_ranks: Path) -> None:
+    first, second = (torch.load(two_ranks / f"rank-{rank}.pt") for rank in (0, 1))
+    assert (first["sizes"], second["sizes"]) == ([10, 10, 0], [10, 10, 1]), "one rank shall have had an empty batch"
+    for part in ("model", "average"):
+        for name, value in first[part].items():
+            if name.endswith("num_batches_tracked"):  # counts the batches of its own rank; nothing reads it
+                continue
+            assert torch.equal(value, second[part][name]), (part, name)
+            assert value.isfinite().all(), (part, name)
+    for index, state in first["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], second["optimizer"]["state"][index]["momentum_buffer"])
+    assert first["summary"] | {"train_seconds": 0, "images_per_sec": 0} == second["summary"] | {
+        "train_seconds": 0,
+        "images_per_sec": 0,
+    }
+
+
+def test_rank_0_alone_prints_and_writes(two_ranks: Path) -> None:
+    output = (two_ranks / "stdout").read_text()
+    assert output.count("top-1 ") == 1
+    assert output.count("recipe   cifar10") == 1
+    assert "20 = 2 rank(s) x 1 micro-batch(es) x 10 images; 3 steps an epoch" in output
+    assert len(list((two_ranks / "run").glob("events.*"))) == 1
+    lines = [json.loads(line) for line in (two_ranks / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_run_measured_what_its_checkpoint_gives_on_one_rank(two_ranks: Path) -> None:
+    summary = json.loads((two_ranks / "run" / "summary.json").read_text())
+    state = load_checkpoint(two_ranks / "run")
+    config = configure(two_ranks / "data", two_ranks / "run")
+    alone = evaluate_checkpoint(EvaluateConfig(data=config.data, eval=config.eval), state, ALONE)
+    assert alone.images == summary["val_images"] == 5
+    assert (alone.top1, alone.top5) == (summary["top1"], summary["top5"])
+    assert alone.loss == pytest.approx(summary["val_loss"], rel=1e-6)
+
+
+def test_a_wrong_argument_is_answered_once(tiny_data: Path, tmp_path: Path) -> None:
+    done = torchrun(2, "fasttricks.train", *arguments(tiny_data, tmp_path / "run", "--modle.width", "0.5"))
+    assert done.returncode != 0
+    assert done.stderr.count("--model.width") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_printed_once(tiny_data: Path, tmp_path: Path) -> None:
+    done = torchrun(2, "fasttricks.train", *arguments(tiny_data, tmp_path / "run", "--global-batch-size", "15"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: global_batch_size = 15: must be a multiple of ranks x accumulate (2 x 1)") == 1
+    assert done.stderr.count("the nearest is 16") == 1
+    ours = [line for line in done.stderr.splitlines() if "fasttricks/" in line]
+    assert not ours, "a traceback through our files"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_not_lost(two_ranks: Path, tmp_path: Path) -> None:
+    """A damaged image that only the second rank reads."""
+    data = write_images(tmp_path / "data", train=40, val=4)
+    for path in sorted((data / "val").rglob("*.jpg"))[2:]:  # the second half is the second rank's
+        path.write_bytes(path.read_bytes()[:200])
+    done = torchrun(2, "fasttricks.train", *arguments(data, tmp_path / "run"))
+    assert done.returncode != 0
+    assert "error: " in done.stderr
+    assert "cannot decode" in done.stderr
+
+
+def world(rank: int, size: int) -> World:
+    return World(rank=rank, size=size, local_rank=rank, local_size=size, device=torch.device("cpu"))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"= 16: must be a multiple of ranks x accumulate \(3 x 1\); the nearest is 15"):
+        build(configure(tiny_data, tmp_path / "run"), world(2, 3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_resumes_with_its_own_number_of_ranks_only(two_ranks: Path) -> None:
+    config = configure(two_ranks / "data", two_ranks / "run", "--resume")
+    for size in (1, 3):
+        with pytest.raises(ConfigError, match=rf"ranks = {size}: must be 2, as in the run to resume"):
+            find_state(config, world(0, size))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_leaves_batch_norm_as_it_was(training: bool) -> None:
+    """What trainer.train_step relies on, of torch itself: no NaN, statistics untouched, gradients zero and not absent."""
+    norm = nn.BatchNorm2d(4).train(training)
+    with torch.no_grad():
+        norm.running_mean.fill_(3.0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+    layers(torch.empty(0, 3, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert norm.running_mean.tolist() == [3.0] * 4
+    assert norm.running_var.tolist() == [1.0] * 4
+    for parameter in layers.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()

@@ -1,0 +1,158 @@
+"""python -m fasttricks.train as its user meets it: what it shows, what it leaves, and how to go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import FinishedRun, arguments, call, on_terminal
+
+import fasttricks
+from fasttricks import train
+from fasttricks.config import TrainConfig
+from fasttricks.runfolder import read_config
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def plain(shown: str) -> str:
+    """What a terminal showed, without colours and cursor movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n")
+
+
+def test_the_header_says_what_is_trained(finished_run: FinishedRun) -> None:
+    shown = plain(finished_run.shown)
+    for wanted in (
+        "recipe   cifar10",
+        "model    resnet8d, ",
+        f"data     45 training and 14 validation images of 3 classes in {finished_run.data}",
+        "precision fp32",
+        "batch    16 = 1 rank(s) x 1 micro-batch(es) x 16 images; 3 steps an epoch, 3 epochs",
+        "lr       peak 0.0125, warm-up 0 epochs, then cosine",
+        f"run      {finished_run.folder}/",
+    ):
+        assert wanted in shown
+
+
+def test_the_bar_shows_loss_lr_speed_and_time_left(finished_run: FinishedRun) -> None:
+    shown = plain(finished_run.shown)
+    bars = re.findall(r"epoch +[\d.]+  loss [\d.]+  lr [\d.]+  [\d,]+ imgs/sec .* \d+/9 \d:\d\d:\d\d", shown)
+    assert bars, shown
+    assert "\x1b[?25h" in finished_run.shown, "the cursor must be shown again"
+
+
+def test_the_last_line_is_the_result(finished_run: FinishedRun) -> None:
+    summary = json.loads((finished_run.folder / "summary.json").read_text())
+    *_, last = plain(finished_run.shown).strip().splitlines()
+    assert last.startswith(f"top-1 {summary['top1']:.2f} %  top-5 {summary['top5']:.2f} %  {summary['images_per_sec']:,.0f} imgs/sec")
+    assert last.endswith(f"everything is in {finished_run.folder}/")
+
+
+def test_the_run_folder_holds_all_of_it(finished_run: FinishedRun) -> None:
+    folder = finished_run.folder
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
+    assert names == {"config.json", "metrics.jsonl", "curves.png", "checkpoints", "summary.json"}
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-0000000006.pt", "step-0000000009.pt"]
+    with Image.open(folder / "curves.png") as curves:
+        assert min(curves.size) >= 400
+
+
+def test_config_json_is_resolved_and_dated_by_commit(finished_run: FinishedRun) -> None:
+    saved = json.loads((finished_run.folder / "config.json").read_text())
+    assert saved["config"]["model"]["name"] == "resnet8d"
+    assert saved["config"]["loss"]["smoothing"] == 0.1, "the recipe's own value"
+    assert saved["config"]["data"]["root"] == str(finished_run.data)
+    assert saved["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert saved["versions"]["fasttricks"] == fasttricks.__version__
+    assert {"python", "triton", "numpy", "nvidia-dali-cuda120", "commit"} <= saved["versions"].keys()
+    config = read_config(finished_run.folder)
+    assert isinstance(config, TrainConfig)
+    assert config.epochs == 3
+
+
+def test_metrics_have_every_step_and_every_validation(finished_run: FinishedRun) -> None:
+    lines = records(finished_run.folder)
+    training = [line for line in lines if "train_loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 10))
+    assert all(math.isfinite(line["train_loss"]) and line["images_per_sec"] > 0 for line in training)
+    assert training[0]["lr"] == pytest.approx(0.0125)
+    assert [line["epoch"] for line in lines if "top1" in line] == [1, 2, 3]
+
+
+def test_tensorboard_reads_the_same_numbers(finished_run: FinishedRun) -> None:
+    events = EventAccumulator(str(finished_run.folder))
+    events.Reload()
+    training = [line for line in records(finished_run.folder) if "train_loss" in line]
+    assert {"train_loss", "lr", "images_per_sec", "top1", "top5", "val_loss"} <= set(events.Tags()["scalars"])
+    read = events.Scalars("train_loss")
+    assert [event.step for event in read] == [line["step"] for line in training]
+    assert [event.value for event in read] == pytest.approx([line["train_loss"] for line in training], rel=1e-6)
+
+
+def test_summary_json_agrees_with_the_last_validation(finished_run: FinishedRun) -> None:
+    summary = json.loads((finished_run.folder / "summary.json").read_text())
+    last = [line for line in records(finished_run.folder) if "top1" in line][-1]
+    assert {name: summary[name] for name in ("top1", "top5", "val_loss")} == {n: last[n] for n in ("top1", "top5", "val_loss")}
+    assert (summary["recipe"], summary["epochs"], summary["val_images"]) == ("cifar10", 3, 14)
+    assert summary["images_per_sec"] == pytest.approx(3 * 45 / summary["train_seconds"])
+    assert "threads" in summary["device"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_run_there_is_refused(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished_run.folder)
+    assert call(train.main, *finished_run.args) == 2
+    error = capsys.readouterr().err
+    assert f"run_dir = {str(finished_run.folder)!r}: is there already and is never overwritten; add --resume" in error
+    assert error.count("\n") == 1
+    assert contents(finished_run.folder) == before
+
+
+def test_resuming_with_another_config_names_the_field(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(train.main, *finished_run.args, "--resume", "--loss.smoothing", "0.2") == 2
+    assert "loss.smoothing: 0.1 -> 0.2" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_says_the_result_again(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(tiny_data, tmp_path / "run", "--epochs", "1")
+    assert call(train.main, *args) == 0
+    first = capsys.readouterr().out.strip().splitlines()
+    before = contents(tmp_path / "run")
+    assert call(train.main, *args, "--resume") == 0
+    again = capsys.readouterr().out.strip().splitlines()
+    assert again[-1] == first[-1]
+    assert any(re.fullmatch(r"resume   .*step-0000000003.pt, after epoch 1 of 1", line) for line in again)
+    after = contents(tmp_path / "run")
+    for name in ("metrics.jsonl", "summary.json", "checkpoints/step-0000000003.pt"):
+        assert after[name] == before[name]
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
+    """Typed on a real terminal after the first epoch of very many."""
+    args = arguments(tiny_data, tmp_path / "run", "--epochs", "5000")
+    command = (sys.executable, "-m", "fasttricks.train", *args)
+    code, shown = on_terminal(*command, until="top1", keys=b"\x03")
+    text = plain(shown)
+    assert code == 128 + signal.SIGINT, text
+    assert "Traceback" not in text
+    *_, last = text.strip().splitlines()
+    assert re.fullmatch(r"stopped; add --resume to the same command to go on from .*/checkpoints/step-\d+\.pt", last) or (
+        last == "stopped; add --resume to the same command to go on from the beginning, as no checkpoint was saved yet"
+    )
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,334 @@
+"""The training step and fit(): the gradient is the mean over images, nothing waits for the device, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import ALONE, configure, write_images
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fasttricks import trainer
+from fasttricks.build import build
+from fasttricks.checkpoint import load_checkpoint
+from fasttricks.config import TrainConfig
+from fasttricks.data import Batch
+from fasttricks.losses import draw_lam
+from fasttricks.trainer import Run, fit, train_step
+
+PLAIN = "--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0".split()
+TRICKS = "--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --data.pca-noise 0.1".split()
+
+
+@pytest.fixture
+def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
+    """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
+    runs: list[Run] = []
+    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)  # half a second each, tested elsewhere
+
+    def make(*more: str, **changes: Any) -> Run:
+        run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")
+        data = changes.pop("data_dir", tiny_data)
+        runs.append(build(configure(data, Path(run_dir), *more, **changes), ALONE))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.log.close()
+
+
+def groups(run: Run) -> Iterator[list[Batch]]:
+    """The micro-batches of each step of one epoch."""
+    batches = list(run.train_loader)
+    for first in range(0, len(batches), run.config.accumulate):
+        yield batches[first : first + run.config.accumulate]
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    """A copy of the weights and statistics."""
+    return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nests of dicts, lists, tensors and plain values are equal, bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.fixture(scope="module")
+def square_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of which PLAIN takes the whole: the order is then all that is random."""
+    return write_images(tmp_path_factory.mktemp("square"), train=45, val=3, sides=(48, 48))
+
+
+# ------------------------------------------------------------------------------------------- gradient: mean over images
+def frozen_statistics(run: Run) -> Run:
+    """Batch norm in eval mode, so that an image's gradient does not depend on its neighbours; moved off the identity."""
+    for module in run.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(1))
+    run.model.eval()
+    return run
+
+
+@pytest.mark.parametrize(("accumulate", "batch"), [(1, 16), (2, 16), (4, 16), (2, 24)])
+def test_an_epoch_is_plain_sgd_on_the_mean_loss(
+    accumulate: int, batch: int, start: Callable[..., Run], square_data: Path
+) -> None:
+    """Against torch's own loss and unfused SGD on whole batches; of 45 images the last step has fewer, unequally split."""
+    begin = partial(start, *PLAIN, "--model.no-zero-gamma", data_dir=square_data, global_batch_size=batch)
+    reference = frozen_statistics(begin())
+    plain, batches = reference.model, [Batch(*map(torch.clone, pair)) for pair in reference.train_loader]
+    run = frozen_statistics(begin(accumulate=accumulate))
+    config = run.config.optim
+    named = dict(plain.named_parameters())
+    decayed = [p for name, p in named.items() if p.dim() > 1]
+    rest = [p for name, p in named.items() if p.dim() <= 1]
+    sgd = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest}],
+        lr=0.1, momentum=config.momentum, nesterov=True, fused=False, foreach=False,
+    )  # fmt: skip
+    before = weights(run)
+    for step, (images, labels) in enumerate(batches):
+        for group in sgd.param_groups:
+            group["lr"] = run.lr_at(step)
+        sgd.zero_grad()
+        paper_smoothing(plain(images), labels, run.config.loss.smoothing).backward()
+        sgd.step()
+    for group in groups(run):
+        train_step(run, group)
+    assert run.step == len(batches)
+    after = weights(run)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert max(float((after[n] - before[n]).abs().max()) for n in named) > 1e-3, "the run hardly moved: nothing was shown"
+
+
+def paper_smoothing(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy against dense targets: 1 - smoothing, and smoothing / (K - 1) for each other class."""
+    classes = logits.shape[1]
+    dense = torch.full_like(logits, smoothing / (classes - 1)).scatter(1, labels[:, None], 1 - smoothing)
+    return nn.functional.cross_entropy(logits, dense)
+
+
+# ---------------------------------------------------------------------------------------------------------- host syncs
+class NoHostSync(TorchDispatchMode):
+    """Fails on what makes the host wait: reading a value, a shape that depends on values, a copy between devices."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "item")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        assert name not in self.WAITING, f"{func} waits for the device"
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        masks = [index for index in indices if index is not None and index.dtype == torch.bool]
+        assert not masks, f"{func} by a mask waits for the device: its shape depends on the values"
+        devices = {value.device for value in args if isinstance(value, Tensor) and value.dim()}
+        if kwargs.get("device") is not None:
+            devices.add(torch.device(kwargs["device"]))
+        assert len(devices) <= 1 or name not in ("_to_copy", "copy_"), f"{func} copies between devices"
+        return func(*args, **kwargs)
+
+
+class NoHostCopy(TorchFunctionMode):
+    """Fails on calls that copy to the host: on the CPU they copy nothing, so that the dispatcher does not see them."""
+
+    COPYING = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__array__", "__repr__", "__format__")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        assert name not in self.COPYING, f"Tensor.{name} waits for the device"
+        to_cpu = name == "to" and any(str(value) == "cpu" for value in (*args[1:], *(kwargs or {}).values()))
+        assert not to_cpu, "Tensor.to('cpu') waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_step_never_waits(precision: str, start: Callable[..., Run]) -> None:
+    run = start(*TRICKS, "--precision", precision, accumulate=2)
+    steps = list(groups(run))
+    assert [len(labels) for _, labels in steps[-1]] == [8, 5], "the short last step is a part of what is watched"
+    with NoHostCopy(), NoHostSync():
+        for group in steps:
+            train_step(run, group)
+    assert run.log.flush(run.step, 0.0) > 0
+
+
+def test_an_empty_micro_batch_never_waits_and_changes_nothing(start: Callable[..., Run]) -> None:
+    """What the last step of an epoch gives to a rank whose images are used up."""
+    run = start(*TRICKS)
+    batch = next(iter(run.train_loader))
+    before = weights(run)
+    with NoHostCopy(), NoHostSync():
+        train_step(run, [Batch(batch.images[:0], batch.labels[:0])])
+    statistics = {name: value for name, value in weights(run).items() if "running" in name}
+    assert same(statistics, {name: before[name] for name in statistics})
+    assert all(bool(value.isfinite().all()) for value in weights(run).values())
+
+
+PLANTED = {
+    "item": lambda loss: loss.item(),
+    "cpu": lambda loss: loss.cpu(),
+    "to": lambda loss: loss.to("cpu"),
+    "branch": lambda loss: 1 if loss > 0 else 2,
+    "float": lambda loss: float(loss),
+    "print": lambda loss: f"{loss}",
+    "tolist": lambda loss: loss[None].tolist(),
+    "mask": lambda loss: loss[None][loss[None] > 0],
+    "nonzero": lambda loss: loss[None].nonzero(),
+    "equal": lambda loss: torch.equal(loss, loss),
+    "copy between devices": lambda loss: torch.empty((1,), device="meta").copy_(loss[None]),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_a_planted_wait_is_found(
+    planted: Callable[[Tensor], Any], start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start()
+    add = run.log.add
+    monkeypatch.setattr(run.log, "add", lambda loss, images: (planted(loss), add(loss, images)))
+    group = next(groups(run))
+    with NoHostCopy(), NoHostSync(), pytest.raises(AssertionError, match="waits for the device|copies between devices"):
+        train_step(run, group)
+
+
+# ------------------------------------------------------------------------------------------------------- same seed, same run
+def final_state(run: Run) -> dict[str, Any]:
+    """The newest checkpoint without names and times; what DALI's bytes stand for is the order and crops of further steps."""
+    state = load_checkpoint(run.folder)
+    for key in ("path", "config", "train_seconds"):
+        del state[key]
+    positions = [json.loads(bytes(loader.numpy())) for loader in state["loaders"]]
+    state["loaders"] = [{**position, "dali": None} for position in positions]
+    return state
+
+
+def test_the_seed_decides_every_bit(start: Callable[..., Run]) -> None:
+    states = []
+    for seed in (3, 3, 4):
+        run = start(*TRICKS, "--seed", str(seed))
+        fit(run)
+        states.append(final_state(run))
+    assert same(states[0], states[1])
+    assert not any(torch.equal(states[0]["model"][name], states[2]["model"][name]) for name in ("fc.weight", "bn1.weight"))
+
+
+def test_mixup_draws_for_each_micro_batch_of_each_step(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int, int, float]] = []
+
+    def spy(alpha: float, *, seed: int, step: int, rank: int) -> float:
+        lam = draw_lam(alpha, seed=seed, step=step, rank=rank)
+        drawn.append((seed, step, rank, lam))
+        return lam
+
+    monkeypatch.setattr(trainer, "draw_lam", spy)
+    run = start(*TRICKS, seed=7, accumulate=2)
+    for group in groups(run):
+        train_step(run, group)
+    assert [entry[:3] for entry in drawn] == [(7, step, 0) for step in range(6)]
+    assert len({lam for *_, lam in drawn}) == 6
+
+
+# ------------------------------------------------------------------------------------------------------------- resume
+class Stop(Exception):
+    """What ends a run in these tests, wherever it stands."""
+
+
+def interrupt(run: Run, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> None:
+    """Run until `at_step` updates are done, then stop as a kill would: nothing more is saved."""
+    step = trainer.train_step
+
+    def stopping(run: Run, group: list[Batch]) -> None:
+        if run.step == at_step:
+            raise Stop
+        step(run, group)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(trainer, "train_step", stopping)
+        fit(run)
+
+
+def records(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without its timings."""
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "images_per_sec"} for line in lines]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stopped before any save, right after one, and between two."""
+    begin = partial(start, *TRICKS, epochs=4, accumulate=2)
+    whole = begin()
+    fit(whole)
+    assert [r["step"] for r in records(whole) if "train_loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in records(whole) if "top1" in r] == [3, 6, 9, 12]
+    for at_step in (2, 6, 8):
+        folder = tmp_path / f"stopped at {at_step}"
+        interrupt(begin(run_dir=folder), monkeypatch, at_step=at_step)
+        resumed = begin(run_dir=folder, resume=True)
+        assert resumed.step == at_step // 3 * 3
+        fit(resumed)
+        assert same(final_state(whole), final_state(resumed)), at_step
+        assert records(whole) == records(resumed), at_step
+
+
+def test_a_finished_run_that_is_resumed_is_measured_again_and_changes_nothing(start: Callable[..., Run], tmp_path: Path) -> None:
+    first = start(run_dir=tmp_path / "run")
+    summary, state, lines = fit(first), final_state(first), records(first)
+    again = start(run_dir=tmp_path / "run", resume=True)
+    assert fit(again) == summary
+    assert records(again) == lines
+    assert same(final_state(again), state)
+
+
+# -------------------------------------------------------------------------------------------------------------- the rest
+def test_bf16_autocast_trains_on_the_cpu(start: Callable[..., Run]) -> None:
+    """Weights and their gradients stay FP32, activations are bf16: the run differs from fp32 from the first step, by a little."""
+    seen: set[torch.dtype] = set()
+    results = {}
+    for precision in ("fp32", "bf16"):
+        run = start(*PLAIN, "--precision", precision)
+        hook = run.model.fc.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+        for group in groups(run):
+            train_step(run, group)
+        hook.remove()
+        results[precision] = weights(run)
+    assert seen == {torch.float32, torch.bfloat16}
+    assert {value.dtype for value in results["bf16"].values() if value.is_floating_point()} == {torch.float32}
+    difference = (results["fp32"]["fc.weight"] - results["bf16"]["fc.weight"]).abs().max()
+    assert 0 < difference < 0.01
+
+
+def test_validation_and_saving_at_their_intervals(start: Callable[..., Run]) -> None:
+    run = start(epochs=5, checkpoint_epochs=2, **{"eval": dataclasses.replace(configured().eval, every_epochs=3)})
+    fit(run)
+    assert [r["epoch"] for r in records(run) if "top1" in r] == [3, 5]
+    kept = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    assert kept == ["step-0000000012.pt", "step-0000000015.pt"], "after epochs 4 and 5, the newest two"
+
+
+def configured() -> TrainConfig:
+    """A config of no particular data, for its parts."""
+    return configure(Path("data"), Path("run"))
+
+
+def test_micro_batches_before_the_last_do_not_sum_over_ranks(start: Callable[..., Run]) -> None:
+    run = start()
+    assert isinstance(trainer.synced_gradients(run, last=False), nullcontext), "nothing to hold back without ranks"

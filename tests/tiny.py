@@ -1,0 +1,124 @@
+"""Runs small enough for a test: a few dozen drawn JPEGs, a network of a few thousand weights, and ways to start a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import pty
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fasttricks.cli import parse_recipe, run_main
+from fasttricks.config import TrainConfig
+from fasttricks.distributed import World
+
+torch.set_num_threads(1)  # these networks are too small for more, and the tests share few cores
+
+REPOSITORY = Path(__file__).parent.parent
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+SHRINK = (
+    "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 --data.threads 1 "
+    "--device cpu --model.width 0.125 --log-steps 1"
+).split()
+SMALLEST = [*SHRINK, "--model.name", "resnet8d"]
+
+
+class FinishedRun(NamedTuple):
+    """A run that went to its end, and what the terminal showed of it."""
+
+    folder: Path
+    data: Path
+    args: list[str]
+    shown: str
+
+
+def write_images(
+    root: Path, *, train: int, val: int, classes: Sequence[str] = ("ant", "bee", "cat"), sides: tuple[int, int] = (40, 60)
+) -> Path:
+    """A data set at `root`: noise with a colour for each class, its height and width drawn from `sides`, in pixels."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for index in range(count):
+            label = index % len(classes)
+            folder = root / split / classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = draws.integers(0, 256, (*draws.integers(*sides, 2, endpoint=True), 3))
+            pixels[..., label % 3] //= 2
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03d}.jpg", quality=90)
+    return root
+
+
+def arguments(data: Path, run_dir: Path, *more: str, recipe: str = "cifar10", shrink: Sequence[str] = SMALLEST) -> list[str]:
+    """Arguments of fasttricks.train for a run of seconds; `more` wins over what makes it small."""
+    return [recipe, *shrink, "--data.root", str(data), "--run-dir", str(run_dir), *more]
+
+
+def configure(data: Path, run_dir: Path, *more: str, **changes: Any) -> TrainConfig:
+    """The config of such a run, read as the command line reads it, then with the fields `changes`."""
+    return dataclasses.replace(parse_recipe(arguments(data, run_dir, *more), prog="test"), **changes)
+
+
+def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
+    """The exit code of the entry point `main` with `args`, run in this process, which saves the seconds that a new one takes."""
+    with (
+        mock.patch.object(sys, "argv", ["prog", *args]),
+        mock.patch("fasttricks.distributed.keep_freed_memory"),  # it would change the tests' own process for good
+    ):
+        try:
+            run_main(main)
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of a new process: it finds both packages, installed or not, and takes one thread."""
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(ranks: int, module: str, *args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`module`, found in the folder `path` too, on so many ranks of this machine, on a port of its own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*launcher, "-m", module, *args]
+    env = environment()
+    env["PYTHONPATH"] += f"{os.pathsep}{path}" if path else ""
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+def on_terminal(*command: str, until: str = "", keys: bytes = b"") -> tuple[int, str]:
+    """(exit code, all that was shown) of `command` on a terminal of 120 columns; `keys` are typed once `until` is read."""
+    main, terminal = pty.openpty()
+    env = environment(COLUMNS="120", LINES="40", TERM="xterm-256color")
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=env, preexec_fn=own_terminal)
+    os.close(terminal)
+    shown = b""
+    with open(main, "rb", buffering=0) as screen:
+        while True:
+            try:
+                part = screen.read(65536)
+            except OSError:  # how Linux says that the terminal's other end was closed
+                break
+            if not part:
+                break
+            shown += part
+            if keys and until.encode() in shown:
+                os.write(main, keys)
+                keys = b""
+    return process.wait(timeout=60), shown.decode()
+
+
+def own_terminal() -> None:
+    """Make standard input the terminal that this new process is controlled from, so that Ctrl-C reaches it as a signal."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
