@@ -36,10 +36,8 @@ def versions() -> dict[str, str]:
 
 def _commit() -> str:
     checkout = Path(__file__).parents[1]
-    if not (
-        checkout / ".git"
-    ).exists():  # installed: git would answer for whatever repository lies around site-packages
-        return "unknown"
+    if not (checkout / ".git").exists():
+        return "unknown"  # installed: git would answer for whatever repository lies around site-packages
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
