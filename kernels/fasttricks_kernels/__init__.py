@@ -1,6 +1,15 @@
 """Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import."""
 
 from .cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
+from .distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
 from .mixup import mixup
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "cross_entropy_loss_and_grad", "mixup"]
+__all__ = [
+    "CrossEntropyLoss",
+    "DistillationLoss",
+    "cross_entropy",
+    "cross_entropy_loss_and_grad",
+    "distillation_loss",
+    "distillation_loss_and_grad",
+    "mixup",
+]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .cross_entropy import launch_cross_entropy
+from .distillation import launch_distillation
 
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -61,5 +62,33 @@ def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
     return Case(
         f"cross_entropy {form}", f"K={num_classes}", dtype, num_rows * floor,
         lambda: launch_cross_entropy(logits, target, *pair, 1.0, 0.1, None, scale, 1.0, form != "backward", form != "forward"),
-        wide=row_bytes >= 512,
+        wide=row_bytes >= 1024,
+    )
+
+
+def distillation_cases(form: str = "loss_and_grad") -> list[Case]:
+    """Distillation at T = 20 with smoothing; `form`: loss_and_grad, mixup, forward, backward."""
+    return [_distillation_case(form, k, dtype) for k in CLASSES for dtype in DTYPES]
+
+
+def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
+    generator = torch.Generator().manual_seed(num_classes)
+    num_rows = rows_a_launch(num_classes)
+    logits, teacher = torch.randn(2, num_rows, num_classes, generator=generator).to(DTYPES[dtype]).unbind()
+    logits, teacher = logits.clone(), teacher.clone()  # each at an aligned address
+    target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
+    pair = (target_b, torch.rand(num_rows, generator=generator)) if form == "mixup" else (None, None)
+    scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
+    row_bytes = num_classes * logits.element_size()
+    floor = {
+        "forward": 2 * row_bytes + 12,
+        "backward": 3 * row_bytes + 12,
+        "loss_and_grad": 3 * row_bytes + 12,
+        "mixup": 3 * row_bytes + 24,
+    }[form]
+    return Case(
+        f"distillation {form}", f"K={num_classes}", dtype, num_rows * floor,
+        lambda: launch_distillation(logits, teacher, target, *pair, 1.0, 0.1, None, 20.0, 1.0, 1.0, scale, 1.0,
+                                    form != "backward", form != "forward"),
+        wide=row_bytes >= 1024,
     )

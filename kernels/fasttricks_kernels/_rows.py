@@ -76,6 +76,20 @@ def store_rows(rows_ptr, value_RC, row_R, N, chunk: tl.constexpr, K: tl.constexp
 
 
 @triton.jit
+def raised_max(max_R, x_RC):
+    """The running maximum with x taken in. While it is -inf, 0 stands in: -inf - -inf would be NaN for good."""
+    max_R = tl.maximum(max_R, tl.max(x_RC, 1))
+    return max_R, tl.where(max_R == float("-inf"), 0.0, max_R)
+
+
+@triton.jit
+def sum_of_exp(sum_R, old_max_R, new_max_R, x_RC, coldness):
+    """sum_k exp(coldness (x_k - max)) with x taken in, what was summed before rescaled to the new maximum."""
+    rescaled_R = sum_R * tl.exp(coldness * (old_max_R - new_max_R))
+    return rescaled_R + tl.sum(tl.exp(coldness * (x_RC - new_max_R[:, None])), 1)
+
+
+@triton.jit
 def per_row(values_ptr, default, row_R, N, STRIDE: tl.constexpr):
     """One number a row from an optional tensor: `default` without it, one load a program where its stride is 0."""
     if values_ptr is None:

@@ -27,7 +27,9 @@ from ._rows import (
     labels_and_weights,
     load_rows,
     per_row,
+    raised_max,
     store_rows,
+    sum_of_exp,
     target_distribution,
 )
 
@@ -50,22 +52,17 @@ def cross_entropy_kernel(logits_ptr, target_ptr, target_b_ptr, lam_ptr, scale_pt
     label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
         target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE)
 
-    # The row is read here, once, and HELD in registers; only one too long for them is read again in every loop.
+    # The row is read here, once, and HELD in registers; only one too long for them is read again below.
     max_R = tl.full([ROWS], float("-inf"), tl.float32)
+    sum_exp_R = tl.zeros([ROWS], tl.float32)
     held = ()
     for chunk in tl.static_range(CHUNKS):
         x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
-        max_R = tl.maximum(max_R, tl.max(x_RC, 1))
+        old_max_R = max_R
+        max_R, safe_max_R = raised_max(max_R, x_RC)
+        sum_exp_R = sum_of_exp(sum_exp_R, old_max_R, safe_max_R, x_RC, 1.0)
         if HELD:
             held = held + (x_RC,)
-
-    sum_exp_R = tl.zeros([ROWS], tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        if HELD:
-            x_RC = held[chunk]
-        else:
-            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
-        sum_exp_R += tl.sum(tl.exp(x_RC - max_R[:, None]), 1)
 
     # The sum is of q (x - max): at logits of 6e4 a sum of q x would leave no digits for the loss. And p is
     # exp(x - max - log sum): with exp(x - max) / sum the compiler keeps every exp from above, and spills long rows.
@@ -126,7 +123,7 @@ def _forward(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: 
              smoothing: float, ignore_index: Optional[int]) -> Tensor:
     if runs_triton(logits):
         return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False)[0]
-    _check_values(logits, target, target_b, lam_N, ignore_index)
+    check_values(logits, target, target_b, lam_N, ignore_index)
     return reference.cross_entropy(logits, target, target_b, lam if lam_N is None else lam_N,
                                    smoothing=smoothing, ignore_index=ignore_index)
 
@@ -143,7 +140,7 @@ def _backward(grad_loss: Tensor, logits: Tensor, target: Tensor, target_b: Optio
     if runs_triton(logits):
         return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True)[1]
     return reference.cross_entropy_grad(grad_loss, logits, target, target_b, lam if lam_N is None else lam_N,
-                                        smoothing=smoothing, ignore_index=_used(ignore_index, target, target_b))
+                                        smoothing=smoothing, ignore_index=used_index(ignore_index, target, target_b))
 
 
 @_backward.register_fake
@@ -158,12 +155,9 @@ def _loss_and_grad(logits: Tensor, target: Tensor, target_b: Optional[Tensor], l
                    scale: float) -> tuple[Tensor, Tensor]:
     if runs_triton(logits):
         return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True)
-    _check_values(logits, target, target_b, lam_N, ignore_index)
-    lam_or_N = lam if lam_N is None else lam_N
-    loss = reference.cross_entropy(logits, target, target_b, lam_or_N, smoothing=smoothing, ignore_index=ignore_index)
+    loss = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
     scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, reference.cross_entropy_grad(scale_of_N, logits, target, target_b, lam_or_N, smoothing=smoothing,
-                                              ignore_index=_used(ignore_index, target, target_b))
+    return loss, _backward(scale_of_N, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
 
 
 @_loss_and_grad.register_fake
@@ -174,7 +168,7 @@ def _(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optiona
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def _check_values(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor],
+def check_values(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor],
                   ignore_index: Optional[int]) -> None:
     """Inside the op, where reading a CPU tensor's values is invisible to tracing and to a search for syncs."""
     _checks.check_label_values("target", target, logits.shape[1], ignore_index)
@@ -183,7 +177,7 @@ def _check_values(logits: Tensor, target: Tensor, target_b: Optional[Tensor], la
     _checks.check_lam_values(lam_N)
 
 
-def _used(ignore_index: Optional[int], target: Tensor, target_b: Optional[Tensor]) -> Optional[int]:
+def used_index(ignore_index: Optional[int], target: Tensor, target_b: Optional[Tensor]) -> Optional[int]:
     """None where no label of a CPU tensor is the ignored one: clearing ignored rows costs as much as a softmax."""
     if ignore_index is None or target.is_cuda:
         return ignore_index

@@ -128,6 +128,97 @@ def cross_entropy_grad_vjp(
     return total_N * mean_v_N1[:, 0] - vq_N, d_logits_NK.to(logits_NK.dtype)
 
 
+# ---------------------------------------------------------------------------------------------------- distillation
+
+
+def distillation(
+    logits_NK: Tensor,
+    teacher_logits_NK: Tensor,
+    target_N: Tensor,
+    target_b_N: Tensor | None = None,
+    lam: Share = 1.0,
+    *,
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+    smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """(N,) losses: hard_weight ce(logits, labels) + soft_weight W T^2 ce(logits / T, softmax(teacher_logits / T)).
+
+    W is the weight of the row's labels that are not ignored: 1, and 0 for a row that is left out.
+    """
+    hard_N = cross_entropy(
+        logits_NK, target_N, target_b_N, lam, smoothing=smoothing, ignore_index=ignore_index
+    )
+    total_N = sum(w for _, w in labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
+    teacher_NK = (wide(teacher_logits_NK) / temperature).softmax(1)
+    log_p_NK = F.log_softmax(wide(logits_NK) / temperature, dim=1)
+    soft_N = -torch.where(teacher_NK == 0, 0, teacher_NK * log_p_NK).sum(1)
+    soft_N = torch.where(total_N == 0, 0, total_N * temperature**2 * soft_N)
+    return hard_weight * hard_N + soft_weight * soft_N
+
+
+def distillation_grad(
+    scale_N: Tensor,
+    logits_NK: Tensor,
+    teacher_logits_NK: Tensor,
+    target_N: Tensor,
+    target_b_N: Tensor | None = None,
+    lam: Share = 1.0,
+    *,
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+    smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """scale (hard_weight (W p - q) + soft_weight W T (softmax(logits / T) - softmax(teacher / T))), rounded once."""
+    grad_NK = cross_entropy_grad(
+        hard_weight * scale_N, wide(logits_NK), target_N, target_b_N, lam, smoothing=smoothing,
+        ignore_index=ignore_index,
+    )
+    total_N = sum(w for _, w in labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
+    soft_NK = (wide(logits_NK) / temperature).softmax(1)
+    soft_NK.sub_((wide(teacher_logits_NK) / temperature).softmax(1))
+    soft_NK.mul_((soft_weight * temperature * total_N * scale_N)[:, None])
+    if ignore_index is not None:
+        soft_NK.masked_fill_((total_N == 0)[:, None], 0)
+    return grad_NK.add_(soft_NK).to(logits_NK.dtype)
+
+
+def distillation_grad_vjp(
+    v_NK: Tensor,
+    scale_N: Tensor,
+    logits_NK: Tensor,
+    teacher_logits_NK: Tensor,
+    target_N: Tensor,
+    target_b_N: Tensor | None,
+    lam: Share,
+    *,
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+    smoothing: float,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of sum(v * distillation_grad) with respect to scale and logits; itself differentiable."""
+    hard_scale_N, hard_NK = cross_entropy_grad_vjp(
+        v_NK, scale_N, wide(logits_NK), target_N, target_b_N, lam, smoothing=smoothing, ignore_index=ignore_index
+    )
+    total_N = sum(w for _, w in labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
+    v_NK = wide(v_NK)
+    p_NK = (wide(logits_NK) / temperature).softmax(1)
+    mean_v_N1 = (p_NK * v_NK).sum(1, keepdim=True)
+    teacher_v_N = ((wide(teacher_logits_NK) / temperature).softmax(1) * v_NK).sum(1)
+    soft_scale_N = total_N * temperature * (mean_v_N1[:, 0] - teacher_v_N)
+    soft_NK = (scale_N * total_N)[:, None] * p_NK * (v_NK - mean_v_N1)
+    return (
+        hard_weight * hard_scale_N + soft_weight * soft_scale_N,
+        (hard_weight * hard_NK + soft_weight * soft_NK).to(logits_NK.dtype),
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- mixup
 
 
