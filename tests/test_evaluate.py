@@ -31,11 +31,24 @@ def result(output: str) -> tuple[str, str, str, str, str]:
 def expected(run: FinishedRun) -> tuple[str, str, str, str, str]:
     summary = json.loads((run.folder / "summary.json").read_text())
     file = str(run.folder / "checkpoints" / "step-0000000009.pt")
-    return f"{summary['top1']:.2f}", f"{summary['top5']:.2f}", f"{summary['val_loss']:.4f}", str(summary["val_images"]), file
+    return (
+        f"{summary['top1']:.2f}",
+        f"{summary['top5']:.2f}",
+        f"{summary['val_loss']:.4f}",
+        str(summary["val_images"]),
+        file,
+    )
 
 
 def test_the_command_gives_what_the_run_ended_with(finished_run: FinishedRun) -> None:
-    command = [sys.executable, "-m", "fasttricks.evaluate", str(finished_run.folder), "--data.root", str(finished_run.data)]
+    command = [
+        sys.executable,
+        "-m",
+        "fasttricks.evaluate",
+        str(finished_run.folder),
+        "--data.root",
+        str(finished_run.data),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 0, done.stderr
     assert result(done.stdout) == expected(finished_run)
@@ -43,7 +56,9 @@ def test_the_command_gives_what_the_run_ended_with(finished_run: FinishedRun) ->
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 14, 100])
-def test_the_batch_size_changes_nothing(batch_size: int, finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_batch_size_changes_nothing(
+    batch_size: int, finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = finished_run.folder / "checkpoints" / "step-0000000009.pt"
     assert call(evaluate.main, str(file), "--eval.batch-size", str(batch_size)) == 0
     assert result(capsys.readouterr().out) == expected(finished_run)
@@ -58,7 +73,7 @@ def test_the_number_of_ranks_changes_nothing(ranks: int, finished_run: FinishedR
 
 
 def test_against_a_plain_loop_over_pil_images(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    """Written from the paper's words: short side to 36, centre 32 x 32, mean and deviation of ImageNet, no mirror, one image at a time."""
+    """One image at a time, as the paper says: short side to 36, the centre 32 x 32, less the mean, by the deviation."""
     state = load_checkpoint(finished_run.folder)
     config = configure(finished_run.data, finished_run.folder)
     model = build_model(config.model, 3)
@@ -89,7 +104,9 @@ def validation_pixels(path: Path) -> np.ndarray:
     return (crop - [123.68, 116.779, 103.939]) / [58.393, 57.12, 57.375]
 
 
-def test_another_image_size_and_the_plain_weights(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_image_size_and_the_plain_weights(
+    finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both are other questions: the answers must differ from the run's own, over all 14 images."""
     losses = {expected(finished_run)[2]}
     for options in (["--data.image-size", "48", "--data.val-resize", "54"], ["--no-average"]):

@@ -20,7 +20,11 @@ def test_takes_a_step(name: str, tiny_data: Path, tmp_path: Path) -> None:
     recipe = RECIPES[name]()
     config = parse_recipe(arguments(tiny_data, tmp_path / "run", recipe=name, shrink=SHRINK), prog="test")
     assert (config.model.name, config.loss, config.optim) == (recipe.model.name, recipe.loss, recipe.optim)
-    assert (config.data.color, config.data.area, config.ema_decay) == (recipe.data.color, recipe.data.area, recipe.ema_decay)
+    assert (config.data.color, config.data.area, config.ema_decay) == (
+        recipe.data.color,
+        recipe.data.area,
+        recipe.ema_decay,
+    )
     run = build(config, ALONE)
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     train_step(run, [next(iter(run.train_loader))])

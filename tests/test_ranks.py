@@ -41,7 +41,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "witness.py").write_text(WITNESS)
     data = write_images(folder / "data", train=41, val=5)
-    args = arguments(data, folder / "run", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2", "--accumulate", "1")
+    args = arguments(
+        data, folder / "run", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2", "--accumulate", "1"
+    )
     done = torchrun(2, "witness", str(folder), *args, path=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
@@ -120,7 +122,9 @@ def world(rank: int, size: int) -> World:
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(tiny_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"= 16: must be a multiple of ranks x accumulate \(3 x 1\); the nearest is 15"):
+    with pytest.raises(
+        ConfigError, match=r"= 16: must be a multiple of ranks x accumulate \(3 x 1\); the nearest is 15"
+    ):
         build(configure(tiny_data, tmp_path / "run"), world(2, 3))
     assert not (tmp_path / "run").exists()
 

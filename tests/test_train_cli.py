@@ -54,7 +54,8 @@ def test_the_bar_shows_loss_lr_speed_and_time_left(finished_run: FinishedRun) ->
 def test_the_last_line_is_the_result(finished_run: FinishedRun) -> None:
     summary = json.loads((finished_run.folder / "summary.json").read_text())
     *_, last = plain(finished_run.shown).strip().splitlines()
-    assert last.startswith(f"top-1 {summary['top1']:.2f} %  top-5 {summary['top5']:.2f} %  {summary['images_per_sec']:,.0f} imgs/sec")
+    scores = f"top-1 {summary['top1']:.2f} %  top-5 {summary['top5']:.2f} %"
+    assert last.startswith(f"{scores}  {summary['images_per_sec']:,.0f} imgs/sec")
     assert last.endswith(f"everything is in {finished_run.folder}/")
 
 
@@ -62,7 +63,10 @@ def test_the_run_folder_holds_all_of_it(finished_run: FinishedRun) -> None:
     folder = finished_run.folder
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
     assert names == {"config.json", "metrics.jsonl", "curves.png", "checkpoints", "summary.json"}
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-0000000006.pt", "step-0000000009.pt"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-0000000006.pt",
+        "step-0000000009.pt",
+    ]
     with Image.open(folder / "curves.png") as curves:
         assert min(curves.size) >= 400
 
@@ -102,7 +106,9 @@ def test_tensorboard_reads_the_same_numbers(finished_run: FinishedRun) -> None:
 def test_summary_json_agrees_with_the_last_validation(finished_run: FinishedRun) -> None:
     summary = json.loads((finished_run.folder / "summary.json").read_text())
     last = [line for line in records(finished_run.folder) if "top1" in line][-1]
-    assert {name: summary[name] for name in ("top1", "top5", "val_loss")} == {n: last[n] for n in ("top1", "top5", "val_loss")}
+    assert {name: summary[name] for name in ("top1", "top5", "val_loss")} == {
+        n: last[n] for n in ("top1", "top5", "val_loss")
+    }
     assert (summary["recipe"], summary["epochs"], summary["val_images"]) == ("cifar10", 3, 14)
     assert summary["images_per_sec"] == pytest.approx(3 * 45 / summary["train_seconds"])
     assert "threads" in summary["device"]
@@ -121,7 +127,9 @@ def test_a_second_run_there_is_refused(finished_run: FinishedRun, capsys: pytest
     assert contents(finished_run.folder) == before
 
 
-def test_resuming_with_another_config_names_the_field(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_with_another_config_names_the_field(
+    finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(train.main, *finished_run.args, "--resume", "--loss.smoothing", "0.2") == 2
     assert "loss.smoothing: 0.1 -> 0.2" in capsys.readouterr().err
 
@@ -151,7 +159,9 @@ def test_ctrl_c_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
     assert code == 128 + signal.SIGINT, text
     assert "Traceback" not in text
     *_, last = text.strip().splitlines()
-    assert re.fullmatch(r"stopped; add --resume to the same command to go on from .*/checkpoints/step-\d+\.pt", last) or (
+    assert re.fullmatch(
+        r"stopped; add --resume to the same command to go on from .*/checkpoints/step-\d+\.pt", last
+    ) or (
         last == "stopped; add --resume to the same command to go on from the beginning, as no checkpoint was saved yet"
     )
     assert (tmp_path / "run" / "curves.png").is_file()

@@ -1,9 +1,9 @@
-"""The training step and fit(): the gradient is the mean over images, nothing waits for the device, a resumed run is the same run."""
+"""train_step() and fit(): the gradient is the mean over images, nothing waits for the device, a resumed run is the same."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fasttricks import trainer
 from fasttricks.build import build
 from fasttricks.checkpoint import load_checkpoint
-from fasttricks.config import TrainConfig
+from fasttricks.config import EvalConfig
 from fasttricks.data import Batch
 from fasttricks.losses import draw_lam
 from fasttricks.trainer import Run, fit, train_step
 
-PLAIN = "--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0".split()
-TRICKS = "--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --data.pca-noise 0.1".split()
+PLAIN = shlex.split("--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0")
+TRICKS = shlex.split("--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --data.pca-noise 0.1")
 
 
 @pytest.fixture
@@ -115,7 +115,9 @@ def test_an_epoch_is_plain_sgd_on_the_mean_loss(
     after = weights(run)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    assert max(float((after[n] - before[n]).abs().max()) for n in named) > 1e-3, "the run hardly moved: nothing was shown"
+    assert max(float((after[n] - before[n]).abs().max()) for n in named) > 1e-3, (
+        "the run hardly moved: nothing was shown"
+    )
 
 
 def paper_smoothing(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -148,7 +150,18 @@ class NoHostSync(TorchDispatchMode):
 class NoHostCopy(TorchFunctionMode):
     """Fails on calls that copy to the host: on the CPU they copy nothing, so that the dispatcher does not see them."""
 
-    COPYING = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__array__", "__repr__", "__format__")
+    COPYING = (
+        "cpu",
+        "numpy",
+        "tolist",
+        "item",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__array__",
+        "__repr__",
+        "__format__",
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -204,7 +217,11 @@ def test_a_planted_wait_is_found(
     add = run.log.add
     monkeypatch.setattr(run.log, "add", lambda loss, images: (planted(loss), add(loss, images)))
     group = next(groups(run))
-    with NoHostCopy(), NoHostSync(), pytest.raises(AssertionError, match="waits for the device|copies between devices"):
+    with (
+        NoHostCopy(),
+        NoHostSync(),
+        pytest.raises(AssertionError, match=r"waits for the device|copies between devices"),
+    ):
         train_step(run, group)
 
 
@@ -226,10 +243,14 @@ def test_the_seed_decides_every_bit(start: Callable[..., Run]) -> None:
         fit(run)
         states.append(final_state(run))
     assert same(states[0], states[1])
-    assert not any(torch.equal(states[0]["model"][name], states[2]["model"][name]) for name in ("fc.weight", "bn1.weight"))
+    assert not any(
+        torch.equal(states[0]["model"][name], states[2]["model"][name]) for name in ("fc.weight", "bn1.weight")
+    )
 
 
-def test_mixup_draws_for_each_micro_batch_of_each_step(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixup_draws_for_each_micro_batch_of_each_step(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[tuple[int, int, int, float]] = []
 
     def spy(alpha: float, *, seed: int, step: int, rank: int) -> float:
@@ -259,9 +280,10 @@ def interrupt(run: Run, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> Non
             raise Stop
         step(run, group)
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", stopping)
-        fit(run)
+        with pytest.raises(Stop):
+            fit(run)
 
 
 def records(run: Run) -> list[dict[str, Any]]:
@@ -289,7 +311,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         assert records(whole) == records(resumed), at_step
 
 
-def test_a_finished_run_that_is_resumed_is_measured_again_and_changes_nothing(start: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_finished_run_that_is_resumed_is_measured_again_and_changes_nothing(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
     first = start(run_dir=tmp_path / "run")
     summary, state, lines = fit(first), final_state(first), records(first)
     again = start(run_dir=tmp_path / "run", resume=True)
@@ -317,16 +341,11 @@ def test_bf16_autocast_trains_on_the_cpu(start: Callable[..., Run]) -> None:
 
 
 def test_validation_and_saving_at_their_intervals(start: Callable[..., Run]) -> None:
-    run = start(epochs=5, checkpoint_epochs=2, **{"eval": dataclasses.replace(configured().eval, every_epochs=3)})
+    run = start(epochs=5, checkpoint_epochs=2, eval=EvalConfig(every_epochs=3))
     fit(run)
     assert [r["epoch"] for r in records(run) if "top1" in r] == [3, 5]
     kept = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
     assert kept == ["step-0000000012.pt", "step-0000000015.pt"], "after epochs 4 and 5, the newest two"
-
-
-def configured() -> TrainConfig:
-    """A config of no particular data, for its parts."""
-    return configure(Path("data"), Path("run"))
 
 
 def test_micro_batches_before_the_last_do_not_sum_over_ranks(start: Callable[..., Run]) -> None:

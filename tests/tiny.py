@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import termios
@@ -26,10 +27,10 @@ torch.set_num_threads(1)  # these networks are too small for more, and the tests
 
 REPOSITORY = Path(__file__).parent.parent
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
-SHRINK = (
-    "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 --data.threads 1 "
-    "--device cpu --model.width 0.125 --log-steps 1"
-).split()
+SHRINK = shlex.split(
+    "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 "
+    "--data.threads 1 --device cpu --model.width 0.125 --log-steps 1"
+)
 SMALLEST = [*SHRINK, "--model.name", "resnet8d"]
 
 
@@ -43,7 +44,12 @@ class FinishedRun(NamedTuple):
 
 
 def write_images(
-    root: Path, *, train: int, val: int, classes: Sequence[str] = ("ant", "bee", "cat"), sides: tuple[int, int] = (40, 60)
+    root: Path,
+    *,
+    train: int,
+    val: int,
+    classes: Sequence[str] = ("ant", "bee", "cat"),
+    sides: tuple[int, int] = (40, 60),
 ) -> Path:
     """A data set at `root`: noise with a colour for each class, its height and width drawn from `sides`, in pixels."""
     draws = np.random.default_rng(0)
@@ -58,7 +64,9 @@ def write_images(
     return root
 
 
-def arguments(data: Path, run_dir: Path, *more: str, recipe: str = "cifar10", shrink: Sequence[str] = SMALLEST) -> list[str]:
+def arguments(
+    data: Path, run_dir: Path, *more: str, recipe: str = "cifar10", shrink: Sequence[str] = SMALLEST
+) -> list[str]:
     """Arguments of fasttricks.train for a run of seconds; `more` wins over what makes it small."""
     return [recipe, *shrink, "--data.root", str(data), "--run-dir", str(run_dir), *more]
 
@@ -100,7 +108,9 @@ def on_terminal(*command: str, until: str = "", keys: bytes = b"") -> tuple[int,
     """(exit code, all that was shown) of `command` on a terminal of 120 columns; `keys` are typed once `until` is read."""
     main, terminal = pty.openpty()
     env = environment(COLUMNS="120", LINES="40", TERM="xterm-256color")
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=env, preexec_fn=own_terminal)
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, env=env, preexec_fn=own_terminal
+    )
     os.close(terminal)
     shown = b""
     with open(main, "rb", buffering=0) as screen:

@@ -1,0 +1,99 @@
+"""README.md says nothing that is not so: its links, commands, options, recipes and tricks are those of the project."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from importlib.util import find_spec
+
+import pytest
+from tiny import REPOSITORY
+
+from fasttricks import config, evaluate
+from fasttricks.cli import parse_recipe
+from fasttricks.recipes import RECIPES
+from fasttricks.tricks import TRICKS
+
+README = (REPOSITORY / "README.md").read_text()
+INDENTED = [line.strip() for line in re.sub(r" \\\n +", " ", README).splitlines() if line.startswith("    ")]
+"""The lines of its code blocks, continued ones joined."""
+
+
+def in_code(pattern: str) -> set[str]:
+    """What `pattern` finds in code blocks and between backquotes."""
+    code = "\n".join([*INDENTED, *re.findall(r"`([^`\n]+)`", README)])
+    return set(re.findall(pattern, code))
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README
+    assert "TODO" not in README
+
+
+def test_links_lead_to_files() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_make_targets_are_there() -> None:
+    targets = in_code(r"make ((?:[a-z-]+ ?)+)")
+    named = {target for group in targets for target in group.split()}
+    assert {"train", "test", "help"} <= named
+    defined = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert named - defined == set()
+
+
+def test_modules_that_are_run_are_there() -> None:
+    modules = in_code(r"-m ([a-z_.]+)")
+    assert "fasttricks.train" in modules
+    assert [name for name in modules if find_spec(name) is None] == []
+
+
+def test_imports_work() -> None:
+    imports = in_code(r"from ([a-z_.]+) import ([a-z_, ]+)")
+    assert imports
+    for module, names in imports:
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), f"{module}.{name}"
+
+
+TRAINING = [
+    line.partition(" fasttricks.train ")[2].partition("#")[0] for line in INDENTED if " fasttricks.train " in line
+]
+
+
+@pytest.mark.parametrize("arguments", [line for line in TRAINING if "RECIPE" not in line])
+def test_training_commands_are_understood(arguments: str) -> None:
+    assert isinstance(parse_recipe(shlex.split(arguments), prog="README"), config.TrainConfig)
+
+
+def test_options_are_fields() -> None:
+    launcher = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--help"}
+    for option in in_code(r"--[a-z][a-z0-9._-]*") - launcher:
+        path = option.removeprefix("--").replace("-", "_")
+        roots = (RECIPES["demo"](), evaluate.EvaluateConfig())
+        assert any(has_field(root, path) for root in roots), option
+
+
+def has_field(root: object, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(root, name):
+            return False
+        root = getattr(root, name)
+    return True
+
+
+def rows(first_header: str) -> list[str]:
+    """The first cells of the table whose first column is called `first_header`, without backquotes."""
+    table = README.partition(f"| {first_header} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [line.split("|")[1].strip().strip("`") for line in table if line.startswith("|")]
+
+
+def test_the_table_of_recipes_is_whole() -> None:
+    assert rows("recipe") == list(RECIPES)
+
+
+def test_the_table_of_tricks_is_whole() -> None:
+    assert rows("trick") == list(TRICKS)
