@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,11 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     """`model`, or what sums its gradients over the ranks. Batch norm is local, as in the paper: no buffer is broadcast."""
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    renamed = (
+        "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    )  # newer torch warns of the old name
+    local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **local)
 
 
 def make_loaders(
