@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from torch import nn
 from fasttricks.build import build, find_state
 from fasttricks.checkpoint import load_checkpoint
 from fasttricks.config import ConfigError
+from fasttricks.data import Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+from fasttricks.losses import draw_lam
+from fasttricks.schedule import learning_rate
 
 # The command of a user, and after it what each rank was left with.
 WITNESS = """
@@ -46,6 +50,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     done = torchrun(2, "witness", str(folder), *args, path=folder)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder
 
@@ -65,6 +70,50 @@ def test_the_ranks_end_with_one_model(two_ranks: Path) -> None:
         "train_seconds": 0,
         "images_per_sec": 0,
     }
+
+
+def test_the_ranks_end_where_plain_sgd_on_all_their_images_does(two_ranks: Path, tmp_path: Path) -> None:
+    """In one process, with torch's own loss and unfused SGD: two networks of equal weights, batch norm local to each."""
+    config = configure(two_ranks / "data", tmp_path / "plain", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2")
+    run = build(config, ALONE)
+    run.log.close()
+    replicas = [run.model, copy.deepcopy(run.model)]
+    images, _ = find_dataset(config.data.root)
+    options = {"training": True, "batch_size": 10, "seed": config.seed, "world_size": 2, "device": ALONE.device}
+    loaders = [Loader(images, config.data, rank=rank, **options) for rank in (0, 1)]
+    weights = list(run.model.parameters())
+    decays = [{"params": [p for p in weights if p.dim() > 1], "weight_decay": config.optim.weight_decay}]
+    rest = [{"params": [p for p in weights if p.dim() <= 1]}]
+    sgd = torch.optim.SGD(decays + rest, momentum=config.optim.momentum, nesterov=True, foreach=False, fused=False)
+    step = 0
+    for _ in range(config.epochs):
+        for batches in zip(*loaders, strict=True):
+            count = sum(len(labels) for _, labels in batches)
+            for rank, (replica, (pixels, labels)) in enumerate(zip(replicas, batches, strict=True)):
+                replica.zero_grad()
+                if len(labels):
+                    lam = draw_lam(0.2, seed=config.seed, step=step, rank=rank)
+                    (dense_loss(replica(lam * pixels + (1 - lam) * pixels.flip(0)), labels, lam) / count).backward()
+            for first, second in zip(*(replica.parameters() for replica in replicas), strict=True):
+                gradients = [p.grad for p in (first, second) if p.grad is not None]
+                first.grad = torch.stack(gradients).sum(0)
+            for group in sgd.param_groups:
+                group["lr"] = learning_rate(
+                    step, config.schedule, peak_lr=config.peak_lr, steps_per_epoch=3, epochs=config.epochs
+                )
+            sgd.step()
+            for first, second in zip(*(replica.parameters() for replica in replicas), strict=True):
+                second.data.copy_(first.data)
+            step += 1
+    trained = torch.load(two_ranks / "rank-0.pt")["model"]
+    for name, value in run.model.named_parameters():
+        torch.testing.assert_close(trained[name], value.data, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def dense_loss(logits: torch.Tensor, labels: torch.Tensor, lam: float) -> torch.Tensor:
+    """Summed cross-entropy against dense targets: 0.1 over the other classes, mixed with the reversed batch."""
+    dense = torch.full_like(logits, 0.1 / (logits.shape[1] - 1)).scatter(1, labels[:, None], 0.9)
+    return nn.functional.cross_entropy(logits, lam * dense + (1 - lam) * dense.flip(0), reduction="sum")
 
 
 def test_rank_0_alone_prints_and_writes(two_ranks: Path) -> None:
