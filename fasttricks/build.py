@@ -116,9 +116,8 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     """`model`, or what sums its gradients over the ranks. Batch norm is local, as in the paper: no buffer is broadcast."""
     if world.size == 1:
         return model
-    renamed = (
-        "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    )  # newer torch warns of the old name
+    # a newer torch warns of the old name
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **local)
 
