@@ -13,6 +13,7 @@ import torch
 
 from .cross_entropy import launch_cross_entropy
 from .distillation import launch_distillation
+from .mixup import launch_mixup
 
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -91,4 +92,18 @@ def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
         lambda: launch_distillation(logits, teacher, target, *pair, 1.0, 0.1, None, 20.0, 1.0, 1.0, scale, 1.0,
                                     form != "backward", form != "forward"),
         wide=row_bytes >= 1024,
+    )
+
+
+def mixup_cases() -> list[Case]:
+    """Blending with the reversed batch, by pairs and as any permutation; 3 x 32 x 32 images, the last block short."""
+    return [_mixup_case(pairs, dtype) for pairs in (True, False) for dtype in DTYPES]
+
+
+def _mixup_case(pairs: bool, dtype: str) -> Case:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
+    floor = 2 * images.numel() * images.element_size()
+    return Case(
+        f"mixup {'pairs' if pairs else 'any permutation'}", "3x32x32", dtype, floor,
+        lambda: launch_mixup(images, torch.arange(3).flip(0), None, 0.3, pairs),
     )

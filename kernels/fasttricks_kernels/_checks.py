@@ -68,6 +68,16 @@ def check_lam(lam: Tensor | float, num_samples: int, other_name: str, other: Ten
     check_device("lam", lam, other_name, other)
 
 
+def check_permutation(permutation: Tensor, images: Tensor) -> None:
+    if permutation.dtype not in LABELS:
+        raise TypeError(f"permutation must be int64 or int32, not {permutation.dtype}")
+    if permutation.shape != images.shape[:1]:
+        raise ValueError(
+            f"permutation must be ({images.shape[0]},), one partner an image, but has {tuple(permutation.shape)}"
+        )
+    check_device("permutation", permutation, "images", images)
+
+
 def check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], but is {value}")

@@ -35,7 +35,8 @@ class Ledger:
         return sum(np.unique(np.concatenate(s)).size for s in (self.load_spans, self.store_spans) if s)
 
     def add(self, spans: list[np.ndarray], addresses: np.ndarray, mask: np.ndarray, size: int) -> int:
-        live = np.broadcast_to(addresses, mask.shape)[mask].reshape(-1).astype(np.int64)
+        lanes = np.broadcast_to(mask, np.broadcast_shapes(mask.shape, addresses.shape)).astype(bool)  # may come as 0, 1
+        live = np.broadcast_to(addresses, lanes.shape)[lanes].astype(np.int64)
         spans.append((live[:, None] + np.arange(size)).reshape(-1))
         return live.size * size
 

@@ -224,6 +224,8 @@ def distillation_grad_vjp(
 
 def mixup(images_NCHW: Tensor, permutation_N: Tensor, lam: Share) -> Tensor:
     """lam * images + (1 - lam) * images[permutation], in float32 (float64 for float64), rounded once."""
-    lam_N111 = lam[:, None, None, None] if isinstance(lam, Tensor) and lam.dim() else lam
-    mixed = lam_N111 * wide(images_NCHW) + (1 - lam_N111) * wide(images_NCHW[permutation_N])
-    return mixed.to(images_NCHW.dtype)
+    dtype = wide_dtype(images_NCHW.dtype)
+    share = lam.to(dtype) if isinstance(lam, Tensor) else lam
+    share = share[:, None, None, None] if isinstance(share, Tensor) and share.dim() else share
+    mixed = wide(images_NCHW[permutation_N]) * (1 - share)
+    return mixed.add_(share * wide(images_NCHW)).to(images_NCHW.dtype)
