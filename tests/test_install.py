@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,11 +70,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Venv:
-    """An empty environment, with the project installed as `pip install .` does it."""
-    fresh = Venv(tmp_path_factory.mktemp("fresh"))
+def fresh(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Venv]:
+    """An empty environment, with the project installed as `pip install .` does it; removed afterwards, as it takes 6 GB."""
+    folder = tmp_path_factory.mktemp("fresh")
+    fresh = Venv(folder)
     fresh.install(str(checkout))
-    return fresh
+    yield fresh
+    shutil.rmtree(folder)
 
 
 def test_the_wheel_holds_both_packages_and_the_license_alone(checkout: Path, tmp_path: Path) -> None:
