@@ -3,13 +3,17 @@
 from .cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
 from .mixup import mixup
+from .sgd import MasterSGD, overflow, sgd_step
 
 __all__ = [
     "CrossEntropyLoss",
     "DistillationLoss",
+    "MasterSGD",
     "cross_entropy",
     "cross_entropy_loss_and_grad",
     "distillation_loss",
     "distillation_loss_and_grad",
     "mixup",
+    "overflow",
+    "sgd_step",
 ]

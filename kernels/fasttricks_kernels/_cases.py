@@ -14,6 +14,7 @@ import torch
 from .cross_entropy import launch_cross_entropy
 from .distillation import launch_distillation
 from .mixup import launch_mixup
+from .sgd import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -106,4 +107,25 @@ def _mixup_case(pairs: bool, dtype: str) -> Case:
     return Case(
         f"mixup {'pairs' if pairs else 'any permutation'}", "3x32x32", dtype, floor,
         lambda: launch_mixup(images, torch.arange(3).flip(0), None, 0.3, pairs),
+    )
+
+
+def sgd_cases() -> list[Case]:
+    """The step on tensors that fill blocks, leave tails, or are tiny; and the overflow check before it."""
+    return [_sgd_case(kind, dtype) for kind in ("step", "overflow") for dtype in DTYPES]
+
+
+def _sgd_case(kind: str, dtype: str) -> Case:
+    counts = (8192, 6000, 4096)
+    low = DTYPES[dtype]
+    weights, grads = ([torch.rand(n).to(low) for n in counts] for _ in range(2))
+    masters = [] if dtype == "fp32" else [w.float() for w in weights]
+    momenta = [torch.zeros(n) for n in counts]
+    size = weights[0].element_size()
+    if kind == "overflow":
+        return Case("sgd overflow", "3 tensors", dtype, sum(counts) * size, lambda: launch_overflow(grads))
+    bytes_each = 20 if masters else 4 + 8 + 8  # FP32: gradient, weight and momentum, of which two are written
+    return Case(
+        "sgd step", "3 tensors", dtype, sum(counts) * bytes_each,
+        lambda: launch_sgd(weights, grads, masters, momenta, 0.1, 0.9, 1e-4, True, torch.tensor(1.0), torch.zeros(())),
     )

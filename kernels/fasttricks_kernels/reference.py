@@ -229,3 +229,35 @@ def mixup(images_NCHW: Tensor, permutation_N: Tensor, lam: Share) -> Tensor:
     share = share[:, None, None, None] if isinstance(share, Tensor) and share.dim() else share
     mixed = wide(images_NCHW[permutation_N]) * (1 - share)
     return mixed.add_(share * wide(images_NCHW)).to(images_NCHW.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------- sgd
+
+
+def sgd_step(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    masters: list[Tensor],
+    momenta: list[Tensor],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """g = grad / scale + decay w; v = momentum v + g; w -= lr (g + momentum v if nesterov else v). In place."""
+    if found_inf is not None and bool(found_inf != 0):  # on the CPU, inside the operator: no sync
+        return
+    for weight, grad, master, velocity in zip(weights, grads, masters or weights, momenta, strict=True):
+        g = wide(grad) if grad_scale is None else wide(grad) / grad_scale
+        g = g.add(master, alpha=weight_decay)
+        velocity.mul_(momentum).add_(g)
+        master.add_(g.add(velocity, alpha=momentum) if nesterov else velocity, alpha=-lr)
+        if master is not weight:
+            weight.copy_(master)
+
+
+def overflow(grads: list[Tensor]) -> Tensor:
+    """1 if any element of any gradient is not finite, else 0; () float32."""
+    return torch.stack([grad.isfinite().all().logical_not() for grad in grads]).any().float()
