@@ -1,5 +1,6 @@
 """Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import."""
 
+from .augment import augment, color_matrix, random_color_matrix
 from .cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
 from .mixup import mixup
@@ -9,11 +10,14 @@ __all__ = [
     "CrossEntropyLoss",
     "DistillationLoss",
     "MasterSGD",
+    "augment",
+    "color_matrix",
     "cross_entropy",
     "cross_entropy_loss_and_grad",
     "distillation_loss",
     "distillation_loss_and_grad",
     "mixup",
     "overflow",
+    "random_color_matrix",
     "sgd_step",
 ]

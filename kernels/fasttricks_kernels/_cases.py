@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .augment import launch_augment
 from .cross_entropy import launch_cross_entropy
 from .distillation import launch_distillation
 from .mixup import launch_mixup
@@ -102,11 +103,11 @@ def mixup_cases() -> list[Case]:
 
 
 def _mixup_case(pairs: bool, dtype: str) -> Case:
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
     floor = 2 * images.numel() * images.element_size()
     return Case(
         f"mixup {'pairs' if pairs else 'any permutation'}", "3x32x32", dtype, floor,
-        lambda: launch_mixup(images, torch.arange(3).flip(0), None, 0.3, pairs),
+        lambda: launch_mixup(images, torch.arange(4).flip(0), None, 0.3, pairs),
     )
 
 
@@ -128,4 +129,22 @@ def _sgd_case(kind: str, dtype: str) -> Case:
     return Case(
         "sgd step", "3 tensors", dtype, sum(counts) * bytes_each,
         lambda: launch_sgd(weights, grads, masters, momenta, 0.1, 0.9, 1e-4, True, torch.tensor(1.0), torch.zeros(())),
+    )
+
+
+def augment_cases() -> list[Case]:
+    """Colour and flip; with mixup of the reversed batch by pairs; with any permutation. The last block is short."""
+    return [_augment_case(kind, dtype) for kind in ("alone", "pairs", "any permutation") for dtype in DTYPES]
+
+
+def _augment_case(kind: str, dtype: str) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (4, 50, 99, 3), dtype=torch.uint8, generator=generator)
+    matrix, flip = torch.rand(4, 3, 4, generator=generator), torch.tensor([True, False, True, True])
+    permutation = None if kind == "alone" else torch.arange(4).flip(0)
+    floor = images.numel() * (1 + torch.empty(0, dtype=DTYPES[dtype]).element_size())
+    return Case(
+        f"augment {kind}", "50x99", dtype, floor,
+        lambda: launch_augment(images, matrix, flip, permutation, None, 0.3, kind == "pairs", DTYPES[dtype]),
+        wide=False,  # three interleaved bytes a pixel
     )

@@ -129,3 +129,18 @@ def check_lam_values(lam: Tensor | None) -> None:
     """CPU only, as check_label_values."""
     if lam is not None and not lam.is_cuda and lam.numel() and not bool(((lam >= 0) & (lam <= 1)).all()):
         raise ValueError(f"lam must lie in [0, 1], but ranges over [{float(lam.min())}, {float(lam.max())}]")
+
+
+def check_permutation_values(permutation: Tensor, lam: Tensor | None, pairs: bool) -> None:
+    """CPU only, as check_label_values: a permutation, under `pairs` its own inverse, and lam in range."""
+    if permutation.is_cuda:
+        return
+    check_lam_values(lam)
+    every = torch.arange(len(permutation))
+    if not torch.equal(permutation.long().sort().values, every):
+        raise ValueError(f"permutation must hold each of 0 .. {len(every) - 1} once, but is {permutation.tolist()}")
+    if pairs and not torch.equal(permutation[permutation.long()].long(), every):
+        raise ValueError(
+            "pairs=True needs a permutation that is its own inverse, such as the reversed batch; "
+            f"pass pairs=False for {permutation.tolist()}"
+        )

@@ -93,26 +93,13 @@ def dense_images(images_NCHW: Tensor) -> Tensor:
 def _mixup(images: Tensor, permutation: Tensor, lam_N: Optional[Tensor], lam: float, pairs: bool) -> Tensor:
     if runs_triton(images):
         return launch_mixup(images, permutation, lam_N, lam, pairs)
-    _check_values(permutation, lam_N, pairs)
+    _checks.check_permutation_values(permutation, lam_N, pairs)
     return reference.mixup(dense_images(images), permutation, lam if lam_N is None else lam_N)
 
 
 @_mixup.register_fake
 def _(images: Tensor, permutation: Tensor, lam_N: Optional[Tensor], lam: float, pairs: bool) -> Tensor:
     return torch.empty_like(dense_images(images))
-
-
-def _check_values(permutation: Tensor, lam_N: Optional[Tensor], pairs: bool) -> None:
-    """CPU only: where reading values costs no sync."""
-    if permutation.is_cuda:
-        return
-    _checks.check_lam_values(lam_N)
-    every = torch.arange(len(permutation))
-    if not torch.equal(permutation.long().sort().values, every):
-        raise ValueError(f"permutation must hold each of 0 .. {len(permutation) - 1} once, but is {permutation.tolist()}")
-    if pairs and not torch.equal(permutation[permutation.long()].long(), every):
-        raise ValueError("pairs=True needs a permutation that is its own inverse, such as the reversed batch; "
-                         f"pass pairs=False for {permutation.tolist()}")
 
 
 # ------------------------------------------------------------------------------------------------------- autograd

@@ -231,6 +231,27 @@ def mixup(images_NCHW: Tensor, permutation_N: Tensor, lam: Share) -> Tensor:
     return mixed.add_(share * wide(images_NCHW)).to(images_NCHW.dtype)
 
 
+# --------------------------------------------------------------------------------------------------------- augment
+
+
+def augment(
+    images_NHW3: Tensor,
+    matrix_N34: Tensor,
+    flip_N: Tensor | None,
+    permutation_N: Tensor | None,
+    lam: Share,
+    dtype: torch.dtype,
+) -> Tensor:
+    """matrix (r, g, b, 1) of each pixel, mirrored, blended with the partner; (N, 3, H, W) in channels-last memory."""
+    if flip_N is not None:
+        images_NHW3 = torch.where(flip_N.bool()[:, None, None, None], images_NHW3.flip(2), images_NHW3)
+    pixels_NP3 = images_NHW3.flatten(1, 2).to(matrix_N34.dtype)
+    # One multiply-add over all pixels: half the time of channel by channel (16 x 224 x 224, one core).
+    out_NP3 = torch.baddbmm(matrix_N34[:, None, :, 3], pixels_NP3, matrix_N34[:, :, :3].transpose(1, 2))
+    out = out_NP3.view(images_NHW3.shape).permute(0, 3, 1, 2)
+    return (out if permutation_N is None else mixup(out, permutation_N, lam)).to(dtype)
+
+
 # ------------------------------------------------------------------------------------------------------------- sgd
 
 
