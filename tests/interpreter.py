@@ -1,0 +1,43 @@
+"""Run a test's body in a process of its own in which Triton interprets kernels, on CPU tensors.
+
+TRITON_INTERPRET must be set before a kernel's module is imported, and no other test may see it: so a second process,
+started once a session by the first test that needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+
+def interpreted(test: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the test's body runs under the interpreter. Its arguments must pickle."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        _worker().submit(_call, test.__module__, test.__name__, arguments).result()
+
+    return run
+
+
+@functools.lru_cache(maxsize=1)
+def _worker() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
+
+
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy on inf - inf, in lanes that are masked out
+
+
+def _call(module: str, name: str, arguments: dict[str, Any]) -> None:
+    getattr(importlib.import_module(module), name).__wrapped__(**arguments)
