@@ -47,6 +47,7 @@ def build(config: TrainConfig, world: World) -> Run:
         load_weights(average.model, resumed["average"], source=resumed["path"])
         average.num_updates = resumed["average_updates"]
     train_loader, val_loader = make_loaders(config, world, train_folder, val_folder, resumed)
+    check_last_batch(config, train_loader, model)
     world.barrier()  # every rank has looked at run_dir before one makes it
     if world.is_main:
         open_run(config)
@@ -82,6 +83,17 @@ def check_batch(config: TrainConfig, train_folder: ImageFolder) -> None:
     """Raise ConfigError where one step would take more images than there are."""
     rule = f"must be at most the {len(train_folder)} training images; lower --global-batch-size"
     require(config.global_batch_size <= len(train_folder), "global_batch_size", config.global_batch_size, rule)
+
+
+def check_last_batch(config: TrainConfig, train_loader: Loader, model: nn.Module) -> None:
+    """Raise ConfigError where batch norm would see a single value: one image, and one pixel in the last stage."""
+    side, stride = config.data.image_size, config.model.stem_stride * 2 ** (int(model.num_stages) - 1)  # type: ignore[arg-type]
+    rule = (
+        f"leaves a batch of one image, whose {side} pixels the network shrinks to 1: batch norm has nothing to average"
+    )
+    way_out = "give another --global-batch-size, or a lower --model.stem-stride"
+    ok = side > stride or train_loader.smallest_batch > 1
+    require(ok, "global_batch_size", config.global_batch_size, f"{rule}; {way_out}")
 
 
 def num_classes(config: ModelConfig, train_folder: ImageFolder) -> int:

@@ -50,12 +50,10 @@ def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
     about = f"{inspect.getdoc(find_recipe(name))}\n\n{_tricks_help()}"
     tricks = _find_tricks(rest)
     switched, unchanged = apply_tricks(recipe, on=tricks.on, off=tricks.off)
-    for trick in unchanged:
+    for trick in unchanged if _RANK == 0 else ():
         now = "on" if trick in tricks.on else "off"
-        print(
-            f"note: trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing",
-            file=sys.stderr,
-        )
+        note = f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing"
+        print(f"note: {note}", file=sys.stderr)
     config = parse(switched, rest, prog=f"{prog} {name}", description=about)
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{name}")
 

@@ -188,7 +188,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TricksConfig:
-    """Ablation: switch tricks of the paper by name. Applied to the recipe first; single fields given besides win."""
+    """Ablation: switch tricks of the paper by name. The command line applies them to the recipe first; single fields win."""
 
     on: tuple[str, ...] = ()
     """Tricks to switch on, by name."""

@@ -12,7 +12,8 @@ def require_train_extra() -> None:
     missing = [name for name in TRAIN_MODULES if not _present(name)]
     if missing:
         needed = f"training needs {', '.join(missing)}, not installed here"
-        print(f"error: {needed}; install it with: pip install 'fasttricks[train]'", file=sys.stderr)
+        command = "pip install 'fasttricks[train]' (in a checkout: pip install '.[train]')"
+        print(f"error: {needed}; install it with: {command}", file=sys.stderr)
         raise SystemExit(2)
 
 

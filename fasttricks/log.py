@@ -53,6 +53,7 @@ class RunLog:
     def print(self, text: str) -> None:
         """Print a line above the progress bar."""
         self.console.print(text, highlight=False, markup=False)
+        self.console.file.flush()  # into a pipe or a file too, as it happens
 
     def start(self) -> None:
         """Show the progress bar, and count time from here."""

@@ -29,20 +29,21 @@ class Batch(NamedTuple):
 
 
 def find_root(root: str) -> Path:
-    """The data set that data.root names: a folder, or the word demo for the embedded images, which are drawn at first
-    use.
+    """The data set that data.root names: a folder, or the word demo for the embedded images, drawn at first use.
 
-    Raises DataError for an empty name.
+    Raises DataError for an empty name, and where the embedded images cannot be written.
     """
     if not root:
-        raise DataError(
-            "data.root = '': must be the folder that holds train/ and val/, or the word demo; give --data.root"
-        )
+        rule = "must be the folder that holds train/ and val/, or the word demo"
+        raise DataError(f"data.root = '': {rule}; give --data.root")
     if root != "demo":
         return Path(root)
     from fasttricks.data.demo import make_demo
 
-    return make_demo()
+    try:
+        return make_demo()
+    except OSError as error:
+        raise DataError(f"data.root = 'demo': {error}") from error
 
 
 def find_dataset(root: str) -> tuple[ImageFolder, ImageFolder]:

@@ -130,6 +130,11 @@ class Loader:
             self._step += 1
             yield Batch(outputs["images"].permute(0, 3, 1, 2).to(self._dtype), outputs["labels"].squeeze(1))
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of the smallest batch that any rank gets in an epoch, empty ones aside."""
+        return min(size % self._batch_size or self._batch_size for size in self._shard_sizes)
+
     def global_count(self, step: int) -> int:
         """Images of batch `step`, 0 to len - 1, over all ranks. Arithmetic on the host."""
         return sum(min(max(size - step * self._batch_size, 0), self._batch_size) for size in self._shard_sizes)
@@ -153,7 +158,7 @@ class Loader:
         if bad:
             raise DataError(
                 f"{root}: cannot decode {', '.join(bad)}: the file is damaged or of a format that DALI does not read; "
-                f"repair, re-encode or remove it, then go on with --resume"
+                f"repair or re-encode it under the same name and go on with --resume, or remove it and start anew"
             ) from error
 
 
