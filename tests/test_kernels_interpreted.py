@@ -108,7 +108,14 @@ def test_distillation(num_classes: int, dtype: torch.dtype) -> None:
 
     assert_as_good_as_torch(
         lambda z: fk.distillation_loss(
-            z, teacher, target, hard_weight=0.7, soft_weight=0.4, smoothing=0.1, target_b=target_b, lam=lam,
+            z,
+            teacher,
+            target,
+            hard_weight=0.7,
+            soft_weight=0.4,
+            smoothing=0.1,
+            target_b=target_b,
+            lam=lam,
             reduction="none",
         ),
         plain,
@@ -147,7 +154,11 @@ def test_loss_and_grad_is_the_autograd_pair_in_one_pass() -> None:
     target[2] = -100
     target_b[2] = target_b[4] = -100
     options: dict[str, Any] = {
-        "target_b": target_b, "lam": lam, "smoothing": 0.1, "smoothing_over": "others", "ignore_index": -100
+        "target_b": target_b,
+        "lam": lam,
+        "smoothing": 0.1,
+        "smoothing_over": "others",
+        "ignore_index": -100,
     }
     for reduction in ("mean", "sum"):
         for pair, one_pass in (
@@ -209,7 +220,9 @@ def test_pairs_at_the_ends_of_lam() -> None:
     logits, target, target_b, _ = draw(5, 1001, torch.float32)
     alone = [fk.cross_entropy(logits, t, reduction="none") for t in (target, target_b)]
     for lam, expected in ((1.0, alone[0]), (0.0, alone[1]), (torch.tensor(1.0), alone[0])):
-        torch.testing.assert_close(fk.cross_entropy(logits, target, target_b=target_b, lam=lam, reduction="none"), expected)
+        torch.testing.assert_close(
+            fk.cross_entropy(logits, target, target_b=target_b, lam=lam, reduction="none"), expected
+        )
     same = fk.cross_entropy(logits, target, target_b=target, lam=0.3, reduction="none")
     torch.testing.assert_close(same, alone[0])
     outside = torch.tensor([0.5, 1.5, -0.1, float("nan"), 1.0])
@@ -223,8 +236,14 @@ def test_views_and_empty_batches() -> None:
     wide, labels, _, _ = draw(6, 1024, torch.float16)
     labels = labels % 900
     strided = torch.stack([labels, labels], 1)[:, 0]
-    views = (wide[:, 3:1004], wide[::2, 8:1008], wide[1:, :1000], wide.t().contiguous().t()[:, :1001],
-             wide.flatten()[1:5001].view(5, 1000), wide[:1, :1000].expand(4, 1000))
+    views = (
+        wide[:, 3:1004],
+        wide[::2, 8:1008],
+        wide[1:, :1000],
+        wide.t().contiguous().t()[:, :1001],
+        wide.flatten()[1:5001].view(5, 1000),
+        wide[:1, :1000].expand(4, 1000),
+    )
     for logits in views:
         target = strided[: len(logits)].int()
         assert_as_good_as_torch(
@@ -305,7 +324,11 @@ def test_mixup_marks_what_it_cannot_blend() -> None:
     cycle = fk.mixup(images, torch.tensor([1, 2, 0, 3]), 0.5, pairs=True).isnan().flatten(1).all(1)
     assert cycle.tolist() == [True, True, True, False]
     assert fk.mixup(images, torch.arange(4), torch.tensor([0.5, 2, 1, 0])).isnan().flatten(1).all(1).tolist() == [
-        False, True, False, False]
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -318,8 +341,11 @@ def test_augment(dtype: torch.dtype) -> None:
     reverse = torch.arange(4).flip(0)
     lam = torch.rand(4, generator=generator)
     for options in (
-        {}, {"flip": flip}, {"permutation": torch.tensor([1, 2, 3, 0]), "lam": 0.3, "flip": flip},
-        {"permutation": reverse, "lam": lam, "flip": flip, "pairs": True}, {"permutation": reverse, "lam": lam},
+        {},
+        {"flip": flip},
+        {"permutation": torch.tensor([1, 2, 3, 0]), "lam": 0.3, "flip": flip},
+        {"permutation": reverse, "lam": lam, "flip": flip, "pairs": True},
+        {"permutation": reverse, "lam": lam},
     ):
         options = {"flip": None, "permutation": None, "lam": None, **options}
         truth = reference.augment(

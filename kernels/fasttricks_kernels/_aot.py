@@ -23,8 +23,13 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 POINTERS = {
-    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64",
-    torch.int32: "*i32", torch.uint8: "*u8", torch.bool: "*i1",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
 }
 # Per multiprocessor: shared memory in bytes. All four hold 64 warps and 65,536 registers, handed out by 256 a warp.
 SHARED_BYTES = {70: 96 << 10, 80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
@@ -107,13 +112,29 @@ def inspect(launch: Launch, arch: int) -> MachineCode:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
             Path(cubin.name).write_bytes(compiled.asm["cubin"])
             text = _tool("nvdisasm", "-c", cubin.name)
-            registers = int(re.search(r"REG:(\d+)", _tool("cuobjdump", "-res-usage", cubin.name))[1])
+            registers = _number(r"REG:(\d+)", _tool("cuobjdump", "-res-usage", cubin.name))
         loads, stores = _sass_widths(text, "LDG"), _sass_widths(text, "STG")
         local, atomics = len(re.findall(r"\b(?:LDL|STL)\b", text)), len(re.findall(r"\b(?:ATOM|ATOMG|RED)\b", text))
     return MachineCode(
-        kernel=launch.kernel.fn.__name__, arch=arch, registers=registers, shared_bytes=compiled.metadata.shared,
-        local_accesses=local, atomics=atomics, loads=loads, stores=stores, warps=compiled.metadata.num_warps,
+        kernel=launch.kernel.fn.__name__,
+        arch=arch,
+        registers=registers,
+        shared_bytes=compiled.metadata.shared,
+        local_accesses=local,
+        atomics=atomics,
+        loads=loads,
+        stores=stores,
+        warps=compiled.metadata.num_warps,
     )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(
+            f"no {pattern!r} in what the compiler's tools print: {text[:200]!r}; is this another release?"
+        )
+    return int(found[1])
 
 
 def _sass_widths(text: str, instruction: str) -> Counter[int]:
@@ -128,7 +149,7 @@ def _ptx_widths(text: str, instruction: str) -> Counter[int]:
     widths: Counter[int] = Counter()
     for modifiers in re.findall(rf"\b{instruction}\.global((?:\.[\w:]+)*)", text):
         vector = re.search(r"\.v(\d)", modifiers)
-        widths[int(re.search(r"\.[busf](\d+)$", modifiers)[1]) * (int(vector[1]) if vector else 1)] += 1
+        widths[_number(r"\.[busf](\d+)$", modifiers) * (int(vector[1]) if vector else 1)] += 1
     return widths
 
 

@@ -53,7 +53,7 @@ def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
     logits = torch.randn(num_rows, num_classes, generator=generator).to(DTYPES[dtype])
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
-    pair = (target_b, lam) if form == "mixup" else (None, None)
+    second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     row_bytes = num_classes * logits.element_size()
     floor = {
@@ -63,8 +63,13 @@ def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
         "mixup": 2 * row_bytes + 24,
     }[form]
     return Case(
-        f"cross_entropy {form}", f"K={num_classes}", dtype, num_rows * floor,
-        lambda: launch_cross_entropy(logits, target, *pair, 1.0, 0.1, None, scale, 1.0, form != "backward", form != "forward"),
+        f"cross_entropy {form}",
+        f"K={num_classes}",
+        dtype,
+        num_rows * floor,
+        lambda: launch_cross_entropy(
+            logits, target, second, lam_N, 1.0, 0.1, None, scale, 1.0, form != "backward", form != "forward"
+        ),
         wide=row_bytes >= 1024,
     )
 
@@ -80,7 +85,8 @@ def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
     logits, teacher = torch.randn(2, num_rows, num_classes, generator=generator).to(DTYPES[dtype]).unbind()
     logits, teacher = logits.clone(), teacher.clone()  # each at an aligned address
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
-    pair = (target_b, torch.rand(num_rows, generator=generator)) if form == "mixup" else (None, None)
+    lam = torch.rand(num_rows, generator=generator)
+    second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     row_bytes = num_classes * logits.element_size()
     floor = {
@@ -90,9 +96,27 @@ def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
         "mixup": 3 * row_bytes + 24,
     }[form]
     return Case(
-        f"distillation {form}", f"K={num_classes}", dtype, num_rows * floor,
-        lambda: launch_distillation(logits, teacher, target, *pair, 1.0, 0.1, None, 20.0, 1.0, 1.0, scale, 1.0,
-                                    form != "backward", form != "forward"),
+        f"distillation {form}",
+        f"K={num_classes}",
+        dtype,
+        num_rows * floor,
+        lambda: launch_distillation(
+            logits,
+            teacher,
+            target,
+            second,
+            lam_N,
+            1.0,
+            0.1,
+            None,
+            20.0,
+            1.0,
+            1.0,
+            scale,
+            1.0,
+            form != "backward",
+            form != "forward",
+        ),
         wide=row_bytes >= 1024,
     )
 
@@ -106,7 +130,10 @@ def _mixup_case(pairs: bool, dtype: str) -> Case:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
     floor = 2 * images.numel() * images.element_size()
     return Case(
-        f"mixup {'pairs' if pairs else 'any permutation'}", "3x32x32", dtype, floor,
+        f"mixup {'pairs' if pairs else 'any permutation'}",
+        "3x32x32",
+        dtype,
+        floor,
         lambda: launch_mixup(images, torch.arange(4).flip(0), None, 0.3, pairs),
     )
 
@@ -127,7 +154,10 @@ def _sgd_case(kind: str, dtype: str) -> Case:
         return Case("sgd overflow", "3 tensors", dtype, sum(counts) * size, lambda: launch_overflow(grads))
     bytes_each = 20 if masters else 4 + 8 + 8  # FP32: gradient, weight and momentum, of which two are written
     return Case(
-        "sgd step", "3 tensors", dtype, sum(counts) * bytes_each,
+        "sgd step",
+        "3 tensors",
+        dtype,
+        sum(counts) * bytes_each,
         lambda: launch_sgd(weights, grads, masters, momenta, 0.1, 0.9, 1e-4, True, torch.tensor(1.0), torch.zeros(())),
     )
 
@@ -144,7 +174,10 @@ def _augment_case(kind: str, dtype: str) -> Case:
     permutation = None if kind == "alone" else torch.arange(4).flip(0)
     floor = images.numel() * (1 + torch.empty(0, dtype=DTYPES[dtype]).element_size())
     return Case(
-        f"augment {kind}", "50x99", dtype, floor,
+        f"augment {kind}",
+        "50x99",
+        dtype,
+        floor,
         lambda: launch_augment(images, matrix, flip, permutation, None, 0.3, kind == "pairs", DTYPES[dtype]),
         wide=False,  # three interleaved bytes a pixel
     )

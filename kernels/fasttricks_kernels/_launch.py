@@ -9,8 +9,10 @@ from torch import Tensor
 # The namespace of every operator here: torch.ops.fasttricks_kernels.<name>.
 NAMESPACE = "fasttricks_kernels"
 
+INTERPRETED: bool = triton.knobs.runtime.interpret  # as triton.jit decides: once, when the kernels are imported
+
 TILE = 1024  # elements a program holds at least: 4 warps x 32 lanes x 8 values, 16 bytes a lane in FP16
-LARGEST_BLOCK = 4096  # columns of one chunk; longer rows are cut in chunks, not padded to a power of two
+BLOCK = 4096  # columns of one chunk; longer rows are cut in chunks, not padded to a power of two
 HELD_BYTES = 131072  # of rows held in registers, half of a multiprocessor's; what is longer is read again
 WIDEST_BYTES = 16  # of one load or store instruction
 SHIFTED_ROW_BYTES = 1024  # below, a row's two ends cost more than its few wide accesses save
@@ -18,7 +20,7 @@ SHIFTED_ROW_BYTES = 1024  # below, a row's two ends cost more than its few wide 
 
 def runs_triton(tensor: Tensor) -> bool:
     """True where the Triton kernel serves this tensor: on CUDA, and under Triton's interpreter. Never float64."""
-    return tensor.dtype != torch.float64 and (tensor.is_cuda or triton.knobs.runtime.interpret)
+    return tensor.dtype != torch.float64 and (tensor.is_cuda or INTERPRETED)
 
 
 def on_device_of(tensor: Tensor) -> torch.cuda.device_of:
@@ -42,19 +44,19 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
     group = WIDEST_BYTES // size
     shifted = stride == num_columns and num_columns % group != 0 and num_columns * size >= SHIFTED_ROW_BYTES
     lanes = num_columns + (group - 1 if shifted else 0)
-    block = min(triton.next_power_of_2(lanes), LARGEST_BLOCK)
-    chunks = triton.cdiv(lanes, block)
+    held = triton.cdiv(lanes, BLOCK) * BLOCK * 4 * rows_held <= HELD_BYTES
+    block = min(triton.next_power_of_2(lanes), BLOCK)
     tile = max(block, TILE)
     return {
         "K": num_columns,
         "STRIDE": stride,
         "ROWS": tile // block,
         "BLOCK": block,
-        "CHUNKS": chunks,
-        "HELD": chunks * block * 4 * rows_held <= HELD_BYTES,
+        "CHUNKS": triton.cdiv(lanes, block),
+        "HELD": held,
         "GROUP": group,
         "SHIFTED": shifted,
-        "num_warps": 4 if chunks == 1 else 16,
+        "num_warps": 4 if lanes <= BLOCK else 16,  # by registers; untuned, for want of a GPU to time it on
     }
 
 

@@ -48,23 +48,28 @@ def ledger() -> Iterator[Ledger]:
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     rmw, cas = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.create_atomic_cas
 
-    def count_load(builder, ptrs, mask, *rest):  # type: ignore[no-untyped-def]
+    def count_load(builder, ptrs, mask, *rest):
         value = load(builder, ptrs, mask, *rest)
         book.loaded += book.add(book.load_spans, ptrs.data, mask.data, value.data.dtype.itemsize)
         return value
 
-    def count_store(builder, ptrs, value, mask, *rest):  # type: ignore[no-untyped-def]
+    def count_store(builder, ptrs, value, mask, *rest):
         book.stored += book.add(book.store_spans, ptrs.data, mask.data, value.data.dtype.itemsize)
         return store(builder, ptrs, value, mask, *rest)
 
-    def count_rmw(builder, *args):  # type: ignore[no-untyped-def]
+    def count_rmw(builder, *args):
         book.atomics += 1
         return rmw(builder, *args)
 
-    def count_cas(builder, *args):  # type: ignore[no-untyped-def]
+    def count_cas(builder, *args):
         book.atomics += 1
         return cas(builder, *args)
 
-    with mock.patch.multiple(InterpreterBuilder, create_masked_load=count_load, create_masked_store=count_store,
-                             create_atomic_rmw=count_rmw, create_atomic_cas=count_cas):
+    with mock.patch.multiple(
+        InterpreterBuilder,
+        create_masked_load=count_load,
+        create_masked_store=count_store,
+        create_atomic_rmw=count_rmw,
+        create_atomic_cas=count_cas,
+    ):
         yield book

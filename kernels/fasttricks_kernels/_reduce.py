@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _checks, reference
+from . import _checks
 
 
 def checked_smoothing(
@@ -37,11 +37,10 @@ def mean_weight(
     """The denominator of a mean: the weight of the labels that are not ignored, on their device."""
     if ignore_index is None:
         return target.shape[0]
-    kept = (target != ignore_index).sum()
-    if target_b is None:
-        return kept
-    kept_b_N = target_b != ignore_index
-    return (lam * (target != ignore_index) + (1 - lam) * kept_b_N).sum()
+    kept_N = target != ignore_index
+    if target_b is None or lam is None:
+        return kept_N.sum()
+    return (lam * kept_N + (1 - lam) * (target_b != ignore_index)).sum()
 
 
 def reduce_rows(loss_N: Tensor, reduction: str, denominator: Tensor | int) -> Tensor:

@@ -15,8 +15,9 @@ def lead_of(row_R, K: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def columns_of(row_R, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-               SHIFTED: tl.constexpr):
+def columns_of(
+    row_R, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, SHIFTED: tl.constexpr
+):
     """Column held by each lane, [R, C]; outside [0, K) the lane holds padding."""
     lane_RC = chunk * BLOCK + tl.arange(0, BLOCK)[None, :]
     if SHIFTED:
@@ -40,8 +41,17 @@ def shifted_offsets(row_R, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def load_rows(rows_ptr, row_R, N, chunk: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
-              GROUP: tl.constexpr, SHIFTED: tl.constexpr):
+def load_rows(
+    rows_ptr,
+    row_R,
+    N,
+    chunk: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
     """[R, C] values as float32, -inf outside the row."""
     live_R1 = (row_R < N)[:, None]
     column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
@@ -59,8 +69,17 @@ def load_rows(rows_ptr, row_R, N, chunk: tl.constexpr, K: tl.constexpr, STRIDE: 
 
 
 @triton.jit
-def store_rows(rows_ptr, value_RC, row_R, N, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
-               GROUP: tl.constexpr, SHIFTED: tl.constexpr):
+def store_rows(
+    rows_ptr,
+    value_RC,
+    row_R,
+    N,
+    chunk: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
     """Write [R, C] float32 values to contiguous rows of K, rounded once to the rows' dtype."""
     live_R1 = (row_R < N)[:, None]
     column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)

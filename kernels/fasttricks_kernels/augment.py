@@ -56,9 +56,21 @@ def store_blend(out_ptr, image, pixel_P, live_P, share, a_P, b_P, channel: tl.co
 
 
 @triton.jit(do_not_specialize=["N"])
-def augment_kernel(images_ptr, matrix_ptr, flip_ptr, permutation_ptr, lam_ptr, out_ptr, N, lam,
-                   H: tl.constexpr, W: tl.constexpr, LAM_STRIDE: tl.constexpr, PAIRS: tl.constexpr,
-                   BLOCK: tl.constexpr):
+def augment_kernel(
+    images_ptr,
+    matrix_ptr,
+    flip_ptr,
+    permutation_ptr,
+    lam_ptr,
+    out_ptr,
+    N,
+    lam,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    LAM_STRIDE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """BLOCK pixels of one image, blended with its partner's if there is a permutation; under PAIRS, both ways."""
     image = tl.program_id(1)
     pixel_P = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -79,8 +91,9 @@ def augment_kernel(images_ptr, matrix_ptr, flip_ptr, permutation_ptr, lam_ptr, o
             works = True
         if works:
             red_P, green_P, blue_P = coloured(images_ptr, matrix_ptr, flip_ptr, image, pixel_P, live_P, H, W)
-            red2_P, green2_P, blue2_P = coloured(images_ptr, matrix_ptr, flip_ptr, partner, pixel_P,
-                                                 live_P & (partner != image), H, W)
+            red2_P, green2_P, blue2_P = coloured(
+                images_ptr, matrix_ptr, flip_ptr, partner, pixel_P, live_P & (partner != image), H, W
+            )
             if partner == image:
                 red2_P, green2_P, blue2_P = red_P, green_P, blue_P
             share = tl.where(good, share_of(lam_ptr, lam, image, LAM_STRIDE), float("nan"))
@@ -98,17 +111,37 @@ def augment_kernel(images_ptr, matrix_ptr, flip_ptr, permutation_ptr, lam_ptr, o
 # --------------------------------------------------------------------------------------------------------- launch
 
 
-def launch_augment(images_NHW3: Tensor, matrix_N34: Tensor, flip_N: Optional[Tensor], permutation_N: Optional[Tensor],
-                   lam_N: Optional[Tensor], lam: float, pairs: bool, dtype: torch.dtype) -> Tensor:
+def launch_augment(
+    images_NHW3: Tensor,
+    matrix_N34: Tensor,
+    flip_N: Optional[Tensor],
+    permutation_N: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    pairs: bool,
+    dtype: torch.dtype,
+) -> Tensor:
     """(N, 3, H, W) in channels-last memory."""
     num_images, height, width, _ = images_NHW3.shape
     out = torch.empty(num_images, height, width, 3, dtype=dtype, device=images_NHW3.device)
     if out.numel():
         with on_device_of(images_NHW3):
             augment_kernel[(triton.cdiv(height * width, BLOCK), num_images)](
-                images_NHW3.contiguous(), matrix_N34.contiguous(), None if flip_N is None else flip_N.contiguous(),
-                None if permutation_N is None else permutation_N.contiguous(), lam_N, out, num_images, lam,
-                H=height, W=width, LAM_STRIDE=broadcast_stride(lam_N), PAIRS=pairs, BLOCK=BLOCK, num_warps=8)
+                images_NHW3.contiguous(),
+                matrix_N34.contiguous(),
+                None if flip_N is None else flip_N.contiguous(),
+                None if permutation_N is None else permutation_N.contiguous(),
+                lam_N,
+                out,
+                num_images,
+                lam,
+                H=height,
+                W=width,
+                LAM_STRIDE=broadcast_stride(lam_N),
+                PAIRS=pairs,
+                BLOCK=BLOCK,
+                num_warps=8,
+            )
     return out.permute(0, 3, 1, 2)
 
 
@@ -117,8 +150,16 @@ def launch_augment(images_NHW3: Tensor, matrix_N34: Tensor, flip_N: Optional[Ten
 
 
 @torch.library.custom_op(f"{NAMESPACE}::augment", mutates_args=())
-def _augment(images: Tensor, matrix: Tensor, flip: Optional[Tensor], permutation: Optional[Tensor],
-             lam_N: Optional[Tensor], lam: float, pairs: bool, dtype: torch.dtype) -> Tensor:
+def _augment(
+    images: Tensor,
+    matrix: Tensor,
+    flip: Optional[Tensor],
+    permutation: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    pairs: bool,
+    dtype: torch.dtype,
+) -> Tensor:
     if runs_triton(images):
         return launch_augment(images, matrix, flip, permutation, lam_N, lam, pairs, dtype)
     if permutation is not None:
@@ -174,12 +215,16 @@ def augment(
     if dtype not in OUTPUTS:
         raise TypeError(f"dtype must be float16, bfloat16 or float32, not {dtype}")
     if matrix.shape != (images.shape[0], 3, 4) or matrix.dtype != torch.float32:
-        raise ValueError(f"matrix must be ({images.shape[0]}, 3, 4) float32, one an image, but is "
-                         f"{tuple(matrix.shape)} {matrix.dtype}; torch.from_numpy(m).float() converts")
+        raise ValueError(
+            f"matrix must be ({images.shape[0]}, 3, 4) float32, one an image, but is "
+            f"{tuple(matrix.shape)} {matrix.dtype}; torch.from_numpy(m).float() converts"
+        )
     _checks.check_device("matrix", matrix, "images", images)
     if flip is not None:
         if flip.shape != images.shape[:1] or flip.dtype not in (torch.bool, torch.uint8):
-            raise ValueError(f"flip must be ({images.shape[0]},) bool or uint8, but is {tuple(flip.shape)} {flip.dtype}")
+            raise ValueError(
+                f"flip must be ({images.shape[0]},) bool or uint8, but is {tuple(flip.shape)} {flip.dtype}"
+            )
         _checks.check_device("flip", flip, "images", images)
     if (permutation is None) != (lam is None):
         raise ValueError(f"permutation and lam come together, but {'lam' if lam is None else 'permutation'} is None")

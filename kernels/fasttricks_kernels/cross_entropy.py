@@ -41,21 +41,41 @@ NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, w
 
 
 @triton.jit(do_not_specialize=["N"])
-def cross_entropy_kernel(logits_ptr, target_ptr, target_b_ptr, lam_ptr, scale_ptr, loss_ptr, grad_ptr,
-                         N, lam, smoothing, scale,
-                         IGNORE: tl.constexpr, LAM_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr,
-                         K: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-                         CHUNKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, SHIFTED: tl.constexpr):
+def cross_entropy_kernel(
+    logits_ptr,
+    target_ptr,
+    target_b_ptr,
+    lam_ptr,
+    scale_ptr,
+    loss_ptr,
+    grad_ptr,
+    N,
+    lam,
+    smoothing,
+    scale,
+    IGNORE: tl.constexpr,
+    LAM_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HELD: tl.constexpr,
+    GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
     """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away."""
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
     label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
-        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE)
+        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
+    )
 
     # The row is read here, once, and HELD in registers; only one too long for them is read again below.
     max_R = tl.full([ROWS], float("-inf"), tl.float32)
     sum_exp_R = tl.zeros([ROWS], tl.float32)
-    held = ()
+    held: tuple[tl.tensor, ...] = ()
     for chunk in tl.static_range(CHUNKS):
         x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         old_max_R = max_R
@@ -93,9 +113,19 @@ def cross_entropy_kernel(logits_ptr, target_ptr, target_b_ptr, lam_ptr, scale_pt
 # --------------------------------------------------------------------------------------------------------- launch
 
 
-def launch_cross_entropy(logits_NK: Tensor, target_N: Tensor, target_b_N: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
-            smoothing: float, ignore_index: Optional[int], scale_N: Optional[Tensor], scale: float,
-            want_loss: bool, want_grad: bool) -> tuple[Tensor, Tensor]:
+def launch_cross_entropy(
+    logits_NK: Tensor,
+    target_N: Tensor,
+    target_b_N: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    scale_N: Optional[Tensor],
+    scale: float,
+    want_loss: bool,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:
     """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
     logits_NK = dense_rows(logits_NK)
     num_rows = logits_NK.shape[0]
@@ -106,10 +136,22 @@ def launch_cross_entropy(logits_NK: Tensor, target_N: Tensor, target_b_N: Option
     tile = tile_of_rows(logits_NK)
     with on_device_of(logits_NK):
         cross_entropy_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
-            logits_NK, target_N.contiguous(), None if target_b_N is None else target_b_N.contiguous(), lam_N, scale_N,
-            loss_N if want_loss else None, grad_NK if want_grad else None,
-            num_rows, lam, smoothing, scale, IGNORE=ignore_index,
-            LAM_STRIDE=broadcast_stride(lam_N), SCALE_STRIDE=broadcast_stride(scale_N), **tile)
+            logits_NK,
+            target_N.contiguous(),
+            None if target_b_N is None else target_b_N.contiguous(),
+            lam_N,
+            scale_N,
+            loss_N if want_loss else None,
+            grad_NK if want_grad else None,
+            num_rows,
+            lam,
+            smoothing,
+            scale,
+            IGNORE=ignore_index,
+            LAM_STRIDE=broadcast_stride(lam_N),
+            SCALE_STRIDE=broadcast_stride(scale_N),
+            **tile,
+        )
     return loss_N, grad_NK
 
 
@@ -119,57 +161,118 @@ def launch_cross_entropy(logits_NK: Tensor, target_N: Tensor, target_b_N: Option
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_entropy", mutates_args=())
-def _forward(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
-             smoothing: float, ignore_index: Optional[int]) -> Tensor:
+def _forward(
+    logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+) -> Tensor:
     if runs_triton(logits):
-        return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False)[0]
+        return launch_cross_entropy(
+            logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False
+        )[0]
     check_values(logits, target, target_b, lam_N, ignore_index)
-    return reference.cross_entropy(logits, target, target_b, lam if lam_N is None else lam_N,
-                                   smoothing=smoothing, ignore_index=ignore_index)
+    return reference.cross_entropy(
+        logits, target, target_b, lam if lam_N is None else lam_N, smoothing=smoothing, ignore_index=ignore_index
+    )
 
 
 @_forward.register_fake
-def _(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
-      smoothing: float, ignore_index: Optional[int]) -> Tensor:
+def _(
+    logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_entropy_backward", mutates_args=())
-def _backward(grad_loss: Tensor, logits: Tensor, target: Tensor, target_b: Optional[Tensor],
-              lam_N: Optional[Tensor], lam: float, smoothing: float, ignore_index: Optional[int]) -> Tensor:
+def _backward(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+) -> Tensor:
     if runs_triton(logits):
-        return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True)[1]
-    return reference.cross_entropy_grad(grad_loss, logits, target, target_b, lam if lam_N is None else lam_N,
-                                        smoothing=smoothing, ignore_index=used_index(ignore_index, target, target_b))
+        return launch_cross_entropy(
+            logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True
+        )[1]
+    return reference.cross_entropy_grad(
+        grad_loss,
+        logits,
+        target,
+        target_b,
+        lam if lam_N is None else lam_N,
+        smoothing=smoothing,
+        ignore_index=used_index(ignore_index, target, target_b),
+    )
 
 
 @_backward.register_fake
-def _(grad_loss: Tensor, logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor],
-      lam: float, smoothing: float, ignore_index: Optional[int]) -> Tensor:
+def _(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_entropy_loss_and_grad", mutates_args=())
-def _loss_and_grad(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
-                   smoothing: float, ignore_index: Optional[int], scale_N: Optional[Tensor],
-                   scale: float) -> tuple[Tensor, Tensor]:
+def _loss_and_grad(
+    logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    scale_N: Optional[Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     if runs_triton(logits):
-        return launch_cross_entropy(logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True)
+        return launch_cross_entropy(
+            logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True
+        )
     loss = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
     scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
     return loss, _backward(scale_of_N, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
 
 
 @_loss_and_grad.register_fake
-def _(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], lam: float,
-      smoothing: float, ignore_index: Optional[int], scale_N: Optional[Tensor],
-      scale: float) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    scale_N: Optional[Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     loss = logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def check_values(logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor],
-                  ignore_index: Optional[int]) -> None:
+def check_values(
+    logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], ignore_index: Optional[int]
+) -> None:
     """Inside the op, where reading a CPU tensor's values is invisible to tracing and to a search for syncs."""
     _checks.check_label_values("target", target, logits.shape[1], ignore_index)
     if target_b is not None:
@@ -207,8 +310,15 @@ def _backward_vjp(ctx, grad_grad: Tensor):
     grad_loss, logits, target, target_b, lam_N = ctx.saved_tensors
     lam, smoothing, ignore_index = ctx.options
     return *reference.cross_entropy_grad_vjp(
-        grad_grad, grad_loss, logits, target, target_b, lam if lam_N is None else lam_N,
-        smoothing=smoothing, ignore_index=ignore_index), *[None] * 6
+        grad_grad,
+        grad_loss,
+        logits,
+        target,
+        target_b,
+        lam if lam_N is None else lam_N,
+        smoothing=smoothing,
+        ignore_index=ignore_index,
+    ), *[None] * 6
 
 
 _forward.register_autograd(_forward_vjp, setup_context=_save_forward)
@@ -264,8 +374,13 @@ def cross_entropy(
     smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
     if target_b is None and logits.device.type == "cpu" and smoothing <= 1 and not runs_triton(logits):
         # One label on the CPU is torch's own loss, which keeps the log-probabilities instead of computing them twice.
-        return F.cross_entropy(reference.wide(logits), target.long(), reduction=reduction, label_smoothing=smoothing,
-                               ignore_index=NO_LABEL if ignore_index is None else ignore_index)
+        return F.cross_entropy(
+            reference.wide(logits),
+            target.long(),
+            reduction=reduction,
+            label_smoothing=smoothing,
+            ignore_index=NO_LABEL if ignore_index is None else ignore_index,
+        )
     loss_N = _forward(logits, target, target_b, lam_N, lam_number, smoothing, ignore_index)
     denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
     return reduce_rows(loss_N, reduction, denominator)
@@ -302,7 +417,8 @@ def cross_entropy_loss_and_grad(
     denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
     scale_N, scale = grad_scale(loss_scale, reduction, denominator)
     loss_N, grad = _loss_and_grad(
-        logits.detach(), target, target_b, lam_N, lam_number, smoothing, ignore_index, scale_N, scale)
+        logits.detach(), target, target_b, lam_N, lam_number, smoothing, ignore_index, scale_N, scale
+    )
     return reduce_rows(loss_N, reduction, denominator), grad
 
 
@@ -313,8 +429,15 @@ class CrossEntropyLoss(torch.nn.Module):
     weights and dense (N, K) targets; for those keep torch's.
     """
 
-    def __init__(self, weight: None = None, *, ignore_index: Optional[int] = -100, reduction: Reduction = "mean",
-                 label_smoothing: float = 0.0, smoothing_over: SmoothingOver = "all") -> None:
+    def __init__(
+        self,
+        weight: None = None,
+        *,
+        ignore_index: Optional[int] = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        smoothing_over: SmoothingOver = "all",
+    ) -> None:
         super().__init__()
         if weight is not None:
             raise ValueError("class weights are not supported; use torch.nn.CrossEntropyLoss(weight=...)")
@@ -326,12 +449,22 @@ class CrossEntropyLoss(torch.nn.Module):
         self.label_smoothing = label_smoothing
         self.smoothing_over = smoothing_over
 
-    def forward(self, logits: Tensor, target: Tensor, target_b: Optional[Tensor] = None,
-                lam: "Tensor | float | None" = None) -> Tensor:
-        return cross_entropy(logits, target, smoothing=self.label_smoothing, target_b=target_b, lam=lam,
-                             ignore_index=self.ignore_index, reduction=self.reduction,
-                             smoothing_over=self.smoothing_over)
+    def forward(
+        self, logits: Tensor, target: Tensor, target_b: Optional[Tensor] = None, lam: "Tensor | float | None" = None
+    ) -> Tensor:
+        return cross_entropy(
+            logits,
+            target,
+            smoothing=self.label_smoothing,
+            target_b=target_b,
+            lam=lam,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            smoothing_over=self.smoothing_over,
+        )
 
     def extra_repr(self) -> str:
-        return (f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-                f"label_smoothing={self.label_smoothing}, smoothing_over={self.smoothing_over!r}")
+        return (
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"label_smoothing={self.label_smoothing}, smoothing_over={self.smoothing_over!r}"
+        )

@@ -9,7 +9,7 @@ Shape suffixes: N samples, K classes; in device code R rows of a program, C lane
 """
 
 # No `from __future__ import annotations`: Triton reads tl.constexpr, and torch.library the schema, from annotations.
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import triton
@@ -36,11 +36,34 @@ from .cross_entropy import Reduction, SmoothingOver, check_values, used_index
 
 
 @triton.jit(do_not_specialize=["N"])
-def distillation_kernel(logits_ptr, teacher_ptr, target_ptr, target_b_ptr, lam_ptr, scale_ptr, loss_ptr, grad_ptr,
-                        N, lam, smoothing, temperature, hard_weight, soft_weight, scale,
-                        IGNORE: tl.constexpr, LAM_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr,
-                        K: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-                        CHUNKS: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, SHIFTED: tl.constexpr):
+def distillation_kernel(
+    logits_ptr,
+    teacher_ptr,
+    target_ptr,
+    target_b_ptr,
+    lam_ptr,
+    scale_ptr,
+    loss_ptr,
+    grad_ptr,
+    N,
+    lam,
+    smoothing,
+    temperature,
+    hard_weight,
+    soft_weight,
+    scale,
+    IGNORE: tl.constexpr,
+    LAM_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HELD: tl.constexpr,
+    GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
     """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away.
 
     With d = logits - max, and c = hard_weight q + soft_weight W T softmax(teacher / T):
@@ -51,7 +74,8 @@ def distillation_kernel(logits_ptr, teacher_ptr, target_ptr, target_b_ptr, lam_p
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
     label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
-        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE)
+        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
+    )
     coldness = 1.0 / temperature
 
     # Both rows are read here, once, and HELD in registers; only those too long for them are read again below.
@@ -60,8 +84,8 @@ def distillation_kernel(logits_ptr, teacher_ptr, target_ptr, target_b_ptr, lam_p
     sum_R = tl.zeros([ROWS], tl.float32)  # of exp(d), of exp(d / T), and of the teacher's exp(d / T)
     soft_sum_R = tl.zeros([ROWS], tl.float32)
     teacher_sum_R = tl.zeros([ROWS], tl.float32)
-    held = ()
-    teacher_held = ()
+    held: tuple[tl.tensor, ...] = ()
+    teacher_held: tuple[tl.tensor, ...] = ()
     for chunk in tl.static_range(CHUNKS):
         x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         old_max_R = max_R
@@ -92,7 +116,8 @@ def distillation_kernel(logits_ptr, teacher_ptr, target_ptr, target_b_ptr, lam_p
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         c_RC = hard_weight * target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K)
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K
+        )
         t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
         c_RC += soft_R[:, None] * tl.exp(t_RC)
         if loss_ptr is not None:
@@ -111,10 +136,23 @@ def distillation_kernel(logits_ptr, teacher_ptr, target_ptr, target_b_ptr, lam_p
 # --------------------------------------------------------------------------------------------------------- launch
 
 
-def launch_distillation(logits_NK: Tensor, teacher_NK: Tensor, target_N: Tensor, target_b_N: Optional[Tensor],
-                        lam_N: Optional[Tensor], lam: float, smoothing: float, ignore_index: Optional[int],
-                        temperature: float, hard_weight: float, soft_weight: float, scale_N: Optional[Tensor],
-                        scale: float, want_loss: bool, want_grad: bool) -> tuple[Tensor, Tensor]:
+def launch_distillation(
+    logits_NK: Tensor,
+    teacher_NK: Tensor,
+    target_N: Tensor,
+    target_b_N: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+    scale_N: Optional[Tensor],
+    scale: float,
+    want_loss: bool,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:
     """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
     logits_NK, teacher_NK = dense_rows(logits_NK), teacher_NK.contiguous()
     num_rows = logits_NK.shape[0]
@@ -125,10 +163,26 @@ def launch_distillation(logits_NK: Tensor, teacher_NK: Tensor, target_N: Tensor,
     tile = tile_of_rows(logits_NK, rows_held=2)
     with on_device_of(logits_NK):
         distillation_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
-            logits_NK, teacher_NK, target_N.contiguous(), None if target_b_N is None else target_b_N.contiguous(),
-            lam_N, scale_N, loss_N if want_loss else None, grad_NK if want_grad else None,
-            num_rows, lam, smoothing, temperature, hard_weight, soft_weight, scale, IGNORE=ignore_index,
-            LAM_STRIDE=broadcast_stride(lam_N), SCALE_STRIDE=broadcast_stride(scale_N), **tile)
+            logits_NK,
+            teacher_NK,
+            target_N.contiguous(),
+            None if target_b_N is None else target_b_N.contiguous(),
+            lam_N,
+            scale_N,
+            loss_N if want_loss else None,
+            grad_NK if want_grad else None,
+            num_rows,
+            lam,
+            smoothing,
+            temperature,
+            hard_weight,
+            soft_weight,
+            scale,
+            IGNORE=ignore_index,
+            LAM_STRIDE=broadcast_stride(lam_N),
+            SCALE_STRIDE=broadcast_stride(scale_N),
+            **tile,
+        )
     return loss_N, grad_NK
 
 
@@ -136,16 +190,50 @@ def launch_distillation(logits_NK: Tensor, teacher_NK: Tensor, target_N: Tensor,
 
 
 @torch.library.custom_op(f"{NAMESPACE}::distillation", mutates_args=())
-def _forward(logits: Tensor, teacher_logits: Tensor, target: Tensor, target_b: Optional[Tensor],
-             lam_N: Optional[Tensor], lam: float, smoothing: float, ignore_index: Optional[int], temperature: float,
-             hard_weight: float, soft_weight: float) -> Tensor:
+def _forward(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+) -> Tensor:
     if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, target, target_b, lam_N, lam, smoothing, ignore_index,
-                                   temperature, hard_weight, soft_weight, None, 1.0, True, False)[0]
+        return launch_distillation(
+            logits,
+            teacher_logits,
+            target,
+            target_b,
+            lam_N,
+            lam,
+            smoothing,
+            ignore_index,
+            temperature,
+            hard_weight,
+            soft_weight,
+            None,
+            1.0,
+            True,
+            False,
+        )[0]
     check_values(logits, target, target_b, lam_N, ignore_index)
     return reference.distillation(
-        logits, teacher_logits, target, target_b, lam if lam_N is None else lam_N, temperature=temperature,
-        hard_weight=hard_weight, soft_weight=soft_weight, smoothing=smoothing, ignore_index=ignore_index)
+        logits,
+        teacher_logits,
+        target,
+        target_b,
+        lam if lam_N is None else lam_N,
+        temperature=temperature,
+        hard_weight=hard_weight,
+        soft_weight=soft_weight,
+        smoothing=smoothing,
+        ignore_index=ignore_index,
+    )
 
 
 @_forward.register_fake
@@ -154,16 +242,51 @@ def _(logits, teacher_logits, target, *options) -> Tensor:
 
 
 @torch.library.custom_op(f"{NAMESPACE}::distillation_backward", mutates_args=())
-def _backward(grad_loss: Tensor, logits: Tensor, teacher_logits: Tensor, target: Tensor, target_b: Optional[Tensor],
-              lam_N: Optional[Tensor], lam: float, smoothing: float, ignore_index: Optional[int], temperature: float,
-              hard_weight: float, soft_weight: float) -> Tensor:
+def _backward(
+    grad_loss: Tensor,
+    logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+) -> Tensor:
     if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, target, target_b, lam_N, lam, smoothing, ignore_index,
-                                   temperature, hard_weight, soft_weight, grad_loss, 1.0, False, True)[1]
+        return launch_distillation(
+            logits,
+            teacher_logits,
+            target,
+            target_b,
+            lam_N,
+            lam,
+            smoothing,
+            ignore_index,
+            temperature,
+            hard_weight,
+            soft_weight,
+            grad_loss,
+            1.0,
+            False,
+            True,
+        )[1]
     return reference.distillation_grad(
-        grad_loss, logits, teacher_logits, target, target_b, lam if lam_N is None else lam_N,
-        temperature=temperature, hard_weight=hard_weight, soft_weight=soft_weight, smoothing=smoothing,
-        ignore_index=used_index(ignore_index, target, target_b))
+        grad_loss,
+        logits,
+        teacher_logits,
+        target,
+        target_b,
+        lam if lam_N is None else lam_N,
+        temperature=temperature,
+        hard_weight=hard_weight,
+        soft_weight=soft_weight,
+        smoothing=smoothing,
+        ignore_index=used_index(ignore_index, target, target_b),
+    )
 
 
 @_backward.register_fake
@@ -172,18 +295,67 @@ def _(grad_loss, logits, *options) -> Tensor:
 
 
 @torch.library.custom_op(f"{NAMESPACE}::distillation_loss_and_grad", mutates_args=())
-def _loss_and_grad(logits: Tensor, teacher_logits: Tensor, target: Tensor, target_b: Optional[Tensor],
-                   lam_N: Optional[Tensor], lam: float, smoothing: float, ignore_index: Optional[int],
-                   temperature: float, hard_weight: float, soft_weight: float, scale_N: Optional[Tensor],
-                   scale: float) -> tuple[Tensor, Tensor]:
+def _loss_and_grad(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    target_b: Optional[Tensor],
+    lam_N: Optional[Tensor],
+    lam: float,
+    smoothing: float,
+    ignore_index: Optional[int],
+    temperature: float,
+    hard_weight: float,
+    soft_weight: float,
+    scale_N: Optional[Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, target, target_b, lam_N, lam, smoothing, ignore_index,
-                                   temperature, hard_weight, soft_weight, scale_N, scale, True, True)
-    loss = _forward(logits, teacher_logits, target, target_b, lam_N, lam, smoothing, ignore_index, temperature,
-                    hard_weight, soft_weight)
+        return launch_distillation(
+            logits,
+            teacher_logits,
+            target,
+            target_b,
+            lam_N,
+            lam,
+            smoothing,
+            ignore_index,
+            temperature,
+            hard_weight,
+            soft_weight,
+            scale_N,
+            scale,
+            True,
+            True,
+        )
+    loss = _forward(
+        logits,
+        teacher_logits,
+        target,
+        target_b,
+        lam_N,
+        lam,
+        smoothing,
+        ignore_index,
+        temperature,
+        hard_weight,
+        soft_weight,
+    )
     scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, _backward(scale_of_N, logits, teacher_logits, target, target_b, lam_N, lam, smoothing, ignore_index,
-                           temperature, hard_weight, soft_weight)
+    return loss, _backward(
+        scale_of_N,
+        logits,
+        teacher_logits,
+        target,
+        target_b,
+        lam_N,
+        lam,
+        smoothing,
+        ignore_index,
+        temperature,
+        hard_weight,
+        soft_weight,
+    )
 
 
 @_loss_and_grad.register_fake
@@ -214,9 +386,19 @@ def _backward_vjp(ctx, grad_grad: Tensor):
     grad_loss, logits, teacher_logits, target, target_b, lam_N = ctx.saved_tensors
     lam, smoothing, ignore_index, temperature, hard_weight, soft_weight = ctx.options
     return *reference.distillation_grad_vjp(
-        grad_grad, grad_loss, logits, teacher_logits, target, target_b, lam if lam_N is None else lam_N,
-        temperature=temperature, hard_weight=hard_weight, soft_weight=soft_weight, smoothing=smoothing,
-        ignore_index=ignore_index), *[None] * 10
+        grad_grad,
+        grad_loss,
+        logits,
+        teacher_logits,
+        target,
+        target_b,
+        lam if lam_N is None else lam_N,
+        temperature=temperature,
+        hard_weight=hard_weight,
+        soft_weight=soft_weight,
+        smoothing=smoothing,
+        ignore_index=ignore_index,
+    ), *[None] * 10
 
 
 _forward.register_autograd(_forward_vjp, setup_context=_save_forward)
@@ -265,8 +447,19 @@ def distillation_loss(
     lam_N, lam_number = split_lam(lam)
     smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
     _check_teacher(logits, teacher_logits, temperature, hard_weight, soft_weight)
-    loss_N = _forward(logits, teacher_logits.detach(), target, target_b, lam_N, lam_number, smoothing, ignore_index,
-                      float(temperature), float(hard_weight), float(soft_weight))
+    loss_N = _forward(
+        logits,
+        teacher_logits.detach(),
+        target,
+        target_b,
+        lam_N,
+        lam_number,
+        smoothing,
+        ignore_index,
+        float(temperature),
+        float(hard_weight),
+        float(soft_weight),
+    )
     denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
     return reduce_rows(loss_N, reduction, denominator)
 
@@ -300,13 +493,26 @@ def distillation_loss_and_grad(
     denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
     scale_N, scale = grad_scale(loss_scale, reduction, denominator)
     loss_N, grad = _loss_and_grad(
-        logits.detach(), teacher_logits.detach(), target, target_b, lam_N, lam_number, smoothing, ignore_index,
-        float(temperature), float(hard_weight), float(soft_weight), scale_N, scale)
+        logits.detach(),
+        teacher_logits.detach(),
+        target,
+        target_b,
+        lam_N,
+        lam_number,
+        smoothing,
+        ignore_index,
+        float(temperature),
+        float(hard_weight),
+        float(soft_weight),
+        scale_N,
+        scale,
+    )
     return reduce_rows(loss_N, reduction, denominator), grad
 
 
-def _check_teacher(logits: Tensor, teacher_logits: Tensor, temperature: float, hard_weight: float,
-                   soft_weight: float) -> None:
+def _check_teacher(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, hard_weight: float, soft_weight: float
+) -> None:
     _checks.check_same("teacher_logits", teacher_logits, "logits", logits)
     if teacher_logits.dtype != logits.dtype:
         raise TypeError(f"teacher_logits are {teacher_logits.dtype}, but logits {logits.dtype}; cast the teacher's")
@@ -318,9 +524,17 @@ def _check_teacher(logits: Tensor, teacher_logits: Tensor, temperature: float, h
 class DistillationLoss(torch.nn.Module):
     """`distillation_loss` as a module: loss(logits, teacher_logits, target, target_b=None, lam=None)."""
 
-    def __init__(self, temperature: float = 20.0, hard_weight: float = 1.0, soft_weight: float = 1.0, *,
-                 ignore_index: Optional[int] = -100, reduction: Reduction = "mean", label_smoothing: float = 0.0,
-                 smoothing_over: SmoothingOver = "all") -> None:
+    def __init__(
+        self,
+        temperature: float = 20.0,
+        hard_weight: float = 1.0,
+        soft_weight: float = 1.0,
+        *,
+        ignore_index: Optional[int] = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        smoothing_over: SmoothingOver = "all",
+    ) -> None:
         super().__init__()
         _checks.check_positive("temperature", temperature)
         _checks.check_weight("hard_weight", hard_weight)
@@ -328,14 +542,24 @@ class DistillationLoss(torch.nn.Module):
         _checks.check_share("label_smoothing", label_smoothing)
         _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
         _checks.check_choice("smoothing_over", smoothing_over, ("all", "others"))
-        self.options = {
-            "temperature": temperature, "hard_weight": hard_weight, "soft_weight": soft_weight,
-            "ignore_index": ignore_index, "reduction": reduction, "smoothing": label_smoothing,
+        self.options: dict[str, Any] = {
+            "temperature": temperature,
+            "hard_weight": hard_weight,
+            "soft_weight": soft_weight,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "smoothing": label_smoothing,
             "smoothing_over": smoothing_over,
         }
 
-    def forward(self, logits: Tensor, teacher_logits: Tensor, target: Tensor, target_b: Optional[Tensor] = None,
-                lam: "Tensor | float | None" = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        target_b: Optional[Tensor] = None,
+        lam: "Tensor | float | None" = None,
+    ) -> Tensor:
         return distillation_loss(logits, teacher_logits, target, target_b=target_b, lam=lam, **self.options)
 
     def extra_repr(self) -> str:

@@ -32,8 +32,18 @@ def share_of(lam_ptr, lam, image, LAM_STRIDE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["N"])
-def mixup_kernel(images_ptr, permutation_ptr, lam_ptr, mixed_ptr, N, lam,
-                 M: tl.constexpr, LAM_STRIDE: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+def mixup_kernel(
+    images_ptr,
+    permutation_ptr,
+    lam_ptr,
+    mixed_ptr,
+    N,
+    lam,
+    M: tl.constexpr,
+    LAM_STRIDE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """BLOCK elements of one image, and under PAIRS of its partner too. A bad partner makes the image NaN."""
     image = tl.program_id(1)
     partner = tl.load(permutation_ptr + image)
@@ -65,8 +75,9 @@ def mixup_kernel(images_ptr, permutation_ptr, lam_ptr, mixed_ptr, N, lam,
 # --------------------------------------------------------------------------------------------------------- launch
 
 
-def launch_mixup(images_NCHW: Tensor, permutation_N: Tensor, lam_N: Optional[Tensor], lam: float,
-                 pairs: bool) -> Tensor:
+def launch_mixup(
+    images_NCHW: Tensor, permutation_N: Tensor, lam_N: Optional[Tensor], lam: float, pairs: bool
+) -> Tensor:
     images_NCHW = dense_images(images_NCHW)
     mixed_NCHW = torch.empty_like(images_NCHW)
     if images_NCHW.numel() == 0:
@@ -74,8 +85,18 @@ def launch_mixup(images_NCHW: Tensor, permutation_N: Tensor, lam_N: Optional[Ten
     num_images, num_elements = images_NCHW.shape[0], images_NCHW[0].numel()
     with on_device_of(images_NCHW):
         mixup_kernel[(triton.cdiv(num_elements, BLOCK), num_images)](
-            images_NCHW, permutation_N.contiguous(), lam_N, mixed_NCHW, num_images, lam,
-            M=num_elements, LAM_STRIDE=broadcast_stride(lam_N), PAIRS=pairs, BLOCK=BLOCK, num_warps=8)
+            images_NCHW,
+            permutation_N.contiguous(),
+            lam_N,
+            mixed_NCHW,
+            num_images,
+            lam,
+            M=num_elements,
+            LAM_STRIDE=broadcast_stride(lam_N),
+            PAIRS=pairs,
+            BLOCK=BLOCK,
+            num_warps=8,
+        )
     return mixed_NCHW
 
 
@@ -157,8 +178,9 @@ def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: 
     if images.dim() != 4:
         raise ValueError(f"images must be (N, C, H, W), but have shape {tuple(images.shape)}")
     if images.dtype not in _checks.FLOATS:
-        raise TypeError(f"images must be float16, bfloat16, float32 or float64, not {images.dtype}; "
-                        "uint8 images are for augment()")
+        raise TypeError(
+            f"images must be float16, bfloat16, float32 or float64, not {images.dtype}; uint8 images are for augment()"
+        )
     _checks.check_permutation(permutation, images)
     _checks.check_lam(lam, images.shape[0], "images", images)
     if isinstance(lam, Tensor):

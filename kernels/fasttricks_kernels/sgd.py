@@ -4,8 +4,9 @@ Over 300 lines because a family stays in one file: the step, the overflow check 
 """
 
 # No `from __future__ import annotations`: Triton reads tl.constexpr, and torch.library the schema, from annotations.
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Optional
 
 import torch
 import triton
@@ -25,8 +26,7 @@ TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.fl
 
 
 @triton.jit
-def tensor_at(table_ptr, tensor, FIELD: tl.constexpr, FIELDS: tl.constexpr, DTYPE: tl.constexpr,
-              ALIGNED: tl.constexpr):
+def tensor_at(table_ptr, tensor, FIELD: tl.constexpr, FIELDS: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """The address in the table as a pointer; ALIGNED promises 16 bytes, without which every access is narrow."""
     pointer = tl.load(table_ptr + tensor * FIELDS + FIELD).to(tl.pointer_type(DTYPE))
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer
@@ -41,8 +41,20 @@ def block_of(table_ptr, blocks_ptr, FIELDS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def update_block(weight_ptr, grad_ptr, master_ptr, momentum_ptr, grad_scale_ptr, lane_B, live_B, lr, momentum,
-                 weight_decay, NESTEROV: tl.constexpr, HAS_MASTER: tl.constexpr):
+def update_block(
+    weight_ptr,
+    grad_ptr,
+    master_ptr,
+    momentum_ptr,
+    grad_scale_ptr,
+    lane_B,
+    live_B,
+    lr,
+    momentum,
+    weight_decay,
+    NESTEROV: tl.constexpr,
+    HAS_MASTER: tl.constexpr,
+):
     """g = grad / scale + weight_decay w; v = momentum v + g; w -= lr (g + momentum v, or v)."""
     grad_B = tl.load(grad_ptr + lane_B, mask=live_B).to(tl.float32)
     if grad_scale_ptr is not None:
@@ -58,9 +70,21 @@ def update_block(weight_ptr, grad_ptr, master_ptr, momentum_ptr, grad_scale_ptr,
 
 
 @triton.jit
-def sgd_kernel(table_ptr, blocks_ptr, grad_scale_ptr, found_inf_ptr, lr, momentum, weight_decay,
-               NESTEROV: tl.constexpr, HAS_MASTER: tl.constexpr, WEIGHT: tl.constexpr, FIELDS: tl.constexpr,
-               ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+def sgd_kernel(
+    table_ptr,
+    blocks_ptr,
+    grad_scale_ptr,
+    found_inf_ptr,
+    lr,
+    momentum,
+    weight_decay,
+    NESTEROV: tl.constexpr,
+    HAS_MASTER: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    FIELDS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Update one block of one tensor; nothing at all where found_inf is set."""
     skip = False
     if found_inf_ptr is not None:
@@ -73,16 +97,47 @@ def sgd_kernel(table_ptr, blocks_ptr, grad_scale_ptr, found_inf_ptr, lr, momentu
         momentum_ptr = tensor_at(table_ptr, tensor, 3, FIELDS, tl.float32, ALIGNED)
         lane_B = start + tl.arange(0, BLOCK)
         if start + BLOCK <= count:  # unmasked: a mask against a run-time count would narrow every access
-            update_block(weight_ptr, grad_ptr, master_ptr, momentum_ptr, grad_scale_ptr, lane_B, None, lr, momentum,
-                         weight_decay, NESTEROV, HAS_MASTER)
+            update_block(
+                weight_ptr,
+                grad_ptr,
+                master_ptr,
+                momentum_ptr,
+                grad_scale_ptr,
+                lane_B,
+                None,
+                lr,
+                momentum,
+                weight_decay,
+                NESTEROV,
+                HAS_MASTER,
+            )
         else:
-            update_block(weight_ptr, grad_ptr, master_ptr, momentum_ptr, grad_scale_ptr, lane_B, lane_B < count, lr,
-                         momentum, weight_decay, NESTEROV, HAS_MASTER)
+            update_block(
+                weight_ptr,
+                grad_ptr,
+                master_ptr,
+                momentum_ptr,
+                grad_scale_ptr,
+                lane_B,
+                lane_B < count,
+                lr,
+                momentum,
+                weight_decay,
+                NESTEROV,
+                HAS_MASTER,
+            )
 
 
 @triton.jit
-def overflow_kernel(table_ptr, blocks_ptr, found_ptr, WEIGHT: tl.constexpr, FIELDS: tl.constexpr,
-                    ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+def overflow_kernel(
+    table_ptr,
+    blocks_ptr,
+    found_ptr,
+    WEIGHT: tl.constexpr,
+    FIELDS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """found = 1 if this block holds a gradient that is not finite. All who write, write 1: no atomic, one outcome."""
     tensor, start, count = block_of(table_ptr, blocks_ptr, FIELDS, BLOCK)
     grad_ptr = tensor_at(table_ptr, tensor, 1, FIELDS, WEIGHT, ALIGNED)
@@ -108,10 +163,11 @@ def _table(addresses: tuple[tuple[int, ...], ...], block: int, device: torch.dev
     pin = device.type == "cuda"
     table = torch.tensor(addresses, dtype=torch.int64, pin_memory=pin)
     return table.to(device, non_blocking=True), torch.tensor(blocks, dtype=torch.int32, pin_memory=pin).to(
-        device, non_blocking=True)
+        device, non_blocking=True
+    )
 
 
-def _launch(kernel: Any, tensors: list[tuple[Tensor, ...]], block: int, *arguments: Any, **options: Any) -> None:
+def _launch(kernel: Any, tensors: Sequence[tuple[Tensor, ...]], block: int, *arguments: Any, **options: Any) -> None:
     """Launch over (weight, gradient, master, momentum) of every parameter; all weights have one dtype."""
     weights = tensors[0][0]
     addresses = tuple((*(t.data_ptr() for t in group), group[0].numel()) for group in tensors if group[0].numel())
@@ -120,17 +176,45 @@ def _launch(kernel: Any, tensors: list[tuple[Tensor, ...]], block: int, *argumen
     table, blocks = _table(addresses, block, weights.device)
     aligned = all(address % 16 == 0 for group in addresses for address in group[:-1])
     with on_device_of(weights):
-        kernel[(len(blocks),)](table, blocks, *arguments, WEIGHT=TRITON_TYPES[weights.dtype], FIELDS=FIELDS,
-                               ALIGNED=aligned, BLOCK=block, num_warps=4, **options)
+        kernel[(len(blocks),)](
+            table,
+            blocks,
+            *arguments,
+            WEIGHT=TRITON_TYPES[weights.dtype],
+            FIELDS=FIELDS,
+            ALIGNED=aligned,
+            BLOCK=block,
+            num_warps=4,
+            **options,
+        )
 
 
-def launch_sgd(weights: list[Tensor], grads: list[Tensor], masters: list[Tensor], momenta: list[Tensor], lr: float,
-               momentum: float, weight_decay: float, nesterov: bool, grad_scale: Optional[Tensor],
-               found_inf: Optional[Tensor]) -> None:
+def launch_sgd(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    masters: list[Tensor],
+    momenta: list[Tensor],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    grad_scale: Optional[Tensor],
+    found_inf: Optional[Tensor],
+) -> None:
     has_master = len(masters) > 0
-    tensors = list(zip(weights, grads, masters if has_master else weights, momenta))
-    _launch(sgd_kernel, tensors, BLOCK, grad_scale, found_inf, lr, momentum, weight_decay, NESTEROV=nesterov,
-            HAS_MASTER=has_master)
+    tensors = list(zip(weights, grads, masters if has_master else weights, momenta, strict=True))
+    _launch(
+        sgd_kernel,
+        tensors,
+        BLOCK,
+        grad_scale,
+        found_inf,
+        lr,
+        momentum,
+        weight_decay,
+        NESTEROV=nesterov,
+        HAS_MASTER=has_master,
+    )
 
 
 def launch_overflow(grads: list[Tensor]) -> Tensor:
@@ -144,9 +228,18 @@ def launch_overflow(grads: list[Tensor]) -> Tensor:
 
 
 @torch.library.custom_op(f"{NAMESPACE}::sgd_step", mutates_args=("weights", "masters", "momenta"))
-def _sgd_step(weights: list[Tensor], grads: list[Tensor], masters: list[Tensor], momenta: list[Tensor], lr: float,
-              momentum: float, weight_decay: float, nesterov: bool, grad_scale: Optional[Tensor],
-              found_inf: Optional[Tensor]) -> None:
+def _sgd_step(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    masters: list[Tensor],
+    momenta: list[Tensor],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    grad_scale: Optional[Tensor],
+    found_inf: Optional[Tensor],
+) -> None:
     run = launch_sgd if runs_triton(weights[0]) else reference.sgd_step
     run(weights, grads, masters, momenta, lr, momentum, weight_decay, nesterov, grad_scale, found_inf)
 
@@ -209,8 +302,18 @@ def sgd_step(
     for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
         _checks.check_weight(name, value)
     if weights:
-        _sgd_step(weights, grads, masters, momenta, float(lr), float(momentum), float(weight_decay), nesterov,
-                  grad_scale, found_inf)
+        _sgd_step(
+            weights,
+            grads,
+            masters,
+            momenta,
+            float(lr),
+            float(momentum),
+            float(weight_decay),
+            nesterov,
+            grad_scale,
+            found_inf,
+        )
 
 
 @torch.no_grad()
@@ -233,19 +336,22 @@ def _check_step(weights: list[Tensor], grads: list[Tensor], masters: list[Tensor
     if not masters and dtype != reference.wide_dtype(dtype):
         raise ValueError(f"{dtype} weights need float32 masters; only float32 weights may pass masters=[]")
     for name, tensors, wanted in (
-        ("weights", weights, dtype), ("grads", grads, dtype),
-        ("masters", masters or weights, reference.wide_dtype(dtype)), ("momenta", momenta, reference.wide_dtype(dtype)),
+        ("weights", weights, dtype),
+        ("grads", grads, dtype),
+        ("masters", masters or weights, reference.wide_dtype(dtype)),
+        ("momenta", momenta, reference.wide_dtype(dtype)),
     ):
         if len(tensors) != len(weights):
             raise ValueError(f"{name} must be {len(weights)} tensors, one a weight, but are {len(tensors)}")
-        for position, (tensor, weight) in enumerate(zip(tensors, weights)):
+        for position, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
             if tensor.dtype != wanted:
                 raise TypeError(f"{name}[{position}] must be {wanted}, not {tensor.dtype}")
             if tensor.shape != weight.shape or tensor.stride() != weight.stride():
                 raise ValueError(
                     f"{name}[{position}] must have the weight's shape {tuple(weight.shape)} and strides "
                     f"{weight.stride()}, but has {tuple(tensor.shape)} and {tensor.stride()}; "
-                    f"torch.empty_like(weight).copy_(tensor) gives it them")
+                    f"torch.empty_like(weight).copy_(tensor) gives it them"
+                )
             _checks.check_device(f"{name}[{position}]", tensor, "weights[0]", weights[0])
 
 
@@ -266,8 +372,9 @@ class MasterSGD(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True  # GradScaler: "I unscale and skip myself"
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
-                 nesterov: bool = True) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = True
+    ) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             _checks.check_weight(name, value)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
@@ -275,8 +382,7 @@ class MasterSGD(torch.optim.Optimizer):
         self.overflow: Optional[Tensor] = None
 
     @torch.no_grad()
-    def step(self, closure: Optional[Callable[[], Any]] = None, *,  # type: ignore[override]
-             loss_scale: Optional[Tensor] = None) -> Any:
+    def step(self, closure: Optional[Callable[[], Any]] = None, *, loss_scale: Optional[Tensor] = None) -> Any:
         """Update every parameter that has a gradient. loss_scale: () float32 tensor on the parameters' device."""
         loss = None
         if closure is not None:
@@ -289,8 +395,15 @@ class MasterSGD(torch.optim.Optimizer):
             for params in _by_dtype(p for p in group["params"] if p.grad is not None):
                 wide = params[0].dtype == reference.wide_dtype(params[0].dtype)
                 states = [self._state_of(p) for p in params]
-                sgd_step(params, [_grad_like(p) for p in params], [] if wide else [s["master"] for s in states],
-                         [s["momentum_buffer"] for s in states], grad_scale=scale, found_inf=self.overflow, **options)
+                sgd_step(
+                    params,
+                    [_grad_like(p) for p in params],
+                    [] if wide else [s["master"] for s in states],
+                    [s["momentum_buffer"] for s in states],
+                    grad_scale=scale,
+                    found_inf=self.overflow,
+                    **options,
+                )
         return loss
 
     def _find_overflow(self) -> Optional[Tensor]:
@@ -315,7 +428,7 @@ class MasterSGD(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
-        for key, param in zip(keys, params):
+        for key, param in zip(keys, params, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
                 exact = torch.empty_like(param, dtype=value.dtype, memory_format=torch.preserve_format)
                 self.state[param][name] = exact.copy_(value)

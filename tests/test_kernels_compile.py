@@ -1,0 +1,75 @@
+"""Machine code for GPUs that are not here: widths, registers, spills, atomics, as they would be launched."""
+
+from __future__ import annotations
+
+import pytest
+
+from fasttricks_kernels import _cases
+from fasttricks_kernels._aot import inspect, record_launches
+from fasttricks_kernels._cases import Case
+
+CASES = {
+    case.name: case
+    for cases in (
+        *(_cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
+        *(_cases.distillation_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
+        _cases.mixup_cases(),
+        _cases.augment_cases(),
+        _cases.sgd_cases(),
+    )
+    for case in cases
+}
+ARCHITECTURES = (70, 80, 90, 100)
+# What misses "no spills", and by how many local loads and stores a thread: rows of 21,843, which fill the registers.
+SPILLS = {name: 96 for name in CASES if "K=21843" in name}
+SPILLS["distillation mixup-K=1001-fp32"] = 2  # on sm_90 alone
+# What make test compiles; make test-all compiles everything. One of a kind: short, whole, shifted, FP32, every family.
+QUICK = {
+    "cross_entropy loss_and_grad-K=10-fp16",
+    "cross_entropy loss_and_grad-K=1000-fp16",
+    "cross_entropy mixup-K=1001-fp16",
+    "cross_entropy forward-K=1001-fp32",
+    "distillation loss_and_grad-K=1001-fp16",
+    "mixup pairs-3x32x32-fp16",
+    "augment pairs-50x99-fp16",
+    "sgd step-3 tensors-fp16",
+    "sgd overflow-3 tensors-fp16",
+}
+
+
+def check(case: Case, arch: int) -> None:
+    for launch in record_launches(case.run):
+        code = inspect(launch, arch)
+        assert code.atomics == 0
+        assert code.local_accesses <= SPILLS.get(case.name, 0), code
+        if case.wide:
+            assert code.loads[128] > 0, code
+            assert code.stores[128] > 0 or "forward" in case.name or "overflow" in case.name, code
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_machine_code(name: str, arch: int) -> None:
+    check(CASES[name], arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(set(CASES) - QUICK))
+def test_machine_code_of_every_case(name: str, arch: int) -> None:
+    check(CASES[name], arch)
+
+
+def test_the_gate_sees_narrow_accesses() -> None:
+    """The gate itself: logits at an address that 16 does not divide must show no wide load."""
+    import torch
+
+    from fasttricks_kernels.cross_entropy import launch_cross_entropy
+
+    logits = torch.zeros(4 * 1000 + 1, dtype=torch.float16)[1:].view(4, 1000)
+    (launch,) = record_launches(
+        lambda: launch_cross_entropy(
+            logits, torch.zeros(4, dtype=torch.int64), None, None, 1.0, 0.0, None, None, 1.0, True, True
+        )
+    )
+    assert inspect(launch, 80).loads[128] == 0
