@@ -147,7 +147,8 @@ def test_opcheck() -> None:
                 torch.library.opcheck(ops.cross_entropy.default, (z, target, *options))
                 torch.library.opcheck(ops.distillation.default, (z, teacher, target, *options, *soft))
         grad = torch.ones(6)
-        torch.library.opcheck(ops.cross_entropy_backward.default, (grad, logits, target, *options))
+        log_p = logits.float().log_softmax(1)
+        torch.library.opcheck(ops.cross_entropy_backward.default, (grad, log_p, logits, target, *options))
         torch.library.opcheck(ops.distillation_backward.default, (grad, logits, teacher, target, *options, *soft))
         for scale in (None, torch.tensor(8.0)):
             torch.library.opcheck(ops.cross_entropy_loss_and_grad.default, (logits, target, *options, scale, 0.5))

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _checks, reference
+from . import _checks, _cpu, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
 from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
 from ._rows import (
@@ -75,14 +75,14 @@ def cross_entropy_kernel(
     # The row is read here, once, and HELD in registers; only one too long for them is read again below.
     max_R = tl.full([ROWS], float("-inf"), tl.float32)
     sum_exp_R = tl.zeros([ROWS], tl.float32)
-    held: tuple[tl.tensor, ...] = ()
+    held = ()
     for chunk in tl.static_range(CHUNKS):
         x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         old_max_R = max_R
         max_R, safe_max_R = raised_max(max_R, x_RC)
         sum_exp_R = sum_of_exp(sum_exp_R, old_max_R, safe_max_R, x_RC, 1.0)
         if HELD:
-            held = held + (x_RC,)
+            held = held + (x_RC,)  # type: ignore[assignment]
 
     # The sum is of q (x - max): at logits of 6e4 a sum of q x would leave no digits for the loss. And p is
     # exp(x - max - log sum): with exp(x - max) / sum the compiler keeps every exp from above, and spills long rows.
@@ -169,15 +169,19 @@ def _forward(
     lam: float,
     smoothing: float,
     ignore_index: Optional[int],
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Losses, and on the CPU the log-probabilities for backward; a GPU computes those again rather than keep them."""
     if runs_triton(logits):
-        return launch_cross_entropy(
+        launched = launch_cross_entropy(
             logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False
-        )[0]
-    check_values(logits, target, target_b, lam_N, ignore_index)
-    return reference.cross_entropy(
-        logits, target, target_b, lam if lam_N is None else lam_N, smoothing=smoothing, ignore_index=ignore_index
-    )
+        )
+        return launched[0], logits.new_empty(0)
+    share = lam if lam_N is None else lam_N
+    if not keeps_log_p(logits):
+        loss = reference.cross_entropy(logits, target, target_b, share, smoothing=smoothing, ignore_index=ignore_index)
+        return loss, logits.new_empty(0)
+    _checks.check_lam_values(lam_N)
+    return _cpu.cross_entropy(logits, target, target_b, share, smoothing, ignore_index)
 
 
 @_forward.register_fake
@@ -189,13 +193,16 @@ def _(
     lam: float,
     smoothing: float,
     ignore_index: Optional[int],
-) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
+) -> tuple[Tensor, Tensor]:
+    dtype = reference.wide_dtype(logits.dtype)
+    kept = logits.new_empty(logits.shape, dtype=dtype) if keeps_log_p(logits) else logits.new_empty(0)
+    return logits.new_empty(logits.shape[0], dtype=dtype), kept
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_entropy_backward", mutates_args=())
 def _backward(
     grad_loss: Tensor,
+    log_p: Tensor,
     logits: Tensor,
     target: Tensor,
     target_b: Optional[Tensor],
@@ -208,20 +215,18 @@ def _backward(
         return launch_cross_entropy(
             logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True
         )[1]
+    share = lam if lam_N is None else lam_N
+    if keeps_log_p(logits):
+        return _cpu.cross_entropy_grad(grad_loss, log_p, target, target_b, share, smoothing, ignore_index, logits.dtype)
     return reference.cross_entropy_grad(
-        grad_loss,
-        logits,
-        target,
-        target_b,
-        lam if lam_N is None else lam_N,
-        smoothing=smoothing,
-        ignore_index=used_index(ignore_index, target, target_b),
+        grad_loss, logits, target, target_b, share, smoothing=smoothing, ignore_index=ignore_index
     )
 
 
 @_backward.register_fake
 def _(
     grad_loss: Tensor,
+    log_p: Tensor,
     logits: Tensor,
     target: Tensor,
     target_b: Optional[Tensor],
@@ -249,9 +254,9 @@ def _loss_and_grad(
         return launch_cross_entropy(
             logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True
         )
-    loss = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
+    loss, log_p = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
     scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, _backward(scale_of_N, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
+    return loss, _backward(scale_of_N, log_p, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
 
 
 @_loss_and_grad.register_fake
@@ -270,22 +275,8 @@ def _(
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def check_values(
-    logits: Tensor, target: Tensor, target_b: Optional[Tensor], lam_N: Optional[Tensor], ignore_index: Optional[int]
-) -> None:
-    """Inside the op, where reading a CPU tensor's values is invisible to tracing and to a search for syncs."""
-    _checks.check_label_values("target", target, logits.shape[1], ignore_index)
-    if target_b is not None:
-        _checks.check_label_values("target_b", target_b, logits.shape[1], ignore_index)
-    _checks.check_lam_values(lam_N)
-
-
-def used_index(ignore_index: Optional[int], target: Tensor, target_b: Optional[Tensor]) -> Optional[int]:
-    """None where no label of a CPU tensor is the ignored one: clearing ignored rows costs as much as a softmax."""
-    if ignore_index is None or target.is_cuda:
-        return ignore_index
-    labels = target if target_b is None else torch.cat([target, target_b])
-    return ignore_index if bool((labels == ignore_index).any()) else None
+def keeps_log_p(logits: Tensor) -> bool:
+    return logits.is_cpu and not runs_triton(logits)
 
 
 # ------------------------------------------------------------------------------------------------------- autograd
@@ -293,15 +284,19 @@ def used_index(ignore_index: Optional[int], target: Tensor, target_b: Optional[T
 
 def _save_forward(ctx, inputs, output) -> None:
     logits, target, target_b, lam_N, *ctx.options = inputs
-    ctx.save_for_backward(logits, target, target_b, lam_N)
+    ctx.save_for_backward(output[1], logits, target, target_b, lam_N)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for the log-probabilities
 
 
-def _forward_vjp(ctx, grad_loss: Tensor):
+def _forward_vjp(ctx, grad_loss: Optional[Tensor], _: Optional[Tensor]):
+    if grad_loss is None:
+        return (None,) * 7
     return _backward(grad_loss, *ctx.saved_tensors, *ctx.options), *[None] * 6
 
 
 def _save_backward(ctx, inputs, output) -> None:
-    grad_loss, logits, target, target_b, lam_N, *ctx.options = inputs
+    grad_loss, _, logits, target, target_b, lam_N, *ctx.options = inputs
     ctx.save_for_backward(grad_loss, logits, target, target_b, lam_N)
 
 
@@ -309,7 +304,7 @@ def _backward_vjp(ctx, grad_grad: Tensor):
     """The second derivative: rare, so it is the reference's formula on every device."""
     grad_loss, logits, target, target_b, lam_N = ctx.saved_tensors
     lam, smoothing, ignore_index = ctx.options
-    return *reference.cross_entropy_grad_vjp(
+    d_grad_loss, d_logits = reference.cross_entropy_grad_vjp(
         grad_grad,
         grad_loss,
         logits,
@@ -318,7 +313,8 @@ def _backward_vjp(ctx, grad_grad: Tensor):
         lam if lam_N is None else lam_N,
         smoothing=smoothing,
         ignore_index=ignore_index,
-    ), *[None] * 6
+    )
+    return d_grad_loss, None, d_logits, *[None] * 6
 
 
 _forward.register_autograd(_forward_vjp, setup_context=_save_forward)
@@ -381,7 +377,7 @@ def cross_entropy(
             label_smoothing=smoothing,
             ignore_index=NO_LABEL if ignore_index is None else ignore_index,
         )
-    loss_N = _forward(logits, target, target_b, lam_N, lam_number, smoothing, ignore_index)
+    loss_N, _ = _forward(logits, target, target_b, lam_N, lam_number, smoothing, ignore_index)
     denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
     return reduce_rows(loss_N, reduction, denominator)
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _checks, reference
+from . import _checks, _cpu, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
 from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
 from ._rows import (
@@ -30,7 +30,7 @@ from ._rows import (
     sum_of_exp,
     target_distribution,
 )
-from .cross_entropy import Reduction, SmoothingOver, check_values, used_index
+from .cross_entropy import Reduction, SmoothingOver
 
 # ---------------------------------------------------------------------------------------------------- device code
 
@@ -84,8 +84,8 @@ def distillation_kernel(
     sum_R = tl.zeros([ROWS], tl.float32)  # of exp(d), of exp(d / T), and of the teacher's exp(d / T)
     soft_sum_R = tl.zeros([ROWS], tl.float32)
     teacher_sum_R = tl.zeros([ROWS], tl.float32)
-    held: tuple[tl.tensor, ...] = ()
-    teacher_held: tuple[tl.tensor, ...] = ()
+    held = ()
+    teacher_held = ()
     for chunk in tl.static_range(CHUNKS):
         x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         old_max_R = max_R
@@ -97,8 +97,8 @@ def distillation_kernel(
         teacher_max_R, safe_max_R = raised_max(teacher_max_R, t_RC)
         teacher_sum_R = sum_of_exp(teacher_sum_R, old_max_R, safe_max_R, t_RC, coldness)
         if HELD:
-            held = held + (x_RC,)
-            teacher_held = teacher_held + (t_RC,)
+            held = held + (x_RC,)  # type: ignore[assignment]
+            teacher_held = teacher_held + (t_RC,)  # type: ignore[assignment]
 
     log_sum_R = tl.log(sum_R)
     soft_log_sum_R = tl.log(soft_sum_R)
@@ -221,7 +221,9 @@ def _forward(
             True,
             False,
         )[0]
-    check_values(logits, target, target_b, lam_N, ignore_index)
+    if logits.is_cpu:
+        _checks.check_lam_values(lam_N)
+        ignore_index = _cpu.used_index(target, target_b, logits.shape[1], ignore_index)
     return reference.distillation(
         logits,
         teacher_logits,
@@ -274,6 +276,8 @@ def _backward(
             False,
             True,
         )[1]
+    if logits.is_cpu:  # clearing ignored rows costs as much as a softmax: only where there are any
+        ignore_index = _cpu.used_index(target, target_b, logits.shape[1], ignore_index)
     return reference.distillation_grad(
         grad_loss,
         logits,
@@ -285,7 +289,7 @@ def _backward(
         hard_weight=hard_weight,
         soft_weight=soft_weight,
         smoothing=smoothing,
-        ignore_index=used_index(ignore_index, target, target_b),
+        ignore_index=ignore_index,
     )
 
 
