@@ -11,6 +11,9 @@ NAMESPACE = "fasttricks_kernels"
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as triton.jit decides: once, when the kernels are imported
 
+# Of every launch. No fused multiply-add: the GPU then rounds where the interpreter does, whatever Triton's default is.
+PINNED = {"enable_fp_fusion": False}
+
 TILE = 1024  # elements a program holds at least: 4 warps x 32 lanes x 8 values, 16 bytes a lane in FP16
 BLOCK = 4096  # columns of one chunk; longer rows are cut in chunks, not padded to a power of two
 HELD_BYTES = 131072  # of rows held in registers, half of a multiprocessor's; what is longer is read again
@@ -34,7 +37,7 @@ def broadcast_stride(per_sample: Tensor | None) -> int:
 
 
 def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
-    """How a kernel cuts (N, K) rows: its compile-time constants, and its warps.
+    """How a kernel cuts (N, K) rows: its compile-time constants and launch options.
 
     Short rows share a program, so that what is read once a program (a loss scale) stays below 0.5 % of the traffic.
     A contiguous long row whose length is no multiple of 16 bytes is SHIFTED: lane 0 sits on the 16-byte boundary at
@@ -56,6 +59,7 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
         "HELD": held,
         "GROUP": group,
         "SHIFTED": shifted,
+        **PINNED,
         "num_warps": 4 if lanes <= BLOCK else 16,  # by registers; untuned, for want of a GPU to time it on
     }
 

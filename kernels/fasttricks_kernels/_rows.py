@@ -135,23 +135,27 @@ def label_and_weight(labels_ptr, share_R, row_R, N, K: tl.constexpr, IGNORE: tl.
 
 @triton.jit
 def labels_and_weights(target_ptr, target_b_ptr, lam_R, row_R, N, K: tl.constexpr, IGNORE: tl.constexpr):
-    """Both labels of a row with their weights, and the weights' sum; without a second label its place is None."""
+    """Both labels of a row with their weights, and the weights' sum; without a second label its weight is 0."""
     label_R, weight_R = label_and_weight(target_ptr, lam_R, row_R, N, K, IGNORE)
-    if target_b_ptr is None:
-        return label_R, weight_R, None, None, weight_R
-    else:
+    label_b_R = label_R
+    weight_b_R = tl.zeros_like(weight_R)
+    total_R = weight_R
+    if target_b_ptr is not None:
         label_b_R, weight_b_R = label_and_weight(target_b_ptr, 1 - lam_R, row_R, N, K, IGNORE)
-        return label_R, weight_R, label_b_R, weight_b_R, weight_R + weight_b_R
+        total_R = weight_R + weight_b_R
+    return label_R, weight_R, label_b_R, weight_b_R, total_R
 
 
 @triton.jit
-def target_distribution(column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K: tl.constexpr):
+def target_distribution(
+    column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K: tl.constexpr, PAIR: tl.constexpr
+):
     """q_RC: weight * (1 - smoothing) at each label, and total * smoothing / K everywhere.
 
     Labels are found by comparing columns in registers, not by a gather: a bad label reads nothing.
     """
     q_RC = tl.where(column_RC == label_R[:, None], ((1 - smoothing) * weight_R)[:, None], 0.0)
-    if label_b_R is not None:
+    if PAIR:
         q_RC += tl.where(column_RC == label_b_R[:, None], ((1 - smoothing) * weight_b_R)[:, None], 0.0)
     return q_RC + (smoothing / K * total_R)[:, None]
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _checks, reference
-from ._launch import NAMESPACE, broadcast_stride, on_device_of, runs_triton
+from ._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
 from .mixup import share_of
 
 BLOCK = 2048  # pixels of an image a program takes
@@ -141,6 +141,7 @@ def launch_augment(
                 PAIRS=pairs,
                 BLOCK=BLOCK,
                 num_warps=8,
+                **PINNED,
             )
     return out.permute(0, 3, 1, 2)
 

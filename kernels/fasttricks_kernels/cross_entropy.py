@@ -97,7 +97,9 @@ def cross_entropy_kernel(
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-        q_RC = target_distribution(column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K)
+        q_RC = target_distribution(
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
+        )
         if loss_ptr is not None:
             cross_R += cross_sum(q_RC, x_RC, column_RC, K)
         if grad_ptr is not None:

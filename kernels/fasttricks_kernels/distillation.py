@@ -116,7 +116,7 @@ def distillation_kernel(
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         c_RC = hard_weight * target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
         )
         t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
         c_RC += soft_R[:, None] * tl.exp(t_RC)

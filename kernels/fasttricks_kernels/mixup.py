@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _checks, reference
-from ._launch import NAMESPACE, broadcast_stride, on_device_of, runs_triton
+from ._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
 
 BLOCK = 2048  # elements of an image a program takes: 16 bytes a lane in FP16, twice that in FP32, at 8 warps
 
@@ -96,6 +96,7 @@ def launch_mixup(
             PAIRS=pairs,
             BLOCK=BLOCK,
             num_warps=8,
+            **PINNED,
         )
     return mixed_NCHW
 

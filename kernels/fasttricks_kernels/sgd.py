@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _checks, reference
-from ._launch import NAMESPACE, on_device_of, runs_triton
+from ._launch import NAMESPACE, PINNED, on_device_of, runs_triton
 
 BLOCK = 1024  # elements a program updates: with 2048 a thread holds twice as many registers
 OVERFLOW_BLOCK = 4096  # elements a program checks
@@ -185,6 +185,7 @@ def _launch(kernel: Any, tensors: Sequence[tuple[Tensor, ...]], block: int, *arg
             ALIGNED=aligned,
             BLOCK=block,
             num_warps=4,
+            **PINNED,
             **options,
         )
 

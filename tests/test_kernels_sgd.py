@@ -1,0 +1,146 @@
+"""MasterSGD on the CPU: against torch.optim.SGD, with torch's GradScaler, through a checkpoint, and bad input."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fasttricks_kernels as fk
+
+
+def parameters(dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    conv = torch.randn(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    return [t.to(dtype).requires_grad_() for t in (torch.randn(5, generator=generator), conv)]
+
+
+def step_with(optimizer: torch.optim.Optimizer, params: list[Tensor], seed: int, scale: float, **options: Any) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for param in params:
+        grad = torch.randn(
+            param.shape, generator=generator
+        ).half()  # NCHW: another stride than the channels-last weight
+        param.grad = (grad.double() * scale).to(param.dtype)
+    optimizer.step(**options)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_follows_torch(dtype: torch.dtype, nesterov: bool) -> None:
+    ours, theirs = parameters(dtype), [p.detach().double().clone().requires_grad_() for p in parameters(dtype)]
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": nesterov}
+    master, sgd = fk.MasterSGD(ours, **options), torch.optim.SGD(theirs, **options)
+    scale = torch.tensor(4.0)
+    for seed in range(5):
+        step_with(master, ours, seed, 4.0, loss_scale=scale)
+        step_with(sgd, theirs, seed, 1.0)
+        if dtype == torch.bfloat16:  # its gradients are rounded more coarsely than the halves that were drawn
+            for a, b in zip(ours, theirs, strict=True):
+                b.data.copy_(master.state[a]["master"])
+                sgd.state[b]["momentum_buffer"].copy_(master.state[a]["momentum_buffer"])
+    for a, b in zip(ours, theirs, strict=True):
+        exact = master.state[a].get("master", a).detach()
+        torch.testing.assert_close(exact.double(), b.detach(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(a.detach(), exact.to(dtype)) and a.stride() == exact.stride()
+
+
+def test_an_overflow_skips_the_whole_step() -> None:
+    half, single = parameters(torch.float16), parameters(torch.float32)
+    optimizer = fk.MasterSGD([{"params": half}, {"params": single, "weight_decay": 0.1}], lr=0.1)
+    scale = torch.tensor(2.0)
+    step_with(optimizer, half + single, 0, 2.0, loss_scale=scale)
+    before = copy.deepcopy([(p.detach(), optimizer.state[p]["momentum_buffer"]) for p in half + single])
+    for bad in (float("inf"), float("nan"), -float("inf")):
+        for param in half + single:
+            param.grad = torch.zeros_like(param)
+        single[1].grad[0, 0, 0, 0] = bad
+        optimizer.step(loss_scale=scale)
+        assert optimizer.overflow == 1
+        after = [(p.detach(), optimizer.state[p]["momentum_buffer"]) for p in half + single]
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+    single[1].grad.zero_()
+    optimizer.step(loss_scale=scale)
+    assert optimizer.overflow == 0
+
+
+def test_small_updates_are_not_lost() -> None:
+    """1 - 1e-4 is no FP16 number: without a master the weight would stay 1 for ever."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer = fk.MasterSGD([weight], lr=1e-4, momentum=0.0, nesterov=False)
+    for _ in range(50):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach().float(), torch.full((3,), 0.995), rtol=0, atol=2**-12)
+
+
+def test_a_checkpoint_keeps_float32() -> None:
+    ours = parameters(torch.float16)
+    optimizer = fk.MasterSGD(ours, lr=0.1)
+    step_with(optimizer, ours, 0, 1.0)
+    saved = copy.deepcopy(optimizer.state_dict())
+    others = [p.detach().clone().requires_grad_() for p in ours]
+    resumed = fk.MasterSGD(others, lr=0.5)
+    resumed.load_state_dict(saved)
+    for seed in (1, 2):
+        step_with(optimizer, ours, seed, 1.0)
+        step_with(resumed, others, seed, 1.0)
+    for a, b in zip(ours, others, strict=True):
+        assert resumed.state[b]["master"].dtype == torch.float32
+        assert torch.equal(optimizer.state[a]["master"], resumed.state[b]["master"]) and torch.equal(a, b)
+
+
+def test_works_with_torchs_grad_scaler() -> None:
+    weight = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    optimizer = fk.MasterSGD([weight], lr=0.1, momentum=0.0, nesterov=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for grad, expected, scale in ((1.0, 0.9, 8.0), (float("inf"), 0.9, 4.0), (1.0, 0.8, 4.0)):
+        optimizer.zero_grad()
+        scaler.scale((weight.float() * grad).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(weight.detach().float(), torch.full((4,), expected), rtol=0, atol=1e-3)
+        assert scaler.get_scale() == scale
+
+
+def test_opcheck() -> None:
+    weights, grads = torch.ones(2, 4, dtype=torch.float16).unbind()
+    ops = torch.ops.fasttricks_kernels
+    for scale, found in ((None, None), (torch.tensor(2.0), torch.tensor(0.0))):
+        arguments = ([weights.clone()], [grads.clone()], [torch.ones(4)], [torch.zeros(4)])
+        torch.library.opcheck(ops.sgd_step.default, (*arguments, 0.1, 0.9, 0.0, True, scale, found))
+    torch.library.opcheck(ops.overflow.default, ([grads.clone()],))
+
+
+@pytest.mark.parametrize(
+    "words, error, change",
+    [
+        ("need float32 masters", ValueError, {"masters": []}),
+        ("masters must be 1 tensors", ValueError, {"masters": [torch.ones(4)] * 2}),
+        ("must be torch.float32", TypeError, {"momenta": [torch.zeros(4, dtype=torch.float16)]}),
+        ("must be torch.float16", TypeError, {"grads": [torch.zeros(4)]}),
+        ("shape", ValueError, {"grads": [torch.zeros(3, dtype=torch.float16)]}),
+        ("strides", ValueError, {"grads": [torch.zeros(8, dtype=torch.float16)[::2]]}),
+        ("move one", ValueError, {"momenta": [torch.zeros(4, device="meta")]}),
+        ("lr must be", ValueError, {"lr": -0.1}),
+        ("momentum must be", ValueError, {"momentum": float("nan")}),
+    ],
+)
+def test_bad_input_is_named(words: str, error: type[Exception], change: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {
+        "weights": [torch.ones(4, dtype=torch.float16)],
+        "grads": [torch.zeros(4, dtype=torch.float16)],
+        "masters": [torch.ones(4)],
+        "momenta": [torch.zeros(4)],
+        "lr": 0.1,
+        **change,
+    }
+    with pytest.raises(error, match=words):
+        fk.sgd_step(**arguments)
+    with pytest.raises(ValueError, match="lr"):
+        fk.MasterSGD([torch.ones(1, requires_grad=True)], lr=-1.0)
+    with pytest.raises(ValueError, match="at least one"):
+        fk.overflow([])
