@@ -321,6 +321,8 @@ def test_mixup_marks_what_it_cannot_blend() -> None:
     images = torch.ones(4, 3, 4, 4)
     bad = fk.mixup(images, torch.tensor([0, 9, 2, -1]), 0.5).isnan().flatten(1).all(1)
     assert bad.tolist() == [False, True, False, True]
+    bad = fk.mixup(images, torch.tensor([0, 9, 2, -1]), 0.5, pairs=True).isnan().flatten(1).all(1)
+    assert bad.tolist() == [False, True, False, True]
     cycle = fk.mixup(images, torch.tensor([1, 2, 0, 3]), 0.5, pairs=True).isnan().flatten(1).all(1)
     assert cycle.tolist() == [True, True, True, False]
     assert fk.mixup(images, torch.arange(4), torch.tensor([0.5, 2, 1, 0])).isnan().flatten(1).all(1).tolist() == [

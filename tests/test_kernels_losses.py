@@ -66,16 +66,21 @@ def test_the_module_is_torchs_with_ignored_labels(reduction: Any, ignored: list[
         torch.testing.assert_close(results[1], results[0], equal_nan=True)
 
 
-def test_a_mean_over_ignored_pairs_weighs_what_is_kept() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mean_over_ignored_pairs_weighs_what_is_kept(smoothing: float) -> None:
     logits, _, target, target_b, _ = draw()
     target[0] = target_b[0] = target_b[3] = -100
-    a, b = (F.cross_entropy(logits, t, reduction="none") for t in (target, target_b))
+    a, b = (F.cross_entropy(logits, t, label_smoothing=smoothing, reduction="none") for t in (target, target_b))
     expected = (0.3 * a + 0.7 * b).sum() / (0.3 * (target != -100) + 0.7 * (target_b != -100)).sum()
-    torch.testing.assert_close(fk.cross_entropy(logits, target, target_b=target_b, lam=0.3), expected)
-    loss, grad = fk.cross_entropy_loss_and_grad(logits, target, target_b=target_b, lam=0.3, ignore_index=-100)
+    pair: dict[str, Any] = {"target_b": target_b, "lam": 0.3, "smoothing": smoothing}
+    torch.testing.assert_close(fk.cross_entropy(logits, target, **pair), expected)
+    loss, grad = fk.cross_entropy_loss_and_grad(logits, target, ignore_index=-100, **pair)
     leaf = logits.clone().requires_grad_()
-    fk.cross_entropy(leaf, target, target_b=target_b, lam=0.3).backward()
-    torch.testing.assert_close((loss, grad), (expected, leaf.grad))
+    fk.cross_entropy(leaf, target, **pair).backward()
+    theirs = logits.clone().requires_grad_()
+    a, b = (F.cross_entropy(theirs, t, label_smoothing=smoothing, reduction="none") for t in (target, target_b))
+    ((0.3 * a + 0.7 * b).sum() / (0.3 * (target != -100) + 0.7 * (target_b != -100)).sum()).backward()
+    torch.testing.assert_close((loss, grad, leaf.grad), (expected, theirs.grad, theirs.grad))
 
 
 def test_distillation_against_torch() -> None:
