@@ -85,7 +85,7 @@ def test_keep_newest_drops_the_old_and_what_a_kill_left(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------- kill -9
 
-KILLS = 8
+KILLS_IN_A_SAVE, MOST_KILLS = 3, 60
 SAVE_UNTIL_KILLED = f"""
 import os, random, signal, sys, time
 from pathlib import Path
@@ -94,10 +94,11 @@ from test_checkpoint import state
 from fasttricks.checkpoint import checkpoint_path, keep_newest, load_checkpoint, newest_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
-folder, step, inside = Path(sys.argv[1]) / "checkpoints", 0, 0
+folder, step, kills, inside = Path(sys.argv[1]) / "checkpoints", 0, 0, 0
 folder.mkdir()
 random.seed(0)
-for _ in range({KILLS}):
+while inside < {KILLS_IN_A_SAVE} and kills < {MOST_KILLS}:
+    kills += 1
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -131,7 +132,7 @@ def test_after_kill_9_the_newest_checkpoint_loads(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": paths}, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > KILLS // 4  # so many kills came in the middle of a save
+    assert int(done.stdout) == KILLS_IN_A_SAVE  # how fast the disk is decides how many kills that takes
 
 
 # --------------------------------------------------------------------------------------------------- a full disk
