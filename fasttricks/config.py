@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+T = TypeVar("T")
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -277,19 +278,19 @@ def get_at(config: Any, path: str) -> Any:
     return config
 
 
-def from_dict(cls: Any, values: dict[str, Any]) -> Any:
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The dataclass `cls` from nested plain dicts, as json.load gives them.
 
     Raises ConfigError for an unknown or missing field, and for a value that is not of its field's kind.
     """
     require(isinstance(values, dict), cls.__name__, values, "must be a table of fields and values")
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
     made: dict[str, Any] = {}
     for name, value in values.items():
         factory: Any = known[name].default_factory
-        if dataclasses.is_dataclass(factory):
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             value = from_dict(factory, value)
         made[name] = tuple(value) if isinstance(value, list) else value
     try:

@@ -68,9 +68,7 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
 
 def saved_config(state: dict[str, Any]) -> TrainConfig:
     """The config of the run that wrote the checkpoint `state`."""
-    config = from_dict(TrainConfig, json.loads(state["config"]))
-    assert isinstance(config, TrainConfig)
-    return config
+    return from_dict(TrainConfig, json.loads(state["config"]))
 
 
 def main(args: Sequence[str]) -> None:

@@ -93,9 +93,7 @@ def read_config(folder: Path) -> TrainConfig:
         values = json.loads(file.read_text())["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"config = {str(file)!r}: must be what fasttricks.train wrote ({error!r})") from error
-    config = from_dict(TrainConfig, values)
-    assert isinstance(config, TrainConfig)
-    return config
+    return from_dict(TrainConfig, values)
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
