@@ -95,6 +95,21 @@ def test_a_batch_larger_than_the_data(refuse: Callable[..., str]) -> None:
     says(error, "global_batch_size = 64", "at most the 45 training images", "lower --global-batch-size")
 
 
+def test_a_last_batch_of_one_image_on_one_pixel(refuse: Callable[..., str]) -> None:
+    """45 images in batches of 11 leave one; stride 4 and two halvings more make its 16 pixels one, where batch norm fails."""
+    sides = ("--data.image-size", "16", "--model.stem-stride", "4", "--model.name", "resnet8d")
+    error = refuse("--global-batch-size", "11", *sides)
+    says(error, "global_batch_size = 11", "leaves a batch of one image", "give another --global-batch-size")
+
+
+def test_embedded_images_that_cannot_be_written(
+    refuse: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where a folder is needed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    says(refuse("--data.root", "demo"), "data.root = 'demo'", str(tmp_path / "cache"))
+
+
 def test_a_batch_that_accumulate_does_not_divide(refuse: Callable[..., str]) -> None:
     says(refuse("--accumulate", "3"), "global_batch_size = 16", "ranks x accumulate (1 x 3)", "the nearest is 15")
 
