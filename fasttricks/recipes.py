@@ -1,7 +1,7 @@
 """Recipes: functions () -> TrainConfig. A docstring says source, expected result, hardware, time and command.
 
-The paper's recipes state the global batch; ranks and --accumulate split it (resnet50-efficient on one GPU of 24 GB:
---accumulate 8). Figures from PAPER are the paper's, on 8 V100; figures from HERE were measured with the command given.
+The paper's recipes state the global batch; ranks and --accumulate split it (resnet50-efficient on one GPU:
+--accumulate 8 makes it 8 x 128). Figures marked PAPER are the paper's; those marked HERE were measured on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from fasttricks.tricks import nearest
 
 
 def demo() -> TrainConfig:
-    """ResNet-10-D on ten classes of drawn shapes that the project makes itself; 4 minutes on 2 CPU cores.
+    """ResNet-10-D on ten classes of drawn shapes that the project makes itself; 5 minutes on 2 CPU cores.
 
+    HERE: 98.12 % after 286 s of training, another process beside it.
     Source: none, a first run for a newcomer. Command: make train.
     """
     return TrainConfig(
@@ -41,8 +42,9 @@ def demo() -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """ResNet-10-D at 32 pixels, for folders of CIFAR-10 images; 20 minutes on 2 CPU cores.
+    """ResNet-10-D at 32 pixels, for folders of CIFAR-10 images; about 20 minutes on 2 CPU cores.
 
+    HERE: 85.26 % after 1,022 s with --epochs 21; the 24 epochs of the recipe were not run.
     Source: the paper's tricks; model size, crop and schedule chosen in docs/log.md.
     Command: python -m fasttricks.train cifar10 --data.root DIR
     """
