@@ -15,7 +15,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from fasttricks.config import DataConfig
 from fasttricks.data import Batch, DataError, ImageFolder, color
+from fasttricks.data.shards import Shards
 
 _READER = "reader"
 _FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC, "lanczos3": types.INTERP_LANCZOS3}
@@ -72,12 +72,11 @@ class Loader:
         world_size: int = 1,
         state: bytes | None = None,
     ) -> None:
-        if len(folder) < world_size:
-            raise DataError(f"{folder.root}: {len(folder)} images for {world_size} ranks: each rank needs one at least")
-        self._config, self._batch_size, self._dtype = config, batch_size, dtype
+        self.shards = Shards(
+            num_images=len(folder), batch_size=batch_size, world_size=world_size, source=str(folder.root)
+        )
+        self._config, self._dtype = config, dtype
         self._reader = _reader_arguments(folder, training, seed, rank, world_size)
-        bounds = [len(folder) * part // world_size for part in range(world_size + 1)]
-        self._shard_sizes = [end - start for start, end in pairwise(bounds)]
         self._identity = {
             "training": training,
             "batch_size": batch_size,
@@ -114,7 +113,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches an epoch, equal on all ranks."""
-        return -(-max(self._shard_sizes) // self._batch_size)
+        return len(self.shards)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, or what is left of it after a restored state or an iteration left early."""
@@ -133,11 +132,11 @@ class Loader:
     @property
     def smallest_batch(self) -> int:
         """Images of the smallest batch that any rank gets in an epoch, empty ones aside."""
-        return min(size % self._batch_size or self._batch_size for size in self._shard_sizes)
+        return self.shards.smallest_batch
 
     def global_count(self, step: int) -> int:
         """Images of batch `step`, 0 to len - 1, over all ranks. Arithmetic on the host."""
-        return sum(min(max(size - step * self._batch_size, 0), self._batch_size) for size in self._shard_sizes)
+        return self.shards.global_count(step)
 
     def state(self) -> bytes:
         """Position and random generators after the batches yielded so far: 0.6 to 3.4 KB, about 1 ms."""
@@ -151,8 +150,8 @@ class Loader:
         decoded file by file. Cost: a few seconds, and one tiny read for each image that this rank has seen since the
         run began.
         """
-        first = self._step * self._batch_size
-        last = min(first + (1 + self._config.prefetch) * self._batch_size, max(self._shard_sizes))
+        first = self._step * self.shards.batch_size
+        last = first + (1 + self._config.prefetch) * self.shards.batch_size
         root = Path(self._reader["file_root"])
         bad = [file for file in _read_order(self._reader, self._epoch, first, last) if not _decodes(root / file)]
         if bad:
