@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fasttricks.build import make_autocast
 from fasttricks.config import LossConfig, ModelConfig, OptimConfig
 from fasttricks.losses import Targets, training_loss
 from fasttricks.models import build_model
 from fasttricks.optim import build_optimizer, set_lr
+from fasttricks.precision import make_autocast
 
 IMAGE_SIZE, NUM_CLASSES, SMOOTHING, LR = 224, 1000, 0.1, 0.01
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -14,12 +12,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
-from fasttricks.config import ModelConfig, Precision, TrainConfig, require
+from fasttricks.config import ModelConfig, TrainConfig, require
 from fasttricks.data import ImageFolder, Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.log import RunLog
 from fasttricks.models import build_model
 from fasttricks.optim import WeightAverage, build_optimizer
+from fasttricks.precision import halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.runfolder import check_run_dir, open_run
 from fasttricks.schedule import learning_rate
 from fasttricks.trainer import Run, count_steps
@@ -37,12 +36,19 @@ def build(config: TrainConfig, world: World) -> Run:
     check_batch(config, train_folder)
     resumed = find_state(config, world)
     torch.manual_seed(config.seed)
+    precision = resolve_precision(config.precision, world.device)
     model = place(build_model(config.model, num_classes(config.model, train_folder)), world)
-    optimizer = build_optimizer(model, config.optim)
-    average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    if precision == "fp16":
+        halve(model)
+    if config.sync_batch_norm:
+        model = synchronize_batch_norm(model, world)
+    optimizer = build_optimizer(model, config.optim, precision)
+    loss_scale = make_loss_scale(config.optim, precision, world.device)
     if resumed:
         load_weights(model, resumed["model"], source=resumed["path"])
         optimizer.load_state_dict(resumed["optimizer"])
+        loss_scale.load_state_dict(resumed["loss_scale"])
+    average = WeightAverage(model, config.ema_decay, optimizer) if config.ema_decay else None
     if resumed and average is not None:
         load_weights(average.model, resumed["average"], source=resumed["path"])
         average.num_updates = resumed["average_updates"]
@@ -62,12 +68,13 @@ def build(config: TrainConfig, world: World) -> Run:
         classes=train_folder.classes,
         num_train_images=len(train_folder),
         model=model,
-        forward=wrap(model, world),
+        forward=wrap(model, config, world),
         optimizer=optimizer,
+        loss_scale=loss_scale,
         average=average,
         train_loader=train_loader,
         val_loader=val_loader,
-        autocast=make_autocast(config.precision, world.device),
+        autocast=make_autocast(precision, world.device),
         lr_at=partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
         folder=folder,
         log=log,
@@ -124,14 +131,38 @@ def place(model: nn.Module, world: World) -> nn.Module:
     return model
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """`model`, or what sums its gradients over the ranks. Batch norm is local, as in the paper: no buffer is broadcast."""
+def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
+    """`model` with batch norm over the images of all ranks. Raises ConfigError on the CPU, which torch has none for."""
+    rule = "needs CUDA: torch's SyncBatchNorm takes no CPU tensors; leave it off, as in the paper"
+    require(world.device.type == "cuda", "sync_batch_norm", True, rule)
+    synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synchronized
+
+
+def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+    """`model`, compiled where config says so, in what sums its gradients over the ranks.
+
+    Batch norm is local, as in the paper: no buffer is broadcast. Gradients are divided by the ranks before they are summed,
+    so that FP16 does not overflow there; each dtype has buckets of its own.
+    """
+    model = compile_model(model, config)
     if world.size == 1:
         return model
     # a newer torch warns of the old name
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **local)
+    # with micro-batches a step is not the same graph each time: torch refuses no_sync() under static_graph
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=config.accumulate == 1, **local)
+
+
+def compile_model(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """`model` through torch.compile in the mode config.compile; a failure to compile is raised at the first step."""
+    if config.compile == "off":
+        return model
+    if config.compile_fallback:
+        torch._dynamo.config.suppress_errors = True
+    compiled: nn.Module = torch.compile(model, mode=config.compile)  # type: ignore[assignment]
+    return compiled
 
 
 def make_loaders(
@@ -141,21 +172,13 @@ def make_loaders(
     batch_size = config.micro_batch_size(world.size)
     make = partial(Loader, config=config.data, device=world.device, rank=world.rank, world_size=world.size)
     position = resumed["loaders"][world.rank].numpy().tobytes() if resumed else None
-    train_loader = make(train_folder, training=True, batch_size=batch_size, seed=config.seed, state=position)
-    return train_loader, make(val_folder, training=False, batch_size=config.eval.batch_size or batch_size)
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """fp32 or bf16 for `precision`: auto is bf16 on CUDA and fp32 on the CPU."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
-
-
-def make_autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    """What the forward pass runs under: autocast to bfloat16, or to nothing. The seam at which FP16 weights come in."""
-    enabled = resolve_precision(precision, device) == "bf16"
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled)
+    dtype = image_dtype(config.precision, world.device)
+    train_loader = make(
+        train_folder, training=True, batch_size=batch_size, dtype=dtype, seed=config.seed, state=position
+    )
+    val_dtype = torch.float32 if config.ema_decay else dtype  # the average is FP32, the network may be FP16
+    val_batch_size = config.eval.batch_size or batch_size
+    return train_loader, make(val_folder, training=False, batch_size=val_batch_size, dtype=val_dtype)
 
 
 def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str:

@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Backend = Literal["auto", "torch", "fused", "apex"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
 class UserError(ValueError):
@@ -126,11 +128,20 @@ class OptimConfig:
     """L2 penalty added to the gradient, 0 or more."""
     bias_decay: bool = False
     """Decay biases and batch-norm parameters too; off: convolution and FC weights only (the paper's no bias decay)."""
+    backend: Backend = "auto"
+    """torch: its fused SGD; fused: ours, with FP32 masters, in one launch; apex: NVIDIA's; auto: fused for fp16, else torch."""
+    loss_scale: float = 0.0
+    """fp16: factor on the loss; 0: dynamic, from 65536, halved by an overflow, doubled after loss_scale_steps without one."""
+    loss_scale_steps: int = 2000
+    """fp16: steps in a row without an overflow that double a dynamic loss scale, 1 or more."""
 
     def __post_init__(self) -> None:
+        _require_choices(self, "optim.")
         require(0 < self.base_lr < math.inf, "optim.base_lr", self.base_lr, "must be above 0; 0.1 is the paper's")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be 0 or more and below 1; 0.9 is usual")
         require(0 <= self.weight_decay < 1, "optim.weight_decay", self.weight_decay, "must be 0 or more and below 1")
+        require(0 <= self.loss_scale < math.inf, "optim.loss_scale", self.loss_scale, "must be above 0, or 0 (dynamic)")
+        require(self.loss_scale_steps >= 1, "optim.loss_scale_steps", self.loss_scale_steps, "must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +225,13 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches a step: gradients are summed over this many passes before an update, to fit a small memory; 1 or more."""
     precision: Precision = "auto"
-    """auto: bf16 on CUDA, fp32 on CPU. bf16 is autocast with FP32 weights."""
+    """auto: fp16 on CUDA, fp32 on CPU. fp16: FP16 weights with FP32 masters (the paper's); bf16: autocast, FP32 weights."""
+    compile: Compile = "off"
+    """Mode of torch.compile for the network in training; off: eager."""
+    compile_fallback: bool = False
+    """Where compilation fails, say so and go on eagerly; off: an error."""
+    sync_batch_norm: bool = False
+    """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     seed: int = 0

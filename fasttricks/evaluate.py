@@ -29,7 +29,7 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     precision: Precision = "auto"
-    """auto: bf16 on CUDA, fp32 on CPU."""
+    """auto: fp16 on CUDA, fp32 on CPU."""
     average: bool = True
     """Evaluate the averaged weights where the run kept an average (ema_decay)."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -41,17 +41,23 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
 
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
-    from fasttricks.build import make_autocast, place
+    import torch
+
+    from fasttricks.build import place
     from fasttricks.checkpoint import load_weights
     from fasttricks.data import Loader, find_root, scan_folder
     from fasttricks.evaluation import evaluate
     from fasttricks.models import build_model
+    from fasttricks.precision import halve, image_dtype, make_autocast
 
     saved = saved_config(state)
     folder = scan_folder(find_root(config.data.root) / "val", classes=state["classes"])
     model = place(build_model(saved.model, len(state["classes"])), world)
     averaged = config.average and state["average"] is not None
     load_weights(model, state["average" if averaged else "model"], source=state["path"])
+    dtype = image_dtype(config.precision, world.device)
+    if dtype == torch.float16:
+        halve(model)
     batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["loaders"]))
     loader = Loader(
         folder,
@@ -59,6 +65,7 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
         training=False,
         batch_size=batch_size,
         device=world.device,
+        dtype=dtype,
         rank=world.rank,
         world_size=world.size,
     )

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,11 @@ class RunLog:
         """Count training time from here on; flush() stops the count."""
         self._started = time.perf_counter()
 
-    def flush(self, step: int, lr: float) -> float:
+    def flush(self, step: int, lr: float, more: Callable[[], Mapping[str, float]] = dict) -> float:
         """Report the steps since the last flush, as means over their images of all ranks; the one sync of training.
 
-        `step` counts the updates done. Returns the seconds that these steps took. Raises DivergedError where the mean loss
-        is not finite.
+        `step` counts the updates done; more() gives further values to record, and may wait for the device. Returns the
+        seconds that these steps took. Raises DivergedError where the mean loss is not finite.
         """
         loss_sum, images = self.world.sum_(self._sums.clone()).tolist()
         seconds = time.perf_counter() - self._started
@@ -88,7 +89,7 @@ class RunLog:
                 f"loss = {loss} by step {step} at lr {lr:.4g}: {rule}; earlier checkpoints are in {self.folder}"
             )
         rate = images / seconds
-        self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate})
+        self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate, **more()})
         epoch = step / self.steps_per_epoch
         text = f"epoch {epoch:5.1f}  loss {loss:.3f}  lr {lr:.4f}  {rate:,.0f} imgs/sec"
         self._progress.update(self._task, completed=step, description=text)

@@ -1,16 +1,19 @@
-"""Nesterov SGD, the parameter groups that "no bias decay" needs, and the average of the weights.
+"""Nesterov SGD, the parameter groups that "no bias decay" needs, FP32 masters, and the average of the weights.
 
-`build_optimizer` is the seam at which another update comes in (FP32 masters under FP16 weights): what the trainer asks
-of an optimizer is `param_groups[i]["lr"]`, step(), zero_grad(), state_dict() and load_state_dict().
+What the trainer asks of an optimizer is `param_groups[i]["lr"]`, step(), zero_grad(), state_dict() and load_state_dict().
 """
 
 import copy
+import importlib.util
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fasttricks.config import OptimConfig
+from fasttricks.config import ConfigError, OptimConfig, Precision, require
+from fasttricks_kernels import MasterSGD
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, bias_decay: bool) -> list[dict[str, object]]:
@@ -31,15 +34,56 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, bias_decay: bool)
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+def build_optimizer(model: nn.Module, config: OptimConfig, precision: Precision = "fp32") -> torch.optim.Optimizer:
     """Nesterov SGD over `model`: g += wd x w; v = momentum x v + g; w -= lr x (g + momentum x v).
 
-    torch's fused kernel, on the CPU and on CUDA: one pass over weights, gradients and momentum, no sync. The learning
-    rate is set before each step by `set_lr`; until then it is 0.
+    precision: fp32, bf16 or fp16, as the weights are. Backends: torch's fused kernel; ours (MasterSGD: FP32 masters under
+    FP16 weights, a step whose gradients overflowed is skipped on the device); NVIDIA's apex. auto is ours for fp16, else
+    torch's. All make one pass over weights, gradients and momentum and never sync. The learning rate is set before each step
+    by `set_lr`; until then it is 0. Raises ConfigError for a backend that cannot do this.
     """
     groups = parameter_groups(model, weight_decay=config.weight_decay, bias_decay=config.bias_decay)
-    nesterov = config.momentum > 0
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=nesterov, fused=True)
+    options: dict[str, Any] = {"lr": 0.0, "momentum": config.momentum, "nesterov": config.momentum > 0}
+    if config.backend == "fused" or (config.backend == "auto" and precision == "fp16"):
+        return MasterSGD(groups, **options)
+    rule = "keeps no FP32 masters of FP16 weights; take --optim.backend fused (ours), or --precision bf16"
+    require(precision != "fp16", "optim.backend", config.backend, rule)
+    if config.backend == "apex":
+        rule = "needs a CUDA device; take --optim.backend torch"
+        require(device_of(model).type == "cuda", "optim.backend", config.backend, rule)
+        return cast(torch.optim.Optimizer, find_apex_sgd()(groups, **options))
+    return torch.optim.SGD(groups, **options, fused=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that the parameters of `model` are on."""
+    return next(model.parameters()).device
+
+
+def find_apex_sgd() -> Callable[..., Any]:
+    """NVIDIA apex's FusedSGD. Raises ConfigError where there is no apex, or another project of that name."""
+    way_out = "docs/distributed.md says how to build it; --optim.backend torch needs nothing and is as fast"
+    if importlib.util.find_spec("apex") is None:
+        raise ConfigError(f"optim.backend = 'apex': NVIDIA's apex is not installed; {way_out}")
+    try:
+        from apex.optimizers import FusedSGD  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        other = "the apex that is installed is not NVIDIA's, or was built without its CUDA extensions"
+        raise ConfigError(
+            f"optim.backend = 'apex': {other} ({error}). PyPI's apex is an unrelated project: pip uninstall apex; {way_out}"
+        ) from error
+    return cast(Callable[..., Any], FusedSGD)
+
+
+def master_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+    """What `optimizer` really updates: the FP32 master of an FP16 `parameter`, else the parameter itself."""
+    return optimizer.master_of(parameter) if isinstance(optimizer, MasterSGD) else parameter
+
+
+def master_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The model's state_dict with masters in the place of FP16 weights: what a checkpoint keeps. No copy."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {k: master_of(optimizer, parameters[k]) if k in parameters else v for k, v in model.state_dict().items()}
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -52,16 +96,19 @@ class WeightAverage:
     """Exponential moving average of a model's weights and batch-norm statistics: avg = d x avg + (1 - d) x weights.
 
     `model` is the averaged copy, to be evaluated. d is min(decay, (1 + n) / (10 + n)) at update n, counted from 0, so
-    that a short run is not an average of its random start. Counters are copied. `source` must stay where it is: make the
-    average after moving it to its device. One fused pass over the weights an update, no sync; memory: one more copy of
-    the model. The oracle, NumPy in float64, is in tests/test_optim.py.
+    that a short run is not an average of its random start. Counters are copied. The average is FP32 and, given the
+    `optimizer` that keeps them, of the FP32 masters: in FP16 it would stand still. `source` and the masters must stay where
+    they are: make the average after moving the model to its device and after loading the optimizer's state. One fused pass
+    over the weights an update, no sync; memory: an FP32 copy of the model. The oracle, NumPy in float64, is in
+    tests/test_optim.py.
     """
 
-    def __init__(self, source: nn.Module, decay: float) -> None:
+    def __init__(self, source: nn.Module, decay: float, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.model = copy.deepcopy(source).requires_grad_(False)
-        pairs = list(zip(_tensors(self.model), _tensors(source), strict=True))
+        self.model = copy.deepcopy(source).float().requires_grad_(False)
+        sources = [master_of(optimizer, p) if optimizer is not None else p for p in source.parameters()]
+        pairs = list(zip(_tensors(self.model), [*sources, *source.buffers()], strict=True))
         self._averaged = [average for average, _ in pairs if average.is_floating_point()]
         self._sources = [weights for average, weights in pairs if average.is_floating_point()]
         self._counters = [(average, counter) for average, counter in pairs if not average.is_floating_point()]

@@ -22,7 +22,8 @@ from fasttricks.distributed import World
 from fasttricks.evaluation import Metrics, evaluate
 from fasttricks.log import RunLog
 from fasttricks.losses import Targets, draw_lam, mix_batch, training_loss
-from fasttricks.optim import WeightAverage, set_lr
+from fasttricks.optim import WeightAverage, master_state_dict, set_lr
+from fasttricks.precision import LossScale
 from fasttricks.runfolder import write_json
 
 KEPT_CHECKPOINTS = 2
@@ -39,7 +40,8 @@ class Run:
     model: nn.Module
     forward: nn.Module
     """`model`, or what wraps it to sum the gradients over ranks."""
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
+    loss_scale: LossScale
     average: WeightAverage | None
     train_loader: Loader
     val_loader: Loader
@@ -75,7 +77,8 @@ def train_step(run: Run, batches: list[Batch]) -> None:
     Nothing here waits for the device: no .item(), no copy to the host, no branch on a tensor.
     """
     config, world = run.config, run.world
-    scale = world.size / run.images_in_step()  # losses are sums over images; ranks' gradients are averaged
+    # losses are sums over images; ranks' gradients are averaged
+    scale = run.loss_scale.value * (world.size / run.images_in_step())
     for index, (images, labels) in enumerate(batches):
         targets = Targets(labels)
         if config.loss.mixup_alpha > 0:
@@ -89,7 +92,7 @@ def train_step(run: Run, batches: list[Batch]) -> None:
             torch.autograd.backward(loss * scale)
         run.log.add(loss.detach(), len(labels))
     set_lr(run.optimizer, run.lr_at(run.step))
-    run.optimizer.step()
+    run.loss_scale.step(run.optimizer)
     run.optimizer.zero_grad(set_to_none=True)
     if run.average is not None:
         run.average.update()
@@ -133,9 +136,14 @@ def train_epoch(run: Run) -> None:
     while group := list(islice(batches, run.config.accumulate)):
         train_step(run, group)
         if run.step % run.config.log_steps == 0:
-            run.train_seconds += run.log.flush(run.step, run.lr_at(run.step - 1))
-    run.train_seconds += run.log.flush(run.step, run.lr_at(run.step - 1))
+            run.train_seconds += report(run)
+    run.train_seconds += report(run)
     share_statistics(run)
+
+
+def report(run: Run) -> float:
+    """Log the steps since the last report; returns the seconds they took. The one sync of training."""
+    return run.log.flush(run.step, run.lr_at(run.step - 1), run.loss_scale.report)
 
 
 def share_statistics(run: Run) -> None:
@@ -173,8 +181,9 @@ def save(run: Run) -> None:
         "step": run.step,
         "epoch": run.epoch,
         "train_seconds": run.train_seconds,
-        "model": run.model.state_dict(),
+        "model": master_state_dict(run.model, run.optimizer),
         "optimizer": run.optimizer.state_dict(),
+        "loss_scale": run.loss_scale.state_dict(),
         "average": run.average.model.state_dict() if run.average is not None else None,
         "average_updates": run.average.num_updates if run.average is not None else 0,
         "loaders": [torch.frombuffer(bytearray(loader), dtype=torch.uint8) for loader in loaders],

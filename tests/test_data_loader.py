@@ -128,10 +128,11 @@ def test_batches_outlive_the_iteration(root: Path) -> None:
     assert all(torch.equal(images, clone) for images, clone in kept)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_images_are_channels_last_in_the_dtype_asked_for(root: Path, dtype: torch.dtype) -> None:
-    exact = epoch(loader(root, training=False))[0]
-    batch = epoch(loader(root, training=False, dtype=dtype))[0]
+def test_images_are_channels_last_in_the_dtype_asked_for(root: Path, dtype: torch.dtype, training: bool) -> None:
+    exact = epoch(loader(root, training=training))[0]
+    batch = epoch(loader(root, training=training, dtype=dtype))[0]
     assert batch.images.dtype == dtype
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.dtype == torch.int64

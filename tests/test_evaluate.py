@@ -64,6 +64,13 @@ def test_the_batch_size_changes_nothing(
     assert result(capsys.readouterr().out) == expected(finished_run)
 
 
+def test_fp16_measures_nearly_the_same(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(evaluate.main, str(finished_run.folder), "--precision", "fp16") == 0
+    half, exact = result(capsys.readouterr().out), expected(finished_run)
+    assert abs(float(half[0]) - float(exact[0])) <= 100 / 14, "one image of 14 at most"
+    assert float(half[2]) == pytest.approx(float(exact[2]), rel=5e-3)
+
+
 @pytest.mark.slow  # make test sees two ranks measure as one does, in test_ranks.py
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_number_of_ranks_changes_nothing(ranks: int, finished_run: FinishedRun) -> None:

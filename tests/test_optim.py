@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fasttricks.config import ModelConfig, OptimConfig
+from fasttricks.config import Backend, ConfigError, ModelConfig, OptimConfig, Precision
 from fasttricks.models import MODELS, build_model
-from fasttricks.optim import WeightAverage, build_optimizer, parameter_groups, set_lr
+from fasttricks.optim import WeightAverage, build_optimizer, find_apex_sgd, master_state_dict, parameter_groups, set_lr
+from fasttricks.precision import halve
+from fasttricks_kernels import MasterSGD
 
 
 def names_by_decay(model: nn.Module, *, bias_decay: bool = False) -> dict[float, list[str]]:
@@ -119,9 +124,10 @@ def gradients(model: nn.Module, steps: int) -> Iterator[list[Tensor]]:
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("bias_decay", [False, True])
-def test_updates_are_the_formulas_in_float64(momentum: float, bias_decay: bool) -> None:
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_updates_are_the_formulas_in_float64(momentum: float, bias_decay: bool, backend: Backend) -> None:
     """Three steps at changing rates, so that the momentum is in use; and no further off than torch's own unfused SGD."""
-    config = OptimConfig(momentum=momentum, weight_decay=0.05, bias_decay=bias_decay)
+    config = OptimConfig(momentum=momentum, weight_decay=0.05, bias_decay=bias_decay, backend=backend)
     model, plain = small_model(), small_model()
     optimizer = build_optimizer(model, config)
     decays = [0.05 if bias_decay or p.ndim > 1 else 0.0 for p in plain.parameters()]
@@ -167,6 +173,82 @@ def test_the_state_loads_into_an_optimizer_of_the_same_model() -> None:
             parameter.grad = torch.ones_like(parameter)
         sgd.step()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_backends_by_precision() -> None:
+    def made(backend: Backend, precision: Precision) -> type:
+        return type(build_optimizer(small_model(), OptimConfig(backend=backend), precision))
+
+    assert made("auto", "fp32") is made("auto", "bf16") is made("torch", "fp32") is torch.optim.SGD
+    assert made("auto", "fp16") is made("fused", "fp16") is made("fused", "fp32") is MasterSGD
+
+
+@pytest.mark.parametrize("backend", ["torch", "apex"])
+def test_a_backend_without_masters_refuses_fp16(backend: Backend) -> None:
+    with pytest.raises(ConfigError, match=rf"optim.backend = '{backend}': keeps no FP32 masters .* backend fused"):
+        build_optimizer(small_model(), OptimConfig(backend=backend), "fp16")
+
+
+def test_a_checkpoint_has_the_masters_of_fp16_weights() -> None:
+    model = halve(small_model())
+    optimizer = build_optimizer(model, OptimConfig(), "fp16")
+    set_lr(optimizer, 1e-5)  # below FP16's resolution for most of the weights
+    for parameter, grad in zip(model.parameters(), next(gradients(model, 1)), strict=True):
+        parameter.grad = grad.to(parameter.dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer.step()
+    state = master_state_dict(model, optimizer)
+    assert list(state) == list(model.state_dict())
+    assert {value.dtype for name, value in state.items() if name != "1.num_batches_tracked"} == {torch.float32}
+    half_moved, master_moved = (
+        (now["0.weight"] != before["0.weight"]).float().mean() for now in (model.state_dict(), state)
+    )
+    assert master_moved > 0.99 > half_moved + 0.3
+    other = halve(small_model())
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)), "rounded alike"
+
+
+# ---------------------------------------------------------------------------------------------------------- apex
+
+
+def install_apex(monkeypatch: pytest.MonkeyPatch, *, optimizers: object) -> None:
+    """A package named apex; its module apex.optimizers as given, None: it has none."""
+    package = ModuleType("apex")
+    package.__path__ = []
+    package.__spec__ = ModuleSpec("apex", None, is_package=True)
+    monkeypatch.setitem(sys.modules, "apex", package)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)  # type: ignore[arg-type]
+
+
+def test_apex_needs_cuda() -> None:
+    with pytest.raises(ConfigError, match=r"optim.backend = 'apex': needs a CUDA device; take --optim.backend torch"):
+        build_optimizer(small_model(), OptimConfig(backend="apex"))
+
+
+def test_apex_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"NVIDIA's apex is not installed; docs/distributed.md says how to build it"):
+        find_apex_sgd()
+
+
+def test_pypis_unrelated_apex_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_apex(monkeypatch, optimizers=None)
+    with pytest.raises(ConfigError, match=r"is not NVIDIA's.*PyPI's apex is an unrelated project: pip uninstall apex"):
+        find_apex_sgd()
+
+
+def test_nvidias_apex_gets_the_groups_and_nesterov(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's SGD in the place of FusedSGD, which needs a GPU: they are called alike."""
+    install_apex(monkeypatch, optimizers=SimpleNamespace(FusedSGD=torch.optim.SGD))
+    with torch.device("meta"):
+        model = small_model()
+    monkeypatch.setattr("fasttricks.optim.device_of", lambda model: torch.device("cuda"))
+    optimizer = build_optimizer(model, OptimConfig(backend="apex", weight_decay=0.05))
+    assert [(g["weight_decay"], g["momentum"], g["nesterov"]) for g in optimizer.param_groups] == [
+        (0.05, 0.9, True),
+        (0.0, 0.9, True),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- average
@@ -255,6 +337,28 @@ def test_a_shared_weight_is_averaged_once_an_update() -> None:
     shared = list(average.model.parameters())
     assert len(shared) == 1
     torch.testing.assert_close(shared[0], before + 0.9)
+
+
+def test_the_average_of_fp16_weights_is_that_of_their_masters() -> None:
+    """100 updates, each too small for FP16: an average of the FP16 weights would hardly have left the start."""
+    model = halve(small_model())
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.0, momentum=0.0), "fp16")
+    average = WeightAverage(model, 0.99, optimizer)
+    want = {name: value.double().clone() for name, value in master_state_dict(model, optimizer).items()}
+    start = want["0.weight"].clone()
+    set_lr(optimizer, 1e-6)
+    for n in range(100):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        average.update()
+        d = min(0.99, (1 + n) / (10 + n))
+        want = {k: d * want[k] + (1 - d) * v.double() for k, v in master_state_dict(model, optimizer).items()}
+    got = average.model.state_dict()
+    assert got["0.weight"].dtype == torch.float32
+    assert (want["0.weight"] - start).abs().max() > 5e-5
+    for name in ("0.weight", "3.bias", "1.weight"):
+        torch.testing.assert_close(got[name].double(), want[name], rtol=0, atol=1e-6)
 
 
 def test_the_average_keeps_the_memory_format() -> None:

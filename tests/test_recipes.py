@@ -48,6 +48,7 @@ BASELINE: dict[str, Any] = {
     "loss.mixup_alpha": 0.0,
     "ema_decay": 0.0,
     "eval.flip": False,
+    "sync_batch_norm": False,
 }
 EFFICIENT = BASELINE | {  # section 3
     "global_batch_size": 1024,
@@ -68,6 +69,11 @@ TRICKS = EFFICIENT | {  # sections 4 and 5
 UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "accumulate": 1,
     "device": "auto",
+    "compile": "off",
+    "compile_fallback": False,
+    "optim.backend": "auto",
+    "optim.loss_scale": 0.0,
+    "optim.loss_scale_steps": 2000,
     "seed": 0,
     "checkpoint_epochs": 1,
     "log_steps": 20,

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from syncs import NoHostCopy, NoHostSync
 from tiny import ALONE, configure, write_images
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasttricks import trainer
 from fasttricks.build import build
@@ -128,50 +127,7 @@ def paper_smoothing(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------- host syncs
-class NoHostSync(TorchDispatchMode):
-    """Fails on what makes the host wait: reading a value, a shape that depends on values, a copy between devices."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "item")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITING, f"{func} waits for the device"
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        masks = [index for index in indices if index is not None and index.dtype == torch.bool]
-        assert not masks, f"{func} by a mask waits for the device: its shape depends on the values"
-        devices = {value.device for value in args if isinstance(value, Tensor) and value.dim()}
-        if kwargs.get("device") is not None:
-            devices.add(torch.device(kwargs["device"]))
-        assert len(devices) <= 1 or name not in ("_to_copy", "copy_"), f"{func} copies between devices"
-        return func(*args, **kwargs)
-
-
-class NoHostCopy(TorchFunctionMode):
-    """Fails on calls that copy to the host: on the CPU they copy nothing, so that the dispatcher does not see them."""
-
-    COPYING = (
-        "cpu",
-        "numpy",
-        "tolist",
-        "item",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__array__",
-        "__repr__",
-        "__format__",
-    )
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        assert name not in self.COPYING, f"Tensor.{name} waits for the device"
-        to_cpu = name == "to" and any(str(value) == "cpu" for value in (*args[1:], *(kwargs or {}).values()))
-        assert not to_cpu, "Tensor.to('cpu') waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_step_never_waits(precision: str, start: Callable[..., Run]) -> None:
     run = start(*TRICKS, "--precision", precision, accumulate=2)
     steps = list(groups(run))
@@ -309,6 +265,29 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         fit(resumed)
         assert same(final_state(whole), final_state(resumed)), at_step
         assert records(whole) == records(resumed), at_step
+
+
+def test_an_fp16_run_goes_on_bit_for_bit(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a step that overflowed before the kill: scale, its counters, masters, average and momentum are all restored."""
+    begin = partial(start, *TRICKS, "--precision", "fp16", "--optim.loss-scale-steps", "2", epochs=2)
+    whole = begin()
+    whole.loss_scale.value.fill_(2.0**40)
+    fit(whole)
+    scales = [(r["loss_scale"], r["skipped_steps"]) for r in records(whole) if "train_loss" in r]
+    assert scales[0] == (2.0**39, 1)
+    assert len({scale for scale, _ in scales}) > 2, "the scale shall have moved"
+    folder = tmp_path / "stopped"
+    stopped = begin(run_dir=folder)
+    stopped.loss_scale.value.fill_(2.0**40)
+    interrupt(stopped, monkeypatch, at_step=5)
+    resumed = begin(run_dir=folder, resume=True)
+    fit(resumed)
+    assert same(final_state(whole), final_state(resumed))
+    assert records(whole) == records(resumed)
+    saved = load_checkpoint(folder)
+    assert {v.dtype for k, v in saved["model"].items() if "num_batches" not in k} == {torch.float32}
 
 
 def test_a_finished_run_that_is_resumed_is_measured_again_and_changes_nothing(

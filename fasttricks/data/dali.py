@@ -242,7 +242,8 @@ def crop_window(shape: Any, config: DataConfig, draws: Draws) -> dict[str, Any]:
 def _finish(images: Any, config: DataConfig, draws: Draws | None, dtype: Any) -> Any:
     """Colour and normalisation in one pass: a matrix an image, or crop_mirror_normalize (faster) without one."""
     if draws is not None and config.color != "none":
-        return fn.coord_transform(images, MT=_color_matrix(config, draws), dtype=dtype)
+        images = fn.coord_transform(images, MT=_color_matrix(config, draws), dtype=types.FLOAT)  # it has no FP16
+        return images if dtype == types.FLOAT else fn.cast(images, dtype=dtype)
     mean: Any = color.MEAN.tolist()
     if draws is not None and config.pca_noise > 0:  # x + noise - mean = x - (mean - noise)
         axes = (-color.PCA_VECTORS * color.PCA_VALUES).ravel().tolist()

@@ -407,6 +407,10 @@ class MasterSGD(torch.optim.Optimizer):
                 )
         return loss
 
+    def master_of(self, param: Tensor) -> Tensor:
+        """The FP32 tensor that step() updates `param` from: its master, made now if need be, or `param` if it is FP32."""
+        return self._state_of(param).get("master", param)
+
     def _find_overflow(self) -> Optional[Tensor]:
         """One check over the gradients of every group: a step is skipped as a whole or not at all."""
         found = None
