@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
+from fasttricks.compiled import CompiledModel
 from fasttricks.config import ModelConfig, TrainConfig, require
 from fasttricks.data import ImageFolder, Loader, find_dataset
 from fasttricks.distributed import World
@@ -68,7 +70,7 @@ def build(config: TrainConfig, world: World) -> Run:
         classes=train_folder.classes,
         num_train_images=len(train_folder),
         model=model,
-        forward=wrap(model, config, world),
+        forward=wrap(model, config, world, log.print),
         optimizer=optimizer,
         loss_scale=loss_scale,
         average=average,
@@ -139,13 +141,14 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
     return synchronized
 
 
-def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str], None]) -> nn.Module:
     """`model`, compiled where config says so, in what sums its gradients over the ranks.
 
     Batch norm is local, as in the paper: no buffer is broadcast. Gradients are divided by the ranks before they are summed,
     so that FP16 does not overflow there; each dtype has buckets of its own.
     """
-    model = compile_model(model, config)
+    if config.compile != "off":
+        model = CompiledModel(model, config.compile, fallback=config.compile_fallback, say=say)
     if world.size == 1:
         return model
     # a newer torch warns of the old name
@@ -153,16 +156,6 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     # with micro-batches a step is not the same graph each time: torch refuses no_sync() under static_graph
     return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=config.accumulate == 1, **local)
-
-
-def compile_model(model: nn.Module, config: TrainConfig) -> nn.Module:
-    """`model` through torch.compile in the mode config.compile; a failure to compile is raised at the first step."""
-    if config.compile == "off":
-        return model
-    if config.compile_fallback:
-        torch._dynamo.config.suppress_errors = True
-    compiled: nn.Module = torch.compile(model, mode=config.compile)  # type: ignore[assignment]
-    return compiled
 
 
 def make_loaders(

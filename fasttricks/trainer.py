@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import checkpoint_path, keep_newest, newest_checkpoint, save_checkpoint
+from fasttricks.compiled import compiled_graphs
 from fasttricks.config import TrainConfig
 from fasttricks.data import Batch, Loader
 from fasttricks.distributed import World
@@ -143,7 +144,12 @@ def train_epoch(run: Run) -> None:
 
 def report(run: Run) -> float:
     """Log the steps since the last report; returns the seconds they took. The one sync of training."""
-    return run.log.flush(run.step, run.lr_at(run.step - 1), run.loss_scale.report)
+
+    def more() -> dict[str, float]:
+        compiled = {"compiled_graphs": compiled_graphs()} if run.config.compile != "off" else {}
+        return run.loss_scale.report() | compiled
+
+    return run.log.flush(run.step, run.lr_at(run.step - 1), more)
 
 
 def share_statistics(run: Run) -> None:

@@ -1,0 +1,99 @@
+"""--compile: the same training to rounding, no compilation after the first epoch, a failure in one line or a way back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ALONE, configure
+from torch import nn
+
+from fasttricks import trainer
+from fasttricks.build import build
+from fasttricks.compiled import CompiledModel
+from fasttricks.config import ConfigError
+from fasttricks.trainer import Run, fit
+
+
+def start(data: Path, folder: Path, *more: str) -> Run:
+    torch._dynamo.reset()
+    return build(configure(data, folder, *more), ALONE)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "train_loss" in line]
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("backend", "accumulate"),
+    [("aot_eager", 2), pytest.param("inductor", 1, marks=slow), pytest.param("inductor", 2, marks=slow)],
+)
+def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
+    backend: str, accumulate: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aot_eager traces and differentiates as inductor does, and leaves the half minute of code generation away."""
+    compile_ = torch.compile
+    if backend != "inductor":
+        monkeypatch.setattr(torch, "compile", lambda model, mode: compile_(model, backend=backend))
+    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)
+    more = ["--epochs", "3", "--accumulate", str(accumulate), "--optim.base-lr", "0.01"]
+    summaries = {}
+    for mode in ("off", "default"):
+        summaries[mode] = fit(start(tiny_data, tmp_path / mode, *more, "--compile", mode))
+    compiled, eager = records(tmp_path / "default"), records(tmp_path / "off")
+    for ours, plain in zip(compiled, eager, strict=True):
+        assert ours["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+    graphs = [r["compiled_graphs"] for r in compiled]
+    steps = len(graphs) // 3
+    assert graphs[0] >= 1
+    assert graphs[steps - 1 :] == [graphs[steps - 1]] * (2 * steps + 1), "none after the first epoch"
+    assert "compiled_graphs" not in eager[0]
+    assert summaries["default"]["val_loss"] == pytest.approx(summaries["off"]["val_loss"], rel=1e-2)
+
+
+class Uncompilable(nn.Module):
+    """What dynamo cannot trace as one, and a compiler that gives up."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * 2
+
+
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(graph: object, inputs: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    compile_ = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda model, mode: compile_(model, backend=give_up))
+
+
+def test_a_failure_to_compile_is_an_error_that_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    model = CompiledModel(Uncompilable(), "default", fallback=False, say=print)
+    with pytest.raises(ConfigError, match=r"compile = 'default': torch.compile failed: .*; take --compile off, or"):
+        model(torch.ones(2))
+
+
+def test_with_fallback_a_failure_is_said_once_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    said: list[str] = []
+    model = CompiledModel(Uncompilable(), "default", fallback=True, say=said.append)
+    for _ in range(2):
+        assert model(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert len(said) == 1
+    assert said[0].startswith("note: torch.compile failed:")
+
+
+def test_the_weights_keep_their_names(tiny_data: Path, tmp_path: Path) -> None:
+    run = start(tiny_data, tmp_path / "run", "--compile", "default")
+    assert isinstance(run.forward, CompiledModel)
+    assert "conv1.0.weight" in run.model.state_dict()
+    assert len(list(run.forward.parameters())) == len(list(run.model.parameters()))
+    assert trainer.master_state_dict(run.model, run.optimizer).keys() == run.model.state_dict().keys()
+    run.log.close()
