@@ -19,6 +19,7 @@ from fasttricks.data import ImageFolder, Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.log import RunLog
 from fasttricks.models import build_model
+from fasttricks.monitor import start_monitor
 from fasttricks.optim import WeightAverage, build_optimizer
 from fasttricks.precision import halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.runfolder import check_run_dir, open_run
@@ -80,8 +81,10 @@ def build(config: TrainConfig, world: World) -> Run:
         lr_at=partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
         folder=folder,
         log=log,
+        monitor=start_monitor(world.device),
         step=first_step,
         epoch=resumed.get("epoch", 0),
+        first_epoch=resumed.get("epoch", 0),
         train_seconds=resumed.get("train_seconds", 0.0),
     )
     log.print(describe(run, val_folder, resumed.get("path")))
@@ -191,6 +194,8 @@ def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str
         "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
         "run": f"{run.folder}/",
     }
+    if run.monitor.note:
+        rows["monitor"] = run.monitor.note
     if config.resume:
         done = f"{resumed_from}, after epoch {run.epoch} of {config.epochs}"
         rows["resume"] = done if resumed_from else "no checkpoint was saved yet: from the beginning"

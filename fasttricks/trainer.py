@@ -23,9 +23,11 @@ from fasttricks.distributed import World
 from fasttricks.evaluation import Metrics, evaluate
 from fasttricks.log import RunLog
 from fasttricks.losses import Targets, draw_lam, mix_batch, training_loss
+from fasttricks.monitor import GpuMonitor
 from fasttricks.optim import WeightAverage, master_state_dict, set_lr
-from fasttricks.precision import LossScale
+from fasttricks.precision import LossScale, resolve_precision
 from fasttricks.runfolder import write_json
+from fasttricks.spans import span, spanned
 
 KEPT_CHECKPOINTS = 2
 
@@ -50,8 +52,11 @@ class Run:
     lr_at: Callable[[int], float]
     folder: Path
     log: RunLog
+    monitor: GpuMonitor
     step: int = 0
     epoch: int = 0
+    first_epoch: int = 0
+    """Epochs that an earlier process had done, of a resumed run."""
     train_seconds: float = 0.0
 
     @property
@@ -87,16 +92,18 @@ def train_step(run: Run, batches: list[Batch]) -> None:
             lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=world.rank)
             images, targets = mix_batch(images, labels, lam)
         with synced_gradients(run, last=index == len(batches) - 1):
-            with run.autocast():
+            with span("forward"), run.autocast():
                 logits = run.forward(images)
-            loss = training_loss(logits, targets, config.loss)
-            torch.autograd.backward(loss * scale)
+            with span("backward"):
+                loss = training_loss(logits, targets, config.loss)
+                torch.autograd.backward(loss * scale)
         run.log.add(loss.detach(), len(labels))
-    set_lr(run.optimizer, run.lr_at(run.step))
-    run.loss_scale.step(run.optimizer)
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.average is not None:
-        run.average.update()
+    with span("step"):
+        set_lr(run.optimizer, run.lr_at(run.step))
+        run.loss_scale.step(run.optimizer)
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.average is not None:
+            run.average.update()
     run.step += 1
 
 
@@ -126,6 +133,7 @@ def fit(run: Run) -> dict[str, Any]:
                 save(run)
         metrics = metrics or measure(run)  # a finished run that was resumed: it is in the log already
     finally:
+        run.monitor.close()
         run.log.close()
     return summarize(run, metrics)
 
@@ -133,7 +141,7 @@ def fit(run: Run) -> dict[str, Any]:
 def train_epoch(run: Run) -> None:
     """One pass over the training images."""
     run.log.resume_clock()
-    batches = iter(run.train_loader)
+    batches = spanned("data", run.train_loader)
     while group := list(islice(batches, run.config.accumulate)):
         train_step(run, group)
         if run.step % run.config.log_steps == 0:
@@ -147,7 +155,7 @@ def report(run: Run) -> float:
 
     def more() -> dict[str, float]:
         compiled = {"compiled_graphs": compiled_graphs()} if run.config.compile != "off" else {}
-        return run.loss_scale.report() | compiled
+        return run.loss_scale.report() | compiled | run.monitor.take()
 
     return run.log.flush(run.step, run.lr_at(run.step - 1), more)
 
@@ -206,8 +214,18 @@ def how_to_go_on(run: Run) -> str:
     return f"add --resume to the same command to go on {kept}"
 
 
+def images_per_joule(run: Run) -> dict[str, float]:
+    """Images that this process has trained on, over the energy of all ranks' GPUs since; empty where it is not known.
+
+    Validation and what came between are in the energy. A collective.
+    """
+    joules = run.world.sum_(torch.tensor(run.monitor.energy_j, dtype=torch.float64, device=run.world.device)).item()
+    images = (run.epoch - run.first_epoch) * run.num_train_images
+    return {"images_per_joule": images / joules} if images and joules > 0 else {}
+
+
 def summarize(run: Run, metrics: Metrics) -> dict[str, Any]:
-    """The result of a finished run, written as summary.json and printed as one line."""
+    """The result of a finished run, written as summary.json and printed as one line. A collective."""
     images = run.config.epochs * run.num_train_images
     summary = {
         "recipe": run.config.recipe,
@@ -221,6 +239,9 @@ def summarize(run: Run, metrics: Metrics) -> dict[str, Any]:
         "images_per_sec": images / run.train_seconds,
         "device": run.world.device_name,
         "ranks": run.world.size,
+        "precision": resolve_precision(run.config.precision, run.world.device),
+        **run.loss_scale.report(),
+        **images_per_joule(run),
     }
     if run.world.is_main:
         write_json(run.folder / "summary.json", summary)

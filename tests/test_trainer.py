@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from fasttricks import trainer
 from fasttricks.build import build
 from fasttricks.checkpoint import load_checkpoint
-from fasttricks.config import EvalConfig
+from fasttricks.config import EvalConfig, LossConfig
 from fasttricks.data import Batch
-from fasttricks.losses import draw_lam
+from fasttricks.losses import Targets, draw_lam
+from fasttricks.recipes import RECIPES
 from fasttricks.trainer import Run, fit, train_step
 
 PLAIN = shlex.split("--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0")
@@ -124,6 +125,45 @@ def paper_smoothing(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     classes = logits.shape[1]
     dense = torch.full_like(logits, smoothing / (classes - 1)).scatter(1, labels[:, None], 1 - smoothing)
     return nn.functional.cross_entropy(logits, dense)
+
+
+@pytest.mark.parametrize("recipe", ["resnet50-efficient", "resnet50d-tricks"])
+def test_the_kernels_losses_are_torchs_over_100_steps(
+    recipe: str, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each recipe's loss from our kernels, and from torch's cross-entropy with dense targets: the same to 1e-6."""
+    loss_config = RECIPES[recipe]().loss
+    losses: dict[str, list[float]] = {}
+    for who in ("ours", "torch"):
+        run = frozen_statistics(start("--optim.base-lr", "0.05", loss=loss_config))
+        if who == "torch":
+            monkeypatch.setattr(trainer, "mix_batch", blend)
+            monkeypatch.setattr(trainer, "training_loss", dense_loss)
+        taken = losses.setdefault(who, [])
+        monkeypatch.setattr(run.log, "add", lambda loss, images, taken=taken: taken.append(loss.item() / images))
+        batches = list(run.train_loader)
+        for step in range(100):
+            train_step(run, [batches[step % len(batches)]])
+    assert losses["ours"] == pytest.approx(losses["torch"], rel=1e-6, abs=1e-6)
+    assert abs(losses["ours"][-1] - losses["ours"][0]) > 1e-2, "the run hardly moved: nothing was shown"
+
+
+def blend(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
+    """Mixup by torch alone."""
+    return lam * images + (1 - lam) * images.flip(0), Targets(labels, labels.flip(0), lam)
+
+
+def dense_loss(logits: Tensor, targets: Targets, config: LossConfig) -> Tensor:
+    """Summed cross-entropy against dense targets."""
+
+    def dense(labels: Tensor) -> Tensor:
+        wrong = config.smoothing / (logits.shape[1] - 1)
+        return torch.full_like(logits, wrong).scatter(1, labels[:, None], 1 - config.smoothing)
+
+    target = dense(targets.labels)
+    if targets.lam is not None and targets.labels_b is not None:
+        target = targets.lam * target + (1 - targets.lam) * dense(targets.labels_b)
+    return nn.functional.cross_entropy(logits, target, reduction="sum")
 
 
 # ---------------------------------------------------------------------------------------------------------- host syncs

@@ -1,0 +1,62 @@
+"""What only a GPU can show of the trainer. Every test here is marked gpu: skipped, aloud, where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ALONE, configure
+from torch import distributed as dist
+from torch import nn
+
+from fasttricks.build import build
+from fasttricks.checkpoint import load_checkpoint
+from fasttricks.distributed import World
+from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+from fasttricks.trainer import Run, fit, train_step
+
+pytestmark = pytest.mark.gpu
+TRICKS = ["--loss.mixup-alpha", "0.2", "--ema-decay", "0.9", "--device", "cuda"]
+
+
+def start(data: Path, folder: Path, *more: str) -> Run:
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cuda", 0))
+    return build(configure(data, folder, *TRICKS, *more), world)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_step_never_synchronizes(precision: str, tiny_data: Path, tmp_path: Path) -> None:
+    run = start(tiny_data, tmp_path / "run", "--precision", precision)
+    first, *rest = list(run.train_loader)
+    train_step(run, [first])  # compiles the kernels, makes the momenta
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in rest:
+            train_step(run, [batch])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    run.log.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_on_the_gpu_measures_what_the_cpu_measures_of_it(precision: str, tiny_data: Path, tmp_path: Path) -> None:
+    """Trained there, evaluated here."""
+    run = start(tiny_data, tmp_path / "run", "--precision", precision)
+    summary = fit(run)
+    config = EvaluateConfig(device="cpu", data=run.config.data, eval=run.config.eval)
+    metrics = evaluate_checkpoint(config, load_checkpoint(run.folder), ALONE)
+    assert metrics.loss == pytest.approx(summary["val_loss"], rel=2e-2)
+
+
+def test_synchronized_batch_norm_keeps_channels_last(tmp_path: Path) -> None:
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        norm = nn.BatchNorm2d(8).cuda()
+        synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(8))).cuda()
+        images = torch.randn(4, 8, 6, 6, device="cuda").contiguous(memory_format=torch.channels_last)
+        out = synchronized(images)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out, norm(images))
+    finally:
+        dist.destroy_process_group()
