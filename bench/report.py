@@ -17,7 +17,7 @@ from bench import loader, step
 from bench.pairs import Row, by_turns
 from fasttricks.cli import parse, run_main
 from fasttricks.data import find_root, scan_folder
-from fasttricks.distributed import World, keep_freed_memory, resolve_device
+from fasttricks.distributed import World, resolve_device
 from fasttricks.runfolder import versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +33,7 @@ class BenchConfig:
     """Images of root that a pass of a loader takes."""
     rounds: int = 5
     """Measured turns of each contestant; medians are over these."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Images a step."""
     output: str = ""
     """JSON file to write; empty: bench/results/DEVICE.json."""
@@ -42,7 +42,6 @@ class BenchConfig:
 def main(args: list[str]) -> None:
     """Measure, print the tables, write the JSON."""
     config = parse(BenchConfig(), args, prog="python -m bench.report", description=__doc__ or "")
-    keep_freed_memory()  # ours and theirs run in this process: all have the gain
     device = resolve_device("auto", 0)
     workers = len(os.sched_getaffinity(0))
     name = World(0, 1, 0, 1, device).device_name
@@ -55,7 +54,9 @@ def main(args: list[str]) -> None:
         root = link_images(find_root(config.root) / "train", Path(folder), config.images)
         rows = {"loader": by_turns(loader.contestants(root, workers), config.rounds)}
     show(console, f"Loader, {loader.IMAGE_SIZE} pixels, {workers} workers, {config.images} images", rows["loader"])
-    rows["step"] = by_turns(step.contestants(device, config.batch_size), config.rounds)
+    with step.contestants(device, config.batch_size) as steps:
+        roof = {"a matrix product's FLOP/s": step.matrix_product(device)}
+        rows["step"] = by_turns(steps | roof, config.rounds)
     show(console, f"Training step, {step.IMAGE_SIZE} pixels, batch {config.batch_size}", rows["step"])
     output = Path(config.output) if config.output else RESULTS / f"{platform.machine()}-{device.type}.json"
     results = {table: [dataclasses.asdict(row) for row in part] for table, part in rows.items()}
