@@ -5,7 +5,6 @@ What the trainer asks of an optimizer is `param_groups[i]["lr"]`, step(), zero_g
 
 import copy
 import importlib.util
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -51,7 +50,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, precision: Precision 
     if config.backend == "apex":
         rule = "needs a CUDA device; take --optim.backend torch"
         require(device_of(model).type == "cuda", "optim.backend", config.backend, rule)
-        return cast(torch.optim.Optimizer, find_apex_sgd()(groups, **options))
+        return apex_sgd(groups, **options)
     return torch.optim.SGD(groups, **options, fused=True)
 
 
@@ -60,19 +59,20 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def find_apex_sgd() -> Callable[..., Any]:
+def apex_sgd(groups: list[dict[str, object]], **options: Any) -> torch.optim.Optimizer:
     """NVIDIA apex's FusedSGD. Raises ConfigError where there is no apex, or another project of that name."""
-    way_out = "docs/distributed.md says how to build it; --optim.backend torch needs nothing and is as fast"
+    way_out = "docs/distributed.md says how to build it; --optim.backend torch needs nothing"
     if importlib.util.find_spec("apex") is None:
         raise ConfigError(f"optim.backend = 'apex': NVIDIA's apex is not installed; {way_out}")
     try:
         from apex.optimizers import FusedSGD  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
+
+        return cast(torch.optim.Optimizer, FusedSGD(groups, **options, set_grad_none=True))
+    except (ImportError, RuntimeError) as error:  # without its CUDA extensions, apex says so when it is called
         other = "the apex that is installed is not NVIDIA's, or was built without its CUDA extensions"
         raise ConfigError(
             f"optim.backend = 'apex': {other} ({error}). PyPI's apex is an unrelated project: pip uninstall apex; {way_out}"
         ) from error
-    return cast(Callable[..., Any], FusedSGD)
 
 
 def master_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def train_step(run: Run, batches: list[Batch]) -> None:
     with span("step"):
         set_lr(run.optimizer, run.lr_at(run.step))
         run.loss_scale.step(run.optimizer)
-        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad()
         if run.average is not None:
             run.average.update()
     run.step += 1
@@ -141,6 +141,7 @@ def fit(run: Run) -> dict[str, Any]:
 def train_epoch(run: Run) -> None:
     """One pass over the training images."""
     run.log.resume_clock()
+    run.monitor.take()  # what was read during validation is no part of the epoch
     batches = spanned("data", run.train_loader)
     while group := list(islice(batches, run.config.accumulate)):
         train_step(run, group)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fasttricks.config import Backend, ConfigError, ModelConfig, OptimConfig, Precision
 from fasttricks.models import MODELS, build_model
-from fasttricks.optim import WeightAverage, build_optimizer, find_apex_sgd, master_state_dict, parameter_groups, set_lr
+from fasttricks.optim import WeightAverage, apex_sgd, build_optimizer, master_state_dict, parameter_groups, set_lr
 from fasttricks.precision import halve
 from fasttricks_kernels import MasterSGD
 
@@ -229,18 +229,32 @@ def test_apex_needs_cuda() -> None:
 def test_apex_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"NVIDIA's apex is not installed; docs/distributed.md says how to build it"):
-        find_apex_sgd()
+        apex_sgd([], lr=0.0)
 
 
 def test_pypis_unrelated_apex_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     install_apex(monkeypatch, optimizers=None)
     with pytest.raises(ConfigError, match=r"is not NVIDIA's.*PyPI's apex is an unrelated project: pip uninstall apex"):
-        find_apex_sgd()
+        apex_sgd([], lr=0.0)
+
+
+def test_apex_without_its_cuda_extensions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fused_sgd(*args: object, **options: object) -> None:
+        raise RuntimeError("apex.optimizers.FusedSGD requires cuda extensions")
+
+    install_apex(monkeypatch, optimizers=SimpleNamespace(FusedSGD=fused_sgd))
+    with pytest.raises(ConfigError, match=r"built without its CUDA extensions \(apex.optimizers.FusedSGD requires"):
+        apex_sgd([], lr=0.0)
 
 
 def test_nvidias_apex_gets_the_groups_and_nesterov(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch's SGD in the place of FusedSGD, which needs a GPU: they are called alike."""
-    install_apex(monkeypatch, optimizers=SimpleNamespace(FusedSGD=torch.optim.SGD))
+    """With torch's SGD in the place of FusedSGD, which needs a GPU."""
+
+    def fused_sgd(groups: object, *, set_grad_none: bool, **options: object) -> torch.optim.SGD:
+        assert set_grad_none, "its zero_grad() takes no argument"
+        return torch.optim.SGD(groups, **options)  # type: ignore[arg-type]
+
+    install_apex(monkeypatch, optimizers=SimpleNamespace(FusedSGD=fused_sgd))
     with torch.device("meta"):
         model = small_model()
     monkeypatch.setattr("fasttricks.optim.device_of", lambda model: torch.device("cuda"))
