@@ -21,6 +21,7 @@ from fasttricks.recipes import RECIPES, find_recipe, summary
 from fasttricks.tricks import TRICKS, apply_tricks
 
 T = TypeVar("T")
+C = TypeVar("C", bound=TrainConfig)
 _RANK = int(os.environ.get("RANK", 0))
 _RANK_0_SPEAKS_S = 3.0
 
@@ -42,6 +43,11 @@ def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
     So a field that is given besides a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
     Raises ConfigError for an unknown recipe or trick.
     """
+    return parse_extended(args, prog=prog, extend=lambda recipe: recipe)
+
+
+def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> C:
+    """As parse_recipe, for an entry point with fields of its own besides: `extend` adds them to the recipe's."""
     if not args or args[0] in ("-h", "--help"):
         print(recipe_help(prog))
         raise SystemExit(0 if args else 2)
@@ -54,7 +60,7 @@ def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
         now = "on" if trick in tricks.on else "off"
         note = f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing"
         print(f"note: {note}", file=sys.stderr)
-    config = parse(switched, rest, prog=f"{prog} {name}", description=about)
+    config = parse(extend(switched), rest, prog=f"{prog} {name}", description=about)
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{name}")
 
 
