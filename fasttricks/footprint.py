@@ -135,9 +135,8 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
         train_step(run, batches)
     parameters = list(model.parameters())
     repeat = config.accumulate / micro_batches
-    live.peak["input"] = round(
-        live.peak["input"] * repeat
-    )  # the trainer takes all micro-batches of a step from the loader first
+    # the trainer takes all micro-batches of a step from the loader before the first is used
+    live.peak["input"] = round(live.peak["input"] * repeat)
     return Footprint(
         at_peak=live.peak,
         num_parameters=sum(p.numel() for p in parameters),

@@ -236,6 +236,8 @@ def test_the_papers_run(paper: Plan) -> None:
         4.3, abs=0.05
     )  # GFLOPs of ResNet-50-D, as the paper counts
     assert paper.footprint.num_parameters == sum(p.numel() for p in build_model(paper.config.model, 1000).parameters())
+    image_and_label = 3 * 224 * 224 * 2 + 8
+    assert paper.memory["input"] == (1 + paper.config.data.prefetch) * 128 * image_and_label
     assert paper.seconds["compute"] == pytest.approx(paper.footprint.flops / (0.2 * 125e12))
     assert paper.seconds["traffic"] == pytest.approx(paper.footprint.traffic_bytes / 900e9)
     assert paper.bottleneck == "compute"
