@@ -185,7 +185,9 @@ def test_the_backends_by_precision() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "apex"])
 def test_a_backend_without_masters_refuses_fp16(backend: Backend) -> None:
-    with pytest.raises(ConfigError, match=rf"optim.backend = '{backend}': keeps no FP32 masters .*--optim.backend fused"):
+    with pytest.raises(
+        ConfigError, match=rf"optim.backend = '{backend}': keeps no FP32 masters .*--optim.backend fused"
+    ):
         build_optimizer(small_model(), OptimConfig(backend=backend), "fp16")
 
 
