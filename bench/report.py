@@ -33,7 +33,7 @@ class BenchConfig:
     """Images of root that a pass of a loader takes."""
     rounds: int = 5
     """Measured turns of each contestant; medians are over these."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Images a step."""
     output: str = ""
     """JSON file to write; empty: bench/results/DEVICE.json."""
