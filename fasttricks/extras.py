@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PIL")
-"""Modules of the extra `train`, as pyproject.toml lists their packages."""
+"""Modules of the extra `train` that training cannot do without; pynvml it can, and says so (monitor.py)."""
 
 
 def require_train_extra() -> None:

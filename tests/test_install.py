@@ -117,7 +117,7 @@ def test_without_the_extra_the_command_says_how_to_install_it(module: str, fresh
     assert done.returncode == 2
     assert done.stderr.startswith("error: training needs nvidia.dali, tyro, rich")
     assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("install it with: pip install 'fasttricks[train]'\n")
+    assert done.stderr.endswith("pip install 'fasttricks[train]' (in a checkout: pip install '.[train]')\n")
 
 
 def test_with_the_extra_the_demo_trains(fresh: Venv, checkout: Path) -> None:
