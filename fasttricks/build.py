@@ -21,7 +21,7 @@ from fasttricks.log import RunLog
 from fasttricks.models import build_model
 from fasttricks.monitor import start_monitor
 from fasttricks.optim import WeightAverage, build_optimizer
-from fasttricks.precision import halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
+from fasttricks.precision import check_precision, halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.runfolder import check_run_dir, open_run
 from fasttricks.schedule import learning_rate
 from fasttricks.trainer import Run, count_steps
@@ -34,6 +34,7 @@ def build(config: TrainConfig, world: World) -> Run:
     A collective: every rank must call it.
     """
     check_run_dir(config)
+    check_precision(config.precision, world.device)
     config.micro_batch_size(world.size)
     train_folder, val_folder = find_dataset(config.data.root)
     check_batch(config, train_folder)

@@ -48,8 +48,9 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     from fasttricks.data import Loader, find_root, scan_folder
     from fasttricks.evaluation import evaluate
     from fasttricks.models import build_model
-    from fasttricks.precision import halve, image_dtype, make_autocast
+    from fasttricks.precision import check_precision, halve, image_dtype, make_autocast
 
+    check_precision(config.precision, world.device)
     saved = saved_config(state)
     folder = scan_folder(find_root(config.data.root) / "val", classes=state["classes"])
     model = place(build_model(saved.model, len(state["classes"])), world)

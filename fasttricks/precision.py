@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fasttricks.config import OptimConfig, Precision
+from fasttricks.config import OptimConfig, Precision, require
 from fasttricks_kernels import MasterSGD
 
 FIRST_SCALE = 2.0**16
@@ -27,6 +27,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if precision != "auto":
         return precision
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise ConfigError for bf16 on a card that has none in hardware (before Ampere)."""
+    if precision == "bf16" and device.type == "cuda":
+        rule = "needs a card with bfloat16 in hardware (Ampere or newer); take --precision fp16"
+        require(torch.cuda.is_bf16_supported(including_emulation=False), "precision", precision, rule)
 
 
 def make_autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:

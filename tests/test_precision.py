@@ -12,10 +12,10 @@ from syncs import NoHostCopy, NoHostSync
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fasttricks.config import ModelConfig, OptimConfig
+from fasttricks.config import ConfigError, ModelConfig, OptimConfig
 from fasttricks.models import MODELS, build_model
 from fasttricks.optim import build_optimizer, master_of, parameter_groups, set_lr
-from fasttricks.precision import LossScale, halve, image_dtype, make_loss_scale, resolve_precision
+from fasttricks.precision import LossScale, check_precision, halve, image_dtype, make_loss_scale, resolve_precision
 from fasttricks_kernels import MasterSGD
 
 CPU = torch.device("cpu")
@@ -32,7 +32,17 @@ def test_auto_is_fp16_on_cuda_and_fp32_on_the_cpu() -> None:
     assert resolve_precision("auto", torch.device("cuda", 1)) == "fp16"
     assert resolve_precision("auto", CPU) == "fp32"
     assert image_dtype("auto", torch.device("cuda")) == image_dtype("fp16", CPU) == torch.float16
-    assert image_dtype("bf16", torch.device("cuda")) == image_dtype("auto", CPU) == torch.float32
+    assert image_dtype("bf16", CPU) == image_dtype("auto", CPU) == torch.float32
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_is_refused_on_a_card_without_it(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    if supported:
+        check_precision("bf16", torch.device("cuda"))
+        return
+    with pytest.raises(ConfigError, match=r"precision = 'bf16': needs a card with bfloat16 .* take --precision fp16"):
+        check_precision("bf16", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("name", ["resnet18a", "resnet50d"])

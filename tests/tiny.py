@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import shlex
+import signal
 import subprocess
 import sys
 import termios
@@ -136,5 +137,8 @@ def on_terminal(*command: str, until: str = "", keys: bytes = b"") -> tuple[int,
 
 def own_terminal() -> None:
     """Make standard input the terminal that this new process is controlled from, so that Ctrl-C reaches it as a signal."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # tests started in the background have it ignored, and their children too
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
