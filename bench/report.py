@@ -29,11 +29,11 @@ class BenchConfig:
 
     root: str = "demo"
     """Folder with train/CLASS/IMAGE; the word demo: images that the project draws itself."""
-    images: int = 640
+    images: int = 512
     """Images of root that a pass of a loader takes."""
     rounds: int = 5
     """Measured turns of each contestant; medians are over these."""
-    batch_size: int = 16
+    batch_size: int = 12
     """Images a step."""
     output: str = ""
     """JSON file to write; empty: bench/results/DEVICE.json."""
