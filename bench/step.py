@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -116,22 +117,14 @@ def _timm(images: Tensor, labels: Tensor, *, layout: torch.memory_format) -> Cal
     return step
 
 
-def _timm_channels_last(images: Tensor, labels: Tensor) -> Callable[[], None]:
-    return _timm(images, labels, layout=torch.channels_last)
-
-
-def _timm_default(images: Tensor, labels: Tensor) -> Callable[[], None]:
-    return _timm(images, labels, layout=torch.contiguous_format)
-
-
 def _precision(device: torch.device) -> Precision:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
 CONTESTANTS: dict[str, Callable[[Tensor, Tensor], Callable[[], None]]] = {
     "fasttricks resnet50d": _fasttricks,
-    "timm resnet50d, channels-last": _timm_channels_last,
-    "timm resnet50d, default layout": _timm_default,
+    "timm resnet50d, channels-last": partial(_timm, layout=torch.channels_last),
+    "timm resnet50d, default layout": partial(_timm, layout=torch.contiguous_format),
 }
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
 from fasttricks.compiled import CompiledModel
-from fasttricks.config import ModelConfig, TrainConfig, require
+from fasttricks.config import ModelConfig, Precision, TrainConfig, require
 from fasttricks.data import ImageFolder, Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.log import RunLog
@@ -37,13 +37,11 @@ def build(config: TrainConfig, world: World) -> Run:
     check_precision(config.precision, world.device)
     config.micro_batch_size(world.size)
     train_folder, val_folder = find_dataset(config.data.root)
-    check_batch(config, train_folder)
+    check_batch(config, len(train_folder))
     resumed = find_state(config, world)
     torch.manual_seed(config.seed)
     precision = resolve_precision(config.precision, world.device)
-    model = place(build_model(config.model, num_classes(config.model, train_folder)), world)
-    if precision == "fp16":
-        halve(model)
+    model = place(build_model(config.model, num_classes(config.model, train_folder)), world, precision)
     if config.sync_batch_norm:
         model = synchronize_batch_norm(model, world)
     optimizer = build_optimizer(model, config.optim, precision)
@@ -92,10 +90,10 @@ def build(config: TrainConfig, world: World) -> Run:
     return run
 
 
-def check_batch(config: TrainConfig, train_folder: ImageFolder) -> None:
+def check_batch(config: TrainConfig, num_images: int) -> None:
     """Raise ConfigError where one step would take more images than there are."""
-    rule = f"must be at most the {len(train_folder)} training images; lower --global-batch-size"
-    require(config.global_batch_size <= len(train_folder), "global_batch_size", config.global_batch_size, rule)
+    rule = f"must be at most the {num_images} training images; lower --global-batch-size"
+    require(config.global_batch_size <= num_images, "global_batch_size", config.global_batch_size, rule)
 
 
 def check_last_batch(config: TrainConfig, train_loader: Loader, model: nn.Module) -> None:
@@ -131,10 +129,10 @@ def find_state(config: TrainConfig, world: World) -> dict[str, Any]:
     return state
 
 
-def place(model: nn.Module, world: World) -> nn.Module:
-    """`model` on the rank's device, its weights channels-last in memory."""
+def place(model: nn.Module, world: World, precision: Precision) -> nn.Module:
+    """`model` on the rank's device, its weights channels-last in memory and, for fp16, FP16 as precision.halve has them."""
     model.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    return halve(model) if precision == "fp16" else model
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:

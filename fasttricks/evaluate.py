@@ -41,24 +41,20 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
 
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
-    import torch
-
     from fasttricks.build import place
     from fasttricks.checkpoint import load_weights
     from fasttricks.data import Loader, find_root, scan_folder
     from fasttricks.evaluation import evaluate
     from fasttricks.models import build_model
-    from fasttricks.precision import check_precision, halve, image_dtype, make_autocast
+    from fasttricks.precision import check_precision, image_dtype, make_autocast, resolve_precision
 
     check_precision(config.precision, world.device)
     saved = saved_config(state)
     folder = scan_folder(find_root(config.data.root) / "val", classes=state["classes"])
-    model = place(build_model(saved.model, len(state["classes"])), world)
+    precision = resolve_precision(config.precision, world.device)
+    model = place(build_model(saved.model, len(state["classes"])), world, precision)
     averaged = config.average and state["average"] is not None
     load_weights(model, state["average" if averaged else "model"], source=state["path"])
-    dtype = image_dtype(config.precision, world.device)
-    if dtype == torch.float16:
-        halve(model)
     batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["loaders"]))
     loader = Loader(
         folder,
@@ -66,11 +62,11 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
         training=False,
         batch_size=batch_size,
         device=world.device,
-        dtype=dtype,
+        dtype=image_dtype(precision, world.device),
         rank=world.rank,
         world_size=world.size,
     )
-    autocast = make_autocast(config.precision, world.device)
+    autocast = make_autocast(precision, world.device)
     return evaluate(model, loader, world, flip=config.eval.flip, autocast=autocast)
 
 

@@ -26,7 +26,7 @@ from fasttricks.data import Batch
 from fasttricks.distributed import World
 from fasttricks.models import build_model
 from fasttricks.optim import build_optimizer
-from fasttricks.precision import halve, image_dtype, make_autocast, make_loss_scale
+from fasttricks.precision import image_dtype, make_autocast, make_loss_scale
 from fasttricks.schedule import learning_rate
 from fasttricks.trainer import Run, count_steps, train_step
 
@@ -117,8 +117,8 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
     micro_batches = min(config.accumulate, 2)
     # on meta first: a module of fake tensors can be made, but not be converted to channels-last or FP16
     with torch.device("meta"):
-        model = place(build_model(config.model, num_classes), _world(shards, torch.device("meta")))
-        model = halve(model) if config.precision == "fp16" else model
+        built = build_model(config.model, num_classes)
+        model = place(built, _world(shards, torch.device("meta")), config.precision)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         model.to_empty(device="cpu")
         live.label(model.parameters(), "parameters")
@@ -154,7 +154,7 @@ def paper_run(config: TrainConfig, shards: Shards, model: nn.Module) -> Run:
     """A Run on the CPU with what train_step asks of it, as build() makes it, but no data, log and average; the rest is None."""
     loader = cast("Loader", shards)  # train_step asks a loader for its arithmetic only
     optim = config.optim if config.optim.backend != "apex" else dataclasses.replace(config.optim, backend="torch")
-    steps = count_steps(loader, config)
+    steps = count_steps(shards, config)
     schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
     asked: dict[str, Any] = {
         "config": config,

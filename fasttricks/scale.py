@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from fasttricks.cards import Card, find_card
 from fasttricks.config import TrainConfig, require
 
 if TYPE_CHECKING:
-    from fasttricks.data import Loader
     from fasttricks.data.shards import Shards
     from fasttricks.footprint import Footprint
 
@@ -171,19 +170,19 @@ def make_plan(config: PlanConfig) -> Plan:
 
 def count(config: PlanConfig, data: DataSize) -> Plan:
     """The plan of a checked config."""
+    from fasttricks.build import check_batch
     from fasttricks.data.shards import Shards
     from fasttricks.footprint import footprint
     from fasttricks.trainer import count_steps
 
     batch_size = config.micro_batch_size(config.gpus)
     shards = Shards(num_images=data.images, batch_size=batch_size, world_size=config.gpus, source=data.source)
-    rule = f"must be at most the {data.images} training images; lower --global-batch-size"
-    require(config.global_batch_size <= data.images, "global_batch_size", config.global_batch_size, rule)
+    check_batch(config, data.images)
     return Plan(
         config=config,
         data=data,
         shards=shards,
-        steps_per_epoch=count_steps(cast("Loader", shards), config),
+        steps_per_epoch=count_steps(shards, config),
         footprint=footprint(config, shards, data.classes),
     )
 

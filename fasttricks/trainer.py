@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -71,8 +71,8 @@ class Run:
         return sum(map(self.train_loader.global_count, range(first, last)))
 
 
-def count_steps(loader: Loader, config: TrainConfig) -> int:
-    """Updates an epoch takes with `loader`."""
+def count_steps(loader: Sized, config: TrainConfig) -> int:
+    """Updates an epoch takes with `loader`, whose length is its batches an epoch."""
     return -(-len(loader) // config.accumulate)
 
 
