@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
 from fasttricks.compiled import CompiledModel
-from fasttricks.config import ModelConfig, Precision, TrainConfig, require
+from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, require
 from fasttricks.data import ImageFolder, Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.log import RunLog
@@ -55,7 +55,7 @@ def build(config: TrainConfig, world: World) -> Run:
         load_weights(average.model, resumed["average"], source=resumed["path"])
         average.num_updates = resumed["average_updates"]
     train_loader, val_loader = make_loaders(config, world, train_folder, val_folder, resumed)
-    check_last_batch(config, train_loader, model)
+    check_sizes(config, len(train_folder.classes), train_loader.smallest_batch)
     world.barrier()  # every rank has looked at run_dir before one makes it
     if world.is_main:
         open_run(config)
@@ -96,15 +96,26 @@ def check_batch(config: TrainConfig, num_images: int) -> None:
     require(config.global_batch_size <= num_images, "global_batch_size", config.global_batch_size, rule)
 
 
-def check_last_batch(config: TrainConfig, train_loader: Loader, model: nn.Module) -> None:
-    """Raise ConfigError where batch norm would see a single value: one image, and one pixel in the last stage."""
-    side, stride = config.data.image_size, config.model.stem_stride * 2 ** (int(model.num_stages) - 1)  # type: ignore[arg-type]
-    rule = (
-        f"leaves a batch of one image, whose {side} pixels the network shrinks to 1: batch norm has nothing to average"
-    )
-    way_out = "give another --global-batch-size, or a lower --model.stem-stride"
-    ok = side > stride or train_loader.smallest_batch > 1
-    require(ok, "global_batch_size", config.global_batch_size, f"{rule}; {way_out}")
+def check_sizes(config: TrainConfig, num_classes: int, smallest_batch: int) -> None:
+    """Raise ConfigError where the network cannot take the images, or batch norm would see a single value of a channel.
+
+    smallest_batch: images of the smallest batch of a rank. Asks the network itself, on tensors without data: under a second.
+    """
+    side = config.data.image_size
+    with torch.device("meta"):
+        model = build_model(config.model, num_classes)
+        try:
+            model(torch.empty(smallest_batch, 3, side, side))
+        except ValueError as error:
+            require("more than 1 value per channel" in str(error), "model.name", config.model.name, str(error))
+            rule = f"leaves a batch of one image, whose {side} pixels the network shrinks to 1: batch norm has nothing to average"
+            way_out = "give another --global-batch-size, or a lower --model.stem-stride where the network has one"
+            raise ConfigError(f"global_batch_size = {config.global_batch_size}: {rule}; {way_out}") from error
+        except (RuntimeError, AssertionError) as error:  # timm asserts a size
+            rule = f"is no size that {config.model.name} takes ({str(error).splitlines()[0]})"
+            raise ConfigError(
+                f"data.image_size = {side}: {rule}; give a larger one, or the one it was made for"
+            ) from error
 
 
 def num_classes(config: ModelConfig, train_folder: ImageFolder) -> int:

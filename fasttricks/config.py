@@ -92,12 +92,35 @@ class DataConfig:
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be 1 or more")
 
 
+TIMM = "timm:"
+"""Prefix of a name of timm's."""
+MODEL_OPTIONS = {
+    "resnet": ("width", "stem_stride", "zero_gamma"),
+    "inception": ("width", "aux_head"),
+    "mobilenet": ("width",),
+    TIMM: (),
+}
+"""How a network's name begins -> the fields of ModelConfig that it has a use for; any other must be at its default."""
+_ONLY_FOR = {
+    "width": "only the project's own networks have a width",
+    "stem_stride": "only the ResNets have such a stem",
+    "zero_gamma": "only the project's ResNets have residual blocks to start as the identity: zero gamma does not apply",
+    "aux_head": "only inception_v3 has an auxiliary head",
+}
+
+
+def model_options(name: str) -> tuple[str, ...]:
+    """The fields of ModelConfig that the network `name` has a use for; all of them for a name of no known kind."""
+    kind = next((kind for kind in MODEL_OPTIONS if name.startswith(kind)), None)
+    return tuple(_ONLY_FOR) if kind is None else MODEL_OPTIONS[kind]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network and its initial weights."""
 
     name: str = "resnet50d"
-    """resnet, layers (8, 10, 18, 34, 50, 101 or 152), variant (a, b, c or d): resnet50d is 50 layers, variant D."""
+    """resnet, layers (8, 10, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME."""
     num_classes: int = 0
     """Outputs of the classifier; 0: as many as data.root has classes. Another number than the data's is an error."""
     stem_stride: Literal[4, 2, 1] = 4
@@ -106,12 +129,20 @@ class ModelConfig:
     """Multiplies every channel count (rounded to a multiple of 8), above 0; the paper's networks have 1."""
     zero_gamma: bool = False
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
+    aux_head: bool = False
+    """Inception-V3: train a second classifier on the 17 x 17 stage besides (loss.aux_weight); the paper's runs have none."""
 
     def __post_init__(self) -> None:
         _require_choices(self, "model.")
         require(self.num_classes >= 0, "model.num_classes", self.num_classes, "must be 0 (from the data) or more")
         require(self.stem_stride in (4, 2, 1), "model.stem_stride", self.stem_stride, "must be 4, 2 or 1")
         require(0 < self.width <= 16, "model.width", self.width, "must be above 0 and at most 16")
+        for option, rule in _ONLY_FOR.items():
+            value, default = getattr(self, option), getattr(type(self), option)
+            ok = value == default or option in model_options(self.name)
+            require(
+                ok, f"model.{option}", value, f"not for model.name = {self.name!r}: {rule}; leave it at {default!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +206,14 @@ class LossConfig:
     """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to each class (its code, torch)."""
     mixup_alpha: float = 0.0
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; 0: no mixup; the paper's value is 0.2."""
+    aux_weight: float = 0.4
+    """What the loss of an auxiliary head (model.aux_head) counts beside the network's own; above 0."""
 
     def __post_init__(self) -> None:
         _require_choices(self, "loss.")
         require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be 0 or more and below 1")
         require(0 <= self.mixup_alpha < math.inf, "loss.mixup_alpha", self.mixup_alpha, "must be 0 (off) or more")
+        require(0 < self.aux_weight < math.inf, "loss.aux_weight", self.aux_weight, "must be above 0; 0.4 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,12 +39,20 @@ def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targe
     return mixup(images, reverse, lam), Targets(labels, labels.flip(0), lam)
 
 
-def training_loss(logits: Tensor, targets: Targets, config: LossConfig) -> Tensor:
+def training_loss(outputs: Tensor | tuple[Tensor, Tensor], targets: Targets, config: LossConfig) -> Tensor:
     """Cross-entropy with the recipe's smoothing, summed over the images of the batch: a float32 scalar.
 
-    logits: (N, K) float16, bfloat16 or float32. A sum, not a mean, so that the caller can divide by the images of all
-    micro-batches and ranks: the gradient is then the mean over images, whatever way they were split. N = 0 gives 0.
+    outputs: logits (N, K), float16, bfloat16 or float32; or (logits, logits of an auxiliary head), whose loss is added
+    times config.aux_weight. A sum, not a mean, so that the caller can divide by the images of all micro-batches and ranks:
+    the gradient is then the mean over images, whatever way they were split. N = 0 gives 0.
     """
+    logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
+    loss = label_loss(logits, targets, config)
+    return loss if auxiliary is None else loss + config.aux_weight * label_loss(auxiliary, targets, config)
+
+
+def label_loss(logits: Tensor, targets: Targets, config: LossConfig) -> Tensor:
+    """Cross-entropy of `logits` (N, K) with the labels, mixed and smoothed, summed over the images."""
     return cross_entropy(
         logits,
         targets.labels,

@@ -14,7 +14,8 @@ def variant_of(name: str, letter: str) -> str:
     has no variants.
     """
     match = re.fullmatch(r"(resnet\d+)[abcd]", name)
-    require(match is not None, "model.name", name, "has no variants a to d; only names like resnet50a do")
+    rule = "has no variants a to d, so the trick resnet_d does not apply; only names like resnet50a have"
+    require(match is not None, "model.name", name, rule)
     require(letter in tuple("abcd"), "variant", letter, "must be a, b, c or d")
     assert match is not None
     return match[1] + letter

@@ -13,9 +13,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from fasttricks.config import OptimConfig, Precision, require
+from fasttricks.config import ConfigError, OptimConfig, Precision, require
 from fasttricks_kernels import MasterSGD
 
 FIRST_SCALE = 2.0**16
@@ -51,10 +52,16 @@ def halve(model: nn.Module) -> nn.Module:
     """Convolutions and linear layers of `model` to FP16, in place, all else left in FP32. Returns `model`.
 
     Split by the module's type, as the parameter groups are. Rounds to nearest; a weight above 65504 becomes infinite.
+    Raises ConfigError for a network with parameters of any other kind than these and batch norm's, such as layer norm's:
+    they would meet FP16 activations in FP32, which torch refuses.
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, (_ConvNd, nn.Linear)):
             module.half()
+        elif not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
+            kind = f"{name or 'the network'} is a {type(module).__name__}"
+            rule = f"knows convolutions, linear layers and batch norm only, but {kind}"
+            raise ConfigError(f"precision = 'fp16': {rule}; take --precision bf16 or fp32")
     return model
 
 

@@ -62,6 +62,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "loss.smoothing": (-0.1, 1.0, nan),
     "loss.smoothing_over": ("both",),
     "loss.mixup_alpha": (-0.2, inf, nan),
+    "loss.aux_weight": (0.0, -0.4, inf, nan),
     "eval.every_epochs": (0, -1),
     "eval.batch_size": (-1,),
 }

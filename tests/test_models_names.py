@@ -39,7 +39,8 @@ def test_no_classes_is_an_error() -> None:
 
 def test_variant_of_names_models_that_exist() -> None:
     assert variant_of("resnet50a", "d") == "resnet50d"
-    assert {variant_of(name, letter) for name in MODELS for letter in "abcd"} == set(MODELS)
+    resnets = {name for name in MODELS if name.startswith("resnet")}
+    assert {variant_of(name, letter) for name in resnets for letter in "abcd"} == resnets
     for name, letter in [("resnet50", "d"), ("inception_v3", "d"), ("resnet50a", "e"), ("resnet50a", "")]:
         with pytest.raises(ConfigError):
             variant_of(name, letter)

@@ -31,6 +31,7 @@ BASELINE: dict[str, Any] = {
     "model.stem_stride": 4,
     "model.width": 1.0,
     "model.zero_gamma": False,
+    "model.aux_head": False,
     "epochs": 120,
     "global_batch_size": 256,
     "optim.base_lr": 0.1,
@@ -66,6 +67,9 @@ TRICKS = EFFICIENT | {  # sections 4 and 5
     "loss.mixup_alpha": 0.2,
     "epochs": 200,
 }
+# The paper trains the other two networks as it trains the ResNet; they have no residual blocks, so no zero gamma.
+INCEPTION = {"model.name": "inception_v3", "data.image_size": 299, "data.val_resize": 342, "model.zero_gamma": False}
+MOBILENET = {"model.name": "mobilenet_v1", "model.zero_gamma": False}
 UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "accumulate": 1,
     "device": "auto",
@@ -83,6 +87,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.threads": 0,
     "data.prefetch": 2,
     "model.num_classes": 0,
+    "loss.aux_weight": 0.4,
     "eval.every_epochs": 1,
     "eval.batch_size": 0,
     "tricks.on": (),
@@ -92,6 +97,12 @@ PAPER = {
     "resnet50-baseline": (BASELINE, 0.1),
     "resnet50-efficient": (EFFICIENT, 0.4),
     "resnet50d-tricks": (TRICKS, 0.4),
+    "inceptionv3-baseline": (BASELINE | INCEPTION, 0.1),
+    "inceptionv3-efficient": (EFFICIENT | INCEPTION, 0.4),
+    "inceptionv3-tricks": (TRICKS | INCEPTION, 0.4),
+    "mobilenet-baseline": (BASELINE | MOBILENET, 0.1),
+    "mobilenet-efficient": (EFFICIENT | MOBILENET, 0.4),
+    "mobilenet-tricks": (TRICKS | MOBILENET, 0.4),
 }
 
 

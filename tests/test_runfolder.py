@@ -17,7 +17,7 @@ from test_config import leaves
 
 import fasttricks
 from fasttricks import runfolder
-from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
+from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at
 from fasttricks.recipes import resnet50d_tricks
 from fasttricks.runfolder import check_run_dir, differences, open_run, read_config, versions, write_json
 
@@ -113,6 +113,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "model.stem_stride": 2,
     "model.width": 0.5,
     "model.zero_gamma": False,
+    "model.aux_head": True,
     "optim.base_lr": 0.2,
     "optim.linear_scaling": False,
     "optim.momentum": 0.8,
@@ -131,6 +132,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "loss.smoothing": 0.0,
     "loss.smoothing_over": "all",
     "loss.mixup_alpha": 0.0,
+    "loss.aux_weight": 0.3,
     "eval.every_epochs": 2,
     "eval.batch_size": 8,
     "eval.flip": True,
@@ -146,6 +148,8 @@ HARMLESS = {
 @pytest.mark.parametrize("path", [path for path, _, _ in leaves(TrainConfig) if path != "run_dir"])
 def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> None:
     config = config_in(tmp_path / "run", resume=True)
+    if path == "model.aux_head":
+        config = dataclasses.replace(config, model=ModelConfig(name="inception_v3"))
     open_run(dataclasses.replace(config, resume=False))
     old, new = get_at(config, path), OTHER[path]
     changed = replace_at(config, path, new)

@@ -23,7 +23,13 @@ FIELDS: dict[str, tuple[str, str, Any, Any]] = {
     "label_smoothing": ("5.2", "loss.smoothing", 0.1, 0.0),
     "mixup": ("5.4", "loss.mixup_alpha", 0.2, 0.0),
 }
-EVERY = [(recipe, trick) for recipe in RECIPES for trick in FIELDS]
+FOR_RESNETS = ("zero_gamma", "resnet_d")
+EVERY = [
+    (recipe, trick)
+    for recipe in RECIPES
+    for trick in FIELDS
+    if trick not in FOR_RESNETS or RECIPES[recipe]().model.name.startswith("resnet")
+]
 
 
 def test_the_tricks_are_these() -> None:
@@ -87,6 +93,27 @@ def test_tricks_work_on_every_model_with_variants() -> None:
     config = replace_at(resnet50d_tricks(), "model.name", "resnet101b")
     assert apply_tricks(config, on=["resnet_d"])[0].model.name == "resnet101d"
     assert apply_tricks(config, off=["resnet_d"])[0].model.name == "resnet101a"
+
+
+@pytest.mark.parametrize("recipe", ["inceptionv3-tricks", "mobilenet-tricks"])
+def test_tricks_of_residual_blocks_are_refused_where_there_are_none(recipe: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.zero_gamma = True: .*zero gamma does not apply"):
+        apply_tricks(RECIPES[recipe](), on=["zero_gamma"])
+    with pytest.raises(ConfigError, match=r"has no variants a to d, so the trick resnet_d does not apply"):
+        apply_tricks(RECIPES[recipe](), on=["resnet_d"])
+    assert apply_tricks(RECIPES[recipe](), off=["zero_gamma"])[1] == ["zero_gamma"]
+
+
+def test_the_other_networks_recipes_are_the_resnets_but_for_what_does_not_apply() -> None:
+    for network in ("inceptionv3", "mobilenet"):
+        for kind, resnet in {
+            "baseline": resnet50_baseline(),
+            "efficient": resnet50_efficient(),
+            "tricks": resnet50d_tricks(),
+        }.items():
+            other = RECIPES[f"{network}-{kind}"]()
+            same = dataclasses.replace(resnet, recipe=other.recipe, model=other.model, data=other.data)
+            assert same == other
 
 
 def test_a_trick_that_does_not_fit_the_model_is_refused() -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttricks.models.common import scaled, xavier_
+
 
 @dataclass(frozen=True)
 class ResNetSpec:
@@ -138,13 +140,13 @@ class ResNet(nn.Module):
         zero_gamma: bool = False,
     ) -> None:
         super().__init__()
-        in_channels = _scaled(64, width)
-        self.conv1 = _stem_conv(spec.deep_stem, _scaled(32, width), in_channels, stem_stride)
+        in_channels = scaled(64, width)
+        self.conv1 = _stem_conv(spec.deep_stem, scaled(32, width), in_channels, stem_stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_stride == 4 else nn.Identity()
         self.num_stages = len(spec.depths)
         for stage, depth in enumerate(spec.depths):
-            channels = _scaled(64 * 2**stage, width)
+            channels = scaled(64 * 2**stage, width)
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
@@ -154,21 +156,11 @@ class ResNet(nn.Module):
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(in_channels, num_classes)
-        self._init_weights(zero_gamma)
-
-    def _init_weights(self, zero_gamma: bool) -> None:
-        """Xavier as in section 2.1: U[-a, a], a = sqrt(6 / (d_in + d_out)); biases 0; gamma 1, beta 0.
-
-        d_in and d_out are input and output channels times kernel area; gamma and beta are as torch makes them. Draws
-        from torch's global generator.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif zero_gamma and isinstance(module, Block):
-                nn.init.zeros_(module.last_norm.weight)
+        xavier_(self)
+        if zero_gamma:
+            for block in self.modules():
+                if isinstance(block, Block):
+                    nn.init.zeros_(block.last_norm.weight)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4."""
@@ -183,11 +175,6 @@ class ResNet(nn.Module):
         """Logits (N, num_classes) of normalised images (N, 3, H, W)."""
         logits: Tensor = self.fc(self.features(images_NCHW)[-1].mean((2, 3)))
         return logits
-
-
-def _scaled(channels: int, width: float) -> int:
-    """channels x width as a multiple of 8 (half rounds up), at least 8: what vector units and tensor cores like."""
-    return max(8, int(channels * width / 8 + 0.5) * 8)
 
 
 def _stem_conv(deep: bool, inner: int, out: int, stem_stride: int) -> nn.Module:
