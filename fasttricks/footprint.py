@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fasttricks.data import Loader
     from fasttricks.data.shards import Shards
 
+aten = torch.ops.aten
 _CPU = torch.device("cpu")
 
 
@@ -57,7 +58,7 @@ class LiveTensors(TorchDispatchMode):
     """Follows each storage that an operator returns until it is freed: bytes live now and at their most, by kind.
 
     A storage counts once, with its whole size, however many views it has. What an operator takes and gives back inside
-    itself (a convolution's workspace) is not seen. Counts FLOPs (torch's own formulas) and traffic besides. The oracle,
+    itself (a convolution's workspace) is not seen. Counts FLOPs and traffic besides. The oracle,
     torch.profiler's memory events of the same step on the CPU, is in tests/test_plan.py.
     """
 
@@ -94,12 +95,20 @@ class LiveTensors(TorchDispatchMode):
         self.label(new, "activations")
         if self.now.total() > self.peak.total():
             self.peak = self.now.copy()
-        if func._overloadpacket in flop_registry:
+        if func is aten.convolution_backward.default:
+            self.flops += convolution_backward_flops(*args)
+        elif func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         if not _moves_nothing(func):
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.traffic_bytes += sum(tensor.nbytes for tensor in inputs + outputs)
         return out
+
+
+def convolution_backward_flops(grad_out: Tensor, images: Tensor, weight: Tensor, *options: Any) -> int:
+    """As many as forward for each gradient asked for. torch's own formula takes a grouped convolution's for a whole one's."""
+    of_images, of_weight, _ = options[-1]
+    return 2 * weight.numel() * grad_out[:, 0].numel() * (bool(of_images) + bool(of_weight))
 
 
 def _moves_nothing(func: Any) -> bool:
