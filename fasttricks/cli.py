@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -73,6 +73,27 @@ def _find_tricks(args: Sequence[str]) -> TricksConfig:
     """What `args` say of --tricks, all else let pass: the other fields can only be judged once the tricks are applied."""
     found, _ = tyro.cli(_OnlyTricks, args=list(args), return_unknown_args=True, add_help=False)
     return found.tricks
+
+
+def arguments_of(config: TrainConfig) -> list[str]:
+    """What parse_recipe makes `config` from: its recipe, and each field that differs from the recipe's."""
+    recipe = find_recipe(config.recipe)()
+    return [config.recipe, *_flags(config, recipe, "")]
+
+
+def _flags(config: Any, recipe: Any, prefix: str) -> list[str]:
+    flags = []
+    for one in dataclasses.fields(recipe):
+        now, before, name = getattr(config, one.name), getattr(recipe, one.name), one.name.replace("_", "-")
+        if dataclasses.is_dataclass(now):
+            flags += _flags(now, before, f"{prefix}{name}.")
+        elif now == before or (prefix, name) == ("", "recipe"):
+            continue
+        elif isinstance(now, bool):
+            flags.append(f"--{prefix}{'' if now else 'no-'}{name}")
+        else:
+            flags += [f"--{prefix}{name}", *map(str, now if isinstance(now, tuple) else (now,))]
+    return flags
 
 
 def recipe_help(prog: str) -> str:

@@ -120,7 +120,7 @@ class ModelConfig:
     """The network and its initial weights."""
 
     name: str = "resnet50d"
-    """resnet, layers (8, 10, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME."""
+    """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME."""
     num_classes: int = 0
     """Outputs of the classifier; 0: as many as data.root has classes. Another number than the data's is an error."""
     stem_stride: Literal[4, 2, 1] = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -102,6 +103,22 @@ def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
     return [
         f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name not in _MAY_DIFFER
     ]
+
+
+def fingerprint(config: TrainConfig, **more: object) -> str:
+    """12 hex digits of what makes a difference to the run, and of `more`: equal for configs that train the same.
+
+    Fields at their default are left out, so that a field that is added later, with a default that means what was before,
+    changes nothing.
+    """
+    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
+    sections = {f.name: f.default_factory() for f in dataclasses.fields(TrainConfig) if callable(f.default_factory)}
+    defaults = _flatten(fields | {name: dataclasses.asdict(section) for name, section in sections.items()})
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    flat = _flatten({n: dataclasses.asdict(v) if n in sections else v for n, v in values.items()})
+    kept = {n: v for n, v in flat.items() if n not in _MAY_DIFFER and (n not in defaults or defaults[n] != v)}
+    text = json.dumps({"config": kept, **more}, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

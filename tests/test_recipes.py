@@ -123,7 +123,7 @@ def test_recipe_is_the_papers_field_by_field(name: str) -> None:
 
 
 def test_the_recipes_are_these() -> None:
-    assert list(RECIPES) == ["demo", "cifar10", *PAPER]
+    assert list(RECIPES) == ["demo", "cifar10", "cifar10-ablate", *PAPER]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -145,7 +145,10 @@ def test_recipe_says_source_and_command(name: str) -> None:
     assert summary(name) == text.splitlines()[0]
     assert len(summary(name)) <= 120
     command = text.split("Command: ")[1]
-    assert f"fasttricks.train {name} " in command or (name, command) == ("demo", "make train.")
+    if name == "cifar10-ablate":
+        assert f"fasttricks.ablate table4 table5 table6 {name} " in command
+    else:
+        assert f"fasttricks.train {name} " in command or (name, command) == ("demo", "make train.")
     assert any(word in text for word in ("Source: ", "PAPER: "))
 
 

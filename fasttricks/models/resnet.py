@@ -189,13 +189,14 @@ def _stem_conv(deep: bool, inner: int, out: int, stem_stride: int) -> nn.Module:
 LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     8: (BasicBlock, (1, 1, 1)),
     10: (BasicBlock, (1, 1, 1, 1)),
+    11: (Bottleneck, (1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
-"""Layers -> block and blocks a stage. 8 and 10 are ours, for small data and for the CPU."""
+"""Layers -> block and blocks a stage. 8, 10 and 11 are ours, for small data and for the CPU."""
 
 
 def resnet_a(depth: int) -> ResNetSpec:

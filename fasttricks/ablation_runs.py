@@ -1,0 +1,295 @@
+"""The runs of an ablation: which are to be done, and a process for each, one after another.
+
+A run is known by the fields that make a difference to it, so that tables share cells, and a second call of the same
+command finds what is finished. Each is trained in a fresh process, by the code of `python -m fasttricks.train`; the
+process is forked from a server that has torch and DALI imported and nothing else done, which saves their seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttricks.ablation import AblateConfig, Cell, Table, resolve
+from fasttricks.build import build, check_batch, num_classes
+from fasttricks.cli import arguments_of
+from fasttricks.config import ConfigError, TrainConfig, UserError, from_dict
+from fasttricks.data import find_dataset
+from fasttricks.distributed import join_world, keep_freed_memory, resolve_device
+from fasttricks.log import DivergedError
+from fasttricks.models import build_model
+from fasttricks.precision import resolve_precision
+from fasttricks.runfolder import differences, fingerprint, read_config, versions, write_json
+from fasttricks.trainer import KEPT_CHECKPOINTS, fit
+from fasttricks.tricks import TRICKS
+
+RESULT = "result.json"
+"""What a finished run holds besides the trainer's own files; a run without it is not finished."""
+LOG_BYTES = 1 << 20
+"""What is reckoned for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of a table with its training, or the reason why there is none."""
+
+    cell: Cell
+    config: TrainConfig | None
+    """Resolved, with the number of classes still as the recipe has it, without seed and run_dir."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a cell and a seed."""
+
+    config: TrainConfig
+    ranks: int
+    label: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run left, None where it is not finished.
+
+        Raises ConfigError where the folder holds a run of another config: a default has changed since.
+        """
+        file = self.folder / RESULT
+        if not file.is_file():
+            return None
+        changed = differences(read_config(self.folder), self.config)
+        if changed:
+            rule = f"was run with other fields ({'; '.join(changed)}); remove it, or give another --run-dir"
+            raise ConfigError(f"run_dir = {str(self.folder)!r}: {rule}")
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
+
+
+def plan_cells(table: Table, config: AblateConfig) -> list[PlannedCell]:
+    """The cells of `table` with their trainings. One that is not to be run says why: it stays blank."""
+    device = resolve_device(config.device, 0)
+    planned: list[PlannedCell] = []
+    seen: dict[tuple[str, str], str] = {}
+    for cell in table.cells:
+        unknown = [name for name in cell.tricks if name not in TRICKS]
+        if unknown:
+            planned.append(PlannedCell(cell, None, f"{', '.join(unknown)}: not among the tricks here"))
+            continue
+        if cell.network and not config.other_networks:
+            planned.append(PlannedCell(cell, None, f"{cell.network} only with --other-networks"))
+            continue
+        resolved = resolve(cell, config)
+        key = identity(resolved, config.ranks, device)
+        if (cell.column, key) in seen:
+            same = f"the same run as '{seen[cell.column, key]}': on this device the trick changes nothing"
+            low = " (precision auto is fp32 on the CPU; --precision fp16 forces it)" if device.type == "cpu" else ""
+            planned.append(PlannedCell(cell, None, same + (low if "low_precision" in cell.tricks else "")))
+            continue
+        seen[cell.column, key] = cell.row
+        planned.append(PlannedCell(cell, resolved))
+    return planned
+
+
+def identity(config: TrainConfig, ranks: int, device: torch.device) -> str:
+    """A name made of what makes a difference to the result, the seed aside: equal for equal trainings."""
+    precision = resolve_precision(config.precision, device)
+    return fingerprint(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks)
+
+
+def make_job(planned: PlannedCell, config: AblateConfig, table: Table, seed: int) -> Job:
+    """The run of `planned` with the seed number `seed`, counted from 0."""
+    assert planned.config is not None
+    device = resolve_device(config.device, 0)
+    name = identity(planned.config, config.ranks, device)
+    run = dataclasses.replace(
+        planned.config,
+        precision=resolve_precision(planned.config.precision, device),
+        seed=config.seed + seed,
+        run_dir=str(Path(config.run_dir) / "runs" / name / f"seed-{config.seed + seed}"),
+    )
+    cell = planned.cell
+    return Job(run, config.ranks, f"{table.name} | {cell.column} | {cell.row} | seed {run.seed}")
+
+
+def results_of(planned: PlannedCell, config: AblateConfig, table: Table) -> dict[int, dict[str, Any]]:
+    """Seed -> result of the finished runs of `planned`."""
+    if planned.config is None:
+        return {}
+    jobs = [make_job(planned, config, table, seed) for seed in range(max(config.seeds, config.more_seeds))]
+    return {job.config.seed: result for job in jobs if (result := job.result()) is not None}
+
+
+# ----------------------------------------------------------------------------------------------- before the first run
+def check_data(config: AblateConfig) -> dict[str, Any]:
+    """What the data set is, after every check of it. Raises ConfigError or DataError.
+
+    The folder of an ablation is for one data set: another number of classes or images in it is an error.
+    """
+    train, val = find_dataset(config.data.root)
+    num_classes(config.model, train)
+    check_batch(config, len(train))
+    found = {
+        "root": str(Path(train.root).parent),
+        "classes": len(train.classes),
+        "train_images": len(train),
+        "val_images": len(val),
+    }
+    file = Path(config.run_dir) / "data.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [f"{n}: {before[n]} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
+        if changed:
+            rule = f"must be the data set that {config.run_dir} was begun with ({'; '.join(changed)})"
+            raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")
+    return found
+
+
+def checkpoint_bytes(config: TrainConfig, classes: int) -> int:
+    """Bytes of one checkpoint: FP32 weights and momentum, and the averaged weights where they are kept."""
+    with torch.device("meta"):
+        model = build_model(config.model, classes)
+    state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return state * (3 if config.ema_decay else 2)
+
+
+def check_disk(jobs: Sequence[Job], config: AblateConfig, classes: int) -> None:
+    """Raise UserError where the disk has too little room for what is still to run."""
+    if not jobs:
+        return
+    sizes = {job.config.model: checkpoint_bytes(job.config, classes) for job in jobs}
+    one = max(sizes.values())
+    # a run being trained has those that are kept and the one being written
+    needed = one * (KEPT_CHECKPOINTS + 1) + len(jobs) * LOG_BYTES
+    if config.keep_checkpoints:
+        needed += KEPT_CHECKPOINTS * sum(sizes[job.config.model] for job in jobs)
+    folder = Path(config.run_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if free < needed:
+        need = f"{len(jobs)} runs need about {needed / 1e6:,.0f} MB there (a checkpoint is {one / 1e6:,.1f} MB)"
+        way_out = "leave out --keep-checkpoints, free some" if config.keep_checkpoints else "free some"
+        rule = f"{need}, but {free / 1e6:,.0f} MB are free; {way_out}, or give another --run-dir"
+        raise UserError(f"run_dir = {config.run_dir!r}: {rule}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder of an ablation. Raises UserError where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            rule = "another ablation is at work in it; wait for its end, or give another --run-dir"
+            raise UserError(f"run_dir = {str(folder)!r}: {rule}") from error
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------ a run
+def run_job(job: Job) -> str:
+    """Train `job` in a process of its own, from where an earlier one left off. Returns what went wrong, '' for nothing.
+
+    What the trainer says goes to a log beside the run's folder. Ctrl-C and SIGTERM end the process too.
+    """
+    folder = job.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        shutil.rmtree(folder)  # killed before it had begun
+    config = dataclasses.replace(job.config, resume=folder.is_dir())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fasttricks.ablation_runs", "fasttricks.data.dali"])
+    log = folder.with_suffix(".log")
+    process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(log)))
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    if process.exitcode == 0:
+        return ""
+    lines = log.read_text().strip().splitlines() if log.is_file() else []
+    last = lines[-1].strip() if lines else f"exit status {process.exitcode}"
+    return f"{last} ({log})"
+
+
+def _train(values: dict[str, Any], ranks: int, log: str) -> None:
+    """The process of a run: what train.main does, with its words in `log`."""
+    _end_with_parent()
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    config = from_dict(TrainConfig, json.loads(json.dumps(values)))
+    folder = Path(config.run_dir)
+    try:
+        try:
+            outcome = _fit(config) if ranks == 1 else _torchrun(config, ranks)
+        except DivergedError as error:
+            outcome = {"diverged": str(error)}
+        write_json(folder / RESULT, outcome | {"cpu_seconds": _cpu_seconds(), "ranks": ranks, "versions": versions()})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _fit(config: TrainConfig) -> dict[str, Any]:
+    keep_freed_memory()
+    with join_world(config.device) as world:
+        return fit(build(config, world))
+
+
+def _torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run([*launcher, "-m", "fasttricks.train", *arguments_of(config)], check=False)
+    if done.returncode:
+        raise UserError(f"torchrun ended with status {done.returncode}")
+    summary: dict[str, Any] = json.loads((Path(config.run_dir) / "summary.json").read_text())
+    return summary
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and its children, all threads; not those of an earlier, interrupted process."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def _end_with_parent() -> None:
+    """End this process where the ablation was killed: two would train in one folder after it was started again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def tidy(job: Job, *, keep_checkpoints: bool) -> None:
+    """Remove what is no longer needed of a finished run."""
+    if not keep_checkpoints:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
