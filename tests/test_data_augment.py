@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,35 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fasttricks.config import DataConfig
-from fasttricks.data import ImageFolder, Loader, dali, reference, scan_folder
+from fasttricks.data import ImageFolder, Loader, dali, draws, reference, scan_folder
 
 CPU = torch.device("cpu")
-TRAIN: Any = {"training": True, "batch_size": 32, "device": CPU}
 
 
-class GivenDraws(dali.Draws):
-    """Draws whose values the test chooses, in the order in which the graph asks for them."""
-
-    def __init__(self, *values: float | Sequence[float]) -> None:
-        self._values = list(values)
-
-    def _next(self, *_: Any, **__: Any) -> Any:
-        return types.Constant(np.array(self._values.pop(0), np.float32), device="cpu")
-
-    uniform = normal = coin = _next
-
-
-def run(graph: Callable[[], Any], batch_size: int = 1, times: int = 1) -> list[np.ndarray]:
-    """The outputs of a graph on the CPU, `times` batches joined."""
-    pipeline = pipeline_def(graph)(batch_size=batch_size, num_threads=2, device_id=None)
+def run(graph: Callable[[], Any], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a graph on the CPU for the inputs `given`, each with an axis for the images."""
+    count = len(next(iter(given.values())))
+    pipeline = pipeline_def(graph)(batch_size=count, num_threads=2, device_id=None, prefetch_queue_depth=1)
     pipeline.build()
-    batches = [[np.array(output.as_array()) for output in pipeline.run()] for _ in range(times)]
-    return [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
+    return [np.array(output.as_array()) for output in pipeline.run(**given)]
+
+
+def windows(height: int, width: int, **given: np.ndarray) -> list[np.ndarray]:
+    """(start, extent) of the crop window, for so many aspects, areas and positions."""
+
+    def graph() -> Any:
+        shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")
+        window = dali.crop_window(shape, DataConfig().area, dali._given("aspect", 0), dali._given("area", 0))
+        return window["rel_start"], window["rel_shape"]
+
+    return run(graph, {name: values.astype(np.float32) for name, values in given.items()})
+
+
+def train(folder: ImageFolder, config: DataConfig, **arguments: Any) -> np.ndarray:
+    """The first epoch of training, (N, S, S, 3) as the network sees it, in the order of the folder."""
+    loader = Loader(folder, config, **{"training": True, "batch_size": 32, "device": CPU, **arguments})
+    images = torch.cat([batch.images for batch in loader]).permute(0, 2, 3, 1).numpy()
+    return images[np.argsort(draws.epoch_order(arguments.get("seed", 0), 0, len(folder)))]
 
 
 def pixels_of(loader: Loader) -> np.ndarray:
@@ -89,50 +94,30 @@ def test_validation_pixels_agree_with_what_torchvision_users_have(test_data: Cal
 
 
 @pytest.mark.parametrize("color", ["paper", "published", "none"])
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_training_image_is_the_reference_with_the_same_draws(
-    color: Any, flip: float, test_data: Callable[[str], Path]
-) -> None:
+def test_training_image_is_the_reference_with_the_same_draws(color: Any, test_data: Callable[[str], Path]) -> None:
     """Crop, resize, flip, colour, noise, normalisation: a grey level before the colour step, as that amplifies it."""
-    folder = photos(test_data("imagenet_samples"), 6)
-    config = DataConfig(image_size=96, color=color)
-    rng = np.random.default_rng(0)
-    for file in folder.files:
-        aspect, area, position = rng.uniform(3 / 4, 4 / 3), rng.uniform(), tuple(rng.uniform(size=2))
-        factors = list(rng.uniform(0.6, 1.4, 0 if color == "none" else 3))
-        noise = list(rng.normal(0, 0.1, 3))
-        draws = GivenDraws(aspect, area, position, flip, *factors, *([[noise]] if color == "none" else noise))
-        reader = {"files": [str(folder.root / file)], "labels": [0]}
-        got = run(lambda: dali._graph(reader, config, draws, on_gpu=False, half=False))[0][0]  # noqa: B023
-        image = reference.decode(folder.root / file)
-        start, extent = reference.window(image.height, image.width, config.area, aspect, area, position)
-        pixels = reference.training_pixels(image, start, extent, flip=bool(flip), image_size=96)
-        want = reference.normalise(reference.augment_color(pixels, color, factors, noise))
+    folder, config, seed = photos(test_data("imagenet_samples"), 24), DataConfig(image_size=96, color=color), 5
+    flipped = []
+    for index, got in enumerate(train(folder, config, seed=seed)):
+        drawn = draws.image_draws(seed, 0, np.array([index]))
+        want = reference.training_image(reference.decode(folder.root / folder.files[index]), config, drawn)
+        flipped.append(drawn.flip[0] < 0.5)
         difference = np.abs(got - want) * [58.393, 57.12, 57.375]
         # the resize may differ by a level in each channel; how much the colour step makes of that
-        gain = (
-            np.abs(
-                reference.augment_color(np.eye(3), color, factors, (0, 0, 0))
-                - reference.augment_color(np.zeros(3), color, factors, (0, 0, 0))
-            )
-            .sum(0)
-            .max()
-        )
-        assert difference.max() < 1.05 * gain, file
-        assert difference.mean() < 0.3 * gain, file
+        factors = [] if color == "none" else 0.6 + 0.8 * drawn.factors[0]
+        white, black = (reference.augment_color(c, color, factors, (0, 0, 0)) for c in (np.eye(3), np.zeros((3, 3))))
+        gain = np.abs(white - black).sum(0).max()
+        assert difference.max() < 1.05 * gain, folder.files[index]
+        assert difference.mean() < 0.3 * gain, folder.files[index]
+    assert 0 < sum(flipped) < len(flipped)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (375, 500), (640, 320), (200, 1500), (32, 32)])
 def test_crop_window_follows_its_formula(height: int, width: int) -> None:
     """Aspect, area up to the largest that fits, and position are uniform: Kolmogorov-Smirnov, each at p > 1e-4."""
-    config, count = DataConfig(), 4096
-
-    def graph() -> Any:
-        shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")
-        window = dali.crop_window(shape, config, dali.Draws(0, 0))
-        return window["rel_start"], window["rel_shape"]
-
-    start, extent = run(graph, batch_size=count)
+    drawn = draws.image_draws(0, 0, np.arange(4096))
+    aspects = 3 / 4 + (4 / 3 - 3 / 4) * drawn.aspect
+    start, extent = windows(height, width, aspect=aspects, area=drawn.area, position=drawn.position)
     assert (start >= 0).all()
     assert (start + extent <= 1 + 1e-6).all()
     aspect = extent[:, 1] * width / (extent[:, 0] * height)
@@ -165,20 +150,15 @@ def ks_distance(values: np.ndarray) -> float:
 def test_an_image_of_a_pixel_or_two_is_trained_on(tmp_path: Path, width: int, height: int) -> None:
     Image.new("RGB", (width, height), (9, 99, 199)).save(tmp_path / "a.png")
     folder = ImageFolder(root=tmp_path, classes=("a",), files=("a.png",) * 64, labels=(0,) * 64)
-    pixels = pixels_of(Loader(folder, DataConfig(image_size=8, color="none", pca_noise=0), **TRAIN))
+    config = DataConfig(image_size=8, color="none", pca_noise=0)
+    pixels = pixels_of(Loader(folder, config, training=True, batch_size=32, device=CPU))
     np.testing.assert_allclose(pixels, np.broadcast_to([9, 99, 199], pixels.shape), atol=1e-3)
 
 
 def test_crop_window_agrees_with_the_reference() -> None:
     for height, width in ((300, 400), (640, 320), (100, 2000), (2, 2), (1, 40)):
-        draws = GivenDraws(0.9, 0.3, (0.25, 0.75))
-
-        def graph() -> Any:
-            shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")  # noqa: B023
-            window = dali.crop_window(shape, DataConfig(), draws)  # noqa: B023
-            return window["rel_start"], window["rel_shape"]
-
-        start, extent = run(graph)
+        given = {"aspect": np.array([0.9]), "area": np.array([0.3]), "position": np.array([[0.25, 0.75]])}
+        start, extent = windows(height, width, **given)
         want = reference.window(height, width, (0.08, 1.0), 0.9, 0.3, (0.25, 0.75))
         np.testing.assert_allclose(np.stack([start[0], extent[0]]), want, rtol=1e-5)
 
@@ -194,22 +174,6 @@ def test_flip_rate(tmp_path: Path, probability: float) -> None:
     pixels = pixels_of(Loader(folder, config, training=True, batch_size=100, device=CPU))
     flipped = pixels[:, :, 0].mean((1, 2)) < pixels[:, :, -1].mean((1, 2))
     assert abs(flipped.mean() - probability) <= 4.5 * np.sqrt(probability * (1 - probability) / 600)
-
-
-def test_color_draws_have_the_moments_of_their_distributions() -> None:
-    """U[0.6, 1.4]: mean 1, deviation 0.8 / sqrt(12); N(0, 0.1)."""
-
-    def graph() -> Any:
-        draws = dali.Draws(3, 1)
-        return draws.uniform(0.6, 1.4), draws.uniform(0.6, 1.4), draws.normal(0.1), draws.normal(0.1)
-
-    a, b, c, d = run(graph, batch_size=8192)
-    for factor in (a, b):
-        assert ks_distance((factor.ravel() - 0.6) / 0.8) < 2.23 / np.sqrt(8192)
-    for noise in (c, d):
-        assert abs(noise.mean()) < 4.5 * 0.1 / np.sqrt(8192)
-        assert abs(noise.std() - 0.1) < 4.5 * 0.1 / np.sqrt(2 * 8192)
-    assert np.abs(np.corrcoef([a.ravel(), b.ravel(), c.ravel(), d.ravel()]) - np.eye(4)).max() < 4.5 / np.sqrt(8192)
 
 
 def smooth(mode: str, size: tuple[int, int] = (80, 64)) -> Image.Image:
@@ -249,22 +213,9 @@ def test_the_window_of_an_exif_turned_image_lies_on_the_upright_image(tmp_path: 
     turned = Image.Exif()
     turned[0x0112] = 6
     smooth("RGB", (200, 100)).save(tmp_path / "exif.jpg", quality=95, exif=turned)
-    draws = GivenDraws(0.8, 0.9, (0.9, 0.1), 0.0, [[[0.0, 0.0, 0.0]]])
-    reader = {"files": [str(tmp_path / "exif.jpg")], "labels": [0]}
-    config = DataConfig(image_size=32, val_resize=32, color="none")
-    got = run(lambda: dali._graph(reader, config, draws, on_gpu=False, half=False))[0][0]
+    folder = ImageFolder(root=tmp_path, classes=("a",), files=("exif.jpg",) * 40, labels=(0,) * 40)
+    config = DataConfig(image_size=32, val_resize=32, color="none", pca_noise=0)
     image = reference.decode(tmp_path / "exif.jpg")
-    start, extent = reference.window(image.height, image.width, config.area, 0.8, 0.9, (0.9, 0.1))
-    want = reference.normalise(reference.training_pixels(image, start, extent, flip=False, image_size=32))
-    assert np.abs(got - want).max() * 58 < 2.5
-
-
-def test_no_two_random_operators_share_a_seed() -> None:
-    """Every random operator of a graph has its own seed, and no other (seed, rank) has it."""
-    seeds = {
-        dali.stream_seed(seed, rank, i) for seed in (*range(40), 2**32, 2**40) for rank in range(20) for i in range(12)
-    }
-    assert len(seeds) == 42 * 20 * 12
-    draws = dali.Draws(0, 0)
-    outputs = run(lambda: (draws.uniform(0, 1), draws.uniform(0, 1)), batch_size=16)
-    assert not np.allclose(*outputs)
+    for index, got in enumerate(train(folder, config)):
+        want = reference.training_image(image, config, draws.image_draws(0, 0, np.array([index])))
+        assert np.abs(got - want).max() * 58 < 2.5

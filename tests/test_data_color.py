@@ -17,10 +17,10 @@ RNG = np.random.default_rng(0)
 PIXELS = RNG.uniform(0, 255, (32, 32, 3))
 
 
-def matrix(kind: str, factors: list[float], noise: list[float]) -> color.Array:
-    constant, basis = color.color_map(kind, pca_noise=True)  # type: ignore[arg-type]
-    made = {"paper": color.paper_coefficients, "published": color.published_coefficients, "none": list}[kind]
-    return constant + np.tensordot([*made(*factors), *noise], basis, 1)
+def matrix(kind: Any, factors: list[float], noise: list[float]) -> color.Array:
+    made = color.color_matrices(kind, np.array([[*factors, 1, 1, 1][:3]]), np.array([noise]))
+    assert made.shape == (1, 3, 4)
+    return made[0]
 
 
 def apply(mt: color.Array, pixels: color.Array) -> color.Array:

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -21,7 +20,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fasttricks.config import ScheduleConfig, TrainConfig
-from fasttricks.data import DataError, ImageFolder, dali
+from fasttricks.data import DataError
+from fasttricks.data.draws import epoch_order
 from fasttricks.data.shards import Shards
 from fasttricks.distributed import World, join_world
 from fasttricks.footprint import paper_run
@@ -73,7 +73,7 @@ def test_a_thousand_ranks_share_out_an_epoch(
         precision="fp32",
     )
     num_steps = math.ceil(batches / accumulate)
-    order, rates = np.random.default_rng(0).permutation(NUM_IMAGES), plain_lr(config, num_steps)
+    order, rates = epoch_order(0, 1, NUM_IMAGES), plain_lr(config, num_steps)
     times_seen, sizes = np.zeros(NUM_IMAGES, int), np.zeros((RANKS, batches), int)
     announced = np.zeros((RANKS, num_steps), int)
     model = nn.Linear(1, 1)
@@ -100,18 +100,6 @@ def test_a_thousand_ranks_share_out_an_epoch(
     ends = np.arange(0, batches, accumulate)
     assert (announced == np.add.reduceat(sizes.sum(0), ends)).all()
     assert shards.smallest_batch == sizes[sizes > 0].min()
-
-
-@pytest.mark.parametrize("rank", [0, 511, 1023])
-def test_dalis_reader_takes_the_part_that_the_arithmetic_says(rank: int) -> None:
-    files = tuple(map(str, range(NUM_IMAGES)))
-    folder = ImageFolder(root=Path(), classes=("a",), files=files, labels=(0,) * NUM_IMAGES)
-    part = Shards(num_images=NUM_IMAGES, batch_size=1, world_size=RANKS, source="").part(rank)
-    for training in (False, True):
-        reader = dali._reader_arguments(folder, training, 0, rank, RANKS)
-        read = dali._read_order(reader, 0, 0, NUM_IMAGES)
-        assert len(read) == len(part)
-        assert training or read == [files[place] for place in part]
 
 
 def test_a_rank_without_an_image_is_refused() -> None:

@@ -5,8 +5,10 @@ Layout: ROOT/train/<class>/<image> and ROOT/val/<class>/<image>; classes are num
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +53,28 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`. Raises OSError."""
+        descriptor = os.open(f"{self.root}{os.sep}{self.files[index]}", os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            content = os.read(descriptor, size)
+            while len(content) < size and (more := os.read(descriptor, size - len(content))):
+                content += more
+            return content
+        finally:
+            os.close(descriptor)
+
+    def name(self, index: int) -> str:
+        """What to call image `index`: its path, relative to `root`."""
+        return self.files[index]
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of names and labels."""
+        names = hashlib.blake2b(os.fsencode("\0".join(self.files)), digest_size=8)
+        names.update(array("q", self.labels).tobytes())
+        return names.hexdigest()
 
 
 def image_format(header: bytes) -> str | None:

@@ -2,7 +2,7 @@
 of tests.
 
 Nothing here is shared with dali.py or color.py but the published constants: each colour step acts on pixels, in turn,
-as the paper words it. Images are (H, W, 3) arrays, RGB, 0 to 255.
+as the paper words it. An image's random numbers are handed in (draws.py). Images are (H, W, 3) arrays, RGB, 0 to 255.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fasttricks.config import DataConfig
 from fasttricks.data.color import CONTRAST_CENTER, MEAN, PCA_VALUES, PCA_VECTORS, RGB_TO_YIQ, STD
+from fasttricks.data.draws import Draws
 
 Pixels = NDArray[np.float64]
 
@@ -69,6 +71,24 @@ def training_pixels(
     return resized[:, ::-1] if flip else resized
 
 
+def training_image(image: Image.Image, config: DataConfig, draws: Draws) -> Pixels:
+    """(S, S, 3), normalised: what training sees of `image`, of which `draws`, N = 1, are the random numbers."""
+    low, high = config.aspect
+    aspect = low + (high - low) * draws.aspect[0]
+    start, extent = window(image.height, image.width, config.area, aspect, draws.area[0], draws.position[0])
+    pixels = training_pixels(
+        image,
+        start,
+        extent,
+        flip=bool(draws.flip[0] < config.flip),
+        image_size=config.image_size,
+        interpolation=config.interpolation,
+    )
+    factors = 1 - config.color_jitter + 2 * config.color_jitter * draws.factors[0]
+    factors = factors[:0] if config.color == "none" else factors
+    return normalise(augment_color(pixels, config.color, factors, config.pca_noise * draws.noise[0]))
+
+
 def _resize(
     image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple[float, float, float, float] | None = None
 ) -> Pixels:
@@ -84,7 +104,12 @@ def _resize(
 
 
 def window(
-    height: int, width: int, area_range: Sequence[float], aspect: float, area_draw: float, position: Sequence[float]
+    height: int,
+    width: int,
+    area_range: Sequence[float],
+    aspect: float,
+    area_draw: float,
+    position: Sequence[float] | Pixels,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """(start, extent), (y, x), relative to the image, of the random crop of `aspect` = width / height in pixels.
 
@@ -124,7 +149,7 @@ def scale_contrast(pixels: Pixels, factor: float) -> Pixels:
     return factor * pixels + (1 - factor) * CONTRAST_CENTER
 
 
-def add_pca_noise(pixels: Pixels, draws: Sequence[float]) -> Pixels:
+def add_pca_noise(pixels: Pixels, draws: Sequence[float] | Pixels) -> Pixels:
     """Add sum_i draw_i * value_i * axis_i to every pixel (AlexNet, section 4.1)."""
     noise = np.zeros(3)
     for axis in range(3):
@@ -139,7 +164,12 @@ def normalise(pixels: Pixels) -> Pixels:
 
 
 def augment_color(
-    pixels: Pixels, color: str, factors: Sequence[float], noise: Sequence[float], *, clip: bool = False
+    pixels: Pixels,
+    color: str,
+    factors: Sequence[float] | Pixels,
+    noise: Sequence[float] | Pixels,
+    *,
+    clip: bool = False,
 ) -> Pixels:
     """All colour steps in their order, not yet normalised; `factors` in the order of the steps.
 

@@ -9,11 +9,11 @@ from fasttricks.data.folder import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """The epoch's order of images cut into one part a rank, and each part into batches; as DALI's file reader cuts.
+    """The epoch's order of images cut into one part a rank, and each part into batches.
 
     Every image is in one batch of one rank. Parts differ by one image at most, so in the last steps of an epoch a rank's
-    batch may be short or empty, while all ranks take the same number of steps. The oracle, DALI's reader on 2 to 1024
-    ranks, is in tests/test_data_loader.py and tests/test_many_ranks.py.
+    batch may be short or empty, while all ranks take the same number of steps. Checked on 1 to 1024
+    ranks by tests/test_data_loader.py and tests/test_many_ranks.py.
 
     Raises DataError for fewer images than ranks.
     """
@@ -35,10 +35,7 @@ class Shards:
         return -(-self.num_images // (self.world_size * self.batch_size))
 
     def part(self, rank: int) -> range:
-        """Where in the order of an epoch the images of `rank` stand; in validation, which is not shuffled, in the first epoch.
-
-        From epoch to epoch of validation the parts move on: then it is the part of rank + epoch, modulo the ranks.
-        """
+        """Where in the order of an epoch the images of `rank` stand."""
         return range(self.num_images * rank // self.world_size, self.num_images * (rank + 1) // self.world_size)
 
     def global_count(self, step: int) -> int:
