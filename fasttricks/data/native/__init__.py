@@ -1,0 +1,111 @@
+"""augment.c, compiled on the user's machine at first use and kept in a cache. No DALI, no torch: ctypes and a C compiler.
+
+The file's name in the cache is a fingerprint of the source, the compiler, its flags and the CPU, so that an edit or another
+machine on a shared home folder never meets old code. (DALI's headers are not used, so its version is not part of it.) It is
+written under another name and renamed: ranks that start at once may each compile, half a second, and none sees half a file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("augment.c")
+SHAPES = "fasttricks_shapes"
+"""The callback that tells DALI the output's shape."""
+_COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+# the widest vectors of this CPU; they change no bit
+_NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+
+
+class NativeError(RuntimeError):
+    """The compiled operator cannot be had here; the message says why and what would help."""
+
+
+def load(cache: Path | None = None) -> ctypes.CDLL:
+    """The C functions; compiles augment.c first where `cache` (cache_folder()) lacks it.
+
+    Raises NativeError where there is no compiler, where it fails, and where the cache cannot be written or loaded.
+    """
+    path = build(cache_folder() if cache is None else cache)
+    try:
+        return ctypes.CDLL(str(path))  # loaded once a process, never unloaded
+    except OSError as error:
+        raise NativeError(
+            f"{path} cannot be loaded ({error}); remove it, or set XDG_CACHE_HOME to another folder"
+        ) from None
+
+
+def address(library: ctypes.CDLL, name: str) -> int:
+    """Where the C function `name` lies in memory."""
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+
+
+def build(cache: Path) -> Path:
+    """The shared library in `cache`, compiled where it is not there. Raises NativeError."""
+    compiler = find_compiler()
+    command = [*compiler, *FLAGS, _NATIVE]
+    path = cache / f"augment-{_fingerprint(command)}.so"
+    if path.is_file():
+        return path
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".augment-") as folder:
+            made = Path(folder) / "augment.so"
+            _run([*command, "-o", str(made), str(SOURCE), "-lm"])
+            made.replace(path)
+    except OSError as error:
+        raise NativeError(f"{cache} cannot be written: {error}; set XDG_CACHE_HOME to a folder that can") from None
+    return path
+
+
+def cache_folder() -> Path:
+    """fasttricks in $XDG_CACHE_HOME, or in ~/.cache."""
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "fasttricks"
+
+
+def find_compiler() -> list[str]:
+    """The command that compiles C: $CC, else the first of cc, gcc and clang. Raises NativeError where there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in [named] if named else [[name] for name in _COMPILERS]:
+        if shutil.which(command[0]):
+            return command
+    sought = f"CC={named[0]}" if named else ", ".join(_COMPILERS)
+    raise NativeError(f"no C compiler ({sought}); install gcc or clang, or name one in CC")
+
+
+def _fingerprint(command: list[str]) -> str:
+    parts = [SOURCE.read_text(), " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def _cpu() -> str:
+    """What -march=native depends on: the CPU's model and the instruction sets that it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part", "cpu family", "model\t")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _run(command: list[str]) -> str:
+    """What `command` prints. Raises NativeError where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeError(f"`{command[0]}` does not run: {error}") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise NativeError(f"`{' '.join(command)}` failed with status {done.returncode}: {said[0]}")
+    return done.stdout

@@ -1,0 +1,190 @@
+"""The compiled operator: its pixels against PIL's, its bits on every kind of machine, its build, and what is done without."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasttricks.data import fused, native, reference
+from fasttricks.data.native import NativeError
+
+IDENTITY = np.eye(3, 4, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    return native.load()
+
+
+def call(
+    library: ctypes.CDLL,
+    image: np.ndarray,
+    size: int,
+    *,
+    matrix: np.ndarray = IDENTITY,
+    flip: bool = False,
+    kind: str = "linear_antialias",
+) -> np.ndarray:
+    """The C function on one image as DALI calls it, with guard values around the output."""
+    guarded = np.full(size * size * 3 + 16, 777, np.float32)
+    outputs = (ctypes.c_void_p * 1)(guarded[8:].ctypes.data)
+    inputs_kept = [np.ascontiguousarray(image), np.ascontiguousarray(matrix, np.float32), np.array(flip, np.float32)]
+    inputs = (ctypes.c_void_p * 4)(*(array.ctypes.data for array in inputs_kept), None)
+    shapes = [(ctypes.c_int64 * 3)(*shape) for shape in ((size, size, 3), image.shape)]
+    out_shape, in_shape = ((ctypes.c_void_p * 1)(ctypes.addressof(shape)) for shape in shapes)
+    getattr(library, f"fasttricks_{kind}")(outputs, out_shape, None, 1, inputs, in_shape, None, 4)
+    assert (guarded[:8] == 777).all() and (guarded[-8:] == 777).all()  # nothing is written beside the output
+    return guarded[8:-8].reshape(size, size, 3)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng((height, width)).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def outer_cubic(x: Any) -> Any:
+    return np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0)
+
+
+WEIGHTS: dict[str, tuple[int, Callable[[Any], Any]]] = {
+    "linear": (1, lambda x: np.maximum(0, 1 - abs(x))),
+    "cubic": (2, lambda x: np.where(abs(x) < 1, (1.5 * abs(x) - 2.5) * x**2 + 1, outer_cubic(abs(x)))),
+    "lanczos3": (3, lambda x: np.where(abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)),
+}
+
+
+def resized(image: np.ndarray, size: int, interpolation: str, *, antialias: bool) -> np.ndarray:
+    """In float64, by two matrices, not rounded."""
+    radius, weight = WEIGHTS[interpolation]
+    axes = []
+    for inputs in image.shape[:2]:
+        scale = inputs / size
+        widen = max(scale, 1) if antialias else 1
+        taps = np.zeros((size, inputs))
+        for i in range(size):
+            center, reach = (i + 0.5) * scale - 0.5, math.ceil(radius * widen) + 1
+            for k in range(math.floor(center) - reach, math.floor(center) + reach + 1):
+                taps[i, min(max(k, 0), inputs - 1)] += weight(np.float64((k - center) / widen))
+        axes.append(taps / taps.sum(1, keepdims=True))
+    return np.einsum("yh,xw,hwc->yxc", *axes, image.astype(np.float64), optimize=True)
+
+
+SIZES = ((150, 200, 112), (50, 40, 112), (64, 64, 64), (1, 1, 8), (1, 50, 9), (2, 2, 33), (900, 2, 15), (37, 500, 28))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "lanczos3"])
+def test_pixels_are_the_filter_s_rounded(library: ctypes.CDLL, interpolation: str, antialias: bool) -> None:
+    """On noise, which forgives nothing: the float64 value rounded, either way where it lies within 0.001 of a half."""
+    kind = interpolation + ("_antialias" if antialias else "")
+    for height, width, size in SIZES:
+        image = noise(height, width)
+        got = call(library, image, size, kind=kind)
+        want = resized(image, size, interpolation, antialias=antialias).clip(0, 255)
+        assert (got == np.round(got)).all()
+        assert np.abs(got - want).max() < 0.501, (height, width, size)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "lanczos3"])
+def test_pixels_are_those_of_pil(library: ctypes.CDLL, interpolation: str) -> None:
+    for height, width, size in ((300, 400, 224), (100, 83, 224), (331, 221, 224)):
+        image = noise(height, width)
+        want = reference.training_pixels(
+            Image.fromarray(image), (0, 0), (1, 1), flip=False, image_size=size, interpolation=interpolation
+        )
+        difference = np.abs(call(library, image, size, kind=f"{interpolation}_antialias") - want)
+        assert difference.max() <= 1, (height, width, size)
+        assert (difference > 0).mean() < 0.001, (height, width, size)
+
+
+def test_flip_is_the_mirror_image_bit_for_bit(library: ctypes.CDLL) -> None:
+    for height, width, size in SIZES:
+        image = noise(height, width)
+        assert (call(library, image, size, flip=True) == call(library, image, size)[:, ::-1]).all()
+
+
+def test_matrix_is_applied_to_the_rounded_pixel(library: ctypes.CDLL) -> None:
+    matrix = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for height, width, size in SIZES:
+        image = noise(height, width)
+        want = call(library, image, size) @ matrix[:, :3].T.astype(np.float64) + matrix[:, 3]
+        got = call(library, image, size, matrix=matrix)
+        np.testing.assert_allclose(got, want, rtol=0, atol=255 * 4 * 2**-23 * np.abs(matrix).max())
+
+
+def test_same_bits_with_any_instruction_set(library: ctypes.CDLL, tmp_path: Path) -> None:
+    """Without vectors, and with those of every CPU since 2003: what -march=native compiles must not differ in a bit."""
+    kinds = [name + end for name in ("linear", "cubic", "lanczos3") for end in ("", "_antialias")]
+    matrix = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    for number, options in enumerate((["-O0"], ["-O3"])):
+        made = tmp_path / f"{number}.so"
+        flags = [flag for flag in native.FLAGS if flag != "-O3"]
+        subprocess.run([*native.find_compiler(), *flags, *options, "-o", made, native.SOURCE, "-lm"], check=True)
+        other = ctypes.CDLL(str(made))
+        for height, width, size in ((300, 400, 224), (100, 80, 65), (1, 2, 9)):
+            image = noise(height, width)
+            for kind in kinds:
+                want = call(library, image, size, matrix=matrix, kind=kind)
+                assert (call(other, image, size, matrix=matrix, kind=kind) == want).all(), (options, kind)
+
+
+def test_ranks_that_start_at_once_build_it_once(tmp_path: Path) -> None:
+    """Two processes on an empty cache: each loads it, one file is left, and nothing half-made."""
+    code = "from fasttricks.data import native; print(native.load()._name)"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    ranks = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(2)]
+    names = {rank.communicate()[0] for rank in ranks}
+    assert [rank.returncode for rank in ranks] == [0] * 2
+    assert len(names) == 1
+    assert [str(path) for path in (tmp_path / "fasttricks").iterdir()] == [names.pop().decode().strip()]
+
+
+def test_built_anew_for_another_source_or_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "augment.c"
+    source.write_text("int number = 1;\n")
+    monkeypatch.setattr(native, "SOURCE", source)
+    made = [native.build(tmp_path), native.build(tmp_path)]
+    source.write_text("int number = 2;\n")
+    made.append(native.build(tmp_path))
+    monkeypatch.setenv("CC", f"{native.find_compiler()[0]} -O1")
+    made.append(native.build(tmp_path))
+    assert made[0] == made[1] and len(set(made)) == 3
+
+
+def test_what_stands_in_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    with pytest.raises(NativeError, match=r"no C compiler \(CC=no-such-compiler\); install gcc or clang"):
+        native.load(tmp_path)
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\n[ $1 = --version ] && echo 1.0 && exit\necho augment.c: it is broken >&2\nexit 3\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CC", str(failing))
+    with pytest.raises(NativeError, match=r"failed with status 3: augment\.c: it is broken"):
+        native.load(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.delenv("CC")
+    with pytest.raises(NativeError, match=r"cannot be written: .*; set XDG_CACHE_HOME"):
+        native.load(failing)  # a file where the folder should be
+    library = native.build(tmp_path / "cache")
+    library.write_bytes(b"damaged")
+    with pytest.raises(NativeError, match=r"augment-\w+\.so cannot be loaded .*; remove it"):
+        native.load(tmp_path / "cache")
+
+
+def test_a_dali_without_the_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused.find_callback("linear", antialias=True)
+    monkeypatch.setattr(fused, "_OPERATOR", "Resize")
+    with pytest.raises(NativeError, match=r"DALI [\d.]+ takes no compiled callbacks"):
+        fused.find_callback("linear", antialias=True)
+    monkeypatch.setattr(fused, "_OPERATOR", "NoSuchOperator")
+    with pytest.raises(NativeError, match="takes no compiled callbacks"):
+        fused.find_callback("linear", antialias=True)
