@@ -204,6 +204,8 @@ def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str
         "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
         "run": f"{run.folder}/",
     }
+    if run.train_loader.note:
+        rows["input"] = run.train_loader.note
     if run.monitor.note:
         rows["monitor"] = run.monitor.note
     if config.resume:

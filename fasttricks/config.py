@@ -17,6 +17,7 @@ Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
+Operators = Literal["auto", "fused", "dali"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
@@ -73,6 +74,8 @@ class DataConfig:
     """Filter of every resize, training and validation."""
     antialias: bool = True
     """Widen the filter when shrinking, as PIL does."""
+    operators: Operators = "auto"
+    """CPU training: fused resizes, flips and colours in one compiled pass; dali: its operators; auto: fused where it builds."""
     threads: int = 0
     """Decoding threads of a rank; 0: the CPU cores divided among the ranks of this machine."""
     prefetch: int = 2

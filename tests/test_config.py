@@ -44,6 +44,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "data.color_jitter": (-0.1, 1.1, nan),
     "data.pca_noise": (-0.1, inf, nan),
     "data.interpolation": ("bilinear",),
+    "data.operators": ("fast",),
     "data.threads": (-1,),
     "data.prefetch": (0, -1),
     "model.num_classes": (-1,),

@@ -93,10 +93,14 @@ def test_validation_pixels_agree_with_what_torchvision_users_have(test_data: Cal
     assert compared >= 15
 
 
+@pytest.mark.parametrize("operators", ["fused", "dali"])
 @pytest.mark.parametrize("color", ["paper", "published", "none"])
-def test_training_image_is_the_reference_with_the_same_draws(color: Any, test_data: Callable[[str], Path]) -> None:
+def test_training_image_is_the_reference_with_the_same_draws(
+    color: Any, operators: Any, test_data: Callable[[str], Path]
+) -> None:
     """Crop, resize, flip, colour, noise, normalisation: a grey level before the colour step, as that amplifies it."""
-    folder, config, seed = photos(test_data("imagenet_samples"), 24), DataConfig(image_size=96, color=color), 5
+    config = DataConfig(image_size=96, color=color, operators=operators)
+    folder, seed = photos(test_data("imagenet_samples"), 24), 5
     flipped = []
     for index, got in enumerate(train(folder, config, seed=seed)):
         drawn = draws.image_draws(seed, 0, np.array([index]))

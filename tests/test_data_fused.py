@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny import arguments, on_terminal
 
-from fasttricks.data import fused, native, reference
+from fasttricks.config import ConfigError, DataConfig
+from fasttricks.data import Loader, fused, native, reference, scan_dataset
 from fasttricks.data.native import NativeError
 
 IDENTITY = np.eye(3, 4, dtype=np.float32)
@@ -188,3 +192,49 @@ def test_a_dali_without_the_operator_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fused, "_OPERATOR", "NoSuchOperator")
     with pytest.raises(NativeError, match="takes no compiled callbacks"):
         fused.find_callback("linear", antialias=True)
+
+
+def test_without_a_compiler_dali_does_it(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto falls back with the reason, fused is an error with the way out; the values agree, a level at a tie aside."""
+    folder, _ = scan_dataset(tiny_data)
+    train: Any = {"training": True, "batch_size": 16, "device": torch.device("cpu")}
+    config = DataConfig(image_size=32, val_resize=32, color="none")
+    fast = Loader(folder, config, **train)
+    assert fast.note == ""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    slow = Loader(folder, config, **train)
+    assert slow.note == (
+        "resized and coloured by DALI's operators, slower than the compiled one: "
+        "no C compiler (CC=no-such-compiler); install gcc or clang, or name one in CC"
+    )
+    with pytest.raises(
+        ConfigError, match=r"data\.operators = 'fused': the compiled .*install gcc or clang.*leave it at auto"
+    ):
+        Loader(folder, replace(config, operators="fused"), **train)
+    difference = np.concatenate([(a.images - b.images).abs().numpy() * 58.4 for a, b in zip(fast, slow, strict=True)])
+    assert difference.max() < 1.03
+    assert (difference > 0.1).mean() < 0.01
+
+
+@pytest.mark.slow
+def test_the_header_says_that_there_is_no_compiler(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    args = arguments(tiny_data, tmp_path / "run", "--epochs", "1")
+    code, shown = on_terminal(sys.executable, "-m", "fasttricks.train", *args)
+    assert code == 0, shown
+    assert "input    resized and coloured by DALI's operators" in shown
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_threads_and_batch_size_change_no_bit(tiny_data: Path, dtype: torch.dtype) -> None:
+    folder, _ = scan_dataset(tiny_data)
+    epochs = []
+    for threads, batch_size in ((1, 45), (2, 7), (3, 45)):
+        config = DataConfig(image_size=40, val_resize=40, threads=threads, operators="fused")
+        cpu = torch.device("cpu")
+        loader = Loader(folder, config, training=True, batch_size=batch_size, device=cpu, dtype=dtype)
+        epochs.append(torch.cat([batch.images.clone() for batch in loader]))
+    assert epochs[0].dtype == dtype
+    assert all(torch.equal(epoch, epochs[0]) for epoch in epochs)

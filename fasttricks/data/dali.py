@@ -1,8 +1,8 @@
-"""The input pipeline in DALI, the only importer of nvidia.dali: decode, crop, resize, flip, colour, normalise.
+"""The input pipeline in DALI: decode, crop, resize, flip, colour, normalise.
 
 The graph has no state and no chance: bytes and the images' random numbers go in (feed.py, draws.py), pixels come out. A
 device is a value: one graph function makes the CPU pipeline ('cpu' operators, device_id=None) and the GPU one ('mixed'
-decoding, 'gpu' after it).
+decoding, 'gpu' after it). On the CPU, all that follows the decoding of a training image is one operator (fused.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fasttricks.config import DataConfig
 from fasttricks.data import Batch, DataError, color
 from fasttricks.data.draws import Draws, image_draws
 from fasttricks.data.feed import Feed, Job, Source
+from fasttricks.data.fused import Callback, choose_callback, resize_and_color
 from fasttricks.data.shards import Shards
 
 _FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC, "lanczos3": types.INTERP_LANCZOS3}
@@ -83,6 +84,11 @@ class Loader:
             "files": source.fingerprint(),
         }
         self._epoch, self._step = _unpack(state, self._identity, source.root)
+        self._callback: Callback | None = None
+        self.note = ""
+        """Why this loader is slower than it might be, for the header of a run; empty: it is not."""
+        if training and device.type == "cpu":
+            self._callback, self.note = choose_callback(config)
         self._feed = Feed(source, self.shards, training=training, seed=seed, rank=rank)
         self._in_flight: deque[tuple[Job, dict[str, Any]]] = deque()
         """Jobs in the pipeline and, as it does not copy them, what was handed over for them."""
@@ -121,6 +127,7 @@ class Loader:
         self._pipeline = pipeline_def(_graph)(
             config,
             training=self._training,
+            callback=self._callback,
             on_gpu=on_gpu,
             half=self._dtype == torch.float16,
             batch_size=self.shards.batch_size,
@@ -165,7 +172,8 @@ class Loader:
                 continue
             inputs: dict[str, Any] = {}
             if self._training:
-                inputs |= augmentation(self._config, image_draws(self._seed, job.epoch, job.indices))
+                drawn = image_draws(self._seed, job.epoch, job.indices)
+                inputs |= augmentation(self._config, drawn, fused=self._callback is not None)
             for name, array in inputs.items():
                 self._pipeline.feed_input(name, array)
             files = [np.frombuffer(file, np.uint8) for file in job.encoded]
@@ -192,39 +200,46 @@ class Loader:
             ) from error
 
 
-def augmentation(config: DataConfig, draws: Draws) -> dict[str, NDArray[np.float32]]:
+def augmentation(config: DataConfig, draws: Draws, *, fused: bool) -> dict[str, NDArray[np.float32]]:
     """What the training graph wants of N images, from their random numbers: its inputs by name, besides the files.
 
-    aspect ~ U[config.aspect]; area ~ U[0, 1) is scaled in the graph, as is the position; the flip is a region of the
-    resize that is read from right to left; matrix (N, 3, 4), or mean (N, 3) where there is no colour step.
+    aspect ~ U[config.aspect]; area ~ U[0, 1) is scaled in the graph, as is the position. The `fused` operator takes flip
+    (N,) and matrix (N, 3, 4). For DALI's, the flip is a region of the resize that is read from right to left, and there
+    is a mean (N, 3) in place of the matrix where there is no colour step.
     """
     low, high = config.aspect
     flip = (draws.flip < config.flip).astype(np.float64)
-    zero = np.zeros_like(flip)
     noise = config.pca_noise * draws.noise
-    inputs = {
-        "aspect": low + (high - low) * draws.aspect,
-        "area": draws.area,
-        "position": draws.position,
-        "roi_start": np.column_stack([zero, flip]),
-        "roi_end": np.column_stack([zero + 1, 1 - flip]),
-    }
-    if config.color == "none":
-        inputs["mean"] = color.noise_means(noise)
+    inputs = {"aspect": low + (high - low) * draws.aspect, "area": draws.area, "position": draws.position}
+    if fused:
+        inputs["flip"] = flip
     else:
+        zero = np.zeros_like(flip)
+        inputs |= {"roi_start": np.column_stack([zero, flip]), "roi_end": np.column_stack([zero + 1, 1 - flip])}
+    if fused or config.color != "none":
         factors = 1 + config.color_jitter * (2 * draws.factors - 1)
         inputs["matrix"] = color.color_matrices(config.color, factors, noise)
+    else:
+        inputs["mean"] = color.noise_means(noise)
     return {name: values.astype(np.float32) for name, values in inputs.items()}
 
 
-def _graph(config: DataConfig, *, training: bool, on_gpu: bool, half: bool) -> tuple[Any, ...]:
+def _graph(
+    config: DataConfig, *, training: bool, callback: Callback | None, on_gpu: bool, half: bool
+) -> tuple[Any, ...]:
     """(images HWC,): the training graph, or the validation graph. Training takes what `augmentation` makes."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     decoder = "mixed" if on_gpu else "cpu"
     resize = {"interp_type": _FILTERS[config.interpolation], "antialias": config.antialias}
+    dtype = types.FLOAT16 if half else types.FLOAT
     if training:
         window = crop_window(fn.peek_image_shape(encoded), config.area, *map(_given, ("aspect", "area"), (0, 0)))
         images = fn.decoders.image_slice(encoded, device=decoder, axes=(0, 1), **window)
+        if callback is not None:
+            images = resize_and_color(
+                images, _given("matrix", 2), _given("flip", 0), size=config.image_size, callback=callback
+            )
+            return (fn.cast(images, dtype=dtype) if half else images,)
         # a region read from right to left is a flip that costs nothing
         region = {"roi_start": _given("roi_start", 1), "roi_end": _given("roi_end", 1), "roi_relative": True}
         images = fn.resize(images, size=[config.image_size] * 2, **region, **resize)
@@ -233,7 +248,7 @@ def _graph(config: DataConfig, *, training: bool, on_gpu: bool, half: bool) -> t
         images = fn.decoders.image(encoded, device=decoder, jpeg_fancy_upsampling=True)
         # the whole image onto the rounded size, as PIL does; DALI's default keeps the exact scale and shifts the image
         images = fn.resize(images, resize_shorter=config.val_resize, subpixel_scale=False, **resize)
-    return (_finish(images, config, training, types.FLOAT16 if half else types.FLOAT),)
+    return (_finish(images, config, training, dtype),)
 
 
 def _given(name: str, ndim: int) -> Any:
