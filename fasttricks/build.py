@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
 from fasttricks.compiled import CompiledModel
-from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, require
+from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, replace_at, require
 from fasttricks.data import ImageFolder, Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.log import RunLog
@@ -24,6 +24,7 @@ from fasttricks.optim import WeightAverage, build_optimizer
 from fasttricks.precision import check_precision, halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.runfolder import check_run_dir, open_run
 from fasttricks.schedule import learning_rate
+from fasttricks.teacher import Teacher, load_teacher
 from fasttricks.trainer import Run, count_steps
 
 
@@ -38,6 +39,7 @@ def build(config: TrainConfig, world: World) -> Run:
     config.micro_batch_size(world.size)
     train_folder, val_folder = find_dataset(config.data.root)
     check_batch(config, len(train_folder))
+    config, teacher = with_teacher(config, train_folder, world)
     resumed = find_state(config, world)
     torch.manual_seed(config.seed)
     precision = resolve_precision(config.precision, world.device)
@@ -81,6 +83,7 @@ def build(config: TrainConfig, world: World) -> Run:
         folder=folder,
         log=log,
         monitor=start_monitor(world.device),
+        teacher=teacher,
         step=first_step,
         epoch=resumed.get("epoch", 0),
         first_epoch=resumed.get("epoch", 0),
@@ -88,6 +91,19 @@ def build(config: TrainConfig, world: World) -> Run:
     )
     log.print(describe(run, val_folder, resumed.get("path")))
     return run
+
+
+def with_teacher(config: TrainConfig, train_folder: ImageFolder, world: World) -> tuple[TrainConfig, Teacher | None]:
+    """The teacher of a distillation, and `config` with the digest of its weights, to be held against a resumed run's.
+
+    Raises ConfigError or CheckpointError as load_teacher, and ConfigError as check_run_dir for another teacher.
+    """
+    if not config.distill.teacher:
+        return config, None
+    teacher = load_teacher(config.distill, train_folder.classes, config.data.image_size, world)
+    config = replace_at(config, "distill.digest", teacher.digest)
+    check_run_dir(config)
+    return config, teacher
 
 
 def check_batch(config: TrainConfig, num_images: int) -> None:
@@ -206,6 +222,12 @@ def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str
     }
     if run.train_loader.note:
         rows["input"] = run.train_loader.note
+    if run.teacher is not None:
+        distill = config.distill
+        weights = (
+            f"{distill.hard_weight:g} x labels + {distill.soft_weight:g} x T^2 x teacher, T = {distill.temperature:g}"
+        )
+        rows["teacher"] = f"{run.teacher.name} {run.teacher.digest} from {distill.teacher}; {weights}"
     if run.monitor.note:
         rows["monitor"] = run.monitor.note
     if config.resume:

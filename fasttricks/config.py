@@ -220,6 +220,30 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation (section 5.3): hard_weight x CE(labels) + soft_weight x T^2 x CE(teacher's softmax at T, student's at T)."""
+
+    teacher: str = ""
+    """Run folder or checkpoint file of fasttricks.train, or timm:NAME, timm's trained weights of it; empty: no distillation."""
+    digest: str = ""
+    """Of the teacher's weights, which the run's config.json records; another teacher is refused. Empty: any."""
+    temperature: float = 20.0
+    """T, above 0; the paper's is 20."""
+    hard_weight: float = 1.0
+    """Weight of the labels' loss, 0 or more; the paper's is 1, its authors' code has 0.5."""
+    soft_weight: float = 1.0
+    """Weight of T^2 x the teacher's loss, 0 or more; the paper's is 1, its authors' code has 0.5."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.temperature < math.inf, "distill.temperature", self.temperature, "must be above 0; 20 is usual"
+        )
+        for name in ("hard_weight", "soft_weight"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"distill.{name}", value, "must be 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Validation during training. Every validation image counts exactly once."""
 
@@ -289,6 +313,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tricks: TricksConfig = field(default_factory=TricksConfig)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fasttricks.config import DataConfig, EvalConfig, Precision, TrainConfig, from_dict
+from fasttricks.config import DataConfig, EvalConfig, Precision
 from fasttricks.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -42,19 +41,16 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
     from fasttricks.build import place
-    from fasttricks.checkpoint import load_weights
     from fasttricks.data import Loader, find_root, scan_folder
     from fasttricks.evaluation import evaluate
-    from fasttricks.models import build_model
     from fasttricks.precision import check_precision, image_dtype, make_autocast, resolve_precision
+    from fasttricks.restore import restore_model, saved_config
 
     check_precision(config.precision, world.device)
     saved = saved_config(state)
     folder = scan_folder(find_root(config.data.root) / "val", classes=state["classes"])
     precision = resolve_precision(config.precision, world.device)
-    model = place(build_model(saved.model, len(state["classes"])), world, precision)
-    averaged = config.average and state["average"] is not None
-    load_weights(model, state["average" if averaged else "model"], source=state["path"])
+    model = place(restore_model(state, average=config.average), world, precision)
     batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["loaders"]))
     loader = Loader(
         folder,
@@ -70,11 +66,6 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     return evaluate(model, loader, world, flip=config.eval.flip, autocast=autocast)
 
 
-def saved_config(state: dict[str, Any]) -> TrainConfig:
-    """The config of the run that wrote the checkpoint `state`."""
-    return from_dict(TrainConfig, json.loads(state["config"]))
-
-
 def main(args: Sequence[str]) -> None:
     """Evaluate the checkpoint that `args` name, and print one line."""
     if not args or args[0] in ("-h", "--help"):
@@ -85,6 +76,7 @@ def main(args: Sequence[str]) -> None:
     keep_freed_memory()
     from fasttricks.checkpoint import load_checkpoint
     from fasttricks.cli import parse
+    from fasttricks.restore import saved_config
 
     state = load_checkpoint(Path(args[0]))
     saved = saved_config(state)

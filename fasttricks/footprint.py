@@ -28,6 +28,7 @@ from fasttricks.models import build_model
 from fasttricks.optim import build_optimizer
 from fasttricks.precision import image_dtype, make_autocast, make_loss_scale
 from fasttricks.schedule import learning_rate
+from fasttricks.teacher import Teacher, teacher_network
 from fasttricks.trainer import Run, count_steps, train_step
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Footprint:
 
     at_peak: Counter[str]
     """Bytes of live tensors at the moment they are most, by kind: parameters, statistics (of batch norm), gradients, optimizer,
-    average (of the weights), input (all micro-batches of the step), activations (all else)."""
+    average (of the weights), teacher (its weights), input (all micro-batches of the step), activations (all else)."""
     num_parameters: int
     gradient_bytes: int
     """All gradients together: what the ranks sum over the link, once a step."""
@@ -128,6 +129,7 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
     with torch.device("meta"):
         built = build_model(config.model, num_classes)
         model = place(built, _world(shards, torch.device("meta")), config.precision)
+        teacher = blank_teacher(config, num_classes) if config.distill.teacher else None
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         model.to_empty(device="cpu")
         live.label(model.parameters(), "parameters")
@@ -135,6 +137,9 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
         run = paper_run(config, shards, model)
         average = blank_average(model) if config.ema_decay else []
         live.label(average, "average")
+        if teacher is not None:
+            run.teacher = teacher.to_empty(device="cpu")
+            live.label((*run.teacher.parameters(), *run.teacher.buffers()), "teacher")
         fill_optimizer_state(run)
         live.label((v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
         keep_gradients(run, live, micro_batches)
@@ -180,6 +185,12 @@ def paper_run(config: TrainConfig, shards: Shards, model: nn.Module) -> Run:
     required = (field.name for field in dataclasses.fields(Run) if field.default is dataclasses.MISSING)
     unasked: dict[str, Any] = dict.fromkeys(required)
     return Run(**{**unasked, **asked})
+
+
+def blank_teacher(config: TrainConfig, num_classes: int) -> Teacher:
+    """The teacher of a distillation, as load_teacher makes it on CUDA, without weights. Its statistics are taken to be ours."""
+    network = build_model(teacher_network(config.distill), num_classes)
+    return Teacher(network, name="", digest="", device=torch.device("meta"), dtype=torch.float16)
 
 
 class _NoLog:

@@ -1,13 +1,13 @@
 """Mixup and the loss of a recipe. The only importer of fasttricks_kernels' losses and mixup in the trainer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fasttricks.config import LossConfig
-from fasttricks_kernels import cross_entropy, mixup
+from fasttricks.config import DistillConfig, LossConfig
+from fasttricks_kernels import cross_entropy, distillation_loss, mixup
 
 
 class Targets(NamedTuple):
@@ -19,6 +19,8 @@ class Targets(NamedTuple):
     """(N,) int64: the label of the image mixed in; None without mixup."""
     lam: float | None = None
     """Share of the first image, 0 to 1; None without mixup."""
+    teacher_logits: Tensor | None = None
+    """(N, K) of the images as the student sees them, mixed and all; None without distillation."""
 
 
 def draw_lam(alpha: float, *, seed: int, step: int, rank: int) -> float:
@@ -39,26 +41,56 @@ def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targe
     return mixup(images, reverse, lam), Targets(labels, labels.flip(0), lam)
 
 
-def training_loss(outputs: Tensor | tuple[Tensor, Tensor], targets: Targets, config: LossConfig) -> Tensor:
-    """Cross-entropy with the recipe's smoothing, summed over the images of the batch: a float32 scalar.
+def training_loss(
+    outputs: Tensor | tuple[Tensor, Tensor],
+    targets: Targets,
+    config: LossConfig,
+    distill: DistillConfig | None = None,
+) -> Tensor:
+    """The recipe's loss, summed over the images of the batch: a float32 scalar.
 
-    outputs: logits (N, K), float16, bfloat16 or float32; or (logits, logits of an auxiliary head), whose loss is added
-    times config.aux_weight. A sum, not a mean, so that the caller can divide by the images of all micro-batches and ranks:
-    the gradient is then the mean over images, whatever way they were split. N = 0 gives 0.
+    outputs: logits (N, K), float16, bfloat16 or float32; or (logits, logits of an auxiliary head), whose loss with the
+    labels alone is added times config.aux_weight. distill: temperature and weights, for targets.teacher_logits; their loss
+    is that of section 5.3 less T^2 x the teacher's entropy, which has no gradient and would hide the rest (921 of 922).
+    A sum, not a mean, so that the caller can divide by the images of all micro-batches and ranks: the gradient is then the
+    mean over images, whatever way they were split. N = 0 gives 0.
     """
     logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
-    loss = label_loss(logits, targets, config)
-    return loss if auxiliary is None else loss + config.aux_weight * label_loss(auxiliary, targets, config)
-
-
-def label_loss(logits: Tensor, targets: Targets, config: LossConfig) -> Tensor:
-    """Cross-entropy of `logits` (N, K) with the labels, mixed and smoothed, summed over the images."""
-    return cross_entropy(
-        logits,
-        targets.labels,
-        target_b=targets.labels_b,
-        lam=targets.lam,
-        smoothing=config.smoothing,
-        smoothing_over=config.smoothing_over,
-        reduction="sum",
+    loss = one_loss(logits, targets, config, distill or DistillConfig())
+    if auxiliary is None:
+        return loss
+    return loss + config.aux_weight * one_loss(
+        auxiliary, targets._replace(teacher_logits=None), config, DistillConfig()
     )
+
+
+def one_loss(logits: Tensor, targets: Targets, config: LossConfig, distill: DistillConfig) -> Tensor:
+    """Cross-entropy of `logits` (N, K) with the labels, mixed and smoothed, and with the teacher, summed over the images."""
+    of_labels: dict[str, Any] = {
+        "target_b": targets.labels_b,
+        "lam": targets.lam,
+        "smoothing": config.smoothing,
+        "smoothing_over": config.smoothing_over,
+        "reduction": "sum",
+    }
+    if targets.teacher_logits is None:
+        return cross_entropy(logits, targets.labels, **of_labels)
+    loss = distillation_loss(
+        logits,
+        targets.teacher_logits.to(logits.dtype),
+        targets.labels,
+        temperature=distill.temperature,
+        hard_weight=distill.hard_weight,
+        soft_weight=distill.soft_weight,
+        **of_labels,
+    )
+    return loss - distill.soft_weight * distill.temperature**2 * softened_entropy(
+        targets.teacher_logits, distill.temperature
+    )
+
+
+@torch.no_grad()
+def softened_entropy(logits: Tensor, temperature: float) -> Tensor:
+    """Entropy of softmax(logits / temperature), in nats, summed over the images: a float32 scalar."""
+    log_p = (logits.float() / temperature).log_softmax(1)
+    return -(log_p.exp() * log_p).sum()

@@ -53,6 +53,7 @@ def memory_rows(plan: Plan) -> dict[str, str]:
         else f"at that moment; {gradients:,.1f} in all",
         "optimizer": "momentum and FP32 masters" if plan.config.precision == "fp16" else "momentum",
         "average": "of the weights",
+        "teacher": f"{plan.config.distill.teacher}, in FP16",
         "activations": "and all else",
         "input": f"of the step, and {plan.config.data.prefetch} batch(es) prefetched",
     }

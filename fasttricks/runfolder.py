@@ -17,10 +17,10 @@ from fasttricks.config import ConfigError, TrainConfig, from_dict
 
 _MAY_DIFFER = (
     *("resume", "run_dir", "log_steps", "checkpoint_epochs", "device", "recipe", "tricks.on", "tricks.off"),
-    *("data.root", "data.threads", "data.prefetch", "eval.batch_size"),
+    *("data.root", "data.threads", "data.prefetch", "eval.batch_size", "distill.teacher"),
 )
 """Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
-have moved, still holds the same files is for the loader to see."""
+have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest."""
 
 
 def versions() -> dict[str, str]:
@@ -100,6 +100,8 @@ def read_config(folder: Path) -> TrainConfig:
 def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
     """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains."""
     old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
+    if now.distill.teacher and not now.distill.digest:  # its weights are not read yet
+        del new["distill.digest"]
     return [
         f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name not in _MAY_DIFFER
     ]

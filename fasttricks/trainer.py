@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.checkpoint import checkpoint_path, keep_newest, newest_checkpoint, save_checkpoint
@@ -29,6 +29,7 @@ from fasttricks.optim import WeightAverage, master_state_dict, set_lr
 from fasttricks.precision import LossScale, resolve_precision
 from fasttricks.runfolder import write_json
 from fasttricks.spans import span, spanned
+from fasttricks.teacher import Teacher
 
 KEPT_CHECKPOINTS = 2
 
@@ -54,6 +55,8 @@ class Run:
     folder: Path
     log: RunLog
     monitor: GpuMonitor
+    teacher: Teacher | None = None
+    """Of a distillation; None without."""
     step: int = 0
     epoch: int = 0
     first_epoch: int = 0
@@ -87,19 +90,15 @@ def train_step(run: Run, batches: list[Batch]) -> None:
     # losses are sums over images; ranks' gradients are averaged
     scale = run.loss_scale.value * (world.size / run.images_in_step())
     seed_dropout(config.seed, step=run.step, rank=world.rank)
-    for index, (images, labels) in enumerate(batches):
-        targets = Targets(labels)
-        if config.loss.mixup_alpha > 0:
-            draw = run.step * config.accumulate + index
-            lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=world.rank)
-            images, targets = mix_batch(images, labels, lam)
+    for index, batch in enumerate(batches):
+        images, targets = prepare(run, batch, draw=run.step * config.accumulate + index)
         with synced_gradients(run, last=index == len(batches) - 1):
             with span("forward"), run.autocast():
                 logits = run.forward(images)
             with span("backward"):
-                loss = training_loss(logits, targets, config.loss)
+                loss = training_loss(logits, targets, config.loss, config.distill)
                 torch.autograd.backward(loss * scale)
-        run.log.add(loss.detach(), len(labels))
+        run.log.add(loss.detach(), len(batch.labels))
     with span("step"):
         set_lr(run.optimizer, run.lr_at(run.step))
         run.loss_scale.step(run.optimizer)
@@ -110,6 +109,18 @@ def train_step(run: Run, batches: list[Batch]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------
+
+
+def prepare(run: Run, batch: Batch, draw: int) -> tuple[Tensor, Targets]:
+    """What the network is to see and to say: mixed, and judged by the teacher, as the config says. draw: which lambda."""
+    config, (images, targets) = run.config, (batch.images, Targets(batch.labels))
+    if config.loss.mixup_alpha > 0:
+        lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=run.world.rank)
+        images, targets = mix_batch(images, batch.labels, lam)
+    if run.teacher is not None:
+        with span("teacher"):
+            targets = targets._replace(teacher_logits=run.teacher(images))
+    return images, targets
 
 
 def synced_gradients(run: Run, *, last: bool) -> AbstractContextManager[object]:

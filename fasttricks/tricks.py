@@ -57,6 +57,10 @@ _ROWS = (
         on={"loss.smoothing": 0.1}, off={"loss.smoothing": 0.0},
     ),
     Trick(
+        "distillation", "5.3", "learn from a trained ResNet-152-D too, or from another --distill.teacher",
+        on={"distill.teacher": "runs/resnet152d-teacher"}, off={"distill.teacher": ""},
+    ),
+    Trick(
         "mixup", "5.4", "blend each image and its label with another, lambda ~ Beta(0.2, 0.2)",
         on={"loss.mixup_alpha": 0.2}, off={"loss.mixup_alpha": 0.0},
     ),

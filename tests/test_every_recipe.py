@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, SHRINK, arguments
+from tiny import ALONE, SHRINK, arguments, call
 from torch import nn
 
+from fasttricks import train
 from fasttricks.build import build
 from fasttricks.cli import parse_recipe
+from fasttricks.config import replace_at
 from fasttricks.recipes import RECIPES
 from fasttricks.trainer import train_step
 
@@ -28,6 +30,10 @@ def test_takes_a_step(name: str, tiny_data: Path, tmp_path: Path) -> None:
         recipe.data.area,
         recipe.ema_decay,
     )
+    if recipe.distill.teacher:
+        teacher = tmp_path / "teacher"
+        assert call(train.main, *arguments(tiny_data, teacher, "--epochs", "1")) == 0
+        config = replace_at(config, "distill.teacher", str(teacher))
     run = build(config, ALONE)
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     train_step(run, [next(iter(run.train_loader))])

@@ -47,6 +47,10 @@ BASELINE: dict[str, Any] = {
     "loss.smoothing": 0.0,
     "loss.smoothing_over": "others",
     "loss.mixup_alpha": 0.0,
+    "distill.teacher": "",
+    "distill.temperature": 20.0,
+    "distill.hard_weight": 1.0,
+    "distill.soft_weight": 1.0,
     "ema_decay": 0.0,
     "eval.flip": False,
     "sync_batch_norm": False,
@@ -88,6 +92,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.prefetch": 2,
     "model.num_classes": 0,
     "loss.aux_weight": 0.4,
+    "distill.digest": "",
     "eval.every_epochs": 1,
     "eval.batch_size": 0,
     "tricks.on": (),
@@ -97,6 +102,8 @@ PAPER = {
     "resnet50-baseline": (BASELINE, 0.1),
     "resnet50-efficient": (EFFICIENT, 0.4),
     "resnet50d-tricks": (TRICKS, 0.4),
+    "resnet152d-teacher": (TRICKS | {"model.name": "resnet152d"}, 0.4),
+    "resnet50d-tricks-distill": (TRICKS | {"distill.teacher": "runs/resnet152d-teacher"}, 0.4),
     "inceptionv3-baseline": (BASELINE | INCEPTION, 0.1),
     "inceptionv3-efficient": (EFFICIENT | INCEPTION, 0.4),
     "inceptionv3-tricks": (TRICKS | INCEPTION, 0.4),
@@ -123,7 +130,7 @@ def test_recipe_is_the_papers_field_by_field(name: str) -> None:
 
 
 def test_the_recipes_are_these() -> None:
-    assert list(RECIPES) == ["demo", "cifar10", "cifar10-ablate", *PAPER]
+    assert list(RECIPES) == ["demo", "cifar10", "cifar10-ablate", "cifar10-teacher", "cifar10-distill", *PAPER]
 
 
 @pytest.mark.parametrize("name", RECIPES)

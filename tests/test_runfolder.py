@@ -133,6 +133,11 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "loss.smoothing_over": "all",
     "loss.mixup_alpha": 0.0,
     "loss.aux_weight": 0.3,
+    "distill.teacher": "/elsewhere",
+    "distill.digest": "0123456789abcdef",
+    "distill.temperature": 4.0,
+    "distill.hard_weight": 0.5,
+    "distill.soft_weight": 0.5,
     "eval.every_epochs": 2,
     "eval.batch_size": 8,
     "eval.flip": True,
@@ -141,7 +146,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
 }
 HARMLESS = {
     *("recipe", "device", "checkpoint_epochs", "log_steps", "resume", "tricks.on", "tricks.off"),
-    *("data.root", "data.threads", "data.prefetch", "eval.batch_size"),
+    *("data.root", "data.threads", "data.prefetch", "eval.batch_size", "distill.teacher"),
 }
 
 

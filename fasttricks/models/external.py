@@ -10,12 +10,16 @@ from torch import nn
 from fasttricks.config import TIMM, ConfigError, require
 
 
-def import_timm(name: str) -> Any:
-    """The module timm. Raises ConfigError, saying how to install it, where it is absent."""
+def _timm_that_knows(name: str) -> Any:
+    """The module timm. Raises ConfigError where it is absent, saying how to install it, and for a name it does not know."""
     try:
         import timm
     except ModuleNotFoundError as error:
         raise ConfigError(f"model.name = {name!r}: needs timm; install it with: pip install timm") from error
+    bare = name.removeprefix(TIMM)
+    nearest = difflib.get_close_matches(bare, timm.list_models(), n=1, cutoff=0)[0]
+    rule = f"is no model of timm {timm.__version__}; the nearest is {TIMM}{nearest}"
+    require(timm.is_model(bare), "model.name", name, rule)
     return timm
 
 
@@ -25,14 +29,22 @@ def timm_model(name: str, *, num_classes: int) -> nn.Module:
     name: with the prefix. num_classes: outputs of its classifier. Raises ConfigError where timm is absent or has no such
     network, with the nearest name, and for one that has no classifier.
     """
-    timm, bare = import_timm(name), name.removeprefix(TIMM)
-    known = timm.list_models()
-    nearest = difflib.get_close_matches(bare, known, n=1, cutoff=0)[0]
-    require(
-        timm.is_model(bare),
-        "model.name",
-        name,
-        f"is no model of timm {timm.__version__}; the nearest is {TIMM}{nearest}",
-    )
-    model: nn.Module = timm.create_model(bare, num_classes=num_classes)
+    model: nn.Module = _timm_that_knows(name).create_model(name.removeprefix(TIMM), num_classes=num_classes)
     return model.train()
+
+
+def pretrained_timm_model(name: str) -> tuple[nn.Module, tuple[list[float], list[float]]]:
+    """timm's network of that name with its trained weights, and (mean, std) of its images' channels, in 0 to 255.
+
+    timm takes the weights from its cache, or downloads them. Raises ConfigError as timm_model, and where it has none or
+    cannot get them.
+    """
+    timm = _timm_that_knows(name)
+    try:
+        model: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=True)
+    except Exception as error:  # of the hub, the network and the file system, in many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        rule = f"timm has no trained weights of it at hand ({reason}); see that they can be downloaded, or take a checkpoint"
+        raise ConfigError(f"distill.teacher = {name!r}: {rule}") from error
+    trained: Any = model.pretrained_cfg
+    return model, ([255 * x for x in trained["mean"]], [255 * x for x in trained["std"]])
