@@ -5,6 +5,7 @@ TABLE is one of the paper's (table2 .. table6) or a design over a recipe's trick
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,14 +27,21 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(table_help())
         raise SystemExit(0 if args else 2)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            "WORLD_SIZE is set: an ablation starts the ranks of its runs itself; give --ranks, without torchrun"
+        )
     names, recipe, rest = split(args)
     config = parse_extended([recipe, *rest], prog=f"{PROG} {' '.join(names)}", extend=extend)
     tables = find_tables(names, config)
 
     from fasttricks.ablation_queue import ablate
 
-    signal.signal(signal.SIGTERM, _stop)
-    failed = ablate(tables, config, command=f"{PROG} {' '.join(args)}")
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        failed = ablate(tables, config, command=f"{PROG} {' '.join(args)}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if failed:
         print(f"error: {failed} run(s) failed, their cells stay blank; the tables name them", file=sys.stderr)
         raise SystemExit(1)

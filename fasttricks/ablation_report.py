@@ -84,22 +84,21 @@ def _column(name: str, cells: list[FilledCell]) -> list[str]:
     models = list(dict.fromkeys(cell.config.model.name for cell in cells if cell.config))
     here = f": {', '.join(models)}, batch {', '.join(map(str, batches))}" if models else ": no cell of it was run"
     base = cells[0]
-    lines = [f"**{name}**{here}", ""]
-    lines += [
-        f"| | top-1 | top-5 | seeds | difference to {base.cell.row} | | the paper, top-1 / top-5 | its difference |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    return lines + [_row(cell, base) for cell in cells]
+    heads = ["", "top-1", "top-5", "seeds", f"difference to {base.cell.row}", ""]
+    heads += ["the paper, top-1 / top-5", "its difference"] if base.cell.paper else []
+    rows = [heads, ["---"] * len(heads), *(_row(cell, base) for cell in cells)]
+    return [f"**{name}**{here}", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
 
 
-def _row(cell: FilledCell, base: FilledCell) -> str:
-    shown, verdict = _compared(cell, base)
+def _row(cell: FilledCell, base: FilledCell) -> list[str]:
     seeds = f"{len(cell.scores())}" if cell.results else ""
     seeds += f", {cell.diverged} diverged" if cell.diverged else ""
+    row = [cell.cell.row, score(cell, "top1"), score(cell, "top5"), seeds, *_compared(cell, base)]
     paper, before = cell.cell.paper, base.cell.paper
-    change = "" if paper is None or before is None or cell is base else f"{paper.top1 - before.top1:+.2f}"
-    columns = [cell.cell.row, score(cell, "top1"), score(cell, "top5"), seeds, shown, verdict, str(paper or ""), change]
-    return f"| {' | '.join(columns)} |".replace("|  ", "| ")
+    if before is None:
+        return row
+    change = "" if paper is None or cell is base else f"{paper.top1 - before.top1:+.2f}"
+    return [*row, str(paper or ""), change]
 
 
 def _compared(cell: FilledCell, base: FilledCell) -> tuple[str, str]:

@@ -1,0 +1,386 @@
+"""python -m fasttricks.ablate as its user meets it: on tiny data, to the end, twice, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from PIL import Image
+from tiny import SMALLEST, call, environment, on_terminal, write_images
+
+from fasttricks import ablate, train
+from fasttricks.checkpoint import load_checkpoint
+from fasttricks.runfolder import read_config
+
+
+def arguments(data: Path, folder: Path, *more: str, design: str = "leave-one-out", epochs: int = 1) -> list[str]:
+    """Two cells of a network of a few thousand weights; `more` wins."""
+    small = [*SMALLEST, "--epochs", str(epochs), "--factors", "label_smoothing", "--seeds", "2"]
+    return [design, "cifar10", *small, "--data.root", str(data), "--run-dir", str(folder), *more]
+
+
+def finished(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Run folder -> result."""
+    return {file.parent: json.loads(file.read_text()) for file in folder.glob("runs/*/*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def ablated(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A whole ablation: two cells, one seed, the checkpoints kept. Not to be changed."""
+    folder = tmp_path_factory.mktemp("ablated") / "all"
+    args = arguments(tiny_data, folder, "--keep-checkpoints", "--seeds", "1")
+    assert call(ablate.main, *args) == 0
+    return SimpleNamespace(folder=folder, args=args)
+
+
+def table(folder: Path) -> dict[str, list[str]]:
+    """Row -> its cells, of the Markdown."""
+    lines = [line for line in (folder / "leave-one-out.md").read_text().splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for line in lines[2:] for cells in [[c.strip() for c in line.strip("|").split("|")]]}
+
+
+def test_the_table_is_of_the_runs(ablated: SimpleNamespace) -> None:
+    scores = {}
+    for folder, result in finished(ablated.folder).items():
+        summary = json.loads((folder / "summary.json").read_text())
+        assert {name: result[name] for name in summary} == summary
+        name = "all of them" if read_config(folder).loss.smoothing else "without label_smoothing"
+        scores[name] = [f"{summary['top1']:.2f}", f"{summary['top5']:.2f}", "1"]
+    assert {name: row[:3] for name, row in table(ablated.folder).items()} == scores
+    assert table(ablated.folder)["without label_smoothing"][4] == "one seed: not judged"
+
+
+def test_the_report_names_data_scale_machine_and_command(ablated: SimpleNamespace, tiny_data: Path) -> None:
+    text = (ablated.folder / "leave-one-out.md").read_text()
+    scale = "45 training and 14 validation images of 3 classes, 32 pixels, 1 epoch, recipe cifar10"
+    assert f"{tiny_data.name}: {scale}." in text
+    assert f"python -m fasttricks.ablate {' '.join(ablated.args)}" in text
+    assert "2 runs on " in text and " CPU seconds each; commit " in text
+    with Image.open(ablated.folder / "leave-one-out.png") as plot:
+        assert min(plot.size) >= 250
+    raw = json.loads((ablated.folder / "leave-one-out.json").read_text())
+    assert [list(cell["runs"]) for cell in raw["cells"]] == [["0"], ["0"]]
+    assert all(run["cpu_seconds"] > 0 for cell in raw["cells"] for run in cell["runs"].values())
+
+
+def test_a_cell_is_what_train_makes_of_its_command_line(ablated: SimpleNamespace, tmp_path: Path) -> None:
+    """Bit for bit, weights and momentum, though its process was forked with torch imported and others came before it."""
+    raw = json.loads((ablated.folder / "leave-one-out.json").read_text())
+    cell = raw["cells"][1]
+    given = cell["train"].split()
+    given[given.index("--run-dir") + 1] = str(tmp_path / "alone")
+    assert call(train.main, *given) == 0
+    alone = load_checkpoint(tmp_path / "alone")
+    (ours,) = (f for f in finished(ablated.folder) if read_config(f).seed == 0 and read_config(f).loss.smoothing == 0)
+    cells = load_checkpoint(ours)
+    assert alone["model"].keys() == cells["model"].keys()
+    for name, value in alone["model"].items():
+        assert torch.equal(value, cells["model"][name]), name
+    momentum = [state["momentum_buffer"] for state in alone["optimizer"]["state"].values()]
+    assert momentum
+    for mine, other in zip(momentum, cells["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(mine, other["momentum_buffer"])
+    assert json.loads((tmp_path / "alone" / "summary.json").read_text())["top1"] == cell["runs"]["0"]["top1"]
+
+
+def test_a_second_call_trains_nothing(ablated: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in ablated.folder.glob("runs/**/*") if file.is_file()}
+    with mock.patch("fasttricks.ablation_queue.run_job", side_effect=AssertionError("a run")):
+        assert call(ablate.main, *ablated.args) == 0
+    assert "2 runs, 0 to do" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in ablated.folder.glob("runs/**/*") if file.is_file()}
+
+
+def test_other_data_is_refused(ablated: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_images(tmp_path / "two", train=45, val=14, classes=("ant", "bee"))
+    assert call(ablate.main, *ablated.args, "--data.root", str(other)) == 2
+    error = capsys.readouterr().err
+    assert f"data.root = {str(other)!r}: must be the data set that {ablated.folder} was begun with" in error
+    assert "classes: 3 -> 2" in error
+
+
+# ------------------------------------------------------------------------------------------- without a run being done
+def failing(job: Any) -> str:
+    raise AssertionError(f"trained {job.label}")
+
+
+@pytest.fixture
+def no_run() -> Any:
+    with mock.patch("fasttricks.ablation_queue.run_job", side_effect=failing) as run:
+        yield run
+
+
+@pytest.mark.usefixtures("no_run")
+def test_another_number_of_classes_is_refused(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--model.num-classes", "10")) == 2
+    assert f"model.num_classes = 10: must be the 3 classes of {tiny_data / 'train'}" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.usefixtures("no_run")
+@pytest.mark.parametrize("keep", [False, True])
+def test_too_little_disk_is_refused(
+    keep: bool, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4 runs of ResNet-50 with an average: 25.6 M weights, three times in a checkpoint; two are kept, one is written."""
+    args = arguments(tiny_data, tmp_path / "a", "--model.name", "resnet50d", "--model.width", "1", "--ema-decay", "0.9")
+    free = SimpleNamespace(free=10_000_000)
+    with mock.patch("fasttricks.ablation_runs.shutil.disk_usage", return_value=free):
+        assert call(ablate.main, *args, *(["--keep-checkpoints"] if keep else [])) == 2
+    error = capsys.readouterr().err
+    found = re.search(r"4 runs need about ([\d,]+) MB there \(a checkpoint is ([\d.]+) MB\), but 10 MB are free", error)
+    assert found, error
+    one = 3 * 4 * 23.5  # ResNet-50-D without the 1000 classes' 2 M weights
+    assert float(found[2]) == pytest.approx(one, rel=0.02)
+    assert float(found[1].replace(",", "")) == pytest.approx((11 if keep else 3) * one, rel=0.03)
+    assert ("leave out --keep-checkpoints" in error) == keep
+
+
+@pytest.mark.usefixtures("no_run")
+def test_a_folder_in_use_is_refused(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fasttricks.ablation_runs import locked
+
+    with locked(tmp_path / "a"):
+        assert call(ablate.main, *arguments(tiny_data, tmp_path / "a")) == 2
+    assert "another ablation is at work in it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_run")
+def test_a_report_before_any_run_is_blank(tiny_data: Path, tmp_path: Path) -> None:
+    assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--report")) == 0
+    assert table(tmp_path / "a") == {"all of them": [""] * 5, "without label_smoothing": [""] * 5}
+    assert not (tmp_path / "a" / "leave-one-out.png").exists()
+
+
+@pytest.mark.usefixtures("no_run")
+def test_under_torchrun_it_is_refused(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(ablate.main, *arguments(tiny_data, tmp_path / "a")) == 2
+    assert "give --ranks, without torchrun" in capsys.readouterr().err
+
+
+def pretend(scores: Callable[[Any], dict[str, Any]]) -> Any:
+    """Runs that leave the result that `scores` gives, in place of training."""
+
+    def run_job(job: Any) -> str:
+        import dataclasses
+
+        from fasttricks.runfolder import write_json
+
+        result = scores(job)
+        if "failed" in result:
+            return str(result["failed"])
+        job.folder.mkdir(parents=True)
+        write_json(job.folder / "config.json", {"config": dataclasses.asdict(job.config)})
+        more = {"cpu_seconds": 1.0, "device": "a device", "versions": {"commit": "abc"}}
+        write_json(job.folder / "result.json", result | more)
+        return ""
+
+    return mock.patch("fasttricks.ablation_queue.run_job", side_effect=run_job)
+
+
+@pytest.fixture
+def no_plot() -> Any:
+    """Saves the half second of a plot."""
+    with mock.patch("fasttricks.ablation_report.plot") as plot:
+        yield plot
+
+
+def score(job: Any) -> dict[str, Any]:
+    smooth = job.config.loss.smoothing > 0
+    return {"top1": 50.0 + job.config.seed - (2.5 if smooth else 0), "top5": 90.0, "val_loss": 1.0}
+
+
+@pytest.mark.usefixtures("no_plot")
+def test_means_deviations_and_pairs_are_the_standard_librarys(tiny_data: Path, tmp_path: Path) -> None:
+    draws = random.Random(0)
+    drawn: dict[bool, dict[int, float]] = {True: {}, False: {}}
+
+    def scores(job: Any) -> dict[str, Any]:
+        own = drawn[job.config.loss.smoothing > 0]
+        own[job.config.seed] = draws.gauss(70, 2)
+        return {"top1": own[job.config.seed], "top5": 90.0, "val_loss": 1.0}
+
+    with pretend(scores):
+        assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--seeds", "3", "--seed", "5")) == 0
+    assert drawn[True].keys() == drawn[False].keys() == {5, 6, 7}
+    rows = table(tmp_path / "a")
+    for name, values in (("all of them", drawn[True]), ("without label_smoothing", drawn[False])):
+        expected = f"{statistics.mean(values.values()):.2f} ± {statistics.stdev(values.values()):.2f}"
+        assert rows[name][:3] == [expected, "90.00 ± 0.00", "3"]
+    differences = [drawn[False][seed] - drawn[True][seed] for seed in (5, 6, 7)]
+    middle, half = statistics.mean(differences), 4.302653 * statistics.stdev(differences) / 3**0.5
+    assert rows["without label_smoothing"][3] == f"{middle:+.2f} ({middle - half:+.2f} to {middle + half:+.2f})"
+    assert rows["without label_smoothing"][4] == ("real" if abs(middle) > half else "not decided")
+
+
+@pytest.mark.usefixtures("no_plot")
+def test_more_seeds_go_where_they_would_decide(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three seeds warmup's differences are 0, 1, 2 (1 +- 2.48), mixup's 5.1, 5, 5.1, cosine's -1, 0, 1 (0 +- 2.48)."""
+
+    def scores(job: Any) -> dict[str, Any]:
+        seed, config = job.config.seed, job.config
+        top1 = 50.0
+        top1 += (seed % 3) if config.schedule.warmup_epochs == 0 else 0
+        top1 += 5 + 0.1 * (seed % 2) if config.loss.smoothing == 0 else 0
+        top1 += (seed % 3) - 1 if config.schedule.decay == "step" else 0
+        return {"top1": top1, "top5": 90.0, "val_loss": 1.0}
+
+    factors = ["--factors", "warmup", "label_smoothing", "cosine", "--schedule.warmup-epochs", "0.5"]
+    with pretend(scores) as run:
+        more = ["--seeds", "3", "--more-seeds", "8", *factors]
+        assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", *more)) == 0
+    seeds = {name: row[2] for name, row in table(tmp_path / "a").items()}
+    assert seeds == {"all of them": "8", "without warmup": "8", "without label_smoothing": "3", "without cosine": "3"}
+    assert run.call_count == 4 * 3 + 2 * 5
+    assert "10 more runs where they would decide" in capsys.readouterr().out
+    assert table(tmp_path / "a")["without warmup"][4] == "real"
+
+
+def test_a_run_that_diverged_is_said_and_not_judged(tiny_data: Path, tmp_path: Path) -> None:
+    def scores(job: Any) -> dict[str, Any]:
+        smooth = job.config.loss.smoothing > 0
+        return score(job) if smooth or job.config.seed else {"diverged": "loss = nan"}
+
+    with pretend(scores):
+        assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--seeds", "3")) == 0
+    row = table(tmp_path / "a")["without label_smoothing"]
+    assert row[:5] == ["51.50 ± 0.71", "90.00 ± 0.00", "2, 1 diverged", "", "a run diverged: not judged"]
+
+
+@pytest.mark.usefixtures("no_plot")
+def test_a_run_that_failed_leaves_its_cell_blank(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are run; the command says so and exits 1; the next call tries it again."""
+    args = arguments(tiny_data, tmp_path / "a")
+    with pretend(lambda job: score(job) if job.config.loss.smoothing else {"failed": "error: no room"}):
+        assert call(ablate.main, *args) == 1
+    assert table(tmp_path / "a")["without label_smoothing"] == [""] * 5
+    assert table(tmp_path / "a")["all of them"][2] == "2"
+    assert "seed 1 failed: error: no room" in (tmp_path / "a" / "leave-one-out.md").read_text()
+    assert "2 run(s) failed" in capsys.readouterr().err
+    with pretend(score) as run:
+        assert call(ablate.main, *args) == 0
+    assert run.call_count == 2
+
+
+@pytest.mark.usefixtures("no_plot")
+def test_factorial_tells_main_effects(tiny_data: Path, tmp_path: Path) -> None:
+    """Smoothing takes 2.5 points, cosine gives 1; both together, 3 more, of which each gets half."""
+
+    def scores(job: Any) -> dict[str, Any]:
+        smooth, cosine = job.config.loss.smoothing > 0, job.config.schedule.decay == "cosine"
+        return {
+            "top1": 50 + job.config.seed - 2.5 * smooth + cosine + 3 * smooth * cosine,
+            "top5": 90.0,
+            "val_loss": 1.0,
+        }
+
+    args = arguments(tiny_data, tmp_path / "a", "--factors", "label_smoothing", "cosine", design="factorial")
+    with pretend(scores):
+        assert call(ablate.main, *args) == 0
+    text = (tmp_path / "a" / "factorial.md").read_text()
+    assert "| label_smoothing | -1.00 (-1.00 to -1.00) | real |" in text
+    assert "| cosine | +2.50 (+2.50 to +2.50) | real |" in text
+
+
+# ------------------------------------------------------------------------------------------------------ real, and slow
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "fasttricks.ablate", *args]
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_ablation_goes_on(sign: signal.Signals, tiny_data: Path, tmp_path: Path) -> None:
+    """The parent alone is killed in its second run: the run ends too; the next call leaves the first as it is, resumes the
+    second from its checkpoint, and ends with the weights of an ablation that was not killed."""
+    more = ["--seeds", "1", "--keep-checkpoints"]
+    args = arguments(tiny_data, tmp_path / "a", *more, epochs=120)
+    process = subprocess.Popen(command(*args), env=environment(), start_new_session=True)
+
+    def second() -> list[Path]:
+        saved = (tmp_path / "a").glob("runs/*/seed-0/checkpoints/*.pt")
+        return [file for file in saved if file.parents[1] not in finished(tmp_path / "a")]
+
+    wait_for(lambda: len(finished(tmp_path / "a")) == 1 and bool(second()))
+    process.send_signal(sign)
+    assert process.wait(60) == (130 if sign == signal.SIGTERM else -sign)
+    wait_for(lambda: subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).returncode != 0, 30)
+    (first,) = finished(tmp_path / "a")
+    assert second(), "it was caught in the second run"
+    before = (first / "result.json").stat().st_mtime_ns
+    assert subprocess.run(command(*args), env=environment(), check=False).returncode == 0
+    assert (first / "result.json").stat().st_mtime_ns == before
+    (other,) = finished(tmp_path / "a").keys() - {first}
+    assert "resume   " in other.with_suffix(".log").read_text()
+    assert call(ablate.main, *arguments(tiny_data, tmp_path / "b", *more, epochs=120)) == 0
+    for folder in (first, other):
+        ours, whole = load_checkpoint(folder), load_checkpoint(tmp_path / "b" / folder.relative_to(tmp_path / "a"))
+        assert all(torch.equal(value, whole["model"][name]) for name, value in ours["model"].items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_what_is_left(tiny_data: Path, tmp_path: Path) -> None:
+    args = arguments(tiny_data, tmp_path / "a", epochs=60)
+    code, shown = on_terminal(*command(*args), until="1/4", keys=b"\x03")
+    assert code == 130, shown
+    assert "Traceback" not in shown
+    assert re.search(r"stopped; [23] of 4 runs are left; the same command goes on", shown)
+    assert "seed" in (tmp_path / "a" / "leave-one-out.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_cell_of_two_ranks_is_torchruns(tiny_data: Path, tmp_path: Path) -> None:
+    args = arguments(tiny_data, tmp_path / "a", "--ranks", "2", "--seeds", "1", "--keep-checkpoints")
+    assert subprocess.run(command(*args), env=environment(), check=False).returncode == 0
+    results = finished(tmp_path / "a")
+    assert [result["ranks"] for result in results.values()] == [2, 2]
+    assert all(len(load_checkpoint(folder)["loaders"]) == 2 for folder in results)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_damaged_image_or_rate_is_told(tiny_data: Path, tmp_path: Path) -> None:
+    """Real processes: a rate that makes the loss infinite is a result, a file that cannot be decoded a failure."""
+    huge = arguments(tiny_data, tmp_path / "a", "--optim.base-lr", "1e30", "--seeds", "1")
+    assert subprocess.run(command(*huge), env=environment(), check=False).returncode == 0
+    assert table(tmp_path / "a")["all of them"][:3] == ["", "", "0, 1 diverged"]
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_data, damaged)
+    image = next((damaged / "train" / "ant").iterdir())
+    image.write_bytes(image.read_bytes()[:200])
+    done = subprocess.run(
+        command(*arguments(damaged, tmp_path / "b", "--seeds", "1")),
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"cannot decode ant/{image.name}" in done.stdout
+    assert os.listdir(tmp_path / "b" / "runs"), "the log stays"

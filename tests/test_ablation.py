@@ -1,0 +1,283 @@
+"""The tables as data: the trainings that they name are the recipes', a row changes what it says, wrong names are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import call
+
+from fasttricks import ablate
+from fasttricks.ablation import (
+    DESIGNS,
+    PAPER_TABLES,
+    AblateConfig,
+    Cell,
+    Table,
+    extend,
+    factorial,
+    find_tables,
+    resolve,
+    table2,
+    table3,
+    table4,
+    table5,
+    table6,
+)
+from fasttricks.ablation_runs import identity, make_job, plan_cells
+from fasttricks.cli import arguments_of, parse_recipe
+from fasttricks.config import ConfigError, TrainConfig, replace_at
+from fasttricks.recipes import RECIPES
+from fasttricks.runfolder import differences, fingerprint
+from fasttricks.tricks import is_on
+
+CPU = torch.device("cpu")
+
+
+def ablation(recipe: str, **changes: object) -> AblateConfig:
+    """That recipe as an ablation takes it, with these fields changed."""
+    return dataclasses.replace(extend(RECIPES[recipe]()), **changes)  # type: ignore[arg-type]
+
+
+PAPER = ablation("resnet50d-tricks")
+SMALL = ablation("cifar10-ablate", device="cpu")
+
+
+def cells(table: Table, column: str) -> Sequence[Cell]:
+    return [cell for cell in table.cells if cell.column.startswith(column)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "recipe"),
+    [
+        *zip(table2().cells, ["resnet50-baseline", "inceptionv3-baseline", "mobilenet-baseline"], strict=True),
+        *zip(table3().cells[::2], ["resnet50-baseline", "inceptionv3-baseline", "mobilenet-baseline"], strict=True),
+        *zip(table3().cells[1::2], ["resnet50-efficient", "inceptionv3-efficient", "mobilenet-efficient"], strict=True),
+        (table4().cells[-1], "resnet50-efficient"),
+        (table5().cells[0], "resnet50-efficient"),
+        *zip(
+            [cell for cell in table6().cells if cell.row == "+ mixup, no distillation"],
+            ["resnet50d-tricks", "inceptionv3-tricks", "mobilenet-tricks"],
+            strict=True,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.column}:{value.row}".replace(" ", "-"),
+)
+def test_a_cell_is_the_papers_recipe(cell: Cell, recipe: str) -> None:
+    """Field by field, at the paper's scale; the recipes are held to the paper in test_recipes.py."""
+    assert differences(RECIPES[recipe](), resolve(cell, PAPER)) == []
+
+
+STEPS = {
+    "+ warm-up": {"schedule.warmup_epochs"},
+    "+ zero gamma": {"model.zero_gamma"},
+    "+ no bias decay": {"optim.bias_decay"},
+    "+ FP16": {"precision"},
+    "ResNet-B": {"model.name"},
+    "ResNet-C": {"model.name"},
+    "ResNet-D": {"model.name"},
+    "+ cosine": {"schedule.decay"},
+    "+ label smoothing": {"loss.smoothing"},
+}
+
+
+@pytest.mark.parametrize("config", [PAPER, SMALL], ids=["paper", "small"])
+@pytest.mark.parametrize("table", [table4(), table5(), table6()], ids=lambda table: table.name)
+def test_a_row_changes_only_what_it_names(table: Table, config: AblateConfig) -> None:
+    seen = set()
+    for column in table.columns:
+        rows = [cell for cell in table.column(column) if not cell.network]
+        for before, cell in itertools.pairwise(rows):
+            if cell.row not in STEPS:
+                continue
+            changed = differences(resolve(before, config), resolve(cell, config))
+            assert {change.partition(":")[0] for change in changed} == STEPS[cell.row], cell
+            seen.add(cell.row)
+    assert seen == {cell.row for cell in table.cells} & set(STEPS)
+
+
+def test_every_cell_of_the_small_recipe_sees_as_many_images() -> None:
+    runs = [
+        resolve(cell, SMALL) for table in (table4(), table5(), table6()) for cell in table.cells if not cell.network
+    ]
+    assert {run.epochs for run in runs} == {SMALL.epochs}
+    assert {run.global_batch_size for run in runs} == {64, 512}
+    large, small = (next(run for run in runs if run.global_batch_size == size) for size in (512, 64))
+    assert large.peak_lr == 8 * small.peak_lr, "linear scaling"
+
+
+def test_mixup_trains_for_longer_only_at_the_papers_scale() -> None:
+    assert {resolve(cell, PAPER).epochs for cell in table6().cells if "mixup" in cell.tricks} == {200}
+    assert {resolve(cell, PAPER).epochs for cell in table6().cells if "mixup" not in cell.tricks} == {120}
+
+
+def test_tables_share_their_cells() -> None:
+    """Table 5's A is the last of table 4, table 6 begins with table 5's D: one run of each on the CPU."""
+
+    def name(cell: Cell) -> str:
+        return identity(resolve(cell, SMALL), 1, CPU)
+
+    large = cells(table4(), "large")
+    assert name(table5().cells[0]) == name(large[-1]) == name(large[-2])
+    assert name(table5().cells[3]) == name(table6().cells[0])
+    runs = {name(cell) for table in (table4(), table5(), table6()) for cell in table.cells if not cell.network}
+    assert len(runs) == 14, "8 of table 4, 3 more of table 5, 3 more of table 6"
+
+
+def test_a_row_that_changes_nothing_is_not_run() -> None:
+    """FP16 on the CPU: fp32 again, so that its cell stays blank and says why; forced, it is a run of its own."""
+    planned = {cell.cell.row: cell for cell in plan_cells(table4(), SMALL)}
+    assert planned["+ FP16"].config is None
+    assert planned["+ FP16"].reason.startswith("the same run as '+ no bias decay'")
+    assert "--precision fp16" in planned["+ FP16"].reason
+    forced = [cell.config for cell in plan_cells(table4(), dataclasses.replace(SMALL, precision="fp16"))]
+    assert [config.precision for config in forced if config] == ["fp32", "fp32", "fp32", "fp32", "fp16"] * 2
+
+
+def test_other_networks_are_run_only_where_asked_for() -> None:
+    planned = {c.cell.row: c for c in plan_cells(table6(), SMALL) if c.cell.column == "MobileNet"}
+    assert all(cell.config is None for cell in planned.values())
+    assert planned["+ cosine"].reason == "mobilenet_v1 only with --other-networks"
+    asked = [c for c in plan_cells(table6(), dataclasses.replace(SMALL, other_networks=True)) if c.config]
+    assert {c.config.model.name for c in asked if c.config} == {"resnet11d", "inception_v3", "mobilenet_v1"}
+
+
+def test_figures_carry_their_marks() -> None:
+    """Those that can be asserted are; every other says that it is recalled."""
+    figures = {(cell.column, cell.row): cell.paper for table in (table5(), table6()) for cell in table.cells}
+    sure = {
+        place: str(figure) for place, figure in figures.items() if figure and "M" not in (figure.mark, figure.top5_mark)
+    }
+    resnet = "ResNet-D (the paper: ResNet-50-D)"
+    assert sure == {
+        (resnet, "+ distillation and mixup"): "79.29 [V] / 94.63 [V]",
+        (resnet, "+ mixup, no distillation"): "79.15 [X] / 94.58 [X]",
+        ("Inception-V3", "+ label smoothing"): "78.40 [X] / 94.13 [X]",
+        ("Inception-V3", "+ mixup, no distillation"): "78.77 [X] / 94.39 [X]",
+        ("MobileNet", "+ label smoothing"): "72.93 [X] / 91.14 [X]",
+        ("MobileNet", "+ mixup, no distillation"): "73.28 [X] / 91.30 [X]",
+    }
+    for make in PAPER_TABLES.values():
+        for cell in make().cells:
+            assert cell.paper is not None
+            assert re.fullmatch(r"\d\d\.\d\d \[[VXM]\] / \d\d\.\d\d \[[VXM]\]", str(cell.paper))
+
+
+# ------------------------------------------------------------------------------------------------------------ designs
+def test_designs_switch_the_recipes_own_tricks() -> None:
+    config = ablation("cifar10")
+    on = ("linear_scaling", "warmup", "no_bias_decay", "low_precision", "resnet_d", "cosine", "label_smoothing")
+    alone, without = find_tables(["add-one", "leave-one-out"], config)
+    assert [cell.tricks for cell in alone.cells] == [(), *((name,) for name in on)]
+    assert [cell.tricks for cell in without.cells] == [on, *(tuple(n for n in on if n != name) for name in on)]
+    for cell in (*alone.cells, *without.cells):
+        run = resolve(cell, config)
+        assert [name for name in on if is_on(run, name)] == list(cell.tricks)
+        assert not is_on(run, "mixup") and not is_on(run, "zero_gamma"), "the recipe has them off"
+
+
+def test_factorial_has_every_subset_of_its_factors() -> None:
+    config = ablation("cifar10", factors=("mixup", "cosine", "warmup"))
+    table = factorial(config)
+    runs = [resolve(cell, config) for cell in table.cells]
+    found = {tuple(is_on(run, name) for name in config.factors) for run in runs}
+    assert len(found) == len(runs) == 8
+    assert all(is_on(run, "label_smoothing") for run in runs), "no factor: as in the recipe"
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_warm_up_that_is_on_keeps_the_recipes_length(name: str) -> None:
+    config = ablation("cifar10", factors=("warmup",))
+    lengths = {resolve(cell, config).schedule.warmup_epochs for cell in DESIGNS[name](config).cells}
+    assert lengths == {0.0, RECIPES["cifar10"]().schedule.warmup_epochs}
+
+
+# ------------------------------------------------------------------------------------------- identity and command lines
+def test_identity_is_of_what_makes_a_difference() -> None:
+    run = resolve(table5().cells[3], SMALL)
+    same = dataclasses.replace(run, run_dir="elsewhere", recipe="other", log_steps=7, seed=5)
+    assert identity(same, 1, CPU) == identity(run, 1, CPU)
+    for path, value in (("epochs", 3), ("loss.smoothing", 0.05), ("precision", "bf16"), ("data.area", (0.5, 1.0))):
+        assert identity(replace_at(run, path, value), 1, CPU) != identity(run, 1, CPU), path
+    assert identity(run, 2, CPU) != identity(run, 1, CPU), "batch norm is each rank's own"
+    assert fingerprint(run) != fingerprint(dataclasses.replace(run, seed=1))
+
+
+def test_each_run_has_a_folder_of_its_own() -> None:
+    planned = [cell for table in (table4(), table5(), table6()) for cell in plan_cells(table, SMALL) if cell.config]
+    jobs = [make_job(cell, SMALL, table4(), seed) for cell in planned for seed in range(3)]
+    assert len({job.folder for job in jobs}) == 14 * 3
+    assert {job.config.seed for job in jobs} == {0, 1, 2}
+    by_folder: dict[Path, set[str]] = {}
+    for job in jobs:
+        by_folder.setdefault(job.folder, set()).add(fingerprint(job.config))
+    assert all(len(prints) == 1 for prints in by_folder.values())
+
+
+def changed(config: TrainConfig) -> TrainConfig:
+    """With a field of every kind changed."""
+    edits = {
+        "data.area": (0.25, 0.75),
+        "data.antialias": False,
+        "schedule.step_epochs": (0.125, 1e-3 + 1),
+        "optim.base_lr": 1 / 3,
+        "model.width": 0.3,
+        "eval.flip": True,
+        "compile_fallback": True,
+        "seed": 12,
+        "run_dir": "runs/x y",
+    }
+    for path, value in edits.items():
+        config = replace_at(config, path, value)
+    return config
+
+
+@pytest.mark.parametrize("recipe", ["cifar10", "cifar10-ablate", "resnet50d-tricks"])
+def test_the_command_line_of_a_run_gives_the_run(recipe: str) -> None:
+    config = ablation(recipe)
+    runs = [resolve(cell, config) for make in PAPER_TABLES.values() for cell in make().cells]
+    for run in (*runs[::7], changed(RECIPES[recipe]())):
+        run = dataclasses.replace(run, run_dir=run.run_dir or "runs/one")
+        assert parse_recipe(arguments_of(run), prog="test") == run
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tabel4", "cifar10"], "table = 'tabel4': unknown; did you mean 'table4'?; the tables are table2, "),
+        (["table7"], "table = 'table7': unknown; did you mean"),
+        (["table4", "cifar11"], "table = 'cifar11': unknown"),
+        (["leave-one"], "table = 'leave-one': unknown; did you mean 'leave-one-out'?"),
+        (["add-one"], "table = 'add-one': needs a recipe whose tricks it goes through: "),
+        (["cifar10"], "table = '': must be given before the recipe"),
+        (["table4", "--seeds", "0"], "seeds = 0: must be 1 or more"),
+        (["table4", "--seeds", "-3"], "seeds = -3: must be 1 or more"),
+        (["table4", "--seeds", "3", "--more-seeds", "3"], "more_seeds = 3: must be 0, or more than seeds (3)"),
+        (["table4", "--resume"], "resume = True: "),
+        (["add-one", "cifar10", "--factors", "mixpu"], "trick = 'mixpu': unknown; did you mean 'mixup'?"),
+        (["factorial", "cifar10"], "factors = ("),
+        (["add-one", "mobilenet-tricks", "--factors", "resnet_d"], "cannot be switched on mobilenet_v1"),
+    ],
+)
+def test_what_is_wrong_is_answered_in_a_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(ablate.main, *args, "--data.root", "nowhere") == 2
+    shown = capsys.readouterr().err
+    assert message in re.sub(r"\s*│\s*", " ", shown)
+
+
+def test_help_lists_tables_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(ablate.main, "--help") == 0
+    shown = capsys.readouterr().out
+    for name in (*PAPER_TABLES, *DESIGNS, *RECIPES):
+        assert name in shown
+
+
+def test_more_factors_than_can_be_crossed_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"are 7 tricks and 2\^7 cells; must be at most 6"):
+        factorial(ablation("cifar10"))
