@@ -80,6 +80,10 @@ class DataConfig:
     """Decoding threads of a rank; 0: the CPU cores divided among the ranks of this machine."""
     prefetch: int = 2
     """Batches prepared ahead, 1 or more."""
+    max_bad: float = 0.05
+    """Share of a split's files that may be bad, replaced (training) or left out (validation); 0 to 1. More is an error."""
+    max_pixels: int = 100_000_000
+    """Larger images, by the size in their header, pixels, count as bad: they are not decoded. 1 or more."""
 
     def __post_init__(self) -> None:
         _require_choices(self, "data.")
@@ -93,6 +97,8 @@ class DataConfig:
         require(0 <= self.pca_noise < math.inf, "data.pca_noise", self.pca_noise, "must be 0 (off) or more")
         require(self.threads >= 0, "data.threads", self.threads, "must be 0 (choose) or more")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be 1 or more")
+        require(0 <= self.max_bad <= 1, "data.max_bad", self.max_bad, "is a share of the files, 0 to 1")
+        require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "must be 1 or more pixels")
 
 
 TIMM = "timm:"

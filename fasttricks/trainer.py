@@ -247,6 +247,15 @@ def images_per_joule(run: Run) -> dict[str, float]:
     return {"images_per_joule": images / joules} if images and joules > 0 else {}
 
 
+def bad_images(run: Run) -> dict[str, str]:
+    """The files, of both splits, that any rank could not use, and why: replaced in training, left out in validation.
+
+    A collective.
+    """
+    known = run.world.gather(json.dumps(run.train_loader.bad | run.val_loader.bad).encode())
+    return dict(sorted({name: why for rank in known for name, why in json.loads(rank).items()}.items()))
+
+
 def summarize(run: Run, metrics: Metrics) -> dict[str, Any]:
     """The result of a finished run, written as summary.json and printed as one line. A collective."""
     images = run.config.epochs * run.num_train_images
@@ -265,6 +274,7 @@ def summarize(run: Run, metrics: Metrics) -> dict[str, Any]:
         "precision": resolve_precision(run.config.precision, run.world.device),
         **run.loss_scale.report(),
         **images_per_joule(run),
+        "bad_images": bad_images(run),
     }
     if run.world.is_main:
         write_json(run.folder / "summary.json", summary)

@@ -81,9 +81,12 @@ def test_a_class_in_val_that_train_lacks(refuse: Callable[..., str], data: Path)
     says(refuse(), str(data / "val"), "dog", "no counterpart in train", "add it there or remove it here")
 
 
-def test_a_file_that_is_no_image(refuse: Callable[..., str], data: Path) -> None:
-    (data / "train" / "bee" / "notes.jpg").write_text("buzz")
-    says(refuse(), "bee/notes.jpg", "no image", "remove or convert")
+def test_too_many_files_that_are_no_images(refuse: Callable[..., str], data: Path) -> None:
+    """3 of 48 is over the 5 % that are replaced."""
+    for number in range(3):
+        (data / "train" / "bee" / f"notes-{number}.jpg").write_text("buzz")
+    error = refuse()
+    says(error, "3 of 48 images are bad", "data.max_bad = 0.05", "bee/notes-2.jpg: no image", "repair or remove them")
 
 
 def test_num_classes_that_disagrees(refuse: Callable[..., str]) -> None:
@@ -228,13 +231,18 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_resume_goes_on(
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
-def test_a_damaged_image_met_while_training_is_named(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its first bytes are a JPEG's, so that the check before training, which decodes nothing, lets it pass."""
+def test_a_damaged_image_is_named_and_replaced(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of each split, the first by its end, the second before training; the run ends, and its summary has both."""
     image = data / "train" / "bee" / "004.jpg"
-    image.write_bytes(image.read_bytes()[:200])
-    assert call(train.main, *arguments(data, tmp_path / "run")) == 2
-    error = capsys.readouterr().err
-    assert "bee/004.jpg" in error
-    assert "Traceback" not in error
+    image.write_bytes(image.read_bytes()[:-200])
+    (data / "val" / "ant" / "000.jpg").write_bytes(b"buzz")
+    count = len(list(data.glob("val/*/*")))
+    args = arguments(data, tmp_path / "run", "--data.max-bad", "0.1")
+    assert call(train.main, *args) == 0
+    said = capsys.readouterr().err
+    assert "bad image bee/004.jpg: cut off" in said and "replaced by another of its class" in said
+    assert "bad image ant/000.jpg: no image: first bytes b'buzz'; left out" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["bad_images"]) == ["train/bee/004.jpg", "val/ant/000.jpg"]
+    assert summary["bad_images"]["val/ant/000.jpg"] == "no image: first bytes b'buzz'"
+    assert summary["val_images"] == count - 1

@@ -35,6 +35,8 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "ema_decay": (1.0, -0.1, nan),
     "checkpoint_epochs": (0,),
     "log_steps": (0,),
+    "data.max_bad": (-0.1, 1.1, nan),
+    "data.max_pixels": (0,),
     "data.image_size": (7, 0, -224),
     "data.val_resize": (223, 0),
     "data.area": ((0.0, 1.0), (0.5, 1.1), (0.9, 0.1), (nan, 1.0), (0.1,), (0.1, 0.5, 1.0)),

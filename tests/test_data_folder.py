@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fasttricks.data import DataError, scan_dataset, scan_folder
+from fasttricks.data.quarantine import QuarantineError, write_quarantine
 
 
 def make(root: Path, *names: str) -> Path:
@@ -46,7 +47,7 @@ def test_hidden_files_are_skipped_and_counted(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg")
     for name in (".DS_Store", "a/.DS_Store", "a/Thumbs.db", "a/._1.jpg"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.warns(UserWarning, match="skipped 4 hidden"):
+    with pytest.warns(UserWarning, match=r"skipped 4 hidden .*\.DS_Store"):
         assert scan_folder(tmp_path).files == ("a/1.jpg",)
 
 
@@ -93,24 +94,76 @@ def test_class_that_train_lacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("notes.txt", b"hello", ".txt"),
         ("text.jpg", b"hello, this is text", "hello"),
         ("gif.jpg", b"GIF89a" + bytes(20), "GIF89a"),
+        ("animated.gif", b"GIF89a" + bytes(20), "GIF89a"),
         ("empty.jpg", b"", "0 bytes"),
-        ("noextension", b"\xff\xd8\xff\xe0", "none"),
     ],
 )
-def test_a_file_that_is_no_image_is_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
-    make(tmp_path, "a/1.jpg")
+def test_a_bad_file_keeps_its_place_and_is_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "a" / name).write_bytes(content)
-    text = message(tmp_path)
-    assert f"a/{name}" in text and reason in text and "1 of 2" in text
+    folder = scan_folder(tmp_path)
+    assert sorted(folder.files) == sorted(["a/1.jpg", f"a/{name}", "b/1.jpg"])
+    assert folder.labels == (0, 0, 1)
+    assert [folder.files[index] for index in folder.bad] == [f"a/{name}"]
+    assert reason in next(iter(folder.bad.values()))
+
+
+def test_a_file_that_was_never_an_image_is_skipped_aloud(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "notes.txt").write_text("hello")
+    with pytest.warns(UserWarning, match=r"skipped 1 hidden .* \(a/notes\.txt\)"):
+        folder = scan_folder(tmp_path)
+    assert (folder.files, folder.bad) == (("a/1.jpg",), {})
+
+
+def test_an_image_without_an_extension_is_an_image(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "1.jpg").rename(tmp_path / "a" / "image")
+    assert scan_folder(tmp_path).files == ("a/image",)
 
 
 def test_a_folder_inside_a_class_is_named(tmp_path: Path) -> None:
-    make(tmp_path, "a/1.jpg", "a/deep.jpg/1.jpg")
+    make(tmp_path, "a/1.jpg", "a/deep/1.jpg")
     text = message(tmp_path)
-    assert "a/deep.jpg" in text and "folder inside" in text
+    assert "a/deep" in text and "folder inside" in text
+
+
+def test_a_class_of_bad_files_alone(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "b" / "1.jpg").write_bytes(b"")
+    text = message(tmp_path)
+    assert str(tmp_path / "b") in text and "no image" in text and "b/1.jpg: 0 bytes long" in text
+
+
+ODD = ["a/2.jpg", "a/new\nline.jpg", 'a/"quoted" \\.jpg', "a/犬 é.jpg", "a/\udcff\udcfe.jpg"]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_the_quarantine_list_is_honoured_whatever_the_names(tmp_path: Path, above: bool) -> None:
+    """It lies in the folder of the splits, or in that of the split; the last name is no UTF-8."""
+    root = tmp_path / "train"
+    make(root, "a/1.jpg", "b/1.jpg")
+    for name in ODD:
+        (root / name).write_bytes((root / "a/1.jpg").read_bytes())
+    whole = scan_folder(root)
+    listed = {f"train/{name}" if above else name: "a reason" for name in [*ODD, "a/gone.jpg"]}
+    write_quarantine(tmp_path if above else root, listed)
+    folder = scan_folder(root)
+    assert (folder.files, folder.labels) == (whole.files, whole.labels)
+    assert sorted(folder.files[index] for index in folder.bad) == sorted(ODD)
+    assert set(folder.bad.values()) == {"quarantined: a reason"}
+
+
+@pytest.mark.parametrize("line", [b"a/2.jpg", b'{"file": "a/2.jpg"}', b'{"file": 3, "reason": "x"}', b"\xff", b"[]"])
+def test_a_damaged_quarantine_list_is_an_error(tmp_path: Path, line: bytes) -> None:
+    make(tmp_path / "train", "a/1.jpg")
+    write_quarantine(tmp_path, {"train/a/2.jpg": "x"})
+    with (tmp_path / "quarantine.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(QuarantineError, match=r"quarantine\.jsonl: line 2 must be .*prepare scan"):
+        scan_folder(tmp_path / "train")
 
 
 @pytest.mark.parametrize("lacking", ["train", "val"])

@@ -47,9 +47,9 @@ def order(loader: Loader) -> list[int]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_each_image_once_an_epoch_over_all_ranks(root: Path, world_size: int, training: bool) -> None:
-    """Sizes around a multiple of ranks x batch, where padding, shard bounds and empty batches go wrong."""
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_each_image_once_in_each_of_ten_epochs_over_all_ranks(root: Path, world_size: int, training: bool) -> None:
+    """Sizes around a multiple of ranks x batch, where bounds and empty batches go wrong; nothing is NaN."""
     batch = 4 if world_size < 8 else 3
     around = (-1, 0, 1, 2) if world_size < 8 else (1,)  # a rank costs time
     for count in {world_size, *(2 * batch * world_size + d for d in around)}:
@@ -58,7 +58,7 @@ def test_each_image_once_an_epoch_over_all_ranks(root: Path, world_size: int, tr
             for r in range(world_size)
         ]
         shards = ranks[0].shards
-        for _ in range(3):
+        for _ in range(10):
             epochs = [epoch(rank) for rank in ranks]
             seen = [[label for b in batches for label in b.labels.tolist()] for batches in epochs]
             assert sorted(chain.from_iterable(seen)) == list(range(count))
@@ -69,6 +69,7 @@ def test_each_image_once_an_epoch_over_all_ranks(root: Path, world_size: int, tr
             for step, batches in enumerate(zip(*epochs, strict=True)):
                 assert sum(len(b.labels) for b in batches) == ranks[0].global_count(step)
                 assert all(b.images.shape == (len(b.labels), 3, 8, 8) for b in batches)
+                assert all(b.images.isfinite().all() for b in batches)
 
 
 def test_a_rank_may_get_an_empty_batch(root: Path) -> None:
@@ -85,7 +86,9 @@ def test_training_order_depends_on_seed_and_epoch(root: Path) -> None:
     for i, one in enumerate(orders):
         assert one != list(range(64))
         for two in orders[:i]:
-            assert abs(np.corrcoef(np.argsort(one), np.argsort(two))[0, 1]) < 0.5  # 4 sigma for 64 images
+            assert (
+                abs(np.corrcoef(np.argsort(one), np.argsort(two))[0, 1]) < 0.5
+            )  # 4 sigma; test_data_draws.py has more
 
 
 def test_validation_is_in_order_and_without_chance(root: Path) -> None:
@@ -205,25 +208,6 @@ def test_a_state_of_other_arguments_is_refused(root: Path, change: dict[str, Any
 def test_fewer_images_than_ranks(root: Path) -> None:
     with pytest.raises(DataError, match="2 images for 3 ranks"):
         loader(root, 2, world_size=3)
-
-
-@pytest.mark.parametrize("at", ["first epoch", "second epoch"])
-@pytest.mark.parametrize("damage", ["text", "cut"])
-@pytest.mark.parametrize("training", [True, False])
-def test_an_undecodable_file_is_named(root: Path, tmp_path: Path, training: bool, damage: str, at: str) -> None:
-    for file in root.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    made = loader(tmp_path, training=training, rank=0, world_size=2)
-    if at == "second epoch":
-        epoch(made)
-        next(iter(made))  # what is prefetched already is read before the damage is done
-    for name in ("050.png", "010.png", "020.png", "040.png"):  # both shards
-        content = (root / name).read_bytes()
-        (tmp_path / name).write_bytes(b"no image at all" if damage == "text" else content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"cannot decode 0[1245]0\.png") as caught:
-        [epoch(made) for _ in range(4)]  # what was read ahead is still good
-    assert "remove it" in str(caught.value)
-    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_another_failure_of_dali_is_not_blamed_on_a_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +26,24 @@ from fasttricks.config import DataConfig
 from fasttricks.data import Batch, DataError, color
 from fasttricks.data.draws import Draws, image_draws
 from fasttricks.data.feed import Feed, Job, Source
+from fasttricks.data.folder import show_name
 from fasttricks.data.fused import Callback, choose_callback, resize_and_color
 from fasttricks.data.shards import Shards
 
 _FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC, "lanczos3": types.INTERP_LANCZOS3}
 
+_SHOWN = 20
+"""Bad files that are named at a time on stderr."""
+_SAMPLE = re.compile(r"sample #(\d+)")  # how DALI names, in most of its errors, the image of a batch
+
 
 class Loader:
     """Batches of one split, an epoch an iteration.
 
-    Every image comes exactly once an epoch, over all ranks. The last batch of an epoch may be short, and on some ranks
-    empty (N = 0), so that all ranks take the same number of steps; `global_count(step)` says how many images a step has
-    in all.
+    Every image comes exactly once an epoch, over all ranks, but for bad files: those are named on stderr as they are
+    met, listed in `bad`, and replaced in training or left out in validation (feed.py). The last batch of an epoch may be
+    short, and on some ranks empty (N = 0), so that all ranks take the same number of steps; `global_count(step)` says how
+    many images a step has in all.
 
     Args:
         source: what scan_folder found.
@@ -49,8 +57,8 @@ class Loader:
         rank, world_size: which of how many equal parts of each epoch this is.
         state: what `state()` of a Loader of equal arguments gave: go on from there, bit for bit.
 
-    Raises DataError for fewer images than ranks and for a state of another data set, seed, batch size or sharding;
-    while iterating, for an image that cannot be decoded, which it names.
+    Raises DataError for fewer images than ranks, for a state of another data set, seed, batch size or sharding, and for
+    more bad files than config.max_bad allows, while iterating too.
 
     Deterministic: order and augmentation are pure functions of (seed, epoch, image), see draws.py; threads and prefetch
     change no bit. Oracle: reference.py.
@@ -83,13 +91,15 @@ class Loader:
             "world_size": world_size,
             "files": source.fingerprint(),
         }
-        self._epoch, self._step = _unpack(state, self._identity, source.root)
+        self._epoch, self._step, bad = _unpack(state, self._identity, source.root)
         self._callback: Callback | None = None
         self.note = ""
         """Why this loader is slower than it might be, for the header of a run; empty: it is not."""
         if training and device.type == "cpu":
             self._callback, self.note = choose_callback(config)
-        self._feed = Feed(source, self.shards, training=training, seed=seed, rank=rank)
+        self._feed = Feed(source, self.shards, config, training=training, seed=seed, rank=rank, bad=bad)
+        self._named = set(bad) | (set(source.bad) if rank else set())  # each rank knows those; one names them
+        self._name_bad()
         self._in_flight: deque[tuple[Job, dict[str, Any]]] = deque()
         """Jobs in the pipeline and, as it does not copy them, what was handed over for them."""
         self._pipeline: Any = None
@@ -117,48 +127,65 @@ class Loader:
         """Images of batch `step`, 0 to len - 1, over all ranks. Arithmetic on the host."""
         return self.shards.global_count(step)
 
+    @property
+    def bad(self) -> dict[str, str]:
+        """The bad files that this rank knows of, by name with the split's folder before it, and why."""
+        split = self._source.root.name
+        return {f"{split}/{self._source.name(image)}": why for image, why in sorted(self._feed.bad.items())}
+
     def state(self) -> bytes:
-        """Where it stands after the batches yielded so far: 0.2 KB of JSON. What was read ahead is no part of it."""
-        return json.dumps({**self._identity, "epoch": self._epoch, "step": self._step}).encode()
+        """Where it stands after the batches yielded so far, and the bad files: JSON, 0.2 KB without any.
+
+        What was read ahead is no part of it.
+        """
+        position = {"epoch": self._epoch, "step": self._step, "bad": sorted(self._feed.bad.items())}
+        return json.dumps({**self._identity, **position}).encode()
 
     def _start(self) -> None:
         """Build the pipeline and give it its first jobs, those from the present position on."""
+        self._in_flight.clear()
+        self._pipeline = self._build(self.shards.batch_size, self._config.prefetch)
+        self._jobs = self._feed.jobs(self._epoch, self._step)
+        for _ in range(self._config.prefetch):
+            self._hand_over()
+        self._pipeline.schedule_run()  # the first time, as many runs as there are batches to prefetch
+
+    def _build(self, batch_size: int, prefetch_queue_depth: int) -> Any:
         config, on_gpu = self._config, self._device.type == "cuda"
-        self._pipeline = pipeline_def(_graph)(
+        pipeline = pipeline_def(_graph)(
             config,
             training=self._training,
             callback=self._callback,
             on_gpu=on_gpu,
             half=self._dtype == torch.float16,
-            batch_size=self.shards.batch_size,
+            batch_size=batch_size,
             num_threads=config.threads or _threads_per_rank(),
             device_id=(self._device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=config.prefetch,
+            prefetch_queue_depth=prefetch_queue_depth,
         )
-        self._pipeline.build()
-        self._jobs = self._feed.jobs(self._epoch, self._step)
-        for _ in range(config.prefetch):
-            self._hand_over()
-        self._pipeline.schedule_run()  # the first time, as many runs as there are batches to prefetch
+        pipeline.build()
+        return pipeline
 
     def _next(self) -> Batch:
-        job = self._in_flight[0][0]
-        labels = torch.from_numpy(job.labels)
-        if not len(labels):
+        while True:
+            job = self._in_flight[0][0]
+            if not job.encoded:
+                self._in_flight.popleft()
+                side = self._config.image_size
+                images = torch.empty((0, side, side, 3), dtype=self._dtype, device=self._device)
+                break
+            try:
+                (outputs,) = self._pipeline.share_outputs()
+            except RuntimeError as error:
+                self._mend(error)
+                continue
             self._in_flight.popleft()
-            side = self._config.image_size
-            images = torch.empty((0, side, side, 3), dtype=self._dtype, device=self._device)
-            return Batch(images.permute(0, 3, 1, 2), labels.to(self._device))
-        try:
-            (outputs,) = self._pipeline.share_outputs()
-        except RuntimeError as error:
-            self._name_undecodable(error)
-            raise
-        self._in_flight.popleft()
-        images = torch.from_dlpack(outputs.as_tensor())
-        self._pipeline.release_outputs()
-        self._hand_over()
-        self._pipeline.schedule_run()
+            images = torch.from_dlpack(outputs.as_tensor())
+            self._pipeline.release_outputs()
+            self._hand_over()
+            self._pipeline.schedule_run()
+            break
+        labels = torch.from_numpy(job.labels)
         if self._device.type == "cuda":
             labels = labels.pin_memory().to(self._device, non_blocking=True)
         return Batch(images.permute(0, 3, 1, 2).to(self._dtype), labels)
@@ -167,37 +194,73 @@ class Loader:
         """Give the pipeline its next job. Empty ones wait in the queue, but have nothing to run."""
         while True:
             job = next(self._jobs)
-            if not job.encoded:
-                self._in_flight.append((job, {}))
-                continue
-            inputs: dict[str, Any] = {}
-            if self._training:
-                drawn = image_draws(self._seed, job.epoch, job.indices)
-                inputs |= augmentation(self._config, drawn, fused=self._callback is not None)
-            for name, array in inputs.items():
-                self._pipeline.feed_input(name, array)
-            files = [np.frombuffer(file, np.uint8) for file in job.encoded]
-            # a third of the time that a plain list takes, 5 us an image
-            self._pipeline.feed_input("encoded", TensorListCPU([TensorCPU(file) for file in files]))
+            self._name_bad()
+            inputs = self._inputs(job) if job.encoded else {}
             self._in_flight.append((job, inputs))
-            return
+            if inputs:
+                for name, values in inputs.items():
+                    self._pipeline.feed_input(name, values)
+                return
 
-    def _name_undecodable(self, error: RuntimeError) -> None:
-        """Raise DataError if a file of the batches in flight cannot be decoded; return if the trouble is another.
+    def _inputs(self, job: Job) -> dict[str, Any]:
+        """What the graph takes for a job of one image or more, by name."""
+        files = [np.frombuffer(file, np.uint8) for file in job.encoded]
+        # a third of the time that a plain list takes, 5 us an image
+        inputs: dict[str, Any] = {"encoded": TensorListCPU([TensorCPU(file) for file in files])}
+        if self._training:
+            drawn = image_draws(self._seed, job.epoch, job.places)
+            inputs |= augmentation(self._config, drawn, fused=self._callback is not None)
+        return inputs
 
-        DALI names no file for most kinds of damage, so they are decoded one by one. Cost: a few seconds.
+    def _mend(self, error: RuntimeError) -> None:
+        """After DALI failed: find the files in flight that it cannot decode, and start anew without them.
+
+        Raises `error` where all of them decode: the trouble is another. Cost: the pipeline is built anew, 0.1 s; where
+        DALI does not say which image of a batch it was, the images of a few batches are decoded one by one.
         """
-        bad = [
-            self._source.name(index)
-            for job, _ in self._in_flight
-            for index, file in zip(job.indices.tolist(), job.encoded, strict=True)
-            if not _decodes(file)
-        ]
-        if bad:
-            raise DataError(
-                f"{self._source.root}: cannot decode {', '.join(bad)}: the file is damaged or of a format that DALI does "
-                f"not read; repair or re-encode it under the same name and go on with --resume, or remove it and start anew"
-            ) from error
+        self._pipeline, alone = None, None
+        numbers = {int(number) for number in _SAMPLE.findall(str(error))}
+        in_flight = [(job, n) for job, _ in self._in_flight for n in range(len(job.encoded))]
+        hinted = [(job, n) for job, n in in_flight if n in numbers]
+        found: dict[int, str] = {}
+        for job, number in hinted or in_flight:
+            alone = alone or self._build(batch_size=1, prefetch_queue_depth=1)
+            why = self._why_undecodable(alone, job, number)
+            if why is not None:
+                found[int(job.images[number])], alone = why, None
+        if not found:
+            raise error
+        for image, why in found.items():
+            self._feed.mark(image, why)
+        self._start()
+
+    def _why_undecodable(self, pipeline: Any, job: Job, number: int) -> str | None:
+        """Put image `number` of a job through `pipeline`, of one image, which is of no more use if this fails."""
+        one = slice(number, number + 1)
+        parts = job.places[one], job.images[one], job.labels[one], job.encoded[one]
+        for name, values in self._inputs(Job(job.epoch, job.step, *parts)).items():
+            pipeline.feed_input(name, values)
+        try:
+            pipeline.schedule_run()
+            pipeline.share_outputs()
+        except RuntimeError as error:
+            reasons = [
+                line.strip() for line in str(error).splitlines() if line.strip() and "no longer valid" not in line
+            ]
+            return f"DALI cannot decode it ({reasons[-1]})"
+        pipeline.release_outputs()
+        return None
+
+    def _name_bad(self) -> None:
+        """Say which files were found bad since the last time."""
+        new = [image for image in sorted(self._feed.bad.copy()) if image not in self._named]
+        then = "replaced by another of its class" if self._training else "left out"
+        for image in new[:_SHOWN]:
+            name, why = show_name(self._source.name(image)), self._feed.bad[image]
+            print(f"bad image {name}: {why}; {then}", file=sys.stderr, flush=True)
+        if len(new) > _SHOWN:
+            print(f"{len(new) - _SHOWN} more bad images: {then}; the run's summary.json names all", file=sys.stderr)
+        self._named.update(new)
 
 
 def augmentation(config: DataConfig, draws: Draws, *, fused: bool) -> dict[str, NDArray[np.float32]]:
@@ -225,7 +288,7 @@ def augmentation(config: DataConfig, draws: Draws, *, fused: bool) -> dict[str, 
 
 
 def _graph(
-    config: DataConfig, *, training: bool, callback: Callback | None, on_gpu: bool, half: bool
+    config: DataConfig, *, training: bool, callback: Callback | None = None, on_gpu: bool, half: bool
 ) -> tuple[Any, ...]:
     """(images HWC,): the training graph, or the validation graph. Training takes what `augmentation` makes."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
@@ -292,26 +355,10 @@ def _finish(images: Any, config: DataConfig, training: bool, dtype: Any) -> Any:
     )
 
 
-def _decodes(file: bytes) -> bool:
-    """Whether DALI decodes this file, on the CPU."""
-
-    def graph() -> Any:
-        return fn.decoders.image(fn.external_source(name="encoded", dtype=types.UINT8, ndim=1))
-
-    pipeline = pipeline_def(graph)(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    pipeline.build()
-    pipeline.feed_input("encoded", [np.frombuffer(file, np.uint8)])
-    try:
-        pipeline.run()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _unpack(state: bytes | None, identity: dict[str, Any], root: Path) -> tuple[int, int]:
-    """(epoch, step) of a state that must be of this very data set, seed and sharding."""
+def _unpack(state: bytes | None, identity: dict[str, Any], root: Path) -> tuple[int, int, dict[int, str]]:
+    """(epoch, step, bad files) of a state that must be of this very data set, seed and sharding."""
     if state is None:
-        return 0, 0
+        return 0, 0, {}
     saved = json.loads(state)
     for field, value in identity.items():
         if saved[field] != value:
@@ -319,7 +366,7 @@ def _unpack(state: bytes | None, identity: dict[str, Any], root: Path) -> tuple[
                 f"{root}: the saved position has {field} = {saved[field]}, this run {value}; resume with the same, "
                 f"or start a new run"
             )
-    return saved["epoch"], saved["step"]
+    return saved["epoch"], saved["step"], dict(saved["bad"])
 
 
 def _threads_per_rank() -> int:

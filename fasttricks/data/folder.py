@@ -1,5 +1,8 @@
 """Find the images of a data set and say what is wrong with it before training begins. No torch, no DALI.
 
+A wrong layout is an error. A bad file is not: it is listed in ImageFolder.bad with the reason, and the loader puts another
+image in its place (feed.py).
+
 Layout: ROOT/train/<class>/<image> and ROOT/val/<class>/<image>; classes are numbered by sorted folder name.
 """
 
@@ -7,33 +10,45 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from errno import EFBIG, EINVAL
 from itertools import islice
 from pathlib import Path
 
 from fasttricks.config import UserError
+from fasttricks.data.headers import HEADER_BYTES, why_no_image
+from fasttricks.data.quarantine import QUARANTINE, read_quarantine
 
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
 
-# What DALI decodes: first bytes -> name. WebP has four bytes of size between RIFF and WEBP; PNM has its own rule below.
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-}
-_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "jp2", "j2k", "jpx", "pnm", "ppm", "pgm", "pbm"]
-)
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
-_HEADER_BYTES = 12
+_READ = [
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "bmp",
+    "tif",
+    "tiff",
+    "jp2",
+    "j2k",
+    "jpx",
+    "pnm",
+    "ppm",
+    "pgm",
+    "pbm",
+]
+_NOT_READ = ["gif", "heic", "avif"]
+_EXTENSIONS = frozenset(_READ + _NOT_READ)
+"""A file whose name ends so was meant to be an image."""
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini", QUARANTINE})
+_LARGEST_FILE = 1 << 29  # bytes; more is no image, and would be read into memory
 _CHUNK = 2048  # files a task of the header check: large enough that handing out tasks costs nothing
 _NAMED = 5  # how many offenders an error names
 
@@ -50,15 +65,23 @@ class ImageFolder:
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[int, ...]
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Files that are known not to be read, by number, and why: no image, or in the quarantine list."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises OSError."""
-        descriptor = os.open(f"{self.root}{os.sep}{self.files[index]}", os.O_RDONLY)
+        # not to wait for a pipe's other end, which changes nothing for a file
+        descriptor = os.open(f"{self.root}{os.sep}{self.files[index]}", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(EINVAL, "not a file")
+            if size > _LARGEST_FILE:
+                raise OSError(EFBIG, f"{size:,} bytes long")
             content = os.read(descriptor, size)
             while len(content) < size and (more := os.read(descriptor, size - len(content))):
                 content += more
@@ -77,18 +100,6 @@ class ImageFolder:
         return names.hexdigest()
 
 
-def image_format(header: bytes) -> str | None:
-    """Name of the image format whose signature the first 12 bytes of a file carry; None if DALI decodes no such."""
-    for magic, name in _MAGIC.items():
-        if header.startswith(magic):
-            return name
-    if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
-        return "WebP"
-    if header[:1] == b"P" and header[1:2] in b"123456" and header[2:3].isspace():
-        return "PNM"
-    return None
-
-
 def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> ImageFolder:
     """The images in the class folders of `root`, sorted by class and then by name, each checked to be an image.
 
@@ -98,11 +109,12 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
             any.
             None: the sorted names of the folders.
 
-    A file is an image if its extension and its first bytes both say so; the pixels are not decoded. Hidden files,
-    Thumbs.db and desktop.ini are skipped, with a warning that counts them.
+    A file is an image if its first bytes say so; the pixels are not decoded. One that is none is in `bad` if its name is
+    an image's or the quarantine list has it, and skipped, as hidden files, Thumbs.db and desktop.ini are, if not: with a
+    warning that counts them.
 
-    Raises DataError for: no such folder, not a folder, empty, no class folders, a class folder without an image, a
-    class that is not in `classes`, and a file that is no image.
+    Raises DataError for: no such folder, not a folder, empty, no class folders, files beside them, folders in a class
+    folder, a class folder without a good image, a class that is not in `classes`, a damaged quarantine list.
 
     Cost: one directory listing a class and one read of 12 bytes a file, in threads.
     """
@@ -122,24 +134,29 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         )
     files: list[str] = []
     labels: list[int] = []
+    bad: dict[int, str] = {}
+    quarantined = read_quarantine(root)
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
         # map() keeps the order, so that the result does not depend on which thread ends first
-        for name, (found, hidden) in zip(folders, pool.map(lambda name: _list_class(root, name), folders), strict=True):
-            if not found:
-                raise DataError(f"{root / name}: class folder with no image in it; add images or remove the folder")
-            files += found
-            labels += [index[name]] * len(found)
+        found = list(pool.map(lambda name: _list_class(root, name), folders))
+        reasons = pool.map(lambda part: _reasons(root, part), _chunks([file for part, _ in found for file in part]))
+        reason = {file: why for part in reasons for file, why in part.items()} | quarantined
+        for name, (listed, hidden) in zip(folders, found, strict=True):
+            kept = [file for file in listed if file not in reason or _named_image(file) or file in quarantined]
+            worst = {len(files) + at: reason[file] for at, file in enumerate(kept) if file in reason}
+            if len(worst) == len(kept):
+                why = f" ({show_name(listed[0])}: {reason[listed[0]]})" if listed else ""
+                way_out = "add images or remove the folder"
+                raise DataError(f"{root / name}: class folder with no image in it{why}; {way_out}")
+            bad |= worst
+            files += kept
+            labels += [index[name]] * len(kept)
+            skipped += [file for file in listed if file not in set(kept)] if len(kept) < len(listed) else []
             skipped += hidden
-        bad = [path for part in pool.map(lambda part: _not_images(root, part), _chunks(files)) for path in part]
-    if bad:
-        reason = _why_no_image(root / bad[0])
-        raise DataError(
-            f"{root}: {len(bad)} of {len(files)} files are no images: {_names(bad)} ({reason}); "
-            f"remove or convert them (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 and PNM are read)"
-        )
     if skipped:
-        warnings.warn(f"{root}: skipped {skipped} hidden or system files (such as .DS_Store, Thumbs.db)", stacklevel=2)
-    return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels))
+        what = f"{len(skipped)} hidden or system files, or files without an image's name and content"
+        warnings.warn(f"{root}: skipped {what} ({_names(skipped)})", stacklevel=2)
+    return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels), bad=bad)
 
 
 def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
@@ -157,17 +174,19 @@ def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
     return train, scan_folder(root / "val", classes=train.classes)
 
 
-def _list_root(root: Path) -> tuple[list[str], list[str], int]:
-    """(sorted folder names, sorted loose files, number of hidden entries skipped)."""
+def _list_root(root: Path) -> tuple[list[str], list[str], list[str]]:
+    """(sorted folder names, sorted loose files, hidden entries skipped)."""
     if not root.exists():
         raise DataError(f"{root}: no such folder; {LAYOUT}")
     if not root.is_dir():
         raise DataError(f"{root}: not a folder; {LAYOUT}")
-    folders, loose, skipped = [], [], 0
+    folders, loose, skipped = [], [], []
     with os.scandir(root) as entries:
         for entry in entries:
+            if entry.name == QUARANTINE:
+                continue
             if _is_clutter(entry.name):
-                skipped += 1
+                skipped.append(entry.name)
             elif entry.is_dir():
                 folders.append(entry.name)
             else:
@@ -177,16 +196,32 @@ def _list_root(root: Path) -> tuple[list[str], list[str], int]:
     return sorted(folders), sorted(loose), skipped
 
 
-def _list_class(root: Path, name: str) -> tuple[list[str], int]:
-    """(sorted paths relative to root of everything in a class folder, number of hidden entries skipped)."""
+def _list_class(root: Path, name: str) -> tuple[list[str], list[str]]:
+    """(sorted paths relative to root of the files in a class folder, hidden entries skipped)."""
+    kept: list[str] = []
+    skipped: list[str] = []
     with os.scandir(root / name) as entries:
-        names = [entry.name for entry in entries]
-    kept = sorted(n for n in names if not _is_clutter(n))
-    return [f"{name}/{n}" for n in kept], len(names) - len(kept)
+        for entry in entries:
+            path = f"{name}/{entry.name}"
+            if not _named_image(path) and _is_folder(entry) and not _is_clutter(entry.name):
+                raise DataError(f"{root}: {show_name(path)} is a folder inside a class folder; {LAYOUT}")
+            (skipped if _is_clutter(entry.name) else kept).append(path)
+    return sorted(kept), sorted(skipped)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
 def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def _named_image(path: str) -> bool:
+    return path.rpartition(".")[2].lower() in _EXTENSIONS
 
 
 def _chunks(files: list[str]) -> Iterator[list[str]]:
@@ -195,43 +230,39 @@ def _chunks(files: list[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _not_images(root: Path, files: list[str]) -> list[str]:
+def _reasons(root: Path, files: list[str]) -> dict[str, str]:
+    """Those of `files` that are no images, and why."""
     base = f"{root}{os.sep}"
-    return [path for path in files if not _is_image(base + path)]
+    found = ((file, _why_bad(base + file)) for file in files)
+    return {file: why for file, why in found if why is not None}
 
 
-def _is_image(path: str) -> bool:
-    if path.rpartition(".")[2].lower() not in _EXTENSIONS:
-        return False
+def _why_bad(path: str) -> str | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        return why_unreadable(error)
     try:
-        return image_format(os.read(descriptor, _HEADER_BYTES)) is not None
-    except OSError:  # a folder with an image's extension
-        return False
+        return why_no_image(os.read(descriptor, HEADER_BYTES))
+    except OSError as error:  # a folder with an image's extension
+        return why_unreadable(error)
     finally:
         os.close(descriptor)
 
 
-def _why_no_image(path: Path) -> str:
-    """What _is_image found wrong, in words: asked of one file only."""
-    if path.is_dir():
-        return "a folder inside a class folder"
-    if path.suffix.lower().lstrip(".") not in _EXTENSIONS:
-        return f"extension {path.suffix or '(none)'}"
-    try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-    return f"first bytes {header!r}" if header else "0 bytes long"
+def why_unreadable(error: OSError) -> str:
+    """The reason in words of a file that cannot be read."""
+    return f"unreadable: {error.strerror or error}"
+
+
+def show_name(name: str) -> str:
+    """A file name as one line that any terminal and file takes: what cannot be printed is escaped."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(show_name, names[:_NAMED])) + more
 
 
 def _describe(loose: Sequence[str]) -> str:

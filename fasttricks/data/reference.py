@@ -31,7 +31,10 @@ _FILTERS = {
 def decode(path: Path | str) -> Image.Image:
     """The image as RGB, turned upright by its EXIF tag."""
     with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # PIL would cut 65535 to 255
+        return Image.fromarray(np.round(np.asarray(upright) / 257).astype(np.uint8)).convert("RGB")
+    return upright.convert("RGBA").convert("RGB") if "transparency" in upright.info else upright.convert("RGB")
 
 
 def validation_pixels(image: Image.Image, *, image_size: int, val_resize: int, interpolation: str = "linear") -> Pixels:

@@ -1,0 +1,63 @@
+"""The list of bad files that `python -m fasttricks.data.prepare scan DIR` writes and training honours.
+
+DIR/quarantine.jsonl: one JSON object a line, {"file": path relative to DIR, "reason": words}. JSON escapes what a name may
+hold: new lines, quotes, and bytes that are no UTF-8, which Python carries as lone surrogates (\\udc80 to \\udcff). Names are
+compared as they are on the disk. A file that is not there any more does no harm. No torch, no DALI.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fasttricks.config import UserError
+
+QUARANTINE = "quarantine.jsonl"
+
+
+class QuarantineError(UserError):
+    """A quarantine list that cannot be read or written."""
+
+
+def read_quarantine(root: Path) -> dict[str, str]:
+    """Path relative to `root` -> reason: of the list in `root`, and of that in the folder above, which holds the splits.
+
+    Raises QuarantineError for a line that is not of the format.
+    """
+    above = {name: why for name, why in _read(root.parent).items() if name.startswith(f"{root.name}/")}
+    return {name[len(root.name) + 1 :]: why for name, why in above.items()} | _read(root)
+
+
+def write_quarantine(root: Path, reasons: Mapping[str, str]) -> Path:
+    """Write `reasons`, path relative to `root` -> reason, as the list in `root`; the old one is replaced as a whole.
+
+    Raises QuarantineError where the folder cannot be written.
+    """
+    path = root / QUARANTINE
+    temporary = root / f".{QUARANTINE}.{os.getpid()}"
+    lines = [json.dumps({"file": name, "reason": why}) + "\n" for name, why in sorted(reasons.items())]
+    try:
+        temporary.write_text("".join(lines), encoding="ascii")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise QuarantineError(f"{path}: cannot write it: {error.strerror}; make the folder writable") from error
+    return path
+
+
+def _read(root: Path) -> dict[str, str]:
+    path = root / QUARANTINE
+    if not path.is_file():
+        return {}
+    reasons = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            reasons["" + entry["file"]] = f"quarantined: {entry['reason']}"
+        except (ValueError, KeyError, TypeError) as error:
+            rule = 'must be {"file": path, "reason": words}; make the list anew with fasttricks.data.prepare scan'
+            raise QuarantineError(f"{path}: line {number} {rule}") from error
+    return reasons

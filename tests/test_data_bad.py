@@ -1,0 +1,416 @@
+"""Every kind of bad or odd file: decoded as PIL decodes it, or replaced and named; all else stays as it was."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fasttricks.config import DataConfig
+from fasttricks.data import Batch, DataError, Loader, draws, reference, scan_folder
+from fasttricks.data.headers import problem
+
+CPU = torch.device("cpu")
+CONFIG = DataConfig(image_size=32, val_resize=32, threads=2, max_bad=0.2)
+FULL = ("b", "2.jpg")
+"""The file that is exchanged: in the middle of the data set, with images of its class before and after it."""
+
+
+def smooth(mode: str, size: tuple[int, int] = (80, 64), shift: int = 0) -> Image.Image:
+    y, x = np.mgrid[: size[1], : size[0]]
+    rgb = np.stack([x * 3, y * 3.5 + shift, 255 - x - y - shift], -1).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(rgb).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}) | options)
+    return file.getvalue()
+
+
+def noise(size: tuple[int, int] = (120, 90)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+
+
+JPEG, PNG, WEBP = encoded(noise()), encoded(noise(), "PNG"), encoded(noise(), "WEBP")
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # a quarter turn
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    data = png_chunk(b"IDAT", zlib.compress(rows, 9))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + data + png_chunk(b"IEND", b"")
+
+
+def png_bomb(side: int = 20_000) -> bytes:
+    """A PNG of 400 million black pixels, one bit each, in 50 KB."""
+    return png(side, side, 1, 0, bytes((side // 8 + 1) * side))
+
+
+def with_size(jpeg: bytes, width: int, height: int) -> bytes:
+    at = jpeg.index(b"\xff\xc0")
+    return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
+
+
+def webp_bomb() -> bytes:
+    """The header of 16,383 pixels square, the most that there can be."""
+    small = encoded(smooth("RGB"), "WEBP", lossless=True)
+    assert small[12:16] == b"VP8L"
+    bits = struct.unpack_from("<I", small, 21)[0] & ~0xFFFFFFF | 16382 | 16382 << 14
+    return small[:21] + struct.pack("<I", bits) + small[25:]
+
+
+def deep_png() -> bytes:
+    """16 bits a channel, RGB."""
+    rows = np.zeros((64, 80, 3), ">u2")
+    rows[:] = np.asarray(smooth("RGB"), np.uint16) * 257
+    return png(80, 64, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows))
+
+
+def damaged_scan() -> bytes:
+    middle = JPEG.index(b"\xff\xda") + 2000
+    return JPEG[:middle] + bytes(range(1, 200)) + JPEG[middle + 199 :]
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def sparse(path: Path) -> None:
+    path.write_bytes(JPEG)
+    os.truncate(path, 1 << 40)
+
+
+@dataclass
+class Kind:
+    """How to make the file, and what is to be said of it; no reason: it is decoded."""
+
+    make: bytes | Callable[[], bytes] | Callable[[Path], None]
+    reason: str = ""
+    name: str = FULL[1]
+    tolerance: float = 4.0
+    """Grey levels that a pixel may be from what PIL makes of the file."""
+
+
+KINDS: dict[str, Kind] = {
+    "zero bytes": Kind(b"", "0 bytes long"),
+    "text": Kind(b"no image at all", "no image: first bytes b'no image"),
+    "GIF": Kind(encoded(noise(), "GIF"), "GIF8", "2.gif"),
+    "GIF named jpg": Kind(encoded(noise(), "GIF"), "GIF8"),
+    "HEIC": Kind(b"\0\0\0\x18ftypheic" + bytes(99), "ftypheic", "2.heic"),
+    "cut header": Kind(JPEG[:100], "JPEG without a size in its header"),
+    "cut after the header": Kind(JPEG[: JPEG.index(b"\xff\xda")], "cut off"),
+    "cut tail": Kind(JPEG[: len(JPEG) // 2], "cut off: image file is truncated"),
+    "cut PNG": Kind(PNG[: len(PNG) // 2], "cut off"),
+    "cut PNG header": Kind(PNG[:20], "PNG without a size in its header"),
+    "cut WebP": Kind(WEBP[: len(WEBP) // 2], "cut off"),
+    "damaged PNG": Kind(PNG[:1000] + bytes(500) + PNG[1500:], "DALI cannot decode it"),
+    "damaged scan": Kind(damaged_scan, tolerance=255),  # what is seen of it is the decoder's choice
+    "no size": Kind(with_size(JPEG, 0, 0), "JPEG without a size in its header"),
+    "PNG bomb": Kind(png_bomb, "20000 x 20000 = 400,000,000 pixels, over data.max_pixels = 100,000,000"),
+    "JPEG bomb": Kind(with_size(JPEG, 65500, 65500), "65500 x 65500 = 4,290,250,000 pixels, over data.max_pixels"),
+    "WebP bomb": Kind(webp_bomb, "16383 x 16383 = 268,402,689 pixels, over data.max_pixels"),
+    "folder": Kind(Path.mkdir, "unreadable: Is a directory"),
+    "dangling link": Kind(lambda path: path.symlink_to("nowhere"), "unreadable: No such file"),
+    "loop of links": Kind(loop, "unreadable: Too many levels of symbolic links"),
+    "pipe": Kind(os.mkfifo, "0 bytes long"),
+    "a terabyte": Kind(sparse, "unreadable: 1,099,511,627,776 bytes long"),
+    "CMYK": Kind(encoded(smooth("CMYK"))),
+    "grey": Kind(encoded(smooth("L"))),
+    "16 bits": Kind(deep_png),
+    "16 bits grey": Kind(encoded(Image.fromarray(np.asarray(smooth("L"), np.uint16) * 257), "PNG")),
+    "palette with alpha": Kind(encoded(smooth("RGBA").quantize(), "PNG")),
+    "EXIF turned": Kind(encoded(smooth("RGB"), exif=TURNED)),
+    "progressive": Kind(encoded(smooth("RGB"), progressive=True)),
+    "huge": Kind(lambda: encoded(smooth("RGB").resize((5000, 4000)))),
+    "one pixel": Kind(encoded(smooth("RGB", (1, 1)), "PNG")),
+    "no end marker": Kind(encoded(smooth("RGB"))[:-2], "cut off"),
+    "bytes after the end": Kind(encoded(smooth("RGB")) + bytes(1000)),
+    "PNG named jpg": Kind(encoded(smooth("RGB"), "PNG")),
+    "WebP named jpg": Kind(encoded(smooth("RGB"), "WEBP", lossless=True)),
+    "non-ASCII name": Kind(encoded(smooth("RGB")), name="2 犬é.jpg"),
+    "new line in the name": Kind(encoded(smooth("RGB")), name="2\n'\".jpg"),
+    "name that is no UTF-8": Kind(encoded(smooth("RGB")), name=os.fsdecode(b"2\xff\xfe.jpg")),
+    "bad file of such a name": Kind(b"text", "no image", name=os.fsdecode(b"2\n\xff.jpg")),
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 images of three classes."""
+    root = tmp_path_factory.mktemp("good") / "train"
+    for number in range(15):
+        folder = root / "abc"[number // 5]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number % 5}.jpg").write_bytes(encoded(smooth("RGB", shift=9 * number)))
+    return root
+
+
+PLACE = 7  # of b/2.jpg
+
+
+def epoch(loader: Loader) -> list[Batch]:
+    return [Batch(images.clone(), labels.clone()) for images, labels in loader]
+
+
+def two_epochs(root: Path, *, training: bool, config: DataConfig = CONFIG) -> tuple[Loader, list[torch.Tensor]]:
+    """Their images, each epoch's in the order of the data set in training."""
+    loader = Loader(scan_folder(root), config, training=training, batch_size=4, device=CPU)
+    epochs = []
+    for number in range(2):
+        images = torch.cat([batch.images for batch in epoch(loader)])
+        if training:
+            images = images[np.argsort(draws.epoch_order(0, number, len(images)))]
+        epochs.append(images)
+    return loader, epochs
+
+
+@pytest.fixture(scope="module")
+def clean(good: Path) -> dict[bool, list[torch.Tensor]]:
+    return {training: two_epochs(good, training=training)[1] for training in (True, False)}
+
+
+def put(root: Path, kind: Kind) -> Path:
+    path = root / FULL[0] / FULL[1]
+    path.unlink()
+    path = path.with_name(kind.name)
+    if isinstance(kind.make, bytes):
+        path.write_bytes(kind.make)
+    else:
+        try:
+            path.write_bytes(kind.make())  # type: ignore[call-arg]
+        except TypeError:
+            kind.make(path)  # type: ignore[call-arg]
+    return path
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kind(
+    name: str, good: Path, clean: dict[bool, list[torch.Tensor]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kind, root = KINDS[name], tmp_path / "train"
+    shutil.copytree(good, root)
+    path = put(root, kind)
+    others = [place for place in range(15) if place != PLACE]
+    start = time.perf_counter()
+    loader, epochs = two_epochs(root, training=True)
+    seconds = time.perf_counter() - start
+    said = capfd.readouterr().err
+    shown_as = root / "b" / "3.jpg" if kind.reason else path
+    for number, (images, before) in enumerate(zip(epochs, clean[True], strict=True)):
+        assert torch.equal(images[others], before[others])
+        drawn = draws.image_draws(0, number, np.array([PLACE]))
+        want = reference.training_image(reference.decode(shown_as), CONFIG, drawn)
+        assert np.abs(images[PLACE].permute(1, 2, 0).numpy() - want).max() * 58 < 1.6 * kind.tolerance
+    if not kind.reason:
+        assert loader.bad == {}
+        assert "bad image" not in said
+        assert seconds < 5
+        return
+    assert list(loader.bad) == [f"train/b/{kind.name}"]
+    assert kind.reason in loader.bad[f"train/b/{kind.name}"]
+    assert said.count("bad image b/2") == 1 and kind.reason in said and "replaced by another of its class" in said
+    assert seconds < 1, "a bad file may cost a second"
+
+    loader, epochs = two_epochs(root, training=False)
+    for images, before in zip(epochs, clean[False], strict=True):
+        assert torch.equal(images, before[others])
+    assert list(loader.bad) == [f"train/b/{kind.name}"]
+    assert "left out" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ during a run, over ranks
+def union(
+    root: Path, world_size: int, epochs: int, **arguments: Any
+) -> tuple[dict[tuple[int, int], torch.Tensor], set[str]]:
+    """((epoch, place of the image) -> what was shown, bad files) of all ranks together."""
+    shown, bad = {}, set()
+    for rank in range(world_size):
+        loader = Loader(
+            scan_folder(root), CONFIG, training=True, device=CPU, rank=rank, world_size=world_size, **arguments
+        )
+        for number in range(epochs):
+            images = torch.cat([batch.images for batch in epoch(loader)])
+            order = draws.epoch_order(0, number, 15)[loader.shards.part(rank).start : loader.shards.part(rank).stop]
+            assert len(images) == len(order)
+            shown |= {(number, int(place)): image for place, image in zip(order, images, strict=True)}
+        bad |= set(loader.bad)
+    return shown, bad
+
+
+def test_ranks_and_batches_do_not_change_what_stands_for_a_bad_file(good: Path, tmp_path: Path) -> None:
+    """Neighbours that are bad, one by its header and one in its pixels, and the last of its class: round to the first."""
+    shutil.copytree(good, tmp_path / "train")
+    for name, content in (("b/2", b""), ("b/3", KINDS["damaged PNG"].make), ("c/4", KINDS["cut tail"].make)):
+        (tmp_path / "train" / f"{name}.jpg").write_bytes(content)  # type: ignore[arg-type]
+    want, bad = union(tmp_path / "train", 1, 3, batch_size=4)
+    assert bad == {"train/b/2.jpg", "train/b/3.jpg", "train/c/4.jpg"}
+    for place, stand_in in ((7, "b/4"), (8, "b/4"), (14, "c/0")):
+        image = reference.decode(good / f"{stand_in}.jpg")
+        for number in range(3):
+            expected = reference.training_image(image, CONFIG, draws.image_draws(0, number, np.array([place])))
+            assert np.abs(want[number, place].permute(1, 2, 0).numpy() - expected).max() * 58 < 6.4
+    for world_size, batch_size in ((1, 15), (2, 3), (4, 2)):
+        got, found = union(tmp_path / "train", world_size, 3, batch_size=batch_size)
+        assert found == bad
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[key], image) for key, image in want.items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("damage", ["vanished", "text", "cut", "damaged PNG"])
+def test_what_happens_to_a_file_during_the_run(good: Path, tmp_path: Path, damage: str, training: bool) -> None:
+    """It is met in a later epoch, named and replaced; the order of the others goes on; a resume knows it even if mended."""
+    root = tmp_path / "train"
+    shutil.copytree(good, root)
+    options: dict[str, Any] = {"training": training, "batch_size": 4, "device": CPU}
+    loader, before = (Loader(scan_folder(root), CONFIG, **options) for _ in range(2))
+    epoch(loader)
+    file = root / "b" / "2.jpg"
+    if damage == "vanished":
+        file.unlink()
+    else:
+        content = {"text": b"text", "cut": JPEG[:9000], "damaged PNG": KINDS["damaged PNG"].make}[damage]
+        file.write_bytes(content)  # type: ignore[arg-type]
+    after = [epoch(loader) for _ in range(3)]  # what was read ahead was good
+    shutil.copy(good / "b" / "2.jpg", file)
+    epoch(before)
+    assert list(loader.bad) == ["train/b/2.jpg"]
+    for number, batches in enumerate(after, 1):
+        expected = epoch(before)
+        if not training:
+            if number < 3:
+                continue
+            assert sum(len(batch.labels) for batch in batches) == 14
+            images, others = (torch.cat([b.images for b in part]) for part in (batches, expected))
+            assert torch.equal(images, others[[place for place in range(15) if place != PLACE]])
+            continue
+        at = int(np.flatnonzero(draws.epoch_order(0, number, 15) == PLACE)[0])
+        images, others = (torch.cat([b.images for b in part]) for part in (batches, expected))
+        rest = [place for place in range(15) if place != at]
+        assert torch.equal(images[rest], others[rest])
+        assert torch.equal(torch.cat([b.labels for b in batches]), torch.cat([b.labels for b in expected]))
+        assert number < 3 or not torch.equal(images[at], others[at])
+    restored = Loader(scan_folder(root), CONFIG, state=loader.state(), **options)
+    for one, two in zip(epoch(loader), epoch(restored), strict=True):
+        assert torch.equal(one.images, two.images)
+    assert restored.bad == loader.bad
+
+
+def test_one_percent_of_a_thousand(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ten bad files of different kinds among 1000: all named, each in its place, the labels as if nothing were wrong."""
+    content = encoded(smooth("RGB", (16, 16)), "PNG")
+    kinds = [
+        "zero bytes",
+        "text",
+        "GIF",
+        "cut header",
+        "cut tail",
+        "cut PNG",
+        "cut WebP",
+        "damaged PNG",
+        "JPEG bomb",
+        "no size",
+    ]
+    for number in range(1000):
+        path = tmp_path / "train" / str(number % 4) / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(KINDS[kinds[number // 100]].make if number % 100 == 50 else content)  # type: ignore[arg-type]
+    folder = scan_folder(tmp_path / "train")
+    loader = Loader(folder, DataConfig(image_size=16, val_resize=16), training=True, batch_size=128, device=CPU, seed=3)
+    for number in range(2):
+        labels = torch.cat([batch.labels for batch in epoch(loader)])
+        assert torch.equal(labels, torch.tensor(folder.labels)[draws.epoch_order(3, number, 1000)])
+    assert sorted(loader.bad) == sorted(f"train/{n % 4}/{n:03d}.png" for n in range(50, 1000, 100))
+    assert capfd.readouterr().err.count("bad image ") == 10
+
+
+def test_too_many_bad_files(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "train")
+    (tmp_path / "train" / "b" / "2.jpg").write_bytes(b"text")  # known before training
+    folder = scan_folder(tmp_path / "train")
+    options: dict[str, Any] = {"training": True, "batch_size": 4, "device": CPU}
+    with pytest.raises(
+        DataError, match=r"1 of 15 images are bad, over data\.max_bad = 0\.05 .*b/2\.jpg: no image.*--data\.max-bad"
+    ):
+        Loader(folder, DataConfig(image_size=32, val_resize=32), **options)
+    loader = Loader(folder, CONFIG, **options)
+    epoch(loader)
+    shutil.rmtree(tmp_path / "train" / "c")  # a disk that is gone
+    with pytest.raises(
+        DataError, match=r"[45] of 15 images are bad, over data\.max_bad = 0\.2 .*unreadable: No such file"
+    ):
+        [epoch(loader) for _ in range(3)]
+
+
+def test_a_class_without_a_good_image_is_an_error(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "train")
+    for file in (tmp_path / "train" / "b").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/b: class folder with no image in it \(b/0.jpg: 0 bytes long\)"):
+        scan_folder(tmp_path / "train")
+
+
+# ------------------------------------------------------------------------------------------------------------------ bombs
+BOMBS = {"PNG": png_bomb, "JPEG": KINDS["JPEG bomb"].make, "WebP": webp_bomb}
+
+
+def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    """In a process of its own: at most 200 MB more and 50 ms each, where decoding takes gigabytes."""
+    code = """
+import resource, sys, time
+from pathlib import Path
+from fasttricks.data import ImageFolder
+from fasttricks.data.headers import problem
+for path in map(Path, sys.argv[1:]):
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    reason = problem(path.read_bytes(), 100_000_000)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(path.name, 1000 * (time.perf_counter() - start), used / 1024, reason, sep="|")
+"""
+    for name, make in BOMBS.items():
+        (tmp_path / name).write_bytes(make if isinstance(make, bytes) else make())
+    command = [sys.executable, "-c", code, *(str(tmp_path / name) for name in BOMBS)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        name, milliseconds, megabytes, reason = line.split("|")
+        assert float(milliseconds) < 50, line
+        assert float(megabytes) < 200, line
+        assert "pixels, over data.max_pixels = 100,000,000; raise it" in reason, line
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"])
+@pytest.mark.parametrize("size", [(1, 1), (300, 7), (7, 300)])
+def test_the_size_in_a_header_is_what_pil_says(kind: str, size: tuple[int, int]) -> None:
+    """max_pixels one short refuses it, max_pixels as large does not."""
+    variants: list[dict[str, Any]] = {
+        "WEBP": [{}, {"lossless": True}, {"exif": TURNED}],
+        "JPEG": [{}, {"progressive": True}, {"exif": TURNED}],
+        "JPEG2000": [{}, {"no_jp2": True}],
+        "TIFF": [{}, {"compression": "tiff_lzw"}, {"big_endian": True}],
+    }.get(kind, [{}])
+    for options in variants:
+        file = encoded(smooth("RGB", size), kind, **options)
+        width, height = Image.open(io.BytesIO(file)).size
+        assert problem(file, width * height) is None, options
+        assert f"{width} x {height}" in str(problem(file, width * height - 1)), options
