@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
 from fasttricks.compiled import CompiledModel
 from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, replace_at, require
-from fasttricks.data import ImageFolder, Loader, find_dataset
+from fasttricks.data import Images, Loader, find_dataset
 from fasttricks.distributed import World
 from fasttricks.log import RunLog
 from fasttricks.models import build_model
@@ -93,7 +93,7 @@ def build(config: TrainConfig, world: World) -> Run:
     return run
 
 
-def with_teacher(config: TrainConfig, train_folder: ImageFolder, world: World) -> tuple[TrainConfig, Teacher | None]:
+def with_teacher(config: TrainConfig, train_folder: Images, world: World) -> tuple[TrainConfig, Teacher | None]:
     """The teacher of a distillation, and `config` with the digest of its weights, to be held against a resumed run's.
 
     Raises ConfigError or CheckpointError as load_teacher, and ConfigError as check_run_dir for another teacher.
@@ -134,7 +134,7 @@ def check_sizes(config: TrainConfig, num_classes: int, smallest_batch: int) -> N
             ) from error
 
 
-def num_classes(config: ModelConfig, train_folder: ImageFolder) -> int:
+def num_classes(config: ModelConfig, train_folder: Images) -> int:
     """Classes of the data. Raises ConfigError where the config asks for another number."""
     found = len(train_folder.classes)
     rule = f"must be the {found} classes of {train_folder.root}, or 0 to take them from there"
@@ -188,7 +188,7 @@ def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str
 
 
 def make_loaders(
-    config: TrainConfig, world: World, train_folder: ImageFolder, val_folder: ImageFolder, resumed: dict[str, Any]
+    config: TrainConfig, world: World, train_folder: Images, val_folder: Images, resumed: dict[str, Any]
 ) -> tuple[Loader, Loader]:
     """Training and validation batches of this rank, the first where `resumed` left off."""
     batch_size = config.micro_batch_size(world.size)
@@ -203,7 +203,7 @@ def make_loaders(
     return train_loader, make(val_folder, training=False, batch_size=val_batch_size, dtype=val_dtype)
 
 
-def describe(run: Run, val_folder: ImageFolder, resumed_from: str | None) -> str:
+def describe(run: Run, val_folder: Images, resumed_from: str | None) -> str:
     """The header of a run: what is trained, on what, how."""
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())

@@ -41,14 +41,14 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
     from fasttricks.build import place
-    from fasttricks.data import Loader, find_root, scan_folder
+    from fasttricks.data import Loader, find_root, open_split
     from fasttricks.evaluation import evaluate
     from fasttricks.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.restore import restore_model, saved_config
 
     check_precision(config.precision, world.device)
     saved = saved_config(state)
-    folder = scan_folder(find_root(config.data.root) / "val", classes=state["classes"])
+    folder = open_split(find_root(config.data.root) / "val", classes=tuple(state["classes"]))
     precision = resolve_precision(config.precision, world.device)
     model = place(restore_model(state, average=config.average), world, precision)
     batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["loaders"]))

@@ -10,13 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fasttricks.data.folder import DataError, ImageFolder, scan_dataset, scan_folder
+from fasttricks.data.packed import PackedImages, is_packed, open_packed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fasttricks.data.dali import Loader
 
-__all__ = ["Batch", "DataError", "ImageFolder", "Loader", "find_dataset", "find_root", "scan_dataset", "scan_folder"]
+Images = ImageFolder | PackedImages
+"""The images of a split, as folders of files or packed."""
+
+__all__ = [
+    "Batch",
+    "DataError",
+    "ImageFolder",
+    "Images",
+    "Loader",
+    "find_dataset",
+    "find_root",
+    "open_split",
+    "scan_dataset",
+    "scan_folder",
+]
 
 
 class Batch(NamedTuple):
@@ -46,9 +61,18 @@ def find_root(root: str) -> Path:
         raise DataError(f"data.root = 'demo': {error}") from error
 
 
-def find_dataset(root: str) -> tuple[ImageFolder, ImageFolder]:
-    """(train, val) of what data.root names. Raises DataError as find_root and scan_dataset do."""
-    return scan_dataset(find_root(root))
+def find_dataset(root: str) -> tuple[Images, Images]:
+    """(train, val) of what data.root names. Raises DataError as find_root, scan_dataset and open_packed do."""
+    folder = find_root(root)
+    if not is_packed(folder / "train"):
+        return scan_dataset(folder)
+    train = open_packed(folder / "train")
+    return train, open_split(folder / "val", classes=train.classes)
+
+
+def open_split(folder: Path, *, classes: tuple[str, ...] | None = None) -> Images:
+    """The images of one split, in a folder a class or packed. Raises DataError as scan_folder and open_packed do."""
+    return open_packed(folder, classes=classes) if is_packed(folder) else scan_folder(folder, classes=classes)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from errno import EFBIG, EINVAL
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from fasttricks.config import UserError
 from fasttricks.data.headers import HEADER_BYTES, why_no_image
@@ -57,6 +58,15 @@ class DataError(UserError):
     """Input data that breaks a rule. The message names the file or folder, the rule and the way out."""
 
 
+class Where(NamedTuple):
+    """Where the bytes of an image lie."""
+
+    path: str
+    start: int
+    length: int
+    """-1: the whole file."""
+
+
 @dataclass(frozen=True)
 class ImageFolder:
     """The images of one split: `files[i]`, relative to `root`, is of class `classes[labels[i]]`."""
@@ -88,6 +98,10 @@ class ImageFolder:
             return content
         finally:
             os.close(descriptor)
+
+    def locate(self, index: int) -> Where:
+        """Where the bytes of image `index` lie."""
+        return Where(f"{self.root}{os.sep}{self.files[index]}", 0, -1)
 
     def name(self, index: int) -> str:
         """What to call image `index`: its path, relative to `root`."""

@@ -1,0 +1,129 @@
+"""What packing costs and gains, for short sides and qualities: bytes, images a second, pixel error.
+
+python -m bench.pack --root DIR/train
+
+Of each pack, training's input rate beside torchvision's and ours from the folder, by turns; and the validation image, 256 pixels
+and the centre 224, against the folder's, as PSNR on the 8-bit scale. What packing does to accuracy on these images is not
+measured; `--checkpoint` evaluates a model that is at hand on re-encoded validation images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import loader
+from bench.pairs import by_turns
+from fasttricks.cli import parse, run_main
+from fasttricks.config import DataConfig
+from fasttricks.data import Images, Loader, scan_folder
+from fasttricks.data.pack import PackConfig, pack_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to pack, and how."""
+
+    root: str
+    """Folder of a folder of images a class, such as DIR/train."""
+    short_sides: tuple[int, ...] = (0, 512, 384, 320, 256)
+    """Pixels; 0: as they are."""
+    qualities: tuple[int, ...] = (75, 85, 90, 95)
+    """JPEG qualities of each short side."""
+    rounds: int = 3
+    """Turns of each loader; medians are over these."""
+    checkpoint: str = ""
+    """Instead of all this: evaluate this run on val/ of its data as re-encoded at each quality."""
+
+
+def main(args: list[str]) -> None:
+    """Measure and print the table."""
+    config = parse(Config(root=""), args, prog="python -m bench.pack", description=__doc__ or "")
+    console, workers = Console(), len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="pack-") as place:
+        if config.checkpoint:
+            evaluate(console, config, Path(place))
+            return
+        folder = scan_folder(config.root)
+        packs = make_packs(folder, config, Path(place))
+        times = -(-loader.PASS // len(folder))
+        contestants = {"torchvision, folder": loader.one_pass(loader.torchvision(folder.root, workers, times))}
+        for name, images in {"folder": folder, **packs}.items():
+            contestants[name] = loader.one_pass(loader.fasttricks(repeat(images, times), workers))
+        rows = {row.name: row for row in by_turns(contestants, config.rounds)}
+        table = Table("", "MB", "imgs/sec", "x torchvision", "PSNR dB, median", "worst 1 %", title=str(folder.root))
+        exact = validation_pixels(folder)
+        for name, images in {"folder": folder, **packs}.items():
+            size = sum(len(images.read(i)) for i in range(len(images))) / 1e6
+            psnr = np.percentile(psnr_of(validation_pixels(images), exact), [50, 1], method="lower")
+            shown = ["exact" if np.isinf(error) else f"{error:.1f}" for error in psnr]
+            table.add_row(name, f"{size:.1f}", f"{rows[name].rate:,.0f}", f"{1 / rows[name].ratio:.2f}", *shown)
+        console.print(table)
+        console.print(
+            f"torchvision from the folder, the same augmentation: {rows['torchvision, folder'].rate:,.0f} imgs/sec"
+        )
+
+
+def make_packs(folder: Any, config: Config, place: Path) -> dict[str, Images]:
+    """A pack of each short side and quality, by a name that says which."""
+    packs: dict[str, Images] = {}
+    for side in config.short_sides:
+        for quality in config.qualities:
+            name = f"{side or 'same size'}, quality {quality}"
+            packs[name] = pack_split(folder, place / name, PackConfig(short_side=side, quality=quality)).images
+    return packs
+
+
+def repeat(images: Images, times: int) -> Images:
+    """The same images so many times over."""
+    more: dict[str, Any] = {"files": images.files * times, "labels": images.labels * times}
+    if hasattr(images, "index"):
+        more["index"] = {name: np.tile(column, times) for name, column in images.index.items()}
+    return dataclasses.replace(images, **more)
+
+
+def validation_pixels(images: Images) -> np.ndarray:
+    """(N, 224, 224, 3), 0 to 255: what validation sees."""
+    batches = Loader(images, DataConfig(), training=False, batch_size=64, device=torch.device("cpu"))
+    pixels = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).double().numpy()
+    return np.round(pixels * [58.393, 57.12, 57.375] + [123.68, 116.779, 103.939])
+
+
+def psnr_of(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image, dB; infinite where two are equal."""
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / ((got - want) ** 2).mean((1, 2, 3)))
+
+
+def evaluate(console: Console, config: Config, place: Path) -> None:
+    """Print the top-1 of a checkpoint on its validation images, as they are and re-encoded."""
+    from fasttricks.checkpoint import load_checkpoint
+    from fasttricks.distributed import World
+    from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+    from fasttricks.restore import saved_config
+
+    state = load_checkpoint(Path(config.checkpoint))
+    saved = saved_config(state)
+    folder = scan_folder(Path(config.root) / "val", classes=state["classes"])
+    table = Table("quality", "MB", "top-1 %", title=f"{state['path']} on {folder.root}, {len(folder):,} images")
+    for quality in (0, *config.qualities):
+        out = place / str(quality)
+        report = pack_split(folder, out / "val", PackConfig(quality=quality))
+        data = dataclasses.replace(saved.data, root=str(out))
+        world = World(0, 1, 0, 1, torch.device("cpu"))
+        metrics = evaluate_checkpoint(EvaluateConfig(data=data, eval=saved.eval), state, world)
+        table.add_row(str(quality or "as they are"), f"{report.bytes / 1e6:.1f}", f"{metrics.top1:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,150 @@
+"""Prepare a data set: python -m fasttricks.data.prepare pack | imagenet | check; each with --help."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fasttricks.config import UserError, require
+from fasttricks.extras import require_train_extra
+
+if TYPE_CHECKING:
+    from fasttricks.data.pack import Packable, PackConfig
+
+PROG = "python -m fasttricks.data.prepare"
+USAGE = f"""usage:
+  {PROG} pack DIR OUT [--short-side N] [--quality Q]   DIR/train and DIR/val into shards
+  {PROG} imagenet OUT --train-tar T --val-tar V --devkit-tar D [--short-side N] [--quality Q]
+                                                              the official ImageNet archives into shards
+  {PROG} check OUT                                     read all that was packed, against its checksums
+
+Training takes OUT as --data.root. A command that was stopped goes on when it is given again. --help after its name lists the
+options of a command."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command that `args` name."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if args else 2)
+    if args[0] not in COMMANDS:
+        raise UserError(f"{args[0]!r} is no command of {PROG}: {', '.join(COMMANDS)} are")
+    COMMANDS[args[0]](args[1:])
+
+
+def pack(args: Sequence[str]) -> None:
+    """DIR/train and DIR/val into OUT/train and OUT/val."""
+    from fasttricks.cli import parse
+    from fasttricks.data import scan_dataset
+    from fasttricks.data.pack import PackConfig
+
+    (root, out), rest = _places(args, "pack", ("DIR", "OUT"))
+    config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
+    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
+        raise UserError(f"OUT = {out}: must not lie in DIR, whose folders would get a class more")
+    train, val = scan_dataset(root)
+    pack_dataset({"train": train, "val": val}, out, config)
+
+
+def imagenet(args: Sequence[str]) -> None:
+    """The three official archives of ILSVRC2012 into OUT/train and OUT/val, without unpacking them."""
+    from fasttricks.cli import parse
+    from fasttricks.data.imagenet import open_imagenet
+    from fasttricks.data.pack import PackConfig
+
+    @dataclass(frozen=True, kw_only=True)
+    class ImagenetConfig(PackConfig):
+        train_tar: str = ""
+        """ILSVRC2012_img_train.tar, 138 GB."""
+        val_tar: str = ""
+        """ILSVRC2012_img_val.tar, 6.3 GB."""
+        devkit_tar: str = ""
+        """ILSVRC2012_devkit_t12.tar.gz, 2.5 MB."""
+
+    (out,), rest = _places(args, "imagenet", ("OUT",))
+    config = parse(ImagenetConfig(), rest, prog=f"{PROG} imagenet OUT", description=imagenet.__doc__ or "")
+    for name in ("train_tar", "val_tar", "devkit_tar"):
+        require(bool(getattr(config, name)), name, "", f"give the archive as --{name.replace('_', '-')}")
+    train, val = open_imagenet(Path(config.train_tar), Path(config.val_tar), Path(config.devkit_tar))
+    settings = {name: getattr(config, name) for name in PackConfig.__dataclass_fields__}
+    pack_dataset({"train": train, "val": val}, out, PackConfig(**settings))
+
+
+def check(args: Sequence[str]) -> None:
+    """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
+    from fasttricks.data.folder import show_name
+    from fasttricks.data.packed import open_packed
+
+    (out,), rest = _places(args, "check", ("OUT",))
+    if rest:
+        raise UserError(f"{rest[0]!r}: check takes OUT alone")
+    bad, count = [], 0
+    for split in ("train", "val"):
+        images = open_packed(out / split)
+        with _progress(f"check {split}", len(images)) as advance:
+            for index in range(len(images)):
+                try:
+                    images.read(index)
+                except OSError as error:
+                    bad.append(f"{split}/{show_name(images.name(index))}: {error.strerror}")
+                advance(1)
+        count += len(images)
+        for index, why in images.bad.items():
+            print(f"{split}/{show_name(images.name(index))}: bad when it was packed, left out: {why}")
+    if bad:
+        raise UserError("\n  ".join([f"{out}: {len(bad)} of {count} images are damaged:", *bad[:20]]))
+    print(f"{out}: {count:,} images, all as they were packed")
+
+
+def pack_dataset(splits: dict[str, Packable], out: Path, config: PackConfig) -> None:
+    """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
+    from fasttricks.data.folder import show_name
+    from fasttricks.data.pack import pack_split
+
+    for split, source in splits.items():
+        try:
+            with _progress(f"pack {split}", len(source)) as advance:
+                report = pack_split(source, out / split, config, advance)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+        what = config.altered or "byte for byte as they were"
+        print(f"{out / split}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {what}")
+        for name, why in list(report.troubles.items())[:20]:
+            print(f"  {split}/{show_name(name)}: {why}")
+        if len(report.troubles) > 20:
+            print(f"  and {len(report.troubles) - 20} more: see troubles in {out / split / 'pack.json'}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pack": pack, "imagenet": imagenet, "check": check}
+
+
+def _places(args: Sequence[str], command: str, names: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """The paths that a command begins with, and the rest of its arguments."""
+    if "-h" in args or "--help" in args:
+        return [Path(name) for name in names], list(args)
+    given = list(args[: len(names)])
+    if len(given) < len(names) or any(place.startswith("-") for place in given):
+        raise UserError(f"{command} needs {' and '.join(names)} first: {PROG} {command} {' '.join(names)}")
+    return [Path(place) for place in given], list(args[len(names) :])
+
+
+@contextlib.contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of images; yields the function that counts them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60, transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+if __name__ == "__main__":
+    require_train_extra()
+    from fasttricks.cli import run_main
+
+    run_main(main)
