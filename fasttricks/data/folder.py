@@ -83,21 +83,7 @@ class ImageFolder:
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises OSError."""
-        # not to wait for a pipe's other end, which changes nothing for a file
-        descriptor = os.open(f"{self.root}{os.sep}{self.files[index]}", os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(EINVAL, "not a file")
-            if size > _LARGEST_FILE:
-                raise OSError(EFBIG, f"{size:,} bytes long")
-            content = os.read(descriptor, size)
-            while len(content) < size and (more := os.read(descriptor, size - len(content))):
-                content += more
-            return content
-        finally:
-            os.close(descriptor)
+        return read_file(f"{self.root}{os.sep}{self.files[index]}")
 
     def locate(self, index: int) -> Where:
         """Where the bytes of image `index` lie."""
@@ -112,6 +98,24 @@ class ImageFolder:
         names = hashlib.blake2b(os.fsencode("\0".join(self.files)), digest_size=8)
         names.update(array("q", self.labels).tobytes())
         return names.hexdigest()
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file. Raises OSError, also for what is none, and for 0.5 GB or more. Never waits for a pipe's end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(EINVAL, "Is a directory" if stat.S_ISDIR(status.st_mode) else "not a file")
+        if size >= _LARGEST_FILE:
+            raise OSError(EFBIG, f"{size:,} bytes long")
+        content = os.read(descriptor, size)
+        while len(content) < size and (more := os.read(descriptor, size - len(content))):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> ImageFolder:
@@ -156,7 +160,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         reasons = pool.map(lambda part: _reasons(root, part), _chunks([file for part, _ in found for file in part]))
         reason = {file: why for part in reasons for file, why in part.items()} | quarantined
         for name, (listed, hidden) in zip(folders, found, strict=True):
-            kept = [file for file in listed if file not in reason or _named_image(file) or file in quarantined]
+            kept = [file for file in listed if file not in reason or named_image(file) or file in quarantined]
             worst = {len(files) + at: reason[file] for at, file in enumerate(kept) if file in reason}
             if len(worst) == len(kept):
                 why = f" ({show_name(listed[0])}: {reason[listed[0]]})" if listed else ""
@@ -199,7 +203,7 @@ def _list_root(root: Path) -> tuple[list[str], list[str], list[str]]:
         for entry in entries:
             if entry.name == QUARANTINE:
                 continue
-            if _is_clutter(entry.name):
+            if is_clutter(entry.name):
                 skipped.append(entry.name)
             elif entry.is_dir():
                 folders.append(entry.name)
@@ -217,9 +221,9 @@ def _list_class(root: Path, name: str) -> tuple[list[str], list[str]]:
     with os.scandir(root / name) as entries:
         for entry in entries:
             path = f"{name}/{entry.name}"
-            if not _named_image(path) and _is_folder(entry) and not _is_clutter(entry.name):
+            if not named_image(path) and _is_folder(entry) and not is_clutter(entry.name):
                 raise DataError(f"{root}: {show_name(path)} is a folder inside a class folder; {LAYOUT}")
-            (skipped if _is_clutter(entry.name) else kept).append(path)
+            (skipped if is_clutter(entry.name) else kept).append(path)
     return sorted(kept), sorted(skipped)
 
 
@@ -230,11 +234,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_clutter(name: str) -> bool:
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: hidden, or a system's."""
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _named_image(path: str) -> bool:
+def named_image(path: str) -> bool:
+    """Whether a file of this name was meant to be an image."""
     return path.rpartition(".")[2].lower() in _EXTENSIONS
 
 

@@ -1,8 +1,9 @@
-"""Prepare a data set: python -m fasttricks.data.prepare pack | imagenet | check; each with --help."""
+"""Prepare a data set: python -m fasttricks.data.prepare scan | pack | imagenet | check; each with --help."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,28 @@ if TYPE_CHECKING:
 
 PROG = "python -m fasttricks.data.prepare"
 USAGE = f"""usage:
+  {PROG} scan DIR [--workers N]                        find damaged images, and list them in DIR/quarantine.jsonl
   {PROG} pack DIR OUT [--short-side N] [--quality Q]   DIR/train and DIR/val into shards
   {PROG} imagenet OUT --train-tar T --val-tar V --devkit-tar D [--short-side N] [--quality Q]
                                                               the official ImageNet archives into shards
   {PROG} check OUT                                     read all that was packed, against its checksums
 
-Training takes OUT as --data.root. A command that was stopped goes on when it is given again. --help after its name lists the
-options of a command."""
+Training takes DIR or OUT as --data.root, and honours the list. A command that was stopped goes on when it is given again.
+--help after its name lists the options of a command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanConfig:
+    """How to scan."""
+
+    workers: int = 0
+    """Processes; 0: as many as CPU cores."""
+    max_pixels: int = 100_000_000
+    """Larger images, by the size in their header, pixels, count as bad, as data.max_pixels in training. 1 or more."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 0, "workers", self.workers, "must be 0 (as many as cores) or more")
+        require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "must be 1 or more pixels")
 
 
 def main(args: Sequence[str]) -> None:
@@ -33,6 +49,29 @@ def main(args: Sequence[str]) -> None:
     if args[0] not in COMMANDS:
         raise UserError(f"{args[0]!r} is no command of {PROG}: {', '.join(COMMANDS)} are")
     COMMANDS[args[0]](args[1:])
+
+
+def scan(args: Sequence[str]) -> None:
+    """Decode every image below DIR, a data set or a part of one, strictly; list the bad ones in DIR/quarantine.jsonl."""
+    from fasttricks.cli import parse
+    from fasttricks.data.folder import DataError, show_name
+    from fasttricks.data.quarantine import write_quarantine
+    from fasttricks.data.scan import list_files, scan_files
+
+    (root,), rest = _places(args, "scan", ("DIR",))
+    config = parse(ScanConfig(), rest, prog=f"{PROG} scan DIR", description=scan.__doc__ or "")
+    if not root.is_dir():
+        raise DataError(f"{root}: not a folder; give the folder that holds train/ and val/")
+    files = list_files(root)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with _progress("scan", len(files)) as advance:
+        images, bad = scan_files(root, files, workers=workers, max_pixels=config.max_pixels, advance=advance)
+    if not images:
+        raise DataError(f"{root}: no image below it; give the folder that holds train/ and val/")
+    for name, reason in bad.items():
+        print(f"{show_name(name)}: {reason}")
+    path = write_quarantine(root, bad)
+    print(f"{len(bad):,} of {images:,} images are bad; listed in {path}" if bad else f"all {images:,} images are good")
 
 
 def pack(args: Sequence[str]) -> None:
@@ -118,7 +157,12 @@ def pack_dataset(splits: dict[str, Packable], out: Path, config: PackConfig) -> 
             print(f"  and {len(report.troubles) - 20} more: see troubles in {out / split / 'pack.json'}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pack": pack, "imagenet": imagenet, "check": check}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "scan": scan,
+    "pack": pack,
+    "imagenet": imagenet,
+    "check": check,
+}
 
 
 def _places(args: Sequence[str], command: str, names: tuple[str, ...]) -> tuple[list[Path], list[str]]:

@@ -31,7 +31,8 @@ def read_quarantine(root: Path) -> dict[str, str]:
 
 
 def write_quarantine(root: Path, reasons: Mapping[str, str]) -> Path:
-    """Write `reasons`, path relative to `root` -> reason, as the list in `root`; the old one is replaced as a whole.
+    """Write `reasons`, path relative to `root` -> reason, as the list in `root`; the old one is replaced as a whole, and
+    removed where there are none.
 
     Raises QuarantineError where the folder cannot be written.
     """
@@ -39,6 +40,9 @@ def write_quarantine(root: Path, reasons: Mapping[str, str]) -> Path:
     temporary = root / f".{QUARANTINE}.{os.getpid()}"
     lines = [json.dumps({"file": name, "reason": why}) + "\n" for name, why in sorted(reasons.items())]
     try:
+        if not lines:
+            path.unlink(missing_ok=True)
+            return path
         temporary.write_text("".join(lines), encoding="ascii")
         os.replace(temporary, path)
     except OSError as error:
