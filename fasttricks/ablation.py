@@ -14,7 +14,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
-from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at, require
+from fasttricks.config import ConfigError, DistillConfig, ModelConfig, TrainConfig, get_at, replace_at, require
 from fasttricks.model_names import variant_of
 from fasttricks.tricks import TRICKS, apply_tricks, find_trick, is_on, nearest
 
@@ -120,7 +120,7 @@ class AblateConfig(TrainConfig):
 # What the paper's tables need of a recipe beside its fields; a recipe that is not named here takes the defaults.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "resnet50d-tricks": {"epochs": 120, "mixup_epochs": 200, "small_batch": 256, "other_networks": True},
-    "cifar10-ablate": {"small_batch": 64},
+    "cifar10-ablate": {"small_batch": 64, "distill": DistillConfig(teacher="runs/cifar10-teacher")},
 }
 PAPERS_RECIPE = "resnet50d-tricks"
 """The recipe that the paper's tables take where none is given: ImageNet at the paper's scale."""

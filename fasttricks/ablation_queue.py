@@ -32,8 +32,8 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
 
     Raises UserError before the first run for what would stop it, and KeyboardInterrupt, saying how to go on.
     """
-    data = check_data(config)
-    plan = [(table, plan_cells(table, config)) for table in tables]
+    data, classes = check_data(config)
+    plan = [(table, plan_cells(table, config, classes)) for table in tables]
     folder = Path(config.run_dir)
     failures: dict[str, str] = {}
     if not config.report:

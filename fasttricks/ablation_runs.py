@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ import torch
 from fasttricks.ablation import AblateConfig, Cell, Table, resolve
 from fasttricks.build import build, check_batch, num_classes
 from fasttricks.cli import arguments_of
-from fasttricks.config import ConfigError, TrainConfig, UserError, from_dict
+from fasttricks.config import TIMM, ConfigError, DistillConfig, TrainConfig, UserError, from_dict
 from fasttricks.data import find_dataset
-from fasttricks.distributed import join_world, keep_freed_memory, resolve_device
+from fasttricks.distributed import World, join_world, keep_freed_memory, resolve_device
 from fasttricks.log import DivergedError
 from fasttricks.models import build_model
 from fasttricks.precision import resolve_precision
+from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import differences, fingerprint, read_config, versions, write_json
+from fasttricks.teacher import load_teacher
 from fasttricks.trainer import KEPT_CHECKPOINTS, fit
-from fasttricks.tricks import TRICKS
 
 RESULT = "result.json"
 """What a finished run holds besides the trainer's own files; a run without it is not finished."""
@@ -84,20 +86,20 @@ class Job:
         return result
 
 
-def plan_cells(table: Table, config: AblateConfig) -> list[PlannedCell]:
-    """The cells of `table` with their trainings. One that is not to be run says why: it stays blank."""
+def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> list[PlannedCell]:
+    """The cells of `table` with their trainings on images of `classes`. One that is not to be run says why: it stays blank.
+
+    Raises ConfigError where a trick does not fit the model or the teacher the classes, CheckpointError for a damaged teacher.
+    """
     device = resolve_device(config.device, 0)
     planned: list[PlannedCell] = []
     seen: dict[tuple[str, str], str] = {}
     for cell in table.cells:
-        unknown = [name for name in cell.tricks if name not in TRICKS]
-        if unknown:
-            planned.append(PlannedCell(cell, None, f"{', '.join(unknown)}: not among the tricks here"))
-            continue
-        if cell.network and not config.other_networks:
-            planned.append(PlannedCell(cell, None, f"{cell.network} only with --other-networks"))
-            continue
         resolved = resolve(cell, config)
+        if reason := _lacks(cell, resolved, config):
+            planned.append(PlannedCell(cell, None, reason))
+            continue
+        resolved = with_digest(resolved, classes)
         key = identity(resolved, config.ranks, device)
         if (cell.column, key) in seen:
             same = f"the same run as '{seen[cell.column, key]}': on this device the trick changes nothing"
@@ -107,6 +109,34 @@ def plan_cells(table: Table, config: AblateConfig) -> list[PlannedCell]:
         seen[cell.column, key] = cell.row
         planned.append(PlannedCell(cell, resolved))
     return planned
+
+
+def _lacks(cell: Cell, resolved: TrainConfig, config: AblateConfig) -> str:
+    """What a cell waits for before it can be trained; empty for nothing."""
+    if cell.network and not config.other_networks:
+        return f"{cell.network} only with --other-networks"
+    teacher = resolved.distill.teacher
+    if not teacher or teacher.startswith(TIMM) or Path(teacher).exists():
+        return ""
+    known = Path(teacher).name in RECIPES
+    way_out = f"train it first: python -m fasttricks.train {Path(teacher).name}" if known else "give another"
+    return f"distill.teacher = {teacher!r}: is not there; {way_out}"
+
+
+def with_digest(config: TrainConfig, classes: tuple[str, ...]) -> TrainConfig:
+    """`config` with the digest of its teacher's weights, which tell one distillation from another; as it is without.
+
+    Raises ConfigError or CheckpointError as load_teacher.
+    """
+    if not config.distill.teacher:
+        return config
+    digest = _digest(config.distill, classes, config.data.image_size)
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, digest=digest))
+
+
+@cache
+def _digest(config: DistillConfig, classes: tuple[str, ...], image_size: int) -> str:
+    return load_teacher(config, classes, image_size, World(0, 1, 0, 1, torch.device("cpu"))).digest
 
 
 def identity(config: TrainConfig, ranks: int, device: torch.device) -> str:
@@ -139,8 +169,8 @@ def results_of(planned: PlannedCell, config: AblateConfig, table: Table) -> dict
 
 
 # ----------------------------------------------------------------------------------------------- before the first run
-def check_data(config: AblateConfig) -> dict[str, Any]:
-    """What the data set is, after every check of it. Raises ConfigError or DataError.
+def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the data set is, and its classes, after every check of it. Raises ConfigError or DataError.
 
     The folder of an ablation is for one data set: another number of classes or images in it is an error.
     """
@@ -160,7 +190,7 @@ def check_data(config: AblateConfig) -> dict[str, Any]:
         if changed:
             rule = f"must be the data set that {config.run_dir} was begun with ({'; '.join(changed)})"
             raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")
-    return found
+    return found, train.classes
 
 
 def checkpoint_bytes(config: TrainConfig, classes: int) -> int:

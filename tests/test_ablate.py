@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -24,7 +25,11 @@ from PIL import Image
 from tiny import SMALLEST, call, environment, on_terminal, write_images
 
 from fasttricks import ablate, train
+from fasttricks.ablation import extend, table6
+from fasttricks.ablation_runs import identity, plan_cells
 from fasttricks.checkpoint import load_checkpoint
+from fasttricks.config import ConfigError, DistillConfig
+from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import read_config
 
 
@@ -106,6 +111,22 @@ def test_a_second_call_trains_nothing(ablated: SimpleNamespace, capsys: pytest.C
     assert before == {file: file.stat().st_mtime_ns for file in ablated.folder.glob("runs/**/*") if file.is_file()}
 
 
+def test_a_distillation_is_known_by_its_teachers_weights(ablated: SimpleNamespace) -> None:
+    """A cell's identity: another teacher, another run; one of other classes is refused."""
+    config = extend(RECIPES["cifar10-ablate"]())
+    identities = set()
+    for folder in finished(ablated.folder):
+        taught = dataclasses.replace(config, distill=DistillConfig(teacher=str(folder)))
+        rows = [cell for cell in plan_cells(table6(), taught, ("ant", "bee", "cat")) if cell.config]
+        assert [cell.cell.row for cell in rows] == [cell.row for cell in table6().cells[:6]], (
+            "none waits, none is another's"
+        )
+        identities.add(identity(rows[3].config, 1, torch.device("cpu")))
+        with pytest.raises(ConfigError, match="knows 3 classes, the training images have 2"):
+            plan_cells(table6(), taught, ("ant", "bee"))
+    assert len(identities) == 2
+
+
 def test_other_data_is_refused(ablated: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_images(tmp_path / "two", train=45, val=14, classes=("ant", "bee"))
     assert call(ablate.main, *ablated.args, "--data.root", str(other)) == 2
@@ -182,8 +203,6 @@ def pretend(scores: Callable[[Any], dict[str, Any]]) -> Any:
     """Runs that leave the result that `scores` gives, in place of training."""
 
     def run_job(job: Any) -> str:
-        import dataclasses
-
         from fasttricks.runfolder import write_json
 
         result = scores(job)

@@ -36,6 +36,7 @@ from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import differences, fingerprint
 from fasttricks.tricks import is_on
 
+CLASSES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")
 
 
@@ -131,20 +132,28 @@ def test_tables_share_their_cells() -> None:
 
 def test_a_row_that_changes_nothing_is_not_run() -> None:
     """FP16 on the CPU: fp32 again, so that its cell stays blank and says why; forced, it is a run of its own."""
-    planned = {cell.cell.row: cell for cell in plan_cells(table4(), SMALL)}
+    planned = {cell.cell.row: cell for cell in plan_cells(table4(), SMALL, CLASSES)}
     assert planned["+ FP16"].config is None
     assert planned["+ FP16"].reason.startswith("the same run as '+ no bias decay'")
     assert "--precision fp16" in planned["+ FP16"].reason
-    forced = [cell.config for cell in plan_cells(table4(), dataclasses.replace(SMALL, precision="fp16"))]
+    forced = [cell.config for cell in plan_cells(table4(), dataclasses.replace(SMALL, precision="fp16"), CLASSES)]
     assert [config.precision for config in forced if config] == ["fp32", "fp32", "fp32", "fp32", "fp16"] * 2
 
 
 def test_other_networks_are_run_only_where_asked_for() -> None:
-    planned = {c.cell.row: c for c in plan_cells(table6(), SMALL) if c.cell.column == "MobileNet"}
+    planned = {c.cell.row: c for c in plan_cells(table6(), SMALL, CLASSES) if c.cell.column == "MobileNet"}
     assert all(cell.config is None for cell in planned.values())
     assert planned["+ cosine"].reason == "mobilenet_v1 only with --other-networks"
-    asked = [c for c in plan_cells(table6(), dataclasses.replace(SMALL, other_networks=True)) if c.config]
+    asked = [c for c in plan_cells(table6(), dataclasses.replace(SMALL, other_networks=True), CLASSES) if c.config]
     assert {c.config.model.name for c in asked if c.config} == {"resnet11d", "inception_v3", "mobilenet_v1"}
+
+
+def test_distillation_waits_for_its_teacher() -> None:
+    planned = {cell.cell.row: cell for cell in plan_cells(table6(), SMALL, CLASSES) if not cell.cell.network}
+    blank = [row for row, cell in planned.items() if cell.config is None]
+    assert blank == ["+ distillation, no mixup", "+ distillation and mixup"]
+    way_out = "is not there; train it first: python -m fasttricks.train cifar10-teacher"
+    assert planned[blank[0]].reason == f"distill.teacher = 'runs/cifar10-teacher': {way_out}"
 
 
 def test_figures_carry_their_marks() -> None:
@@ -209,7 +218,9 @@ def test_identity_is_of_what_makes_a_difference() -> None:
 
 
 def test_each_run_has_a_folder_of_its_own() -> None:
-    planned = [cell for table in (table4(), table5(), table6()) for cell in plan_cells(table, SMALL) if cell.config]
+    planned = [
+        cell for table in (table4(), table5(), table6()) for cell in plan_cells(table, SMALL, CLASSES) if cell.config
+    ]
     jobs = [make_job(cell, SMALL, table4(), seed) for cell in planned for seed in range(3)]
     assert len({job.folder for job in jobs}) == 14 * 3
     assert {job.config.seed for job in jobs} == {0, 1, 2}
