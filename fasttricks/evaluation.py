@@ -37,6 +37,19 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([((rank < 1) & valid).sum(), ((rank < 5) & valid).sum()])
 
 
+def evaluation_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    flip: bool = False,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Tensor:
+    """Float32 logits (N, K) of `images`; flip: the mean of theirs and their mirror images'."""
+    with autocast():
+        logits: Tensor = model(images).float()
+        return (logits + model(images.flip(3)).float()) / 2 if flip else logits
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -59,10 +72,7 @@ def evaluate(
     for images, labels in batches:
         if not len(labels):
             continue
-        with autocast():
-            logits = model(images).float()
-            if flip:
-                logits = (logits + model(images.flip(3)).float()) / 2
+        logits = evaluation_logits(model, images, flip=flip, autocast=autocast)
         loss += functional.cross_entropy(logits.double(), labels, reduction="sum")
         counts[:2] += count_correct(logits, labels)
         counts[2] += len(labels)

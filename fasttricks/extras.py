@@ -1,6 +1,7 @@
 """The optional dependencies, and what to say where they are absent. Entry points ask before they import anything else."""
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PIL")
@@ -9,10 +10,15 @@ TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PI
 
 def require_train_extra() -> None:
     """Exit 2 with the command that installs the extra `train` where a module of it is absent."""
-    missing = [name for name in TRAIN_MODULES if not _present(name)]
+    require_extra("train", TRAIN_MODULES, "training")
+
+
+def require_extra(extra: str, modules: Sequence[str], what: str) -> None:
+    """Exit 2, saying that `what` needs them and how to install `extra`, where any of `modules` is absent."""
+    missing = [name for name in modules if not _present(name)]
     if missing:
-        needed = f"training needs {', '.join(missing)}, not installed here"
-        command = "pip install 'fasttricks[train]' (in a checkout: pip install '.[train]')"
+        needed = f"{what} needs {', '.join(missing)}, not installed here"
+        command = f"pip install 'fasttricks[{extra}]' (in a checkout: pip install '.[{extra}]')"
         print(f"error: {needed}; install it with: {command}", file=sys.stderr)
         raise SystemExit(2)
 

@@ -174,9 +174,11 @@ class Feed:
 
     def _check_bad(self) -> None:
         count, limit = len(self._source), self._config.max_bad
-        if len(self.bad) <= limit * count:
+        if len(self.bad) <= limit * count and len(self.bad) < count:
             return
         image, why = list(self.bad.items())[-1]
+        if len(self.bad) == count:  # there would be no end to the search for one
+            raise DataError(f"{self._source.root}: not one good image is left; {why}")
         raise DataError(
             f"{self._source.root}: {len(self.bad)} of {count} images are bad, over data.max_bad = {limit:g} of them (one is "
             f"{show_name(self._source.name(image))}: {why}); repair or remove them, or raise --data.max-bad"

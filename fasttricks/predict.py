@@ -1,0 +1,163 @@
+"""Classify images: python -m fasttricks.predict CHECKPOINT IMAGE... [--top 5 ...]; as the run's validation sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from fasttricks.config import DataConfig, Precision, UserError, require
+from fasttricks.extras import require_train_extra
+
+if TYPE_CHECKING:
+    from fasttricks.distributed import World
+
+PROG = "python -m fasttricks.predict"
+USAGE = f"""usage: {PROG} CHECKPOINT IMAGE... [--section.field value ...]
+
+CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. For each image the likeliest classes, with their
+probability. An image that cannot be read is named, and the exit status is 1. Fields are as the run had them unless given.
+{PROG} CHECKPOINT --help lists them."""
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How to predict; what is not given is as in the checkpoint's run."""
+
+    top: int = 5
+    """Classes shown an image, 1 or more; all where there are fewer."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    precision: Precision = "auto"
+    """auto: fp16 on CUDA, fp32 on CPU."""
+    average: bool = True
+    """Take the averaged weights where the run kept an average (ema_decay)."""
+    flip: bool = False
+    """Average the logits of the image and its mirror image."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "top", self.top, "must be 1 or more")
+
+
+class Prediction(NamedTuple):
+    """What the network says of one image."""
+
+    path: str
+    classes: list[tuple[str, float]]
+    """Name and probability, 0 to 1, the likeliest first; empty where the image cannot be used."""
+    error: str = ""
+    """Why it cannot."""
+
+
+def predict(state: dict[str, Any], paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Prediction]:
+    """The likeliest classes of each image, in the order given, a batch at a time.
+
+    state: as load_checkpoint returned it. Images go through the validation pipeline (data.Loader). One that cannot be read
+    or decoded has an error and no classes; the others are as they would be without it.
+    """
+    import torch
+
+    from fasttricks.build import place
+    from fasttricks.evaluation import evaluation_logits
+    from fasttricks.precision import check_precision, make_autocast, resolve_precision
+    from fasttricks.restore import restore_model
+
+    check_precision(config.precision, world.device)
+    precision = resolve_precision(config.precision, world.device)
+    model = place(restore_model(state, average=config.average), world, precision)
+    autocast, names = make_autocast(precision, world.device), state["classes"]
+    for first in range(0, len(paths), BATCH_SIZE):
+        group = paths[first : first + BATCH_SIZE]
+        images, errors = load(group, config, world)
+        found = {}
+        if images:
+            with torch.no_grad():
+                logits = evaluation_logits(
+                    model, torch.stack(list(images.values())), flip=config.flip, autocast=autocast
+                )
+            shares, order = logits.double().softmax(1).topk(min(config.top, len(names)))
+            rows = zip(order.tolist(), shares.tolist(), strict=True)
+            found = {p: [(names[i], s) for i, s in zip(*row, strict=True)] for p, row in zip(images, rows, strict=True)}
+        for path in group:
+            yield Prediction(path, found.get(path, []), errors.get(path, ""))
+
+
+def load(paths: Sequence[str], config: PredictConfig, world: World) -> tuple[dict[str, Any], dict[str, str]]:
+    """(path -> its pixels, (3, S, S), as validation has them; path -> why it has none), of one path or more."""
+    from fasttricks.data import DataError, ImageFolder, Loader
+    from fasttricks.precision import image_dtype
+
+    named = {path: os.path.abspath(path).lstrip("/") for path in paths}
+    files = tuple(dict.fromkeys(named.values()))
+    folder = ImageFolder(root=Path("/"), classes=files, files=files, labels=tuple(range(len(files))))
+    data = dataclasses.replace(
+        config.data, prefetch=1, max_bad=1.0
+    )  # no second batch is wanted, and no bad one an error
+    dtype = image_dtype(config.precision, world.device)
+    images: dict[str, Any] = {}
+    loader = Loader(folder, data, training=False, batch_size=len(files), device=world.device, dtype=dtype)
+    with redirect_stderr(StringIO()):  # where the loader names bad files by another name; the caller has them below
+        try:
+            ((pixels, labels),) = loader
+            images = {files[label]: image for label, image in zip(labels.tolist(), pixels, strict=True)}
+        except DataError:
+            if len(loader.bad) < len(files):
+                raise
+    bad = {name.lstrip("/"): why for name, why in loader.bad.items()}
+    return (
+        {path: images[name] for path, name in named.items() if name in images},
+        {path: bad[name] for path, name in named.items() if name in bad},
+    )
+
+
+def describe(prediction: Prediction) -> str:
+    """The image's lines."""
+    rows = [f"  {100 * share:6.2f} %  {name}" for name, share in prediction.classes]
+    return "\n".join([prediction.path, *rows])
+
+
+def main(args: Sequence[str]) -> None:
+    """Print what the checkpoint that `args` name says of the images. Exits 1 where one could not be used."""
+    named = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    options = args[len(named) :]
+    asks = bool(set(options) & {"-h", "--help"})
+    if not named:
+        print(USAGE)
+        raise SystemExit(0 if asks else 2)
+    from fasttricks.checkpoint import load_checkpoint
+    from fasttricks.cli import parse
+    from fasttricks.distributed import join_world, keep_freed_memory
+    from fasttricks.restore import saved_config
+
+    keep_freed_memory()
+    state = load_checkpoint(Path(named[0]))
+    saved = saved_config(state)
+    default = PredictConfig(device=saved.device, precision=saved.precision, flip=saved.eval.flip, data=saved.data)
+    config = parse(default, options, prog=f"{PROG} {named[0]}", description=f"Predict by {state['path']}.")
+    if len(named) == 1:
+        raise UserError(f"images: none given; {PROG} {named[0]} IMAGE...")
+    failed = False
+    with join_world(config.device) as world:
+        for prediction in predict(state, named[1:], config, world):
+            failed |= bool(prediction.error)
+            if prediction.error:
+                print(f"error: {prediction.path}: {prediction.error}", file=sys.stderr)
+            else:
+                print(describe(prediction), flush=True)
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    require_train_extra()
+    from fasttricks.cli import run_main
+
+    run_main(main)
