@@ -1,0 +1,117 @@
+"""Fuzz the folder of images: python tests/fuzz_data.py SECONDS. Not collected by pytest; make fuzz runs it.
+
+Images with bytes flipped, cut out, moved and put in, under names of any bytes, are decoded or named as bad, in training and in
+validation, and the other images come as ever; never another exception, a crash or a hang.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from test_data_bad import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
+
+from fasttricks.config import DataConfig
+from fasttricks.data import Loader, scan_folder
+from fasttricks.data.scan import examine
+
+SETTINGS = settings(
+    max_examples=10,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
+LONGEST_S = 60
+"""For one example of two epochs; what takes longer hangs."""
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+CONFIG = DataConfig(image_size=32, val_resize=32, threads=2, max_bad=1.0, max_pixels=1_000_000)
+
+
+def real_jpegs() -> list[bytes]:
+    """A few of ImageNet, where $FASTTRICKS_TEST_DATA has them."""
+    place = Path(os.environ.get("FASTTRICKS_TEST_DATA", "nowhere")) / "imagenet_samples"
+    return [path.read_bytes() for path in sorted(place.rglob("*.JPEG"))[:5]]
+
+
+ODD = ["CMYK", "EXIF turned", "progressive", "16 bits", "palette with alpha"]
+BASES = [
+    *real_jpegs(),
+    *[JPEG, PNG, WEBP],
+    *[KINDS[name].make if isinstance(KINDS[name].make, bytes) else KINDS[name].make() for name in ODD],  # type: ignore
+    *[encoded(smooth("RGB"), kind) for kind in ("BMP", "TIFF", "PPM", "JPEG2000")],
+    encoded(noise((20, 30)), "TIFF", compression="tiff_lzw"),
+]
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["set", "flip", "cut", "drop", "repeat", "insert", "swap"]),
+        st.floats(0, 1) | st.floats(0, 0.05),  # where; half of them in the header
+        st.integers(1, 64),
+        st.binary(min_size=1, max_size=4)
+        | st.sampled_from([b"\xff\xc0", b"\xff\xd9", b"\xff\xff\xff\xff", b"\0\0\0\0"]),
+    ),
+    max_size=4,
+)
+NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: not {0, 47} & {*name} and name[:1] != b".")
+
+
+def change(file: bytes, changes: list[tuple[str, float, int, bytes]]) -> bytes:
+    for what, where, size, content in changes:
+        at = int(where * len(file))
+        head, part, tail = file[:at], file[at : at + size], file[at + size :]
+        file = {
+            "set": head + content + file[at + len(content) :],
+            "flip": head + bytes(byte ^ 1 << size % 8 for byte in part) + tail,
+            "cut": head,
+            "drop": head + tail,
+            "repeat": head + part + part + tail,
+            "insert": head + content + part + tail,
+            "swap": head + tail[:size] + part + tail[size:],
+        }[what]
+    return file
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.sampled_from(range(len(BASES))), CHANGES, NAMES), min_size=1, max_size=6))
+def any_files(files: list[tuple[int, list[tuple[str, float, int, bytes]], bytes]]) -> None:
+    """A class with one good image and files that were changed."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    (FOLDER / "a").mkdir(parents=True)
+    (FOLDER / "a" / "good.png").write_bytes(PNG)
+    for base, changes, name in files:
+        content = change(BASES[base], changes)
+        (FOLDER / "a" / os.fsdecode(name + b".jpg")).write_bytes(content)
+        examine(content, CONFIG.max_pixels)
+    faulthandler.dump_traceback_later(LONGEST_S, exit=True)
+    folder = scan_folder(FOLDER)
+    for training in (True, False):
+        loader = Loader(folder, CONFIG, training=training, batch_size=4, device=torch.device("cpu"))
+        batches = list(loader)
+        shown = sum(len(batch.labels) for batch in batches)
+        assert shown == (len(folder) if training else len(folder) - len(loader.bad))
+        assert all(batch.images.isfinite().all() for batch in batches)
+        assert "good.png" not in " ".join(loader.bad)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def main(seconds: float) -> int:
+    """Run for so long; returns the number of turns. A finding is raised, with the smallest input."""
+    end, turns = time.monotonic() + seconds, 0
+    while time.monotonic() < end or not turns:
+        with open(os.devnull, "w") as nothing, redirect_stderr(nothing):  # the names of the bad files
+            any_files()
+        turns += 1
+    return turns
+
+
+if __name__ == "__main__":
+    print(f"data folder: {main(float(sys.argv[1]))} turns of {SETTINGS.max_examples} folders, nothing found")
