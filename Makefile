@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all bench lint fmt type clean
+.PHONY: help setup train test test-all fuzz bench lint fmt type clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +26,9 @@ test: setup  ## the tests, without a GPU, in minutes
 
 test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; at most an hour
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: setup  ## feed what reads bytes from outside with damaged input, SECONDS (60) a target
+	for target in tests/fuzz_*.py; do $(BIN)/python $$target $(or $(SECONDS),60) || exit 1; done
 
 bench: setup  ## imgs/sec of loader and step beside torchvision's and timm's
 	$(BIN)/python -m bench.report $(ARGS)
