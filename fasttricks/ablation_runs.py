@@ -34,7 +34,7 @@ from fasttricks.cli import arguments_of
 from fasttricks.config import TIMM, ConfigError, DistillConfig, TrainConfig, UserError, from_dict
 from fasttricks.data import find_dataset
 from fasttricks.distributed import World, join_world, keep_freed_memory, resolve_device
-from fasttricks.log import DivergedError
+from fasttricks.divergence import DivergedError
 from fasttricks.models import build_model
 from fasttricks.precision import resolve_precision
 from fasttricks.recipes import RECIPES

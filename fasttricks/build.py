@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -12,25 +13,28 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.checkpoint import load_checkpoint, load_weights, newest_checkpoint
 from fasttricks.compiled import CompiledModel
 from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, replace_at, require
 from fasttricks.data import Images, Loader, find_dataset
 from fasttricks.distributed import World
+from fasttricks.divergence import LossGuard
 from fasttricks.log import RunLog
 from fasttricks.models import build_model
 from fasttricks.monitor import start_monitor
-from fasttricks.optim import WeightAverage, build_optimizer
+from fasttricks.optim import build_optimizer
 from fasttricks.precision import check_precision, halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
+from fasttricks.resume import Resumed, find_state, fingerprint
 from fasttricks.runfolder import check_run_dir, open_run
 from fasttricks.schedule import learning_rate
+from fasttricks.signals import StopRequest
 from fasttricks.teacher import Teacher, load_teacher
 from fasttricks.trainer import Run, count_steps
 
 
-def build(config: TrainConfig, world: World) -> Run:
+def build(config: TrainConfig, world: World, stop: StopRequest | None = None) -> Run:
     """Everything a run needs; resumed where the config says so and a checkpoint is there.
 
+    stop: what may ask the run to end; without, nothing does.
     Nothing is written before every check has passed. Raises ConfigError, DataError or CheckpointError.
     A collective: every rank must call it.
     """
@@ -40,7 +44,8 @@ def build(config: TrainConfig, world: World) -> Run:
     train_folder, val_folder = find_dataset(config.data.root)
     check_batch(config, len(train_folder))
     config, teacher = with_teacher(config, train_folder, world)
-    resumed = find_state(config, world)
+    own = fingerprint(config, world, (train_folder, val_folder))
+    resumed = find_state(config, world, own)
     torch.manual_seed(config.seed)
     precision = resolve_precision(config.precision, world.device)
     model = place(build_model(config.model, num_classes(config.model, train_folder)), world, precision)
@@ -48,14 +53,7 @@ def build(config: TrainConfig, world: World) -> Run:
         model = synchronize_batch_norm(model, world)
     optimizer = build_optimizer(model, config.optim, precision)
     loss_scale = make_loss_scale(config.optim, precision, world.device)
-    if resumed:
-        load_weights(model, resumed["model"], source=resumed["path"])
-        optimizer.load_state_dict(resumed["optimizer"])
-        loss_scale.load_state_dict(resumed["loss_scale"])
-    average = WeightAverage(model, config.ema_decay, optimizer) if config.ema_decay else None
-    if resumed and average is not None:
-        load_weights(average.model, resumed["average"], source=resumed["path"])
-        average.num_updates = resumed["average_updates"]
+    average = resumed.restore(model, optimizer, loss_scale, config)
     train_loader, val_loader = make_loaders(config, world, train_folder, val_folder, resumed)
     check_sizes(config, len(train_folder.classes), train_loader.smallest_batch)
     world.barrier()  # every rank has looked at run_dir before one makes it
@@ -64,15 +62,26 @@ def build(config: TrainConfig, world: World) -> Run:
     world.barrier()
     steps = count_steps(train_loader, config)
     schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
-    first_step, folder = resumed.get("step", 0), Path(config.run_dir)
-    log = RunLog(folder, world, num_steps=config.epochs * steps, steps_per_epoch=steps, first_step=first_step)
+    state, folder = resumed.state, Path(config.run_dir)
+    log = RunLog(
+        folder,
+        world,
+        num_steps=config.epochs * steps,
+        steps_per_epoch=steps,
+        first_step=state.get("step", 0),
+        state=resumed.log_state(world),
+    )
+    forward = wrap(model, config, world, log.print)
+    resumed.restore_statistics(model, average, world)
+    guard = LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip")
+    guard.skipped = state.get("skipped_losses", 0)
     run = Run(
         config=config,
         world=world,
         classes=train_folder.classes,
         num_train_images=len(train_folder),
         model=model,
-        forward=wrap(model, config, world, log.print),
+        forward=forward,
         optimizer=optimizer,
         loss_scale=loss_scale,
         average=average,
@@ -84,12 +93,16 @@ def build(config: TrainConfig, world: World) -> Run:
         log=log,
         monitor=start_monitor(world.device),
         teacher=teacher,
-        step=first_step,
-        epoch=resumed.get("epoch", 0),
-        first_epoch=resumed.get("epoch", 0),
-        train_seconds=resumed.get("train_seconds", 0.0),
+        guard=guard,
+        stop=stop or StopRequest(world),
+        fingerprint=json.dumps(own),
+        step=state.get("step", 0),
+        epoch=state.get("epoch", 0),
+        unmeasured=state.get("unmeasured", False),
+        first_epoch=state.get("epoch", 0),
+        train_seconds=state.get("train_seconds", 0.0),
     )
-    log.print(describe(run, val_folder, resumed.get("path")))
+    log.print(describe(run, val_folder, resumed))
     return run
 
 
@@ -142,20 +155,6 @@ def num_classes(config: ModelConfig, train_folder: Images) -> int:
     return found
 
 
-def find_state(config: TrainConfig, world: World) -> dict[str, Any]:
-    """The newest checkpoint of a run to resume; empty where none is to be, or none was saved before the run ended.
-
-    Raises ConfigError where it was of another number of ranks: their shares of the data would not be those left.
-    """
-    newest = newest_checkpoint(Path(config.run_dir) / "checkpoints") if config.resume else None
-    if newest is None:
-        return {}
-    state = load_checkpoint(newest)
-    ranks = len(state["loaders"])
-    require(world.size == ranks, "ranks", world.size, f"must be {ranks}, as in the run to resume ({config.run_dir})")
-    return state
-
-
 def place(model: nn.Module, world: World, precision: Precision) -> nn.Module:
     """`model` on the rank's device, its weights channels-last in memory and, for fp16, FP16 as precision.halve has them."""
     model.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -188,12 +187,12 @@ def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str
 
 
 def make_loaders(
-    config: TrainConfig, world: World, train_folder: Images, val_folder: Images, resumed: dict[str, Any]
+    config: TrainConfig, world: World, train_folder: Images, val_folder: Images, resumed: Resumed
 ) -> tuple[Loader, Loader]:
     """Training and validation batches of this rank, the first where `resumed` left off."""
     batch_size = config.micro_batch_size(world.size)
     make = partial(Loader, config=config.data, device=world.device, rank=world.rank, world_size=world.size)
-    position = resumed["loaders"][world.rank].numpy().tobytes() if resumed else None
+    position = resumed.position(world, batch_size)
     dtype = image_dtype(config.precision, world.device)
     train_loader = make(
         train_folder, training=True, batch_size=batch_size, dtype=dtype, seed=config.seed, state=position
@@ -203,7 +202,7 @@ def make_loaders(
     return train_loader, make(val_folder, training=False, batch_size=val_batch_size, dtype=val_dtype)
 
 
-def describe(run: Run, val_folder: Images, resumed_from: str | None) -> str:
+def describe(run: Run, val_folder: Images, resumed: Resumed) -> str:
     """The header of a run: what is trained, on what, how."""
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -231,6 +230,8 @@ def describe(run: Run, val_folder: Images, resumed_from: str | None) -> str:
     if run.monitor.note:
         rows["monitor"] = run.monitor.note
     if config.resume:
-        done = f"{resumed_from}, after epoch {run.epoch} of {config.epochs}"
-        rows["resume"] = done if resumed_from else "no checkpoint was saved yet: from the beginning"
+        done = f"{resumed.path}, after epoch {run.epoch} of {config.epochs}"
+        done += f" and {run.step_in_epoch} of {run.steps_per_epoch} steps" if run.step_in_epoch else ""
+        rows["resume"] = done if resumed else "no checkpoint was saved yet: from the beginning"
+    rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
     return "\n".join(f"{name:8s} {value}" for name, value in rows.items())

@@ -306,13 +306,25 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Average of the weights, kept as avg = decay x avg + (1 - decay) x weights a step and evaluated in their place; 0: none."""
     checkpoint_epochs: int = 1
-    """Save after each so many epochs, and after the last; 1 or more. The newest two are kept."""
+    """Save after each so many epochs, and after the last; 1 or more. Kept are the newest two and the newest of an epoch's end."""
+    checkpoint_steps: int = 0
+    """Save also after each so many steps, within an epoch too; 0: at the ends of epochs only."""
     log_steps: int = 20
     """Steps between two log lines; the only time the host waits for the device."""
     run_dir: str = ""
     """Folder of this run; empty: runs/RECIPE. It must not exist, or --resume must be given."""
     resume: bool = False
-    """Go on from the newest checkpoint of run_dir."""
+    """Go on from the newest whole checkpoint of run_dir, bit for bit; where there is no run yet, begin it."""
+    allow_other_ranks: bool = False
+    """Let a resumed run have another number of ranks or micro-batches, from the end of an epoch on."""
+    allow_other_versions: bool = False
+    """Let a resumed run have other releases of torch, DALI, NumPy, Triton, or another kind of device: no longer bit for bit."""
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    """A NaN, infinite or exploded loss: stop the run; or skip and count the step, which then changes no weight."""
+    max_loss: float = 100.0
+    """A micro-batch's mean loss above this has exploded, nats; 0: NaN and infinity only. Chance is ln(classes), 6.9 for 1000."""
+    timeout_s: int = 600
+    """How long ranks wait for one that hangs before the run ends, seconds, 1 or more; above the time that a save takes."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -331,6 +343,11 @@ class TrainConfig:
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 (none) or more and below 1")
         require(self.checkpoint_epochs >= 1, "checkpoint_epochs", self.checkpoint_epochs, "must be 1 or more")
+        require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "must be 0 (off) or more")
+        require(0 <= self.max_loss < math.inf, "max_loss", self.max_loss, "must be above 0, or 0 (any finite loss)")
+        require(self.timeout_s >= 1, "timeout_s", self.timeout_s, "must be 1 or more")
+        rule = "takes an optimizer that can leave a step out; take --optim.backend auto, torch or fused"
+        require(self.on_bad_loss == "stop" or self.optim.backend != "apex", "on_bad_loss", self.on_bad_loss, rule)
         require(self.log_steps >= 1, "log_steps", self.log_steps, "must be 1 or more")
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
         require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)

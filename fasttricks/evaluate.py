@@ -51,7 +51,7 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     folder = open_split(find_root(config.data.root) / "val", classes=tuple(state["classes"]))
     precision = resolve_precision(config.precision, world.device)
     model = place(restore_model(state, average=config.average), world, precision)
-    batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["loaders"]))
+    batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["ranks"]))
     loader = Loader(
         folder,
         config.data,

@@ -24,6 +24,7 @@ from fasttricks.build import place
 from fasttricks.config import TrainConfig
 from fasttricks.data import Batch
 from fasttricks.distributed import World
+from fasttricks.divergence import LossGuard
 from fasttricks.models import build_model
 from fasttricks.optim import build_optimizer
 from fasttricks.precision import image_dtype, make_autocast, make_loss_scale
@@ -181,6 +182,7 @@ def paper_run(config: TrainConfig, shards: Shards, model: nn.Module) -> Run:
         "autocast": make_autocast(config.precision, _CPU),
         "lr_at": partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
         "log": _NoLog(),
+        "guard": LossGuard(_world(shards, _CPU), limit=config.max_loss, skip=config.on_bad_loss == "skip"),
     }
     required = (field.name for field in dataclasses.fields(Run) if field.default is dataclasses.MISSING)
     unasked: dict[str, Any] = dict.fromkeys(required)

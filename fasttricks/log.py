@@ -7,7 +7,6 @@ Only the main rank shows and writes; the others' calls do the sums and return. A
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,12 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from fasttricks.config import UserError
 from fasttricks.distributed import World
-
-
-class DivergedError(UserError):
-    """The training loss is no longer a finite number."""
 
 
 class RunLog:
@@ -35,19 +29,32 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, world: World, *, num_steps: int, steps_per_epoch: int, first_step: int = 0
+        self,
+        folder: Path,
+        world: World,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        first_step: int = 0,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
+        """first_step: updates done before. state: what state() gave after them, on this rank."""
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
         self._started = time.perf_counter()
+        self._seconds, self._records, self._pending = 0.0, 0, False  # of the interval, seconds of an earlier process
+        if state is not None:
+            self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=world.device)
+            self._seconds, self._records = state["seconds"], state["records"]
+            self._pending = self._seconds > 0
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._progress = Progress(*columns, console=self.console, refresh_per_second=4, speed_estimate_period=3600)
         self._task = self._progress.add_task("starting", total=num_steps, completed=first_step)
         self._file = self._board = None
         if world.is_main:
-            _drop_after(folder / "metrics.jsonl", first_step)
+            _keep_first(folder / "metrics.jsonl", self._records)
             self._file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
             self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
@@ -62,32 +69,37 @@ class RunLog:
             self._progress.start()
         self.resume_clock()
 
-    def add(self, loss_sum: Tensor, num_images: int) -> None:
+    def add(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
         """Take in a micro-batch: the loss summed over its images, a scalar on the device. No sync."""
         self._sums[0] += loss_sum
         self._sums[1] += num_images
+        self._pending = True
 
     def resume_clock(self) -> None:
         """Count training time from here on; flush() stops the count."""
         self._started = time.perf_counter()
 
+    def state(self) -> dict[str, Any]:
+        """Where this rank's log stands, for a checkpoint; the records so far are on the disk then. A sync."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        seconds = self._seconds + time.perf_counter() - self._started if self._pending else 0.0
+        return {"sums": self._sums.tolist(), "seconds": seconds, "records": self._records}
+
     def flush(self, step: int, lr: float, more: Callable[[], Mapping[str, float]] = dict) -> float:
         """Report the steps since the last flush, as means over their images of all ranks; the one sync of training.
 
         `step` counts the updates done; more() gives further values to record, and may wait for the device. Returns the
-        seconds that these steps took. Raises DivergedError where the mean loss is not finite.
+        seconds that these steps took.
         """
         loss_sum, images = self.world.sum_(self._sums.clone()).tolist()
-        seconds = time.perf_counter() - self._started
+        seconds = self._seconds + time.perf_counter() - self._started
         self._sums.zero_()
+        self._seconds, self._pending = 0.0, False
         if not images:
             return seconds
         loss = loss_sum / images
-        if not math.isfinite(loss):
-            rule = "the training loss must stay finite; lower --optim.base_lr or lengthen --schedule.warmup_epochs"
-            raise DivergedError(
-                f"loss = {loss} by step {step} at lr {lr:.4g}: {rule}; earlier checkpoints are in {self.folder}"
-            )
         rate = images / seconds
         self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate, **more()})
         epoch = step / self.steps_per_epoch
@@ -107,11 +119,12 @@ class RunLog:
             return
         record = {"step": step, "epoch": step / self.steps_per_epoch, **values}
         self._file.write(json.dumps(record) + "\n")
+        self._records += 1
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Take the progress bar away, close the files and draw curves.png; says so where the disk refuses.
+    def close(self, *, draw: bool = True) -> None:
+        """Take the progress bar away, close the files and draw curves.png, unless told not to; says so where the disk refuses.
 
         It does not raise then: close() also runs after an error, and must not hide that a full disk lost a checkpoint.
         """
@@ -121,7 +134,8 @@ class RunLog:
         try:
             self._file.close()
             self._board.close()
-            plot_curves(self.folder)
+            if draw:
+                plot_curves(self.folder)
         except OSError as error:
             self.print(f"note: the last records or curves.png could not be written to {self.folder}: {error}")
 
@@ -138,9 +152,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drop the records of steps that a resumed run will do again."""
-    kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
+def _keep_first(path: Path, count: int) -> None:
+    """Drop all but the first `count` records: a resumed run writes the others again."""
+    kept = read_metrics(path.parent)[:count]
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a kill
+        left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(temporary, path)  # a kill in between loses nothing

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from fasttricks.config import ConfigError, OptimConfig, Precision, require
+from fasttricks.divergence import bad_gradients
 from fasttricks_kernels import MasterSGD
 
 FIRST_SCALE = 2.0**16
@@ -83,14 +84,21 @@ class LossScale:
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._growth_steps = growth_steps
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """optimizer.step() with the scale taken out again; where gradients overflowed, skipped on the device."""
-        if isinstance(optimizer, MasterSGD) and self.on:
+    def step(self, optimizer: torch.optim.Optimizer, *, check: bool = False) -> None:
+        """optimizer.step() with the scale taken out again; where gradients overflowed, skipped on the device.
+
+        check: skip it for gradients that are not finite in the other precisions too, at the cost of reading them once more.
+        """
+        if isinstance(optimizer, MasterSGD) and (self.on or check):
             optimizer.step(loss_scale=self.value)
             assert optimizer.overflow is not None
-            self.update(optimizer.overflow)
-        else:
-            optimizer.step()
+            if self.on:
+                self.update(optimizer.overflow)
+            return
+        if check:
+            _begin_momentum(optimizer)
+            optimizer.found_inf = bad_gradients(optimizer)  # type: ignore[attr-defined]  # what torch's fused SGD asks
+        optimizer.step()
 
     @torch.no_grad()
     def update(self, overflow: Tensor) -> None:
@@ -119,6 +127,15 @@ class LossScale:
         if self._growth_steps:
             self.value.copy_(state["value"])
             self._good_steps.copy_(state["good_steps"])
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of 0, which the first step turns into the gradient: torch's own first step, if skipped, would leave noise."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def make_loss_scale(config: OptimConfig, precision: Precision, device: torch.device) -> LossScale:

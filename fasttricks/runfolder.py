@@ -8,16 +8,20 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
+from fasttricks.process import launch_token
 
 _MAY_DIFFER = (
-    *("resume", "run_dir", "log_steps", "checkpoint_epochs", "device", "recipe", "tricks.on", "tricks.off"),
-    *("data.root", "data.threads", "data.prefetch", "eval.batch_size", "distill.teacher"),
+    *("resume", "run_dir", "log_steps", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
+    *("tricks.on", "tricks.off"),
+    *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
+    *("data.root", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size", "distill.teacher"),
 )
 """Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
 have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest."""
@@ -56,7 +60,7 @@ def check_run_dir(config: TrainConfig) -> None:
         raise ConfigError(
             f"run_dir = {config.run_dir!r}: must be a folder, but a file is there; give another --run-dir"
         )
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or _half_made(folder):
         return
     if not config.resume:
         rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
@@ -65,10 +69,27 @@ def check_run_dir(config: TrainConfig) -> None:
         raise ConfigError(
             f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir"
         )
-    changed = differences(read_config(folder), config)
+    lenient = ("accumulate",) if config.allow_other_ranks else ()  # resume.py knows where that may differ
+    changed = differences(read_config(folder), config, lenient)
     if changed:
         rule = f"a run resumes only with its own config; changed: {'; '.join(changed)}"
         raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
+
+
+def _half_made(folder: Path) -> bool:
+    """Whether `folder` is empty, or holds no more than open_run had made of it when it was killed."""
+    config_json = [path for path in folder.iterdir() if path.name.startswith(".config.json.")]
+    rest = [path for path in folder.iterdir() if path not in config_json]
+    return all(path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()) for path in rest)
+
+
+def made_by_this_launch(run_dir: str) -> bool:
+    """Whether the torchrun that started this process has made this run, in an earlier start of its ranks."""
+    try:
+        saved = json.loads((Path(run_dir) / "config.json").read_text())
+        return bool(launch_token()) and saved["launch"] == launch_token()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def open_run(config: TrainConfig) -> Path:
@@ -79,7 +100,10 @@ def open_run(config: TrainConfig) -> Path:
     folder = Path(config.run_dir)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
+        for left in folder.glob(".config.json.*.tmp"):  # by a kill
+            left.unlink()
+        made = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
+        write_json(folder / "config.json", made)
     except OSError as error:
         raise ConfigError(
             f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})"
@@ -97,14 +121,19 @@ def read_config(folder: Path) -> TrainConfig:
     return from_dict(TrainConfig, values)
 
 
-def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains."""
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The fields of `config` that decide what a run trains, by dotted name."""
+    fields = _flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as the lists that JSON has
+    return {name: value for name, value in fields.items() if name not in _MAY_DIFFER}
+
+
+def differences(before: TrainConfig, now: TrainConfig, lenient: Collection[str] = ()) -> list[str]:
+    """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains; all but the lenient."""
     old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
     if now.distill.teacher and not now.distill.digest:  # its weights are not read yet
         del new["distill.digest"]
-    return [
-        f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name not in _MAY_DIFFER
-    ]
+    names = [name for name in new if name not in _MAY_DIFFER and name not in lenient]
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in names if old[name] != new[name]]
 
 
 def fingerprint(config: TrainConfig, **more: object) -> str:
@@ -131,7 +160,11 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` to `path` as JSON, whole or not at all."""
+    """Write `values` to `path` as JSON, whole or not at all, after a power cut too."""
+    text = json.dumps(values, indent=2) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
 from collections.abc import Sequence
 
 from fasttricks.config import UserError
 from fasttricks.extras import require_train_extra
+from fasttricks.process import die_with_launcher
 
 PROG = "python -m fasttricks.train"
 
@@ -17,22 +21,38 @@ def main(args: Sequence[str]) -> None:
     config = parse_recipe(args, prog=PROG)
 
     from fasttricks.build import build
-    from fasttricks.distributed import join_world, keep_freed_memory
-    from fasttricks.trainer import fit, how_to_go_on
+    from fasttricks.distributed import join_world, keep_freed_memory, lost_rank
+    from fasttricks.process import restart_count
+    from fasttricks.runfolder import made_by_this_launch
+    from fasttricks.signals import StopRequest
+    from fasttricks.trainer import Stopped, fit, how_to_go_on
 
     keep_freed_memory()
-    with join_world(config.device) as world:
-        run = build(config, world)
-        try:
-            fit(run)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_go_on(run)) from None
-        except OSError as error:  # in training only the run folder is written to
-            rule = f"must be on a disk with room that this process may write to ({error})"
-            raise UserError(f"run_dir = {config.run_dir!r}: {rule}; free some; {how_to_go_on(run)}") from error
+    with join_world(config.device, config.timeout_s) as world:
+        if restart_count() and (not world.is_main or made_by_this_launch(config.run_dir)):
+            config = dataclasses.replace(config, resume=True)  # torchrun has started its own run again
+        stop = StopRequest(world)
+        with stop.listening():
+            run = build(config, world, stop)
+            try:
+                fit(run)
+            except Stopped as stopped:
+                run.log.print(f"stopped {stopped}")
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(how_to_go_on(run)) from None
+            except RuntimeError as error:
+                if world.size == 1 or not lost_rank(error):
+                    raise
+                reason = f"another rank ended, or did not answer within timeout_s = {config.timeout_s}"
+                print(f"error: rank {world.rank}: {reason} ({error}); {how_to_go_on(run)}", file=sys.stderr, flush=True)
+                os._exit(1)  # what is left of the collective would be waited for at a usual exit
+            except OSError as error:  # in training only the run folder is written to
+                rule = f"must be on a disk with room that this process may write to ({error})"
+                raise UserError(f"run_dir = {config.run_dir!r}: {rule}; free some; {how_to_go_on(run)}") from error
 
 
 if __name__ == "__main__":
+    die_with_launcher()
     require_train_extra()
     from fasttricks.cli import run_main
 

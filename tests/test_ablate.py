@@ -383,7 +383,7 @@ def test_a_cell_of_two_ranks_is_torchruns(tiny_data: Path, tmp_path: Path) -> No
     assert subprocess.run(command(*args), env=environment(), check=False).returncode == 0
     results = finished(tmp_path / "a")
     assert [result["ranks"] for result in results.values()] == [2, 2]
-    assert all(len(load_checkpoint(folder)["loaders"]) == 2 for folder in results)
+    assert all(len(load_checkpoint(folder)["ranks"]) == 2 for folder in results)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import subprocess
@@ -14,16 +15,20 @@ from typing import Any
 import pytest
 import torch
 
+from bench.soak.payloads import PAYLOADS, is_live, sealed
 from fasttricks.checkpoint import (
     FORMAT,
     KEYS,
     CheckpointError,
+    DamagedError,
     checkpoint_path,
+    checkpoints,
     keep_newest,
     load_checkpoint,
     load_weights,
     newest_checkpoint,
     save_checkpoint,
+    step_of,
 )
 from fasttricks.config import ModelConfig
 from fasttricks.models import build_model
@@ -38,7 +43,7 @@ def state(step: int = 3, size: int = 100) -> dict[str, Any]:
         "step": step,
         "train_seconds": 1.5,
         "model": {"weight": torch.full((size,), float(step)), "count": torch.tensor(7)},
-        "loaders": [torch.frombuffer(bytearray(b"position"), dtype=torch.uint8)],
+        "ranks": [{"loader": '{"epoch": 1}'}],
     }
 
 
@@ -81,6 +86,16 @@ def test_keep_newest_drops_the_old_and_what_a_kill_left(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "step-0000000010.pt", "step-0000000100.pt"]
     keep_newest(tmp_path, 5)
     assert len(os.listdir(tmp_path)) == 3
+
+
+def test_keep_newest_keeps_the_newest_of_a_marked_step_too(tmp_path: Path) -> None:
+    for step in (5, 10, 11, 12, 13):
+        checkpoint_path(tmp_path, step).touch()
+    keep_newest(tmp_path, 2, also=lambda step: step % 5 == 0)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [13, 12, 10]
+    checkpoint_path(tmp_path, 15).touch()
+    keep_newest(tmp_path, 2, also=lambda step: step % 5 == 0)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [15, 13]
 
 
 # ----------------------------------------------------------------------------------------------------- kill -9
@@ -180,43 +195,36 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- a file that is none
 
 
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("forced", [False, True], ids=["", "torch's default is off"])
+@pytest.mark.parametrize("name", PAYLOADS)
 def test_a_file_that_holds_code_is_refused_and_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, forced: bool
 ) -> None:
-    if forced:  # turns off torch's own default
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    """With the checksum that belongs to it, as an attacker would write it, and without."""
     path, made = checkpoint_path(tmp_path, 1), tmp_path / "made"
-    save_checkpoint(path, state() | {"model": Payload(made)})
-    with pytest.raises(CheckpointError, match=r"tensors and plain values only; nothing in it was run.*Unsupported"):
-        load_checkpoint(path)
-    assert not made.exists()
-    torch.load(path, weights_only=False)
-    assert made.exists()  # the payload is live
+    body = PAYLOADS[name](made)
+    assert is_live(body, made), "the payload shall run where it is let"
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for content in (sealed(body), body):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"nothing in it was run|it lacks \["):
+            load_checkpoint(path)
+        assert not made.exists()
 
 
-def test_a_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
-    """Any byte in turn: the file is refused, or what it holds is what was saved. torch alone lets most of them through."""
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """One in each byte, the zip's own bookkeeping and the checksum included. torch alone lets most of them through."""
     path = checkpoint_path(tmp_path, 1)
     save_checkpoint(path, state(size=4))
     whole = path.read_bytes()
-    expected = state(size=4) | {"format": FORMAT, "path": str(path)}
     missed_by_torch = 0
-    for at in range(0, len(whole), 5):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-        try:
-            assert same(load_checkpoint(path), expected), at
-        except CheckpointError:
+    for at in range(len(whole)):
+        harmed = whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
+        path.write_bytes(harmed)
+        with pytest.raises(DamagedError):
+            load_checkpoint(path)
+        if at % 50 == 0:
             try:
                 torch.load(path, weights_only=True)
                 missed_by_torch += 1
@@ -243,7 +251,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"must be a whole file of fasttricks\.train"):
+        with pytest.raises(DamagedError, match=r"must be a whole file of fasttricks\.train"):
             load_checkpoint(path)
 
 
@@ -258,18 +266,27 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes)
 
 
 def test_other_torch_files_and_other_formats_are_refused(tmp_path: Path) -> None:
+    """Those of format 1 had no checksum: they are named for what they are, and not taken for damaged ones."""
     path = tmp_path / "file.pt"
     torch.save(build_model(ModelConfig(name="resnet8a", width=0.125), 2).state_dict(), path)
-    with pytest.raises(CheckpointError, match="must have format 1, not None"):
+    with pytest.raises(CheckpointError, match="must have format 2, not None"):
         load_checkpoint(path)
     torch.save(torch.zeros(3), path)
-    with pytest.raises(CheckpointError, match="must have format 1, not 'Tensor'"):
+    with pytest.raises(CheckpointError, match="must have format 2, not 'Tensor'"):
         load_checkpoint(path)
-    torch.save(state() | {"format": 2}, path)
-    with pytest.raises(CheckpointError, match="must have format 1, not 2"):
+    torch.save({"format": 1, "model": {}}, path)
+    with pytest.raises(CheckpointError, match="must have format 2, not 1; use a file that this version"):
         load_checkpoint(path)
-    torch.save({"format": FORMAT, "model": {}}, path)
-    with pytest.raises(CheckpointError, match=r"it lacks \['config', 'classes', 'step'"):
+    buffer = io.BytesIO()
+    torch.save({"format": 3}, buffer)
+    path.write_bytes(sealed(buffer.getvalue()))
+    with pytest.raises(CheckpointError, match="must have format 2, not 3"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"model": {}})
+    with pytest.raises(CheckpointError, match=r"it lacks \['config', 'classes', 'fingerprint'"):
+        load_checkpoint(path)
+    torch.save({"format": FORMAT}, path)
+    with pytest.raises(DamagedError):  # of this format, so its checksum was cut off
         load_checkpoint(path)
 
 

@@ -40,7 +40,8 @@ def joined(rank: int, environ: pytest.MonkeyPatch) -> Iterator[World]:
     torchrun = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank % 8, "LOCAL_WORLD_SIZE": 8}
     for name, value in torchrun.items():
         environ.setenv(name, str(value))
-    with mock.patch.object(dist, "init_process_group", fake), join_world("cpu") as world:
+    store = mock.patch.object(dist, "rendezvous", return_value=iter([(FakeStore(), rank, RANKS)]))
+    with store, mock.patch.object(dist, "init_process_group", fake), join_world("cpu") as world:
         yield world
 
 

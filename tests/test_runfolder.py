@@ -93,7 +93,13 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "seed": 1,
     "ema_decay": 0.9,
     "checkpoint_epochs": 5,
+    "checkpoint_steps": 5,
     "log_steps": 100,
+    "allow_other_ranks": True,
+    "allow_other_versions": True,
+    "on_bad_loss": "skip",
+    "max_loss": 5.0,
+    "timeout_s": 60,
     "resume": True,
     "data.root": "/x",
     "data.image_size": 160,
@@ -108,6 +114,9 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "data.antialias": False,
     "data.threads": 3,
     "data.prefetch": 4,
+    "data.operators": "dali",
+    "data.max_bad": 0.5,
+    "data.max_pixels": 10**6,
     "model.name": "resnet50a",
     "model.num_classes": 10,
     "model.stem_stride": 2,
@@ -145,8 +154,10 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "tricks.off": ("cosine",),
 }
 HARMLESS = {
-    *("recipe", "device", "checkpoint_epochs", "log_steps", "resume", "tricks.on", "tricks.off"),
-    *("data.root", "data.threads", "data.prefetch", "eval.batch_size", "distill.teacher"),
+    *("recipe", "device", "checkpoint_epochs", "checkpoint_steps", "log_steps", "resume", "tricks.on", "tricks.off"),
+    *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
+    *("data.root", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size"),
+    "distill.teacher",
 }
 
 
@@ -170,6 +181,28 @@ def test_a_run_resumes_from_a_folder_that_moved(tmp_path: Path) -> None:
     open_run(config_in(tmp_path / "run"))
     (tmp_path / "run").rename(tmp_path / "moved")
     check_run_dir(config_in(tmp_path / "moved", resume=True))
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_begins(tmp_path: Path) -> None:
+    """With --resume and without: there is nothing to lose. What the kill left goes."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / ".config.json.4711.tmp").write_text("{")
+    for resume in (True, False):
+        check_run_dir(config_in(folder, resume=resume))
+    open_run(config_in(folder))
+    assert sorted(os.listdir(folder)) == ["checkpoints", "config.json"]
+    (tmp_path / "other" / "checkpoints" / "x").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="never overwritten"):
+        check_run_dir(config_in(tmp_path / "other"))
+
+
+def test_micro_batches_may_differ_where_ranks_may(tmp_path: Path) -> None:
+    open_run(config_in(tmp_path / "run"))
+    changed = config_in(tmp_path / "run", resume=True, accumulate=2)
+    with pytest.raises(ConfigError, match="accumulate: 1 -> 2"):
+        check_run_dir(changed)
+    check_run_dir(dataclasses.replace(changed, allow_other_ranks=True))
 
 
 def test_all_changes_are_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
+import shlex
 import sys
 from pathlib import Path
 
@@ -150,19 +150,18 @@ def test_resuming_a_finished_run_says_the_result_again(
         assert after[name] == before[name]
 
 
-def test_ctrl_c_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
     """Typed on a real terminal after the first epoch of very many."""
     args = arguments(tiny_data, tmp_path / "run", "--epochs", "5000")
     command = (sys.executable, "-m", "fasttricks.train", *args)
     code, shown = on_terminal(*command, until="top1", keys=b"\x03")
     text = plain(shown)
-    assert code == 128 + signal.SIGINT, text
+    assert code == 0, text
     assert "Traceback" not in text
+    assert "SIGINT: saving after this step; Ctrl-C again ends at once" in text
     *_, last = text.strip().splitlines()
-    assert re.fullmatch(
-        r"stopped; add --resume to the same command to go on from .*/checkpoints/step-\d+\.pt", last
-    ) or (
-        last == "stopped; add --resume to the same command to go on from the beginning, as no checkpoint was saved yet"
-    )
+    step, again = re.fullmatch(r"stopped after step (\d+), saved; go on with: (.*)", last).groups()
+    assert shlex.split(again) == [*command, "--resume"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):010d}.pt").is_file()
     assert (tmp_path / "run" / "curves.png").is_file()
     assert not (tmp_path / "run" / "summary.json").exists()

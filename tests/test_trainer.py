@@ -227,6 +227,8 @@ def final_state(run: Run) -> dict[str, Any]:
     state = load_checkpoint(run.folder)
     for key in ("path", "config", "train_seconds"):
         del state[key]
+    for rank in state["ranks"]:
+        del rank["log"]["seconds"]
     return state
 
 

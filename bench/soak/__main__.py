@@ -1,0 +1,137 @@
+"""make soak: kill, stop, starve and damage runs until so many of each were survived; the counts are kept and added to.
+
+Each run is written down as soon as it is over, so that a soak that is stopped goes on where it was. The table in
+docs/reliability.md is made from bench/results/soak.json, which holds every run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.soak import files, processes, runs, table
+from bench.soak.runs import Lab, Result
+from fasttricks.cli import parse, run_main
+from fasttricks.distributed import cpu_name
+from fasttricks.runfolder import versions, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakConfig:
+    """How many of each kind there shall be in all; what bench/results/soak.json has already counts."""
+
+    kills: int = 100
+    """Runs of 40 steps that are killed with -9 three or four times each."""
+    restarts: int = 30
+    """Runs under torchrun --max-restarts of which one rank is killed."""
+    saves: int = 200
+    """Checkpoints saved by a process that is killed over and over."""
+    flips: int = 500
+    """Checkpoints with one bit flipped."""
+    truncations: int = 100
+    """Checkpoints cut short."""
+    payloads: int = 1
+    """Passes over all kinds of code in a checkpoint."""
+    signals: int = 40
+    """Runs that SIGTERM or SIGINT stops."""
+    launchers: int = 10
+    """Runs whose torchrun is killed."""
+    hangs: int = 1
+    """Runs of which a rank is stopped for good, with a timeout of 10 s."""
+    n: int = 0
+    """Above 0: this many kill runs, restarts and signals."""
+    only: tuple[str, ...] = ()
+    """Kinds to run; empty: all."""
+    seconds: float = 0.0
+    """Start nothing after so long, and exit 3 if something is left; 0: no limit."""
+    output: str = str(table.RESULTS)
+    """The JSON file to add to."""
+
+
+Kind = Callable[[Lab, int, random.Random], list[Result]]
+
+
+def kinds(config: SoakConfig) -> dict[str, tuple[int, Kind]]:
+    """Name -> how many there shall be, and what makes one run (or all of those that are cheap)."""
+    many = {name: config.n or getattr(config, name) for name in ("kills", "restarts", "signals")}
+    return {
+        "kills": (many["kills"], _kill),
+        "restarts": (many["restarts"], lambda lab, number, draws: [runs.restart(lab, number, draws)]),
+        "saves": (config.saves, lambda lab, number, draws: files.saves(lab, min(50, config.saves - number), draws)),
+        "flips": (
+            config.flips,
+            lambda lab, number, draws: files.damage(lab, min(100, config.flips - number), 0, draws),
+        ),
+        "truncations": (
+            config.truncations,
+            lambda lab, number, draws: files.damage(lab, 0, min(100, config.truncations - number), draws),
+        ),
+        "payloads": (config.payloads * len(files.PAYLOADS), lambda lab, number, draws: files.payloads(lab)),
+        "signals": (many["signals"], lambda lab, number, draws: [runs.stop_by_signal(lab, number, draws)]),
+        "launchers": (config.launchers, lambda lab, number, draws: [runs.kill_launcher(lab, number, draws)]),
+        "hangs": (config.hangs, lambda lab, number, draws: [runs.hang(lab, number)]),
+    }
+
+
+def _kill(lab: Lab, number: int, draws: random.Random) -> list[Result]:
+    ranks, precision = 1 + number % 2, ("fp32", "fp16")[number // 2 % 2]
+    plain = number < 4  # one of each by the user's own command; the others are forked, which saves their imports
+    return [runs.kill_run(lab, number, ranks=ranks, precision=precision, plain=plain, draws=draws)]
+
+
+def main(args: list[str]) -> None:
+    """Run what is missing, one after another."""
+    config = parse(SoakConfig(), args, prog="python -m bench.soak", description="Kill runs and count what survives.")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    processes.get_ready()
+    output, started = Path(config.output), time.monotonic()
+    found: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"runs": {}}
+    found |= {"machine": f"{cpu_name()}, {os.cpu_count()} cores", "versions": versions()}
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        lab = Lab(Path(folder))
+        for kind, (wanted, run) in kinds(config).items():
+            if config.only and kind not in config.only:
+                continue
+            done: list[dict[str, Any]] = found["runs"].setdefault(kind, [])
+            while (number := table.count(kind, done)) < wanted:
+                if config.seconds and time.monotonic() - started > config.seconds:
+                    raise SystemExit(3)
+                results = _attempt(lab, kind, number, run)
+                done += results
+                failed += sum(not result["ok"] for result in results)
+                write_json(output, found)
+                print(f"{kind} {table.count(kind, done)} of {wanted}: {results[-1]}", flush=True)
+    table.write(found)
+    raise SystemExit(int(failed > 0))
+
+
+def _attempt(lab: Lab, kind: str, number: int, run: Kind) -> list[dict[str, Any]]:
+    started = time.monotonic()
+    try:
+        results = run(lab, number, random.Random(f"{kind} {number}"))
+    except Exception as error:
+        traceback.print_exc()
+        keep = Path(tempfile.mkdtemp(prefix=f"soak-failed-{kind}-{number}-"))
+        os.system(f"cp -r {lab.folder}/{kind.rstrip('s')}-{number}* {keep} 2>/dev/null")
+        print(f"what is left of it is in {keep}", file=sys.stderr)
+        return [{"ok": False, "number": number, "error": f"{type(error).__name__}: {error}"}]
+    seconds = round((time.monotonic() - started) / len(results), 3)
+    return [{"ok": True, "number": number + at, "seconds": seconds, **_rounded(r)} for at, r in enumerate(results)]
+
+
+def _rounded(result: Result) -> Result:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in result.items()}
+
+
+if __name__ == "__main__":
+    run_main(main)

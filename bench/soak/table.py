@@ -1,0 +1,100 @@
+"""The table of docs/reliability.md, from bench/results/soak.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "soak.json"
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- soak: made by make soak -->\n", "<!-- soak: end -->\n"
+
+
+def count(kind: str, done: list[dict[str, Any]]) -> int:
+    """Runs of a kind; for saves, the saves in them."""
+    return sum(result.get("saves", 1) for result in done)
+
+
+def _worst(done: list[dict[str, Any]], field: str) -> str:
+    values = [result[field] for result in done if field in result]
+    return f"{max(values):.1f}" if values else "-"
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, int, int, str]]:
+    """(promise, what was done, n, failed, figures) of each kind."""
+    runs: dict[str, list[dict[str, Any]]] = found["runs"]
+    table = []
+    for kind, (promise, what) in WORDS.items():
+        done = runs.get(kind, [])
+        failed = sum(not result["ok"] for result in done)
+        table.append((promise, what, count(kind, done), failed, _figures(kind, done)))
+    return table
+
+
+WORDS = {
+    "kills": ("kill -9 anywhere and the same command again: the same weights, bit for bit", "runs killed 3 or 4 times"),
+    "restarts": ("one rank killed under torchrun --max-restarts: the run goes on by itself", "runs, one rank killed"),
+    "saves": ("a checkpoint on the disk is whole, and the one before it is there", "saves in a loop that is killed"),
+    "flips": ("a flipped bit is found, and the run goes back to the one before", "bits flipped"),
+    "truncations": ("a file cut short is found, and the run goes back to the one before", "files cut"),
+    "payloads": ("no code runs from a checkpoint", "payloads, each four ways"),
+    "signals": ("SIGTERM, Ctrl-C: saves, exits 0, and goes on bit for bit", "runs stopped"),
+    "launchers": ("torchrun killed: no orphan", "launchers killed"),
+    "hangs": ("a rank that hangs ends all of them", "runs, one rank stopped"),
+}
+
+
+def _figures(kind: str, done: list[dict[str, Any]]) -> str:
+    good = [result for result in done if result["ok"]]
+    if kind == "kills":
+        kills = [kill for result in good for kill in result["kills"]]
+        which = {name: sum(kill["kind"] == name for kill in kills) for name in ("step", "save", "edge", "start")}
+        cells = {(r["ranks"], r["precision"]) for r in good}
+        spread = ", ".join(
+            f"{ranks} rank(s) {precision}: {sum((r['ranks'], r['precision']) == (ranks, precision) for r in good)}"
+            for ranks, precision in sorted(cells)
+        )
+        inside = sum(kill["in_save"] for kill in kills)
+        plain = sum(result["command"] == "plain" for result in good)
+        return (
+            f"{len(kills)} kills: {which['step']} at a random step, {which['save']} aimed at a save, {which['edge']} at an "
+            f"epoch's end, {which['start']} in the start; {inside} left a half-written file; {spread}; {plain} runs by the "
+            "plain command, the others forked after the imports"
+        )
+    if kind == "restarts":
+        times = sorted(result["seconds_to_the_next_step"] for result in good)
+        middle = f"median {times[len(times) // 2]:.1f} s, " if times else ""
+        return f"{middle}longest {_worst(good, 'seconds_to_the_next_step')} s from the kill to the next step"
+    if kind == "saves":
+        return f"{sum(result['killed_in_a_save'] for result in good)} of {len(good)} kills were inside a save"
+    if kind == "signals":
+        steps = [result["steps_until_saved"] for result in good] or [0]
+        return f"saved at most {max(steps)} steps later; ended within {_worst(good, 'seconds_until_ended')} s"
+    if kind == "launchers":
+        return f"all ranks gone within {max([r['seconds_until_gone'] for r in good] or [0]):.2f} s"
+    if kind == "hangs":
+        return f"timeout 10 s: all ended after {_worst(good, 'seconds_until_all_ended')} s"
+    return ", ".join(sorted({result["payload"] for result in good})) if kind == "payloads" else ""
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table, with the machine and the versions."""
+    version = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if name != "commit")
+    head = "| promise | what was done | n | failed | figures |\n|---|---|---|---|---|\n"
+    lines = [f"| {p} | {what} | {n} | {failed} | {figures} |\n" for p, what, n, failed, figures in rows(found)]
+    return f"{head}{''.join(lines)}\n{found['machine']}, no GPU; {version}.\n"
+
+
+def write(found: dict[str, Any]) -> None:
+    """Put the table into the page, and show it."""
+    text = markdown(found)
+    print(text)
+    if PAGE.exists():
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    write(json.loads(RESULTS.read_text()))

@@ -1,0 +1,54 @@
+"""What a rank knows of the process that started it: torchrun's restarts, its death, the command to go on with. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import signal
+import socket
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or another user of torch.distributed.elastic) started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restart_count() -> int:
+    """How often torchrun has started this rank again after a failure (--max-restarts); 0 without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def die_with_launcher() -> None:
+    """Let the kernel kill this rank at the moment its torchrun ends, killed with -9 too: no orphan holds a GPU.
+
+    For the first lines of an entry point, before seconds of imports. Does nothing without torchrun. Linux's prctl.
+    """
+    if not under_torchrun():
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == 1 and not any("torch" in part for part in _command_of(1)):  # it died before the line above
+        raise SystemExit(1)
+
+
+def launch_token() -> str:
+    """Names the torchrun that started this process, the same in each of its restarts; empty without torchrun."""
+    if not under_torchrun():
+        return ""
+    parent = os.getppid()
+    started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]  # in ticks since the boot
+    return f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}"
+
+
+def command_to_resume() -> str:
+    """The command line that goes on with this run: this process's own, torchrun's where that started it, and --resume."""
+    words = _command_of(os.getppid()) if under_torchrun() else [*sys.orig_argv]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def _command_of(pid: int) -> list[str]:
+    return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
