@@ -38,7 +38,7 @@ def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targe
     what the authors' published code does. Out of place, deterministic, no sync. The oracle is in tests/test_losses.py.
     """
     reverse = torch.arange(len(labels) - 1, -1, -1, device=labels.device)
-    return mixup(images, reverse, lam), Targets(labels, labels.flip(0), lam)
+    return mixup(images, reverse, lam, pairs=True), Targets(labels, labels.flip(0), lam)
 
 
 def training_loss(

@@ -6,10 +6,12 @@ read from the wire format: operators are field 5 of the graph, with name 1, inpu
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from interpreter import interpreted
 from nvidia.dali import backend, pipeline_def
 
 from fasttricks.config import DataConfig
@@ -53,7 +55,14 @@ def fields(message: bytes) -> dict[int, list[Any]]:
 
 def operators(config: DataConfig, *, training: bool, on_gpu: bool) -> list[Operator]:
     pipeline = pipeline_def(dali._graph)(
-        config, training=training, on_gpu=on_gpu, half=True, batch_size=2, num_threads=1, device_id=None
+        config,
+        training=training,
+        on_gpu=on_gpu,
+        half=True,
+        color_last=on_gpu and training,  # as Loader asks for it
+        batch_size=2,
+        num_threads=1,
+        device_id=None,
     )
     made = []
     for operator in map(fields, fields(pipeline.serialize())[5]):
@@ -91,13 +100,58 @@ def test_every_operator_and_argument_is_registered(color: Any, training: bool, o
 
 @pytest.mark.parametrize("training", [True, False])
 def test_what_runs_where(training: bool) -> None:
-    """Pixels are touched on the GPU only, and the CPU graph is the same operators on the CPU."""
+    """Pixels are touched on the GPU only, by the CPU graph's operators; colour, in training, by the kernel behind it."""
     on_gpu, on_cpu = (operators(DataConfig(), training=training, on_gpu=gpu) for gpu in (True, False))
     heavy = {"ImageSlice", "Image", "Resize", "CoordTransform", "CropMirrorNormalize"}
     where = {o.name.rpartition("__")[2]: o.device for o in on_gpu if o.name.rpartition("__")[2] in heavy}
-    assert sorted(where.values()) == ["gpu", "gpu", "mixed"]
-    extra = [o.name for o in on_gpu if o.name == "MakeContiguous" or o.name == "Copy"]
-    assert sorted(o.name for o in on_gpu) == sorted([o.name for o in on_cpu] + extra)
+    assert sorted(where.values()) == (["gpu", "mixed"] if training else ["gpu", "gpu", "mixed"])
+    moves = {"MakeContiguous", "Copy"}
+    left = {"CoordTransform", "Cast"} if training else set()  # to FP16, of the colours
+    names = [
+        sorted(n for n in (o.name.rpartition("__")[2] for o in graph) if n not in moves | left)
+        for graph in (on_gpu, on_cpu)
+    ]
+    assert [n for n in names[0] if n != "ExternalSource"] == [n for n in names[1] if n != "ExternalSource"]
+    assert names[0].count("ExternalSource") == names[1].count("ExternalSource") - training  # the matrix
+
+
+def batches(folder: Any, config: DataConfig, *, color_last: bool, dtype: torch.dtype = torch.float32) -> Any:
+    """One training batch on the CPU: as the GPU makes it, uint8 out of DALI and the rest in one kernel, or by DALI alone."""
+    loader = Loader(folder, config, training=True, batch_size=8, device=torch.device("cpu"), dtype=dtype)
+    loader._callback, loader._color_last = None, color_last
+    return next(iter(loader))
+
+
+def check_colors_behind_the_graph(root: Path) -> None:
+    from fasttricks.data import scan_folder
+
+    folder = scan_folder(root)
+    for color in ("paper", "published", "none"):
+        config = DataConfig(color=color, image_size=64, threads=1)  # type: ignore[arg-type]
+        alone, ours = (batches(folder, config, color_last=last) for last in (False, True))
+        assert torch.equal(alone.labels, ours.labels)
+        assert ours.images.is_contiguous(memory_format=torch.channels_last)
+        assert alone.images.shape == ours.images.shape == (8, 3, 64, 64)
+        torch.testing.assert_close(ours.images, alone.images, rtol=1e-5, atol=2e-5)
+        half = batches(folder, config, color_last=True, dtype=torch.float16).images
+        assert half.dtype == torch.float16
+        torch.testing.assert_close(half.float(), alone.images, rtol=2**-10, atol=2e-5)
+    assert len(torch.unique(alone.images)) > 100
+
+
+def test_colors_behind_the_graph_are_those_in_it(test_data: Any) -> None:
+    """Real JPEGs through the uint8 graph and augment(), against DALI's own colour step; the CPU's composite."""
+    check_colors_behind_the_graph(test_data("imagenet_samples") / "train")
+
+
+@interpreted
+def kernel_check(root: Path) -> None:
+    check_colors_behind_the_graph(root)
+
+
+def test_the_kernel_behind_the_graph_gives_the_same(test_data: Any) -> None:
+    """The same with the Triton kernel, under the interpreter."""
+    kernel_check(root=test_data("imagenet_samples") / "train")
 
 
 def test_the_check_can_fail() -> None:

@@ -2,7 +2,8 @@
 
 The graph has no state and no chance: bytes and the images' random numbers go in (feed.py, draws.py), pixels come out. A
 device is a value: one graph function makes the CPU pipeline ('cpu' operators, device_id=None) and the GPU one ('mixed'
-decoding, 'gpu' after it). On the CPU, all that follows the decoding of a training image is one operator (fused.py).
+decoding, 'gpu' after it). On the CPU, all that follows the decoding of a training image is one operator (fused.py); on
+the GPU, all that follows its resize is one kernel (fasttricks_kernels.augment).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fasttricks.data.feed import Feed, Job, Source
 from fasttricks.data.folder import show_name
 from fasttricks.data.fused import Callback, choose_callback, resize_and_color
 from fasttricks.data.shards import Shards
+from fasttricks_kernels import augment
 
 _FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC, "lanczos3": types.INTERP_LANCZOS3}
 
@@ -52,7 +54,7 @@ class Loader:
             centre crop, in the order of `source`.
         batch_size: images of this rank a step, 1 or more.
         device: of the batches. cuda decodes and augments on the GPU.
-        dtype: of the images. float32 and float16 are computed by DALI, any other is a cast.
+        dtype: of the images. float32 and float16 are rounded once, any other is a cast.
         seed: of order and augmentation, 0 or more, equal on all ranks.
         rank, world_size: which of how many equal parts of each epoch this is.
         state: what `state()` of a Loader of equal arguments gave: go on from there, bit for bit.
@@ -92,6 +94,7 @@ class Loader:
             "files": source.fingerprint(),
         }
         self._epoch, self._step, bad = _unpack(state, self._identity, source.root)
+        self._color_last = training and device.type == "cuda"  # behind the graph, which ends in uint8
         self._callback: Callback | None = None
         self.note = ""
         """Why this loader is slower than it might be, for the header of a run; empty: it is not."""
@@ -158,6 +161,7 @@ class Loader:
             callback=self._callback,
             on_gpu=on_gpu,
             half=self._dtype == torch.float16,
+            color_last=self._color_last,
             batch_size=batch_size,
             num_threads=config.threads or _threads_per_rank(),
             device_id=(self._device.index or 0) if on_gpu else None,
@@ -172,23 +176,37 @@ class Loader:
             if not job.encoded:
                 self._in_flight.popleft()
                 side = self._config.image_size
-                images = torch.empty((0, side, side, 3), dtype=self._dtype, device=self._device)
+                images = torch.empty((0, side, side, 3), dtype=self._dtype, device=self._device).permute(0, 3, 1, 2)
                 break
             try:
                 (outputs,) = self._pipeline.share_outputs()
             except RuntimeError as error:
                 self._mend(error)
                 continue
-            self._in_flight.popleft()
-            images = torch.from_dlpack(outputs.as_tensor())
+            inputs = self._in_flight.popleft()[1]
+            images = self._finished(torch.from_dlpack(outputs.as_tensor()), inputs)
             self._pipeline.release_outputs()
             self._hand_over()
             self._pipeline.schedule_run()
             break
-        labels = torch.from_numpy(job.labels)
+        return Batch(images.to(self._dtype), self._on_device(torch.from_numpy(job.labels)))
+
+    def _finished(self, images: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """The graph's (N, S, S, 3) as normalised (N, 3, S, S), channels-last in memory; uint8 is coloured, in one launch.
+
+        Mixup is not in this pass, though the kernel has it: lambda belongs to the step, not to the image, and is drawn
+        there, after images were read ahead.
+        """
+        if not self._color_last:
+            return images.permute(0, 3, 1, 2)
+        dtype = torch.float16 if self._dtype == torch.float16 else torch.float32
+        return augment(images, self._on_device(torch.from_numpy(inputs["matrix"])), dtype=dtype)
+
+    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """`values`, of the host, on the loader's device; the host does not wait for the copy."""
         if self._device.type == "cuda":
-            labels = labels.pin_memory().to(self._device, non_blocking=True)
-        return Batch(images.permute(0, 3, 1, 2).to(self._dtype), labels)
+            return values.pin_memory().to(self._device, non_blocking=True)
+        return values
 
     def _hand_over(self) -> None:
         """Give the pipeline its next job. Empty ones wait in the queue, but have nothing to run."""
@@ -198,9 +216,13 @@ class Loader:
             inputs = self._inputs(job) if job.encoded else {}
             self._in_flight.append((job, inputs))
             if inputs:
-                for name, values in inputs.items():
-                    self._pipeline.feed_input(name, values)
+                self._feed_graph(self._pipeline, inputs)
                 return
+
+    def _feed_graph(self, pipeline: Any, inputs: dict[str, Any]) -> None:
+        for name, values in inputs.items():
+            if name != "matrix" or not self._color_last:
+                pipeline.feed_input(name, values)
 
     def _inputs(self, job: Job) -> dict[str, Any]:
         """What the graph takes for a job of one image or more, by name."""
@@ -209,7 +231,8 @@ class Loader:
         inputs: dict[str, Any] = {"encoded": TensorListCPU([TensorCPU(file) for file in files])}
         if self._training:
             drawn = image_draws(self._seed, job.epoch, job.places)
-            inputs |= augmentation(self._config, drawn, fused=self._callback is not None)
+            fused = self._callback is not None
+            inputs |= augmentation(self._config, drawn, fused=fused, color_last=self._color_last)
         return inputs
 
     def _mend(self, error: RuntimeError) -> None:
@@ -238,8 +261,7 @@ class Loader:
         """Put image `number` of a job through `pipeline`, of one image, which is of no more use if this fails."""
         one = slice(number, number + 1)
         parts = job.places[one], job.images[one], job.labels[one], job.encoded[one]
-        for name, values in self._inputs(Job(job.epoch, job.step, *parts)).items():
-            pipeline.feed_input(name, values)
+        self._feed_graph(pipeline, self._inputs(Job(job.epoch, job.step, *parts)))
         try:
             pipeline.schedule_run()
             pipeline.share_outputs()
@@ -263,12 +285,15 @@ class Loader:
         self._named.update(new)
 
 
-def augmentation(config: DataConfig, draws: Draws, *, fused: bool) -> dict[str, NDArray[np.float32]]:
-    """What the training graph wants of N images, from their random numbers: its inputs by name, besides the files.
+def augmentation(
+    config: DataConfig, draws: Draws, *, fused: bool, color_last: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """What a training batch takes of N images, from their random numbers: inputs of the graph by name, besides the files.
 
     aspect ~ U[config.aspect]; area ~ U[0, 1) is scaled in the graph, as is the position. The `fused` operator takes flip
     (N,) and matrix (N, 3, 4). For DALI's, the flip is a region of the resize that is read from right to left, and there
-    is a mean (N, 3) in place of the matrix where there is no colour step.
+    is a mean (N, 3) in place of the matrix where there is no colour step. With `color_last` the matrix is not the
+    graph's, but for the kernel behind it.
     """
     low, high = config.aspect
     flip = (draws.flip < config.flip).astype(np.float64)
@@ -279,7 +304,7 @@ def augmentation(config: DataConfig, draws: Draws, *, fused: bool) -> dict[str, 
     else:
         zero = np.zeros_like(flip)
         inputs |= {"roi_start": np.column_stack([zero, flip]), "roi_end": np.column_stack([zero + 1, 1 - flip])}
-    if fused or config.color != "none":
+    if fused or color_last or config.color != "none":
         factors = 1 + config.color_jitter * (2 * draws.factors - 1)
         inputs["matrix"] = color.color_matrices(config.color, factors, noise)
     else:
@@ -288,9 +313,18 @@ def augmentation(config: DataConfig, draws: Draws, *, fused: bool) -> dict[str, 
 
 
 def _graph(
-    config: DataConfig, *, training: bool, callback: Callback | None = None, on_gpu: bool, half: bool
+    config: DataConfig,
+    *,
+    training: bool,
+    callback: Callback | None = None,
+    on_gpu: bool,
+    half: bool,
+    color_last: bool = False,
 ) -> tuple[Any, ...]:
-    """(images HWC,): the training graph, or the validation graph. Training takes what `augmentation` makes."""
+    """(images HWC,): the training graph, or the validation graph. Training takes what `augmentation` makes.
+
+    With `color_last` the training graph ends after the resize, in uint8.
+    """
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     decoder = "mixed" if on_gpu else "cpu"
     resize = {"interp_type": _FILTERS[config.interpolation], "antialias": config.antialias}
@@ -306,6 +340,8 @@ def _graph(
         # a region read from right to left is a flip that costs nothing
         region = {"roi_start": _given("roi_start", 1), "roi_end": _given("roi_end", 1), "roi_relative": True}
         images = fn.resize(images, size=[config.image_size] * 2, **region, **resize)
+        if color_last:
+            return (images,)
     else:
         # on the GPU too, chroma as libjpeg upsamples it: what is measured does not depend on the device
         images = fn.decoders.image(encoded, device=decoder, jpeg_fancy_upsampling=True)
