@@ -280,7 +280,8 @@ def measure(run: Run) -> Metrics:
 def validate(run: Run) -> Metrics:
     """Measure, and record it."""
     metrics = measure(run)
-    run.log.validated(run.step, {"top1": metrics.top1, "top5": metrics.top5, "val_loss": metrics.loss})
+    fewer = {"val_images": metrics.images} if metrics.images < run.val_loader.shards.num_images else {}  # bad files
+    run.log.validated(run.step, {"top1": metrics.top1, "top5": metrics.top5, "val_loss": metrics.loss, **fewer})
     run.unmeasured = False
     return metrics
 

@@ -11,7 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +360,20 @@ def test_too_many_bad_files(good: Path, tmp_path: Path) -> None:
         DataError, match=r"[45] of 15 images are bad, over data\.max_bad = 0\.2 .*unreadable: No such file"
     ):
         [epoch(loader) for _ in range(3)]
+
+
+def test_a_rank_whose_validation_images_are_all_bad(good: Path, tmp_path: Path) -> None:
+    """An error, not a search without end; the other rank has its own."""
+    shutil.copytree(good, tmp_path / "val")
+    for name in ("b/4", "c/0", "c/1", "c/2", "c/3"):
+        (tmp_path / "val" / f"{name}.jpg").write_bytes(KINDS["cut tail"].make)  # type: ignore[arg-type]
+    (tmp_path / "val" / "c" / "4.jpg").write_bytes(KINDS["damaged PNG"].make)  # type: ignore[arg-type]
+    config = replace(CONFIG, max_bad=0.5)
+    options: dict[str, Any] = {"training": False, "batch_size": 2, "device": CPU, "world_size": 3}
+    first, last = (Loader(scan_folder(tmp_path / "val"), config, rank=rank, **options) for rank in (0, 2))
+    assert sum(len(batch.labels) for batch in epoch(first)) == 5
+    with pytest.raises(DataError, match="rank 2 of 3 has no good image; repair them, or take fewer ranks"):
+        epoch(last)
 
 
 def test_a_class_without_a_good_image_is_an_error(good: Path, tmp_path: Path) -> None:

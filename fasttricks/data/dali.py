@@ -171,6 +171,7 @@ class Loader:
         return pipeline
 
     def _next(self) -> Batch:
+        """The batch of the first job in flight."""
         while True:
             job = self._in_flight[0][0]
             if not job.encoded:
@@ -209,8 +210,11 @@ class Loader:
         return values
 
     def _hand_over(self) -> None:
-        """Give the pipeline its next job. Empty ones wait in the queue, but have nothing to run."""
-        while True:
+        """Give the pipeline its next job. Empty ones wait in the queue, but have nothing to run.
+
+        Raises DataError where an epoch of this rank is empty: each of its validation images is bad.
+        """
+        for _ in range(len(self) + 1):
             job = next(self._jobs)
             self._name_bad()
             inputs = self._inputs(job) if job.encoded else {}
@@ -218,6 +222,10 @@ class Loader:
             if inputs:
                 self._feed_graph(self._pipeline, inputs)
                 return
+        rank, ranks = self._identity["rank"], self.shards.world_size
+        raise DataError(
+            f"{self._source.root}: rank {rank} of {ranks} has no good image; repair them, or take fewer ranks"
+        )
 
     def _feed_graph(self, pipeline: Any, inputs: dict[str, Any]) -> None:
         for name, values in inputs.items():
