@@ -17,10 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from fasttricks.data.folder import DataError, ImageFolder, Where
+from fasttricks.data.pack import PackConfig
 
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"(?:.*/)?(ILSVRC2012_val_\d{8}\.JPEG)")
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagenetConfig(PackConfig):
+    """Which archives to pack, and how."""
+
+    train_tar: str = ""
+    """ILSVRC2012_img_train.tar, 138 GB."""
+    val_tar: str = ""
+    """ILSVRC2012_img_val.tar, 6.3 GB."""
+    devkit_tar: str = ""
+    """ILSVRC2012_devkit_t12.tar.gz, 2.5 MB."""
 
 
 @dataclass(frozen=True)

@@ -91,17 +91,8 @@ def pack(args: Sequence[str]) -> None:
 def imagenet(args: Sequence[str]) -> None:
     """The three official archives of ILSVRC2012 into OUT/train and OUT/val, without unpacking them."""
     from fasttricks.cli import parse
-    from fasttricks.data.imagenet import open_imagenet
+    from fasttricks.data.imagenet import ImagenetConfig, open_imagenet
     from fasttricks.data.pack import PackConfig
-
-    @dataclass(frozen=True, kw_only=True)
-    class ImagenetConfig(PackConfig):
-        train_tar: str = ""
-        """ILSVRC2012_img_train.tar, 138 GB."""
-        val_tar: str = ""
-        """ILSVRC2012_img_val.tar, 6.3 GB."""
-        devkit_tar: str = ""
-        """ILSVRC2012_devkit_t12.tar.gz, 2.5 MB."""
 
     (out,), rest = _places(args, "imagenet", ("OUT",))
     config = parse(ImagenetConfig(), rest, prog=f"{PROG} imagenet OUT", description=imagenet.__doc__ or "")
