@@ -428,3 +428,22 @@ def test_the_size_in_a_header_is_what_pil_says(kind: str, size: tuple[int, int])
         width, height = Image.open(io.BytesIO(file)).size
         assert problem(file, width * height) is None, options
         assert f"{width} x {height}" in str(problem(file, width * height - 1)), options
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"\xff\xd8" + b"\xff" * (20 << 20),
+        b"\xff\xd8\xff" + b"\xff\xd0" * (10 << 20),
+        b"P6" + b" #" * (1 << 20),
+        b"P6" + b" " * (20 << 20),
+        b"P6" + b"\n#" * (1 << 20),
+        b"II*\0\x08\0\0\0" + b"\xff" * (20 << 20),
+        b"\xff\x4f\xff\x51" * (5 << 20),
+    ],
+    ids=["padding", "markers", "comments in a line", "spaces", "comments", "tags", "codestreams"],
+)
+def test_a_hostile_header_takes_no_time(file: bytes) -> None:
+    start = time.process_time()
+    assert problem(file, 1000) is not None
+    assert time.process_time() - start < 0.05

@@ -24,7 +24,10 @@ _MAGIC = {
 }
 HEADER_BYTES = 12
 _TAIL_BYTES = 64  # how far before a file's end its end marker may stand, so that PIL need not be asked
-_PNM_SIZE = re.compile(rb"P[1-6](?:\s+#[^\n]*)*\s+(\d{1,9})(?:\s+#[^\n]*)*\s+(\d{1,9})\s")
+_PNM_GAP = rb"(?:\s|#[^\n]*\n)+"  # one way to match, so that no file can make the search long
+_PNM_SIZE = re.compile(rb"P[1-6]" + _PNM_GAP + rb"(\d{1,9})" + _PNM_GAP + rb"(\d{1,9})\s")
+_PNM_HEADER_BYTES = 1 << 16
+_JPEG_SEGMENTS = 10_000  # more before the size, or so many bytes of padding, are no header
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF0 to SOF15, less DHT, JPG and DAC
 
 
@@ -72,9 +75,9 @@ def problem(file: bytes, max_pixels: int) -> str | None:
 
 def jpeg_size(file: bytes) -> tuple[int, int]:
     """(height, width) in the header of a JPEG, as stored; (0, 0) where it has none."""
-    at, end = 2, len(file) - 8
-    while at < end:
-        if file[at] != 0xFF:
+    at = 2
+    for _ in range(_JPEG_SEGMENTS):
+        if at > len(file) - 9 or file[at] != 0xFF:
             return 0, 0
         marker = file[at + 1]
         if marker == 0xFF:  # padding
@@ -136,7 +139,7 @@ def _jpeg_2000_size(file: bytes) -> tuple[int, int]:
 
 
 def _pnm_size(file: bytes) -> tuple[int, int]:
-    found = _PNM_SIZE.match(file)
+    found = _PNM_SIZE.match(file[:_PNM_HEADER_BYTES])
     return (int(found[2]), int(found[1])) if found else (0, 0)
 
 
