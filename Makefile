@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all fuzz bench lint fmt type clean
+.PHONY: help setup train test test-all fuzz bench bench-compare lint fmt type clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## .venv with the releases of constraints.txt; a few minutes and 6 GB, once
 
@@ -30,8 +30,11 @@ test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; 
 fuzz: setup  ## feed what reads bytes from outside with damaged input, SECONDS (60) a target
 	for target in tests/fuzz_*.py; do $(BIN)/python $$target $(or $(SECONDS),60) || exit 1; done
 
-bench: setup  ## imgs/sec of loader and step beside torchvision's and timm's
+bench: setup  ## imgs/sec of loader, step, both and the losses, each beside what you would pick instead; 10 minutes
 	$(BIN)/python -m bench.report $(ARGS)
+
+bench-compare: setup  ## OLD=a.json NEW=b.json of make bench: exit code 1 where NEW is slower beside its peers
+	$(BIN)/python -m bench.compare $(OLD) $(NEW)
 
 lint: setup  ## ruff, import-linter and the type checker
 	$(BIN)/ruff check .

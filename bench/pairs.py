@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+BUSY = 0.1
+"""Share of the CPUs that other work may take in a turn before the turn is taken again."""
+TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -16,23 +23,66 @@ class Row:
     ratio: float
     ratio_low: float
     ratio_high: float
+    rates: tuple[float, ...]
+    """One a round, in the order of the rounds."""
+    others: float
+    """Largest share of the CPUs, 0 to 1, that work which is not the benchmark's took in a turn that counts."""
 
 
 def by_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> list[Row]:
     """Run every contestant once a round, after a round that does not count. The first is ours.
 
-    A contestant is a function that does its work once and returns a rate, in units of its choice, higher is better.
-    Ratios are ours / theirs within a round; their median, lowest and highest are kept.
+    A contestant is a function that does its work once and returns a rate, in units of its choice, higher is better. Who begins
+    a round changes from round to round. Ratios are ours / theirs within a round; their median, lowest and highest are kept.
     """
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for round_index in range(rounds + 1):
-        for name, measure in contestants.items():
-            rate = measure()
-            if round_index:
-                rates[name].append(rate)
-    ours = next(iter(rates.values()))
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    order = list(contestants)
+    for measure in contestants.values():
+        measure()
+    for index in range(rounds):
+        first = index % len(order)
+        for name in order[first:] + order[:first]:
+            turns[name].append(undisturbed(contestants[name]))
+    ours = [rate for rate, _ in turns[order[0]]]
     rows = []
-    for name, theirs in rates.items():
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        rows.append(Row(name, statistics.median(theirs), statistics.median(ratios), min(ratios), max(ratios)))
+    for name, taken in turns.items():
+        rates = tuple(rate for rate, _ in taken)
+        ratios = [a / b for a, b in zip(ours, rates, strict=True)]
+        middle = statistics.median(ratios)
+        others = max(share for _, share in taken)
+        rows.append(Row(name, statistics.median(rates), middle, min(ratios), max(ratios), rates, others))
     return rows
+
+
+def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
+    """A rate, and the share of the CPUs that other work took meanwhile; of up to three turns the least disturbed."""
+    turns: list[tuple[float, float]] = []
+    while len(turns) < TRIES:
+        before = _cpu_seconds(), time.perf_counter()
+        rate = measure()
+        (all_after, own_after), now = _cpu_seconds(), time.perf_counter()
+        (all_before, own_before), start = before
+        others = (all_after - all_before) - (own_after - own_before)
+        turns.append((rate, max(0.0, others) / (now - start) / (os.cpu_count() or 1)))
+        if turns[-1][1] <= BUSY:
+            break
+    return min(turns, key=lambda turn: turn[1])
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU time used since the boot: by all, and by this process and what it started (its process group)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, soft_irq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    group, own = os.getpgrp(), 0
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdecimal():
+            continue
+        try:
+            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[2]) == group:
+            own += sum(map(int, fields[11:15]))  # user and system, its own and of the children it has waited for
+    return (user + nice + system + irq + soft_irq + steal) / ticks, own / ticks

@@ -1,4 +1,8 @@
-"""make bench: loader and step beside what a user would pick instead, as a table on the terminal and as JSON."""
+"""make bench: imgs/sec beside what a user would pick instead, by turns in one call: a table, a JSON file and a chart.
+
+Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it) and kernels (the
+losses). On the CPU small sizes, in at most ten minutes; on a GPU the paper's.
+"""
 
 from __future__ import annotations
 
@@ -7,84 +11,244 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import loader, step
-from bench.pairs import Row, by_turns
+from bench import end_to_end, loader, losses, published, step
+from bench.chart import draw
+from bench.images import link_images, shrink_images
+from bench.pairs import BUSY, Row, by_turns
+from bench.step import StepCase
 from fasttricks.cli import parse, run_main
-from fasttricks.data import find_root, scan_folder
+from fasttricks.config import Precision, replace_at, require
+from fasttricks.data import find_root
 from fasttricks.distributed import World, resolve_device
+from fasttricks.monitor import start_monitor
+from fasttricks.recipes import cifar10, resnet50d_tricks
 from fasttricks.runfolder import versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
+Part = Literal["loader", "step", "end_to_end", "kernels"]
+PARTS: tuple[Part, ...] = ("loader", "step", "end_to_end", "kernels")
+PAPER_SHARES: dict[Precision, int] = {"fp32": 32, "fp16": 128}
+"""Images that each of the paper's 8 GPUs takes a step, by precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchData:
+    """The images of loader and end_to_end."""
+
+    root: str = "demo"
+    """Folder with train/CLASS/IMAGE; the word demo: JPEGs that the project draws itself."""
+    images: int = 512
+    """Images of root that a pass of a loader takes, 300 or more (as many as there are, where there are fewer)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """What to measure, and on what."""
 
-    root: str = "demo"
-    """Folder with train/CLASS/IMAGE; the word demo: images that the project draws itself."""
-    images: int = 512
-    """Images of root that a pass of a loader takes."""
+    data: BenchData = field(default_factory=BenchData)
+    parts: tuple[Part, ...] = PARTS
+    """Which parts to measure."""
     rounds: int = 5
-    """Measured turns of each contestant; medians are over these."""
-    batch_size: int = 12
-    """Images a step."""
+    """Turns of each contestant that count, 5 or more; medians are over these."""
+    batch_size: int = 0
+    """Images of a step; 0: 16 on the CPU, the paper's 256 (fp32) and 1024 (fp16) on a GPU."""
+    models: tuple[str, ...] = ()
+    """Networks of the step; empty: resnet50d on the CPU, the paper's four on a GPU."""
+    compiled: bool = False
+    """Measure torch.compile too, of ours and of the peers: adds minutes. On a GPU it always is."""
     output: str = ""
-    """JSON file to write; empty: bench/results/DEVICE.json."""
+    """JSON file to write, with a chart beside it; empty: bench/results/DEVICE.json."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 5, "rounds", self.rounds, "must be 5 or more: a median of fewer says little")
+        require(
+            self.data.images >= 300, "data.images", self.data.images, "must be 300 or more: the first 256 do not count"
+        )
+        require(self.batch_size >= 0, "batch_size", self.batch_size, "must be 1 or more, or 0 (choose)")
+        wrong = [name for name in self.models if name not in step.TIMM_NAMES]
+        require(not wrong, "models", wrong, f"must be of {', '.join(step.TIMM_NAMES)}, which timm has too")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table of results."""
+
+    title: str
+    unit: str
+    rows: list[Row]
+    notes: list[str]
+    case: StepCase | None = None
+    """Of a step: what was trained."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A call of the benchmark: what to measure, where, and what is said meanwhile."""
+
+    config: BenchConfig
+    device: torch.device
+    folder: Path
+    """For what lasts as long as the call."""
+    console: Console
+
+    @property
+    def cores(self) -> int:
+        """CPUs that this process may use."""
+        return len(os.sched_getaffinity(0))
+
+    def turns(self, title: str, unit: str, contestants: dict[str, Callable[[], float]], notes: list[str]) -> Measured:
+        """Measure `contestants` by turns, and show the table."""
+        table = Measured(title, unit, by_turns(contestants, self.config.rounds), notes)
+        show(self.console, table)
+        return table
+
+    def images(self) -> Path:
+        """The training images to measure on: links to config.data.images of them."""
+        target = self.folder / "images"
+        if not target.exists():
+            link_images(find_root(self.config.data.root) / "train", target / "train", self.config.data.images)
+            (target / "val").symlink_to(target / "train")
+        return target
+
+
+def step_cases(config: BenchConfig, device: torch.device, gpus: int) -> list[StepCase]:
+    """What the step is measured on: small on the CPU; on a GPU the paper's networks and batches, on one and on all GPUs.
+
+    The paper's batches of 256 (fp32) and 1024 (fp16) are those of 8 GPUs: fewer get their share of it.
+    """
+    if device.type == "cpu":
+        models, size = config.models or ("resnet50d",), config.batch_size or 16
+        return [StepCase(model=model, batch_size=size, compiled=config.compiled) for model in models]
+    return [
+        StepCase(
+            model=model,
+            precision=precision,
+            batch_size=config.batch_size or share * ranks,
+            image_size=299 if model == "inception_v3" else 224,
+            device="cuda",
+            ranks=ranks,
+            compiled=True,
+        )
+        for model in config.models or tuple(step.TIMM_NAMES)
+        for precision, share in PAPER_SHARES.items()
+        for ranks in sorted({1, gpus})
+    ]
+
+
+def measure_loader(bench: Bench) -> Iterator[Measured]:
+    """The input pipeline beside torchvision's and timm's."""
+    workers = bench.cores
+    title = f"Loader, {loader.IMAGE_SIZE} pixels, {workers} workers, {bench.config.data.images} images"
+    notes = [f"the first {loader.SKIPPED} batches of a pass are not counted: they may have been prepared ahead"]
+    yield bench.turns(title, "imgs/sec", loader.contestants(bench.images() / "train", workers), notes)
+
+
+def measure_step(bench: Bench) -> Iterator[Measured]:
+    """The training step beside timm's, and beside a matrix product."""
+    for case in step_cases(bench.config, bench.device, torch.cuda.device_count()):
+        notes = [] if case.compiled else ["skipped: torch.compile of ours and timm's (--compiled measures them)"]
+        try:
+            with step.contestants(case) as steps:
+                on_cpu = case.device == "cpu"
+                roof = {"a matrix product's FLOP/s": step.matrix_product(case)} if on_cpu else {}
+                yield dataclasses.replace(bench.turns(case.title, "imgs/sec", steps | roof, notes), case=case)
+        except step.ContestantError as error:
+            bench.console.print(f"skipped: {case.title}: {error}")
+
+
+def measure_end_to_end(bench: Bench) -> Iterator[Measured]:
+    """Loader and step together, beside each alone: of the recipe cifar10, and of resnet50d-tricks at 224 pixels."""
+    small = bench.folder / "small"
+    shrink_images(bench.images() / "train", small / "train", bench.config.data.images, 32)
+    (small / "val").symlink_to(small / "train")
+    cpu = bench.device.type == "cpu"
+    large = dataclasses.replace(resnet50d_tricks(), global_batch_size=16 if cpu else 128)
+    for recipe, root, images in ((cifar10(), small, 2048), (large, bench.images(), 64 if cpu else 4096)):
+        config = replace_at(recipe, "data.root", str(root))
+        world = World(0, 1, 0, 1, bench.device)
+        folder = bench.folder / config.recipe
+        parts = end_to_end.contestants(config, world, folder, images)
+        title = f"End to end, recipe {config.recipe}, {config.data.image_size} pixels, batch {config.global_batch_size}"
+        rows = by_turns(parts, bench.config.rounds)
+        table = Measured(title, "imgs/sec", rows, [end_to_end.bounds(rows, bench.cores, shared=cpu)])
+        show(bench.console, table)
+        yield table
+
+
+def measure_kernels(bench: Bench) -> Iterator[Measured]:
+    """The losses beside torch's and Liger's."""
+    compiled = bench.config.compiled or bench.device.type == "cuda"
+    for rows, mixup in ((256, False), (1024, False), (1024, True)):
+        contestants, skipped = losses.contestants(rows, 1000, bench.device, mixup=mixup, compiled=compiled)
+        kind = "mixed targets, which torch takes dense" if mixup else "labels"
+        title = f"Cross-entropy, forward and backward, {rows} x 1000, smoothing, {kind}"
+        notes = [f"skipped: {', '.join(skipped)}"] if skipped else []
+        yield bench.turns(title, "passes/sec", contestants, notes)
+
+
+MEASURES = {
+    "loader": measure_loader,
+    "step": measure_step,
+    "end_to_end": measure_end_to_end,
+    "kernels": measure_kernels,
+}
 
 
 def main(args: list[str]) -> None:
-    """Measure, print the tables, write the JSON."""
+    """Measure, print the tables, write JSON and chart."""
     config = parse(BenchConfig(), args, prog="python -m bench.report", description=__doc__ or "")
     device = resolve_device("auto", 0)
-    workers = len(os.sched_getaffinity(0))
     name = World(0, 1, 0, 1, device).device_name
-    console = Console()
-    console.print(
-        f"{name}; {config.rounds} rounds by turns; ratio: fasttricks / contestant, median (lowest to highest)"
-    )
-    start = time.perf_counter()
+    console, start, monitor = Console(), time.perf_counter(), start_monitor(device)
+    console.print(f"{name}; {config.rounds} rounds by turns after one of warm-up")
+    console.print("ratio: fasttricks / contestant of the same round, median (lowest to highest)")
+    tables: dict[str, list[Measured]] = {}
+    readings: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        root = link_images(find_root(config.root) / "train", Path(folder), config.images)
-        rows = {"loader": by_turns(loader.contestants(root, workers), config.rounds)}
-    show(console, f"Loader, {loader.IMAGE_SIZE} pixels, {workers} workers, {config.images} images", rows["loader"])
-    with step.contestants(device, config.batch_size) as steps:
-        roof = {"a matrix product's FLOP/s": step.matrix_product(device)}
-        rows["step"] = by_turns(steps | roof, config.rounds)
-    show(console, f"Training step, {step.IMAGE_SIZE} pixels, batch {config.batch_size}", rows["step"])
+        bench = Bench(config, device, Path(folder), console)
+        for part in config.parts:
+            tables[part] = list(MEASURES[part](bench))
+            readings[part] = monitor.take()
+    monitor.close()
+    if device.type == "cuda":
+        steps = [(table.case, table.rows[0].rate) for table in tables.get("step", []) if table.case]
+        rates = {(case.model, f"{case.ranks} x {name}", case.precision): rate for case, rate in steps}
+        console.print(published.table(rates))
     output = Path(config.output) if config.output else RESULTS / f"{platform.machine()}-{device.type}.json"
-    results = {table: [dataclasses.asdict(row) for row in part] for table, part in rows.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        output, {"device": name, "versions": versions(), "config": dataclasses.asdict(config), "imgs_per_sec": results}
-    )
-    console.print(f"{time.perf_counter() - start:.0f} s; written to {output}")
+    result = {
+        "device": name,
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+        "seconds": round(time.perf_counter() - start),
+        "gpu": {"note": monitor.note, **readings},
+        "tables": {part: [dataclasses.asdict(table) for table in found] for part, found in tables.items()},
+    }
+    write_json(output, result)
+    draw(result, output.with_suffix(".png"))
+    console.print(f"{time.perf_counter() - start:.0f} s; written to {output} and {output.with_suffix('.png')}")
 
 
-def link_images(source: Path, target: Path, count: int) -> Path:
-    """A folder of class folders of links to `count` images of `source`, evenly spread over it (all where it has fewer)."""
-    folder = scan_folder(source)
-    chosen = sorted({len(folder) * i // count for i in range(count)}) if count < len(folder) else range(len(folder))
-    for index in chosen:
-        link = target / folder.files[index]
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to((source / folder.files[index]).resolve())
-    return target
-
-
-def show(console: Console, title: str, rows: list[Row]) -> None:
-    """Print one table."""
-    table = Table("", "imgs/sec", "ratio", title=title, title_justify="left")
-    for row in rows:
+def show(console: Console, table: Measured) -> None:
+    """Print one table, and below it what must be said of it."""
+    out = Table("", table.unit, "ratio", title=table.title, title_justify="left")
+    for row in table.rows:
         rate = f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.2f}"
-        table.add_row(row.name, rate, f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})")
-    console.print(table)
+        out.add_row(row.name, rate, f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})")
+    console.print(out)
+    disturbed = max(row.others for row in table.rows)
+    busy = [f"other work took up to {disturbed:.0%} of the CPUs in a turn"] if disturbed > BUSY else []
+    for note in table.notes + busy:
+        console.print(f"  {note}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,76 +1,163 @@
-"""Images a second of the training step of ResNet-50-D at 224 pixels, beside timm's model with torch's loss and optimizer.
+"""Images a second of the training step on images that lie on the device, beside timm's model with torch's loss and optimizer.
 
-Synthetic images that lie on the device: no loader. FP32 on the CPU, bfloat16 autocast on CUDA, for all alike. Each
-contestant is a process of its own, as its user would run it: what fasttricks.train sets for its process (memory that stays
-with it) is not set for the others. They wait for their turn, so one computes at a time.
+No loader. Ours is the trainer's own train_step. Each contestant is a process of its own, on several GPUs one a GPU, as its
+user would run it: what fasttricks.train sets for its process (memory that stays with it) is not set for the others. They
+wait for their turn, so one computes at a time.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.config import LossConfig, ModelConfig, OptimConfig, Precision
-from fasttricks.distributed import keep_freed_memory
-from fasttricks.losses import Targets, training_loss
+from fasttricks.build import place, wrap
+from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig
+from fasttricks.data import Batch
+from fasttricks.data.shards import Shards
+from fasttricks.distributed import World, join_world, keep_freed_memory
+from fasttricks.footprint import footprint, paper_run
 from fasttricks.models import build_model
-from fasttricks.optim import build_optimizer, set_lr
-from fasttricks.precision import make_autocast
+from fasttricks.precision import image_dtype, make_autocast
+from fasttricks.scale import IMAGENET_CLASSES, IMAGENET_IMAGES
+from fasttricks.trainer import train_step
 
-IMAGE_SIZE, NUM_CLASSES, SMOOTHING, LR = 224, 1000, 0.1, 0.01
-FLOPS_PER_IMAGE = 2 * 3 * 4.35e9
-"""Of a step of ResNet-50-D: 4.35 G multiply-adds forward, and twice as many backward."""
-GEMM_SIDE = 2048
+SMOOTHING, LR = 0.1, 0.01
+GEMM_SIDES = (1024, 2048, 3072)
+TIMM_NAMES = {
+    "resnet50b": "resnet50",
+    "resnet50d": "resnet50d",
+    "inception_v3": "inception_v3",
+    "mobilenet_v1": "mobilenetv1_100",
+}
+"""Ours -> timm's name of the same network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCase:
+    """What is trained, and how."""
+
+    model: str = "resnet50d"
+    precision: Precision = "fp32"
+    batch_size: int = 16
+    """Images of a step over all ranks."""
+    image_size: int = 224
+    device: Literal["cpu", "cuda"] = "cpu"
+    ranks: int = 1
+    """Processes, on CUDA each with a GPU of its own."""
+    compiled: bool = False
+    """Measure torch.compile too, of both: takes minutes to compile."""
+
+    @property
+    def title(self) -> str:
+        """For the head of a table."""
+        where = f"{self.ranks} GPU(s)" if self.device == "cuda" else f"{self.ranks} process(es)"
+        return f"Step, {self.model}, {self.precision}, batch {self.batch_size}, {self.image_size} pixels, {where}"
+
+    @property
+    def config(self) -> TrainConfig:
+        """As the trainer would have it."""
+        return TrainConfig(
+            recipe="bench",
+            epochs=200,
+            precision=self.precision,
+            global_batch_size=self.batch_size,
+            model=ModelConfig(name=self.model),
+            loss=LossConfig(smoothing=SMOOTHING),
+        )
+
+    @property
+    def shards(self) -> Shards:
+        """ImageNet over the ranks."""
+        size = self.config.micro_batch_size(self.ranks)
+        return Shards(num_images=IMAGENET_IMAGES, batch_size=size, world_size=self.ranks, source="ImageNet")
+
+
+class ContestantError(RuntimeError):
+    """A contestant's process ended."""
 
 
 @contextmanager
-def contestants(device: torch.device, batch_size: int) -> Iterator[dict[str, Callable[[], float]]]:
-    """Name -> one training step, returning images a second; the processes end with the context."""
+def contestants(case: StepCase) -> Iterator[dict[str, Callable[[], float]]]:
+    """Name -> a few training steps, returning images a second; the processes end with the context."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_process(name, device, batch_size)) for name in CONTESTANTS}
+        names = [name for name in CONTESTANTS if case.compiled or "torch.compile" not in name]
+        yield {name: stack.enter_context(_processes(name, case)) for name in names}
 
 
 @contextmanager
-def _process(name: str, device: torch.device, batch_size: int) -> Iterator[Callable[[], float]]:
-    command = [sys.executable, "-m", "bench.step", name, str(device), str(batch_size)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        turns, answers = process.stdin, process.stdout
+def _processes(name: str, case: StepCase) -> Iterator[Callable[[], float]]:
+    """One contestant: a process a rank, each of which does a turn for a line of its standard input."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "bench.step", name, json.dumps(dataclasses.asdict(case))]
+    rendezvous = {
+        "WORLD_SIZE": case.ranks,
+        "LOCAL_WORLD_SIZE": case.ranks,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    with ExitStack() as stack:
+        ranks = []
+        for rank in range(case.ranks):
+            environment = {**rendezvous, "RANK": rank, "LOCAL_RANK": rank} if case.ranks > 1 else {}
+            started = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **{key: str(value) for key, value in environment.items()}},
+            )
+            ranks.append(stack.enter_context(started))
 
         def measure() -> float:
-            print(file=turns, flush=True)
-            answer = answers.readline()
-            if not answer:
-                raise RuntimeError(f"{name}: the process ended with exit code {process.wait()}; its error is above")
-            return float(answer)
+            for process in ranks:
+                print(file=process.stdin, flush=True)
+            answers = [process.stdout.readline() for process in ranks]  # type: ignore[union-attr]
+            if not all(answers):
+                codes = [process.wait() for process in ranks]
+                raise ContestantError(f"{name}: its process(es) ended with exit code {codes}; the error is above")
+            return float(answers[0])
 
-        yield measure
-        turns.close()
+        try:
+            yield measure
+        finally:
+            for process in ranks:
+                process.stdin.close()  # type: ignore[union-attr]
 
 
-def main(name: str, device_name: str, batch_size: int) -> None:
-    """The process of one contestant: a measurement for each line of standard input."""
-    device = torch.device(device_name)
-    images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
-    labels = torch.randint(0, NUM_CLASSES, (batch_size,), device=device)
-    step = CONTESTANTS[name](images, labels)
-    repeats = 10 if device.type == "cuda" else 1
-    for _ in sys.stdin:
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            step()
-        _wait(device)
-        print(repeats * batch_size / (time.perf_counter() - start), flush=True)
+def main(name: str, case: StepCase) -> None:
+    """A process of one contestant: a turn for each line of standard input."""
+    with join_world(case.device) as world:
+        torch.manual_seed(0)
+        size, side = case.shards.batch_size, case.image_size
+        images = torch.randn(size, 3, side, side, device=world.device)
+        labels = torch.randint(0, IMAGENET_CLASSES, (size,), device=world.device)
+        step = CONTESTANTS[name](case, world, images, labels)
+        repeats = 10 if case.device == "cuda" else 1
+        for _ in sys.stdin:
+            _wait(world.device)
+            world.barrier()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                step()
+            _wait(world.device)
+            print(repeats * case.batch_size / (time.perf_counter() - start), flush=True)
 
 
 def _wait(device: torch.device) -> None:
@@ -78,71 +165,81 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fasttricks(images: Tensor, labels: Tensor) -> Callable[[], None]:
+def _fasttricks(
+    case: StepCase, world: World, images: Tensor, labels: Tensor, *, compiled: bool = False
+) -> Callable[[], None]:
     keep_freed_memory()
-    model = build_model(ModelConfig(name="resnet50d", zero_gamma=True), NUM_CLASSES)
-    model = model.to(images.device, memory_format=torch.channels_last)
-    images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, OptimConfig())
-    autocast = make_autocast(_precision(images.device), images.device)
-    loss_config = LossConfig(smoothing=SMOOTHING)
-
-    def step() -> None:
-        with autocast():
-            logits = model(images)
-        (training_loss(logits, Targets(labels), loss_config) / len(labels)).backward()
-        set_lr(optimizer, LR)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    config = dataclasses.replace(case.config, compile="default") if compiled else case.config
+    model = place(build_model(config.model, IMAGENET_CLASSES), world, config.precision)
+    run = paper_run(config, case.shards, model, world)
+    run.forward = wrap(model, config, world, print)
+    images = images.to(image_dtype(config.precision, world.device)).contiguous(memory_format=torch.channels_last)
+    return lambda: train_step(run, [Batch(images, labels)])
 
 
-def _timm(images: Tensor, labels: Tensor, *, layout: torch.memory_format) -> Callable[[], None]:
+def _timm(
+    case: StepCase, world: World, images: Tensor, labels: Tensor, *, layout: torch.memory_format, compiled: bool = False
+) -> Callable[[], None]:
     import timm
 
-    model: nn.Module = timm.create_model("resnet50d", zero_init_last=True, num_classes=NUM_CLASSES)
-    model = model.to(images.device, memory_format=layout)  # type: ignore[call-overload]
+    model: nn.Module = timm.create_model(TIMM_NAMES[case.model], num_classes=IMAGENET_CLASSES)
+    model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    autocast = make_autocast(_precision(images.device), images.device)
+    forward = torch.compile(model) if compiled else model
+    if world.size > 1:
+        forward = DistributedDataParallel(forward)
+    half = case.precision == "fp16"
+    autocast = (
+        partial(torch.autocast, case.device, torch.float16) if half else make_autocast(case.precision, world.device)
+    )
+    scaler = torch.amp.GradScaler(case.device, enabled=half)
 
     def step() -> None:
         with autocast():
-            loss = functional.cross_entropy(model(images), labels, label_smoothing=SMOOTHING)
-        loss.backward()
-        optimizer.step()
+            loss = functional.cross_entropy(forward(images), labels, label_smoothing=SMOOTHING)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def _precision(device: torch.device) -> Precision:
-    return "bf16" if device.type == "cuda" else "fp32"
-
-
-CONTESTANTS: dict[str, Callable[[Tensor, Tensor], Callable[[], None]]] = {
-    "fasttricks resnet50d": _fasttricks,
-    "timm resnet50d, channels-last": partial(_timm, layout=torch.channels_last),
-    "timm resnet50d, default layout": partial(_timm, layout=torch.contiguous_format),
+CONTESTANTS: Mapping[str, Callable[[StepCase, World, Tensor, Tensor], Callable[[], None]]] = {
+    "fasttricks": _fasttricks,
+    "timm, channels-last": partial(_timm, layout=torch.channels_last),
+    "timm, default layout": partial(_timm, layout=torch.contiguous_format),
+    "fasttricks, torch.compile": partial(_fasttricks, compiled=True),
+    "timm, channels-last, torch.compile": partial(_timm, layout=torch.channels_last, compiled=True),
 }
 
 
-def matrix_product(device: torch.device) -> Callable[[], float]:
-    """A large matrix product in float32, as the images a second that its FLOP/s would be: the roof of a step."""
-    shape = (GEMM_SIDE, GEMM_SIDE)
-    a, b, out = (torch.randn(shape, device=device) for _ in range(3))
+def flops_per_image(case: StepCase) -> float:
+    """Of the convolutions and matrix products of a step, a multiplication and an addition being two."""
+    return footprint(case.config, case.shards, IMAGENET_CLASSES).flops / case.shards.batch_size
+
+
+def matrix_product(case: StepCase) -> Callable[[], float]:
+    """The FLOP/s of float32 matrix products, the fastest of several sizes, as images a second: a step's roof."""
+    device, flops = torch.device(case.device), flops_per_image(case)
+    keep_freed_memory()
+    matrices = [[torch.randn(side, side, device=device) for _ in range(3)] for side in GEMM_SIDES]
 
     def measure() -> float:
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(10):
+        rates = []
+        for a, b, out in matrices:
             torch.mm(a, b, out=out)
-        _wait(device)
-        return 10 * 2 * GEMM_SIDE**3 / (time.perf_counter() - start) / FLOPS_PER_IMAGE
+            _wait(device)
+            repeats, start = 3, time.perf_counter()
+            for _ in range(repeats):
+                torch.mm(a, b, out=out)
+            _wait(device)
+            rates.append(repeats * 2 * len(a) ** 3 / (time.perf_counter() - start))
+        return max(rates) / flops
 
     return measure
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], StepCase(**json.loads(sys.argv[2])))

@@ -23,9 +23,10 @@ from fasttricks.models import build_model
 from fasttricks.monitor import start_monitor
 from fasttricks.optim import build_optimizer
 from fasttricks.precision import check_precision, halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
+from fasttricks.profiling import StepProfiler
 from fasttricks.resume import Resumed, find_state, fingerprint
 from fasttricks.runfolder import check_run_dir, open_run
-from fasttricks.schedule import learning_rate
+from fasttricks.schedule import image_size, image_sizes, learning_rate
 from fasttricks.signals import StopRequest
 from fasttricks.teacher import Teacher, load_teacher
 from fasttricks.trainer import Run, count_steps
@@ -92,6 +93,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None) ->
         folder=folder,
         log=log,
         monitor=start_monitor(world.device),
+        profiler=StepProfiler(folder, world.device, log.print, on=config.profile and world.is_main),
         teacher=teacher,
         guard=guard,
         stop=stop or StopRequest(world),
@@ -130,7 +132,7 @@ def check_sizes(config: TrainConfig, num_classes: int, smallest_batch: int) -> N
 
     smallest_batch: images of the smallest batch of a rank. Asks the network itself, on tensors without data: under a second.
     """
-    side = config.data.image_size
+    side = image_size(0, config.schedule, full=config.data.image_size, epochs=config.epochs)  # no later one is smaller
     with torch.device("meta"):
         model = build_model(config.model, num_classes)
         try:
@@ -194,8 +196,15 @@ def make_loaders(
     make = partial(Loader, config=config.data, device=world.device, rank=world.rank, world_size=world.size)
     position = resumed.position(world, batch_size)
     dtype = image_dtype(config.precision, world.device)
+    size_at = partial(image_size, config=config.schedule, full=config.data.image_size, epochs=config.epochs)
     train_loader = make(
-        train_folder, training=True, batch_size=batch_size, dtype=dtype, seed=config.seed, state=position
+        train_folder,
+        training=True,
+        batch_size=batch_size,
+        dtype=dtype,
+        seed=config.seed,
+        image_size_at=size_at,
+        state=position,
     )
     val_dtype = torch.float32 if config.ema_decay else dtype  # the average is FP32, the network may be FP16
     val_batch_size = config.eval.batch_size or batch_size
@@ -219,6 +228,9 @@ def describe(run: Run, val_folder: Images, resumed: Resumed) -> str:
         "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
         "run": f"{run.folder}/",
     }
+    sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
+    if len(sizes) > 1:
+        rows["images"] = f"{', '.join(map(str, sizes))} pixels: they grow over the epochs (progressive resizing)"
     if run.train_loader.note:
         rows["input"] = run.train_loader.note
     if run.teacher is not None:

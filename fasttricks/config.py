@@ -196,9 +196,19 @@ class ScheduleConfig:
     """Epochs, counted from the start of the run and rising, at which a step decay multiplies the lr."""
     step_factor: float = 0.1
     """What a step multiplies the lr by, above 0 and below 1."""
+    first_size: float = 1.0
+    """Progressive resizing: side of the training images at first, as a share of data.image_size, above 0 to 1 (off)."""
+    size_steps: int = 3
+    """Steps, equal in length and in pixels, in which the side grows, 1 or more."""
+    full_size_at: float = 0.75
+    """Share of the epochs after which the side is data.image_size, above 0 to below 1."""
 
     def __post_init__(self) -> None:
         _require_choices(self, "schedule.")
+        require(0 < self.first_size <= 1, "schedule.first_size", self.first_size, "must be above 0 and at most 1 (off)")
+        require(self.size_steps >= 1, "schedule.size_steps", self.size_steps, "must be 1 or more")
+        rule = "must be above 0 and below 1: some epochs are to have the full size"
+        require(0 < self.full_size_at < 1, "schedule.full_size_at", self.full_size_at, rule)
         require(0 <= self.warmup_epochs < math.inf, "schedule.warmup_epochs", self.warmup_epochs, "must be 0 or more")
         rising = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
         require(rising, "schedule.step_epochs", self.step_epochs, "must be rising and above 0")
@@ -311,6 +321,8 @@ class TrainConfig:
     """Save also after each so many steps, within an epoch too; 0: at the ends of epochs only."""
     log_steps: int = 20
     """Steps between two log lines; the only time the host waits for the device."""
+    profile: bool = False
+    """Record steps 6 to 15 by torch.profiler: trace.json (Chrome format) in the run folder, and a table of where time goes."""
     run_dir: str = ""
     """Folder of this run; empty: runs/RECIPE. It must not exist, or --resume must be given."""
     resume: bool = False
@@ -351,6 +363,9 @@ class TrainConfig:
         require(self.log_steps >= 1, "log_steps", self.log_steps, "must be 1 or more")
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
         require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)
+        rule = f"makes images of fewer than 8 pixels of data.image_size ({self.data.image_size}); raise it"
+        first = self.schedule.first_size
+        require(first == 1 or first * self.data.image_size >= 8, "schedule.first_size", first, rule)
 
     @property
     def peak_lr(self) -> float:

@@ -155,17 +155,19 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed activations for the next step. Returns whether it was told (False: another C library).
+def keep_freed_memory() -> str:
+    """Have glibc keep freed activations for the next step. Returns what was set, or could not be, in words.
 
     By default glibc hands large blocks back to the system when they are freed and asks for them anew, zeroed page by page, in
-    every step. mallopt's constants are those of <malloc.h>: no mmap, no trimming, grow by 256 MiB. Costs memory that was used
-    once and stays with the process; nothing on a GPU run's device.
+    every step. Set here: no mmap, never trim, grow by 256 MiB. Costs memory that was used once and stays with the process;
+    of no use to what a GPU holds. What else was tried is in docs/log.md.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # as <malloc.h> numbers them
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
-        return False
-    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20))
-    accepted = [mallopt(option, value) == 1 for option, value in settings]
-    return all(accepted)
+        return "as the C library has it: it is not glibc"
+    # never trim is -1: any other threshold would be an int's 2 GiB at most, which a step's activations exceed
+    settings = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 256 << 20))
+    if not all(mallopt(option, value) == 1 for option, value in settings):
+        return "as glibc has it: it refused mallopt"
+    return "freed memory stays with the process"

@@ -135,7 +135,7 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
         model.to_empty(device="cpu")
         live.label(model.parameters(), "parameters")
         live.label(model.buffers(), "statistics")
-        run = paper_run(config, shards, model)
+        run = paper_run(config, shards, model, _world(shards, _CPU))
         average = blank_average(model) if config.ema_decay else []
         live.label(average, "average")
         if teacher is not None:
@@ -165,24 +165,27 @@ def _world(shards: Shards, device: torch.device) -> World:
     return World(rank=0, size=shards.world_size, local_rank=0, local_size=1, device=device)
 
 
-def paper_run(config: TrainConfig, shards: Shards, model: nn.Module) -> Run:
-    """A Run on the CPU with what train_step asks of it, as build() makes it, but no data, log and average; the rest is None."""
+def paper_run(config: TrainConfig, shards: Shards, model: nn.Module, world: World) -> Run:
+    """A Run with what train_step asks of it, as build() makes it, but no data, log and average; the rest is None.
+
+    config.precision: not auto.
+    """
     loader = cast("Loader", shards)  # train_step asks a loader for its arithmetic only
     optim = config.optim if config.optim.backend != "apex" else dataclasses.replace(config.optim, backend="torch")
     steps = count_steps(shards, config)
     schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
     asked: dict[str, Any] = {
         "config": config,
-        "world": _world(shards, _CPU),
+        "world": world,
         "model": model,
         "forward": model,
         "optimizer": build_optimizer(model, optim, config.precision),
-        "loss_scale": make_loss_scale(config.optim, config.precision, _CPU),
+        "loss_scale": make_loss_scale(config.optim, config.precision, world.device),
         "train_loader": loader,
-        "autocast": make_autocast(config.precision, _CPU),
+        "autocast": make_autocast(config.precision, world.device),
         "lr_at": partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
         "log": _NoLog(),
-        "guard": LossGuard(_world(shards, _CPU), limit=config.max_loss, skip=config.on_bad_loss == "skip"),
+        "guard": LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
     }
     required = (field.name for field in dataclasses.fields(Run) if field.default is dataclasses.MISSING)
     unasked: dict[str, Any] = dict.fromkeys(required)

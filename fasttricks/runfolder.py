@@ -18,7 +18,7 @@ from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.process import launch_token
 
 _MAY_DIFFER = (
-    *("resume", "run_dir", "log_steps", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
+    *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
     *("tricks.on", "tricks.off"),
     *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
     *("data.root", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size", "distill.teacher"),

@@ -1,5 +1,7 @@
 """Learning rate as a pure function of the step: linear warm-up, then a cosine or steps (sections 3.1 and 5.1).
 
+And the side of the training images as one of the epoch: progressive resizing.
+
 Steps count from 0 over the whole run. Nothing here has state, so a resumed run has the rate of the uninterrupted one.
 """
 
@@ -36,3 +38,23 @@ def learning_rate(step: int, config: ScheduleConfig, *, peak_lr: float, steps_pe
     if config.decay == "cosine":
         return peak_lr * cosine(step - num_warmup, num_steps - num_warmup)
     return peak_lr * step_decay(step / steps_per_epoch, config.step_epochs, config.step_factor)
+
+
+def image_size(epoch: int, config: ScheduleConfig, *, full: int, epochs: int) -> int:
+    """Side of the training images in `epoch`, 0 <= epoch < epochs, pixels: a multiple of 4, or `full`.
+
+    Progressive resizing: from first_size x full it grows in size_steps equal steps, and is `full` from epoch
+    full_size_at x epochs on. Small images cost less (the time of a step goes with the square of the side) and are what a
+    network learns coarse shapes from. Not of the paper: it became known by fast.ai's entry to DAWNBench (2018). What it gains
+    and costs is measured in docs/performance.md.
+    """
+    step = min(int(epoch * config.size_steps / (config.full_size_at * epochs)), config.size_steps)
+    if step == config.size_steps or config.first_size == 1:
+        return full
+    share = config.first_size + (1 - config.first_size) * step / config.size_steps
+    return min(full, max(8, round(share * full / 4) * 4))
+
+
+def image_sizes(config: ScheduleConfig, *, full: int, epochs: int) -> list[int]:
+    """The sides that a run has, in their order, each once."""
+    return list(dict.fromkeys(image_size(epoch, config, full=full, epochs=epochs) for epoch in range(epochs)))

@@ -27,13 +27,14 @@ def main(args: Sequence[str]) -> None:
     from fasttricks.signals import StopRequest
     from fasttricks.trainer import Stopped, fit, how_to_go_on
 
-    keep_freed_memory()
+    memory = keep_freed_memory()
     with join_world(config.device, config.timeout_s) as world:
         if restart_count() and (not world.is_main or made_by_this_launch(config.run_dir)):
             config = dataclasses.replace(config, resume=True)  # torchrun has started its own run again
         stop = StopRequest(world)
         with stop.listening():
             run = build(config, world, stop)
+            run.log.print(f"{'memory':8s} {memory}")
             try:
                 fit(run)
             except Stopped as stopped:

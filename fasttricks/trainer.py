@@ -30,6 +30,7 @@ from fasttricks.monitor import GpuMonitor
 from fasttricks.optim import WeightAverage, master_state_dict, set_lr
 from fasttricks.precision import LossScale, resolve_precision
 from fasttricks.process import command_to_resume
+from fasttricks.profiling import StepProfiler
 from fasttricks.runfolder import write_json
 from fasttricks.signals import StopRequest
 from fasttricks.spans import span, spanned
@@ -63,6 +64,7 @@ class Run:
     folder: Path
     log: RunLog
     monitor: GpuMonitor
+    profiler: StepProfiler
     guard: LossGuard
     stop: StopRequest
     teacher: Teacher | None = None
@@ -184,6 +186,7 @@ def fit(run: Run) -> dict[str, Any]:
         raise
     finally:
         run.monitor.close()
+        run.profiler.close()
         run.log.close(draw=draw)
     return summarize(run, metrics)
 
@@ -196,6 +199,7 @@ def train_epoch(run: Run) -> None:
     batches = spanned("data", run.train_loader)
     while group := list(islice(batches, config.accumulate)):
         train_step(run, group)
+        run.profiler.step()
         if run.step % config.log_steps == 0:
             run.train_seconds += report(run)
         run.stop.poll()

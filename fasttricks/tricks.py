@@ -64,6 +64,10 @@ _ROWS = (
         "mixup", "5.4", "blend each image and its label with another, lambda ~ Beta(0.2, 0.2)",
         on={"loss.mixup_alpha": 0.2}, off={"loss.mixup_alpha": 0.0},
     ),
+    Trick(
+        "progressive_resizing", "none", "training images grow from half their side to all of it over the epochs; not the paper's",
+        on={"schedule.first_size": 0.5}, off={"schedule.first_size": 1.0},
+    ),
 )  # fmt: skip
 
 TRICKS: dict[str, Trick] = {trick.name: trick for trick in _ROWS}

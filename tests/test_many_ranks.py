@@ -6,7 +6,6 @@ values not believed. No network is wrapped for it, as DistributedDataParallel do
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +84,7 @@ def test_a_thousand_ranks_share_out_an_epoch(
             world.sum_(torch.ones(1))
             batch_size = config.micro_batch_size(world.size)
             shards = Shards(num_images=NUM_IMAGES, batch_size=batch_size, world_size=world.size, source="")
-            run = dataclasses.replace(paper_run(config, shards, model), world=world)
+            run = paper_run(config, shards, model, world)
             part = shards.part(world.rank)
             times_seen[order[part]] += 1
             sizes[rank] = [len(part[batch_size * i : batch_size * (i + 1)]) for i in range(len(shards))]

@@ -81,7 +81,9 @@ def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
     """The exit code of the entry point `main` with `args`, run in this process, which saves the seconds that a new one takes."""
     with (
         mock.patch.object(sys, "argv", ["prog", *args]),
-        mock.patch("fasttricks.distributed.keep_freed_memory"),  # it would change the tests' own process for good
+        mock.patch(
+            "fasttricks.distributed.keep_freed_memory", return_value=""
+        ),  # it would change the tests' own process for good
     ):
         try:
             run_main(main)

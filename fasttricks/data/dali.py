@@ -8,12 +8,13 @@ the GPU, all that follows its resize is one kernel (fasttricks_kernels.augment).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Loader:
         dtype: of the images. float32 and float16 are rounded once, any other is a cast.
         seed: of order and augmentation, 0 or more, equal on all ranks.
         rank, world_size: which of how many equal parts of each epoch this is.
+        image_size_at: side of the images by epoch, at most config.image_size; None: always that.
         state: what `state()` of a Loader of equal arguments gave: go on from there, bit for bit.
 
     Raises DataError for fewer images than ranks, for a state of another data set, seed, batch size or sharding, and for
@@ -78,8 +80,10 @@ class Loader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        image_size_at: Callable[[int], int] | None = None,
         state: bytes | None = None,
     ) -> None:
+        self._image_size_at = image_size_at or (lambda epoch: config.image_size)
         self.shards = Shards(
             num_images=len(source), batch_size=batch_size, world_size=world_size, source=str(source.root)
         )
@@ -113,7 +117,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, or what is left of it after a restored state or an iteration left early."""
-        if self._pipeline is None:  # an undecodable image is met while iterating, never in the constructor
+        side = self._image_size_at(self._epoch)
+        # an undecodable image is met while iterating, never in the constructor
+        if self._pipeline is None or side != self._config.image_size:
+            self._config = dataclasses.replace(self._config, image_size=side)  # what was read ahead is of the old size
             self._start()
         while self._step < len(self):
             batch = self._next()

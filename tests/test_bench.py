@@ -1,0 +1,238 @@
+"""make bench: turns, tables, files and the comparison, held to figures worked out by hand; the GPU's sizes without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import call, write_images
+
+from bench import compare, end_to_end, images, losses, pairs, published, report, step
+from bench.pairs import Row, by_turns
+from bench.report import BenchConfig, BenchData, step_cases
+from fasttricks.config import ConfigError
+from fasttricks.data import scan_folder
+
+
+def scripted(*rates: float) -> Callable[[], float]:
+    """A contestant with these rates, turn by turn."""
+    turns = iter(rates)
+    return lambda: next(turns)
+
+
+def test_ratios_are_of_the_same_round_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_cpu_seconds", lambda: (0.0, 0.0))
+    rows = by_turns({"ours": scripted(999, 10, 30, 20), "theirs": scripted(1, 5, 10, 20)}, rounds=3)
+    assert rows[0].rates == (10, 30, 20) and rows[0].rate == 20 and rows[0].ratio == 1
+    assert (rows[1].rate, rows[1].ratio, rows[1].ratio_low, rows[1].ratio_high) == (10, 2, 1, 3)
+
+
+def test_who_begins_a_round_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_cpu_seconds", lambda: (0.0, 0.0))
+    order: list[str] = []
+
+    def contestant(name: str) -> Callable[[], float]:
+        return lambda: order.append(name) or 1.0  # type: ignore[func-returns-value]
+
+    by_turns({name: contestant(name) for name in "abc"}, rounds=3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+
+
+def test_a_disturbed_turn_is_taken_again_and_the_least_disturbed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take 100 %, 30 %, 20 % of two CPUs in turns of a second: three tries, the last is kept, and its share is told."""
+    monkeypatch.setattr(pairs.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(pairs.time, "perf_counter", scripted(0, 1, 1, 2, 2, 3))
+    monkeypatch.setattr(pairs, "_cpu_seconds", scripted((0, 0), (3, 1), (3, 1), (4.6, 2), (4.6, 2), (6, 3)))  # type: ignore[arg-type]
+    assert pairs.undisturbed(scripted(1.0, 2.0, 3.0)) == (3.0, pytest.approx(0.2))
+
+
+def test_own_work_and_that_of_children_is_told_from_that_of_others() -> None:
+    """A busy child of this process is not other work."""
+    import subprocess
+    import sys
+
+    before = pairs._cpu_seconds()
+    child = "import time; e = time.process_time() + 0.3\nwhile time.process_time() < e: pass"
+    subprocess.run([sys.executable, "-c", child], check=True)
+    after = pairs._cpu_seconds()
+    assert after[1] - before[1] >= 0.25
+    assert after[0] - before[0] >= after[1] - before[1] - 0.05
+
+
+def test_on_a_gpu_the_papers_networks_and_batches_are_taken_on_one_gpu_and_on_all() -> None:
+    cases = step_cases(BenchConfig(), torch.device("cuda"), gpus=8)
+    assert len(cases) == 4 * 2 * 2 and all(case.device == "cuda" and case.compiled for case in cases)
+    assert {(c.precision, c.ranks): c.batch_size for c in cases} == {
+        ("fp32", 8): 256,
+        ("fp16", 8): 1024,
+        ("fp32", 1): 32,
+        ("fp16", 1): 128,
+    }
+    assert {c.model: c.image_size for c in cases}["inception_v3"] == 299
+    assert len(step_cases(BenchConfig(), torch.device("cuda"), gpus=1)) == 8
+    (cpu,) = step_cases(BenchConfig(batch_size=4), torch.device("cpu"), gpus=0)
+    assert (cpu.model, cpu.precision, cpu.batch_size, cpu.ranks) == ("resnet50d", "fp32", 4, 1)
+
+
+@pytest.mark.parametrize("name", step.TIMM_NAMES)
+def test_timms_network_is_the_same_as_ours(name: str) -> None:
+    """By the number of parameters: what is compared is one network."""
+    import timm
+
+    from fasttricks.config import ModelConfig
+    from fasttricks.models import build_model
+
+    with torch.device("meta"):
+        ours = build_model(ModelConfig(name=name), 1000)
+        theirs = timm.create_model(step.TIMM_NAMES[name], num_classes=1000)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+OURS, THEIRS = "fasttricks", "timm, channels-last"
+
+
+@pytest.mark.parametrize(("ranks", "names"), [(1, [OURS]), pytest.param(2, [OURS, THEIRS], marks=pytest.mark.slow)])
+def test_each_contestant_trains_in_processes_of_its_own(
+    ranks: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs with gloo as on GPUs with nccl; small, so that it is quick."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    case = step.StepCase(model="mobilenet_v1", batch_size=2 * ranks, image_size=32, ranks=ranks)
+    monkeypatch.setattr(step, "CONTESTANTS", {name: step.CONTESTANTS[name] for name in names})
+    with step.contestants(case) as measures:
+        assert list(measures) == names
+        assert all(measure() > 0 for measure in measures.values())
+
+
+@pytest.mark.slow
+def test_a_contestant_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = step.StepCase(batch_size=1, image_size=32, model="resnet50d", precision="fp16", device="cuda")
+    if torch.cuda.is_available():
+        pytest.skip("here it would not fail")
+    monkeypatch.setattr(step, "CONTESTANTS", {"fasttricks": step.CONTESTANTS["fasttricks"]})
+    with step.contestants(case) as measures, pytest.raises(step.ContestantError, match=r"fasttricks.*exit code"):
+        measures["fasttricks"]()
+
+
+def test_flops_are_those_of_the_network() -> None:
+    """4.35 G multiply-adds forward of ResNet-50-D and twice as many backward; the first layer has no gradient of its input."""
+    assert step.flops_per_image(step.StepCase(batch_size=1)) == pytest.approx(6 * 4.35e9, rel=0.02)
+
+
+def test_end_to_end_is_judged_by_the_slower_part_and_by_what_sharing_cores_allows() -> None:
+    """Alone 100 and 300 a second: on the same cores together at most 75. 60 is 60 % of the slower and 80 % of that."""
+    rows = [
+        Row(name, rate, 1, 1, 1, (rate,), 0.0) for name, rate in (("both", 60.0), ("loader", 300.0), ("step", 100.0))
+    ]
+    text = end_to_end.bounds(rows, 2, shared=True)
+    assert "60.0% (60.0% to 60.0%) of the slower" in text and "80.0% (80.0% to 80.0%)" in text
+    assert "cores" not in end_to_end.bounds(rows, 2, shared=False)
+
+
+def result(path: Path, **ratios: tuple[float, float, float]) -> str:
+    """A file as make bench writes it, of one table: peer=(ratio, lowest, highest)."""
+    rows = [Row("ours", 10.0, 1.0, 1.0, 1.0, (9.0, 11.0), 0.0)]
+    rows += [Row(name, 5.0, *ratio, (4.0, 6.0), 0.0) for name, ratio in ratios.items()]
+    table = report.Measured("a table", "imgs/sec", rows, [])
+    path.write_text(json.dumps({"device": "d", "versions": {}, "tables": {"step": [dataclasses.asdict(table)]}}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("new", "code"),
+    [
+        ((1.92, 1.85, 1.95), 0),  # 4 % lower: within the tolerance
+        ((1.80, 1.70, 1.95), 1),  # 10 % lower in every round
+        ((1.80, 1.70, 2.05), 0),  # one round above the old median: noise
+        ((2.50, 2.40, 2.60), 0),
+    ],
+)
+def test_a_lost_ratio_is_an_exit_code(
+    new: tuple[float, float, float], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = result(tmp_path / "old.json", peer=(2.0, 1.9, 2.1), gone=(1.0, 1.0, 1.0))
+    assert call(compare.main, old, result(tmp_path / "new.json", peer=new)) == code
+    out = capsys.readouterr().out
+    assert ("SLOWER" in out) == bool(code) and "not compared: a table: gone" in out
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"tables": {"step": [{"title": "t"}]}}'])
+def test_what_is_no_result_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    good = result(tmp_path / "good.json", peer=(2.0, 1.9, 2.1))
+    assert call(compare.main, good, str(tmp_path / "bad.json")) == 2
+    assert "must be a JSON file that make bench wrote" in capsys.readouterr().err
+
+
+def test_results_with_nothing_in_common_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = result(tmp_path / "a.json", one=(1, 1, 1)), result(tmp_path / "b.json", two=(1, 1, 1))
+    assert call(compare.main, old, new) == 2
+    assert "nothing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rounds": 4}, {"models": ("resnet18d",)}, {"batch_size": -1}, {"data": {"images": 9}}]
+)
+def test_a_wrong_option_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        BenchConfig(**{k: BenchData(**v) if isinstance(v, dict) else v for k, v in changes.items()})
+
+
+def test_published_rates_agree_with_the_minutes_of_the_paper() -> None:
+    """13.3 and 4.4 minutes an epoch for ResNet-50 (table 3); each published row says that it was not measured here."""
+    rates = {(p.model, p.machine, p.precision, p.source): p.images_per_sec for p in published.PUBLISHED}
+    for precision, minutes in (("fp32", 13.3), ("fp16", 4.4)):
+        rate = rates["resnet50b", "8 x V100", precision, published.PAPER]
+        assert published.minutes_an_epoch(rate) == pytest.approx(minutes, abs=0.05)
+    table = published.table({("resnet50b", "1 x here", "fp16"): 1000.0})
+    labels = list(table.columns[5].cells)
+    assert labels.count("measured") == 1 and labels.count("published, not measured here") == len(published.PUBLISHED)
+
+
+@pytest.mark.parametrize("mixup", [False, True])
+def test_losses_that_are_compared_are_equal_and_who_is_left_out_is_said(mixup: bool) -> None:
+    measures, skipped = losses.contestants(8, 10, torch.device("cpu"), mixup=mixup, compiled=False)
+    assert list(measures) == ["fasttricks", "torch, eager"] and any("Liger" in reason for reason in skipped)
+    assert all(measure() > 0 for measure in measures.values())
+    logits = torch.randn(8, 10)
+    ours, theirs = (loss(logits) for loss in losses.pair(8, 10, torch.device("cpu"), mixup=mixup))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_images_are_linked_or_shrunk_evenly(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", train=12, val=3)
+    source = tmp_path / "data" / "train"
+    linked = scan_folder(images.link_images(source, tmp_path / "links", 6))
+    small = scan_folder(images.shrink_images(source, tmp_path / "small", 6, 8))
+    assert len(linked) == len(small) == 6 and linked.classes == scan_folder(source).classes
+    assert (tmp_path / "links" / linked.files[0]).is_symlink()
+
+
+def test_the_whole_call_writes_tables_json_and_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With stand-ins for what is measured: what a reader gets."""
+    row = Row("fasttricks", 10.0, 1.0, 1.0, 1.0, (9.0, 11.0), 0.2)
+    peer = Row("peer", 5.0, 2.0, 1.8, 2.2, (4.5, 5.5), 0.0)
+
+    def measure(bench: report.Bench) -> Any:
+        table = report.Measured("A table", "imgs/sec", [row, peer], ["skipped: nobody"])
+        report.show(bench.console, table)
+        yield table
+
+    monkeypatch.setattr(report, "MEASURES", dict.fromkeys(report.PARTS, measure))
+    out = tmp_path / "out.json"
+    assert call(report.main, "--output", str(out), "--parts", "loader", "step") == 0
+    text = capsys.readouterr().out
+    assert "2.00 (1.80 to 2.20)" in text and "skipped: nobody" in text and "other work took up to 20%" in text
+    written = json.loads(out.read_text())
+    assert set(written["tables"]) == {"loader", "step"} and written["tables"]["step"][0]["rows"][1]["ratio"] == 2.0
+    assert {"torch", "commit"} <= set(written["versions"]) and written["device"] and "note" in written["gpu"]
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert Console
