@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all fuzz bench bench-compare lint fmt type clean
+.PHONY: help setup train test test-all fuzz soak bench bench-compare lint fmt type clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,9 @@ test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; 
 
 fuzz: setup  ## feed what reads bytes from outside with damaged input, SECONDS (60) a target
 	for target in tests/fuzz_*.py; do $(BIN)/python $$target $(or $(SECONDS),60) || exit 1; done
+
+soak: setup  ## kill, stop and damage runs; N of each (100 kill runs, 30 restarts, 40 signals), added to docs/reliability.md
+	$(BIN)/python -m bench.soak $(if $(N),--n $(N)) $(ARGS)
 
 bench: setup  ## imgs/sec of loader, step, both and the losses, each beside what you would pick instead; 10 minutes
 	$(BIN)/python -m bench.report $(ARGS)

@@ -6,6 +6,7 @@ changed is always refused, and what is loaded is what was saved.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import sys
@@ -19,8 +20,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bench.soak.payloads import sealed
-from fasttricks.checkpoint import FORMAT, KEYS, CheckpointError, load_checkpoint, save_checkpoint
+from fasttricks.checkpoint import CHECKSUM_MARK, FORMAT, KEYS, CheckpointError, load_checkpoint, save_checkpoint
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(),
@@ -36,6 +36,11 @@ SETTINGS = settings(
 )
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 SAVED = dict.fromkeys(KEYS) | {"model": {"weight": torch.arange(20.0)}, "step": 3, "ranks": [{"loader": "{}"}]}
+
+
+def sealed(body: bytes) -> bytes:
+    """With the checksum that belongs to it."""
+    return body + CHECKSUM_MARK + hashlib.sha256(body).digest()
 
 
 def whole() -> bytes:

@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_model(
     state = torch.load(finished_run.folder / "checkpoints" / "step-0000000009.pt", weights_only=True)
     saved = json.loads(state["config"])
     saved["model"]["width"] = 0.25
-    torch.save({**state, "config": json.dumps(saved)}, tmp_path / "other.pt")
+    checkpoint.save_checkpoint(tmp_path / "other.pt", {**state, "config": json.dumps(saved)})
     error = evaluation_error(capsys, str(tmp_path / "other.pt"))
     says(
         error,

@@ -71,7 +71,7 @@ def test_training_commands_are_understood(arguments: str) -> None:
 
 
 def test_options_are_fields() -> None:
-    launcher = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--help"}
+    launcher = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts", "--help"}
     for option in in_code(r"--[a-z][a-z0-9._-]*") - launcher:
         path = option.removeprefix("--").replace("-", "_")
         roots = (RECIPES["demo"](), evaluate.EvaluateConfig(), ImagenetConfig())

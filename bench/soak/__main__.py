@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -49,6 +50,10 @@ class SoakConfig:
     """Runs of which a rank is stopped for good, with a timeout of 10 s."""
     n: int = 0
     """Above 0: this many kill runs, restarts and signals."""
+    plain: int = 4
+    """The first so many kill runs use the user's own command; the others are forked, which saves their imports."""
+    first: int = 0
+    """Number of the first run, which its random choices come from: for several soaks that share the work."""
     only: tuple[str, ...] = ()
     """Kinds to run; empty: all."""
     seconds: float = 0.0
@@ -64,7 +69,7 @@ def kinds(config: SoakConfig) -> dict[str, tuple[int, Kind]]:
     """Name -> how many there shall be, and what makes one run (or all of those that are cheap)."""
     many = {name: config.n or getattr(config, name) for name in ("kills", "restarts", "signals")}
     return {
-        "kills": (many["kills"], _kill),
+        "kills": (many["kills"], lambda lab, number, draws: _kill(lab, number, draws, plain=number < config.plain)),
         "restarts": (many["restarts"], lambda lab, number, draws: [runs.restart(lab, number, draws)]),
         "saves": (config.saves, lambda lab, number, draws: files.saves(lab, min(50, config.saves - number), draws)),
         "flips": (
@@ -82,9 +87,8 @@ def kinds(config: SoakConfig) -> dict[str, tuple[int, Kind]]:
     }
 
 
-def _kill(lab: Lab, number: int, draws: random.Random) -> list[Result]:
+def _kill(lab: Lab, number: int, draws: random.Random, *, plain: bool) -> list[Result]:
     ranks, precision = 1 + number % 2, ("fp32", "fp16")[number // 2 % 2]
-    plain = number < 4  # one of each by the user's own command; the others are forked, which saves their imports
     return [runs.kill_run(lab, number, ranks=ranks, precision=precision, plain=plain, draws=draws)]
 
 
@@ -96,7 +100,6 @@ def main(args: list[str]) -> None:
     output, started = Path(config.output), time.monotonic()
     found: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"runs": {}}
     found |= {"machine": f"{cpu_name()}, {os.cpu_count()} cores", "versions": versions()}
-    failed = 0
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         lab = Lab(Path(folder))
         for kind, (wanted, run) in kinds(config).items():
@@ -106,13 +109,14 @@ def main(args: list[str]) -> None:
             while (number := table.count(kind, done)) < wanted:
                 if config.seconds and time.monotonic() - started > config.seconds:
                     raise SystemExit(3)
-                results = _attempt(lab, kind, number, run)
+                results = _attempt(lab, kind, config.first + number, run)
                 done += results
-                failed += sum(not result["ok"] for result in results)
                 write_json(output, found)
                 print(f"{kind} {table.count(kind, done)} of {wanted}: {results[-1]}", flush=True)
-    table.write(found)
-    raise SystemExit(int(failed > 0))
+                if not results[-1]["ok"]:
+                    raise SystemExit(1)
+    if output == table.RESULTS:
+        table.write(found)
 
 
 def _attempt(lab: Lab, kind: str, number: int, run: Kind) -> list[dict[str, Any]]:
@@ -122,7 +126,7 @@ def _attempt(lab: Lab, kind: str, number: int, run: Kind) -> list[dict[str, Any]
     except Exception as error:
         traceback.print_exc()
         keep = Path(tempfile.mkdtemp(prefix=f"soak-failed-{kind}-{number}-"))
-        os.system(f"cp -r {lab.folder}/{kind.rstrip('s')}-{number}* {keep} 2>/dev/null")
+        shutil.copytree(lab.folder, keep, dirs_exist_ok=True)
         print(f"what is left of it is in {keep}", file=sys.stderr)
         return [{"ok": False, "number": number, "error": f"{type(error).__name__}: {error}"}]
     seconds = round((time.monotonic() - started) / len(results), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -106,19 +107,13 @@ def damage(lab: Lab, flips: int, truncations: int, draws: random.Random) -> list
             found = True
         expect(found, f"{kind} at {at} of {newest} was not found")
         state = load_checkpoint(before)
-        config = read_config(folder)
-        back = find_state(_resuming(config), ALONE, json.loads(state["fingerprint"]))
+        config = dataclasses.replace(read_config(folder), run_dir=str(folder), resume=True)
+        back = find_state(config, ALONE, json.loads(state["fingerprint"]))
         expect(back.state["step"] == wanted and "going back" in "".join(back.notes), f"{kind} at {at}: no way back")
         (newest.with_name(newest.name + ".damaged")).unlink()
         results.append({"kind": kind, "at": at})
     newest.write_bytes(whole)
     return results
-
-
-def _resuming(config: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(config, resume=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- code

@@ -24,7 +24,7 @@ from fasttricks import build, cli, log, train  # noqa: F401  (build is what a st
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = "fasttricks.train"
-GIVE_UP_S = 120.0
+GIVE_UP_S = 400.0
 
 
 def get_ready() -> None:

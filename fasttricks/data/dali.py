@@ -97,13 +97,15 @@ class Loader:
             "world_size": world_size,
             "files": source.fingerprint(),
         }
-        self._epoch, self._step, bad = _unpack(state, self._identity, source.root)
         self._color_last = training and device.type == "cuda"  # behind the graph, which ends in uint8
         self._callback: Callback | None = None
         self.note = ""
         """Why this loader is slower than it might be, for the header of a run; empty: it is not."""
         if training and device.type == "cpu":
             self._callback, self.note = choose_callback(config)
+            # a machine without a compiler would go on with other bits
+            self._identity["operators"] = "fused" if self._callback else "dali"
+        self._epoch, self._step, bad = _unpack(state, self._identity, source.root)
         self._feed = Feed(source, self.shards, config, training=training, seed=seed, rank=rank, bad=bad)
         self._named = set(bad) | (set(source.bad) if rank else set())  # each rank knows those; one names them
         self._name_bad()
@@ -412,9 +414,9 @@ def _unpack(state: bytes | None, identity: dict[str, Any], root: Path) -> tuple[
         return 0, 0, {}
     saved = json.loads(state)
     for field, value in identity.items():
-        if saved[field] != value:
+        if saved.get(field) != value:
             raise DataError(
-                f"{root}: the saved position has {field} = {saved[field]}, this run {value}; resume with the same, "
+                f"{root}: the saved position has {field} = {saved.get(field)}, this run {value}; resume with the same, "
                 f"or start a new run"
             )
     return saved["epoch"], saved["step"], dict(saved["bad"])

@@ -1,0 +1,71 @@
+"""The soak's own parts: its table says what its file holds, and a sample of each kind survives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import REPOSITORY, environment
+
+from bench.soak import table
+from fasttricks.recipes import demo
+
+
+def soak(output: Path, *args: str) -> dict[str, Any]:
+    """The runs that `python -m bench.soak` added to `output`."""
+    command = [sys.executable, "-m", "bench.soak", "--output", str(output), *args]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    runs: dict[str, Any] = json.loads(output.read_text())["runs"]
+    return runs
+
+
+def test_a_sample_survives(tmp_path: Path) -> None:
+    """Runs of one and two ranks, fp16 and fp32, killed three times each; saves, damage and code. A second call adds nothing."""
+    only = ["--only", "kills", "signals", "saves", "flips", "truncations", "payloads"]
+    counts = [
+        *("--kills", "1", "--plain", "0", "--signals", "2", "--saves", "20", "--flips", "20", "--truncations", "5")
+    ]
+    runs = soak(tmp_path / "soak.json", *only, *counts)
+    kinds = ("kills", "signals", "flips", "truncations", "payloads")
+    assert [len(runs[kind]) for kind in kinds] == [1, 2, 20, 5, 12]
+    assert all(result["ok"] for results in runs.values() for result in results)
+    assert len(runs["kills"][0]["kills"]) >= 3
+    assert table.count("saves", runs["saves"]) >= 20
+    assert soak(tmp_path / "soak.json", *only, *counts) == runs
+
+
+@pytest.mark.slow
+def test_a_sample_of_ranks_survives(tmp_path: Path) -> None:
+    """Two ranks killed and forked; one rank killed under torchrun; torchrun killed; a rank that hangs."""
+    only = ["--only", "kills", "restarts", "launchers", "hangs"]
+    runs = soak(tmp_path / "soak.json", *only, *("--kills", "2", "--plain", "0", "--restarts", "1", "--launchers", "1"))
+    assert all(result["ok"] for results in runs.values() for result in results)
+    assert runs["launchers"][0]["seconds_until_gone"] <= 1
+    assert runs["hangs"][0]["seconds_until_all_ended"] <= 10 + 35
+
+
+def test_a_failure_is_counted_and_ends_the_soak(tmp_path: Path) -> None:
+    found = {"runs": {"hangs": [{"ok": False, "number": 0, "error": "x"}]}, "machine": "m", "versions": {"torch": "1"}}
+    assert "| a rank that hangs ends all of them | runs, one rank stopped | 1 | 1 |" in table.markdown(found)
+
+
+def test_the_page_has_the_table_of_the_file() -> None:
+    """And promises nothing that failed, or that was not run."""
+    found = json.loads(table.RESULTS.read_text())
+    text = table.PAGE.read_text()
+    assert table.markdown(found) in text
+    assert [row[3] for row in table.rows(found)] == [0] * len(table.WORDS)
+    assert all(row[2] > 0 for row in table.rows(found))
+
+
+def test_the_page_s_options_are_fields() -> None:
+    options = set(re.findall(r"`(--[a-z-]+)", table.PAGE.read_text())) - {"--max-restarts"}
+    assert len(options) > 5
+    for option in options:
+        assert hasattr(demo(), option.removeprefix("--").replace("-", "_")), option
