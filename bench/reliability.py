@@ -47,7 +47,7 @@ class CostConfig:
     """Steps an epoch, with one save at its end."""
     turns: int = 20
     """Parts that the steps are cut into, each followed by as many steps without."""
-    polls: int = 2000
+    polls: int = 500
     """Polls of two ranks, 10 ms apart less what each took."""
     output: str = str(RESULTS)
     """JSON file to write."""

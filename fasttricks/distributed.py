@@ -47,7 +47,15 @@ class World:
         return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
     def gather(self, value: bytes) -> list[bytes]:
-        """`value` of every rank, by rank, on the main rank; empty on the others. A collective, and a sync."""
+        """`value` of every rank, by rank, on every rank. A collective, and a sync."""
+        if self.size == 1:
+            return [value]
+        values: list[bytes] = [b""] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def collect(self, value: bytes) -> list[bytes]:
+        """As gather(), for large values: on the main rank only, and empty on the others."""
         if self.size == 1:
             return [value]
         values: list[bytes] | None = [b""] * self.size if self.is_main else None

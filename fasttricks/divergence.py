@@ -23,10 +23,10 @@ class DivergedError(UserError):
 
 
 class BadLoss(NamedTuple):
-    """The first bad micro-batch since the last look, and how many there were, over all ranks; the main rank knows all."""
+    """The first bad micro-batch since the last look, and how many there were, over all ranks."""
 
     step: int
-    """Updates done before it; -1: it was on another rank, and this is not the main one."""
+    """Updates done before it."""
     loss: float
     """Its mean over its images, nats."""
     micro_batches: int
@@ -74,7 +74,7 @@ class LossGuard:
             return None
         mine = [self._step.item(), self._loss.item()] if self._count.item() else None
         found = [first for first in map(json.loads, self._world.gather(json.dumps(mine).encode())) if first]
-        step, loss = min(found or [mine or [-1, math.nan]], key=lambda first: first[0])
+        step, loss = min(found, key=lambda first: first[0])
         bad = BadLoss(step, loss, count, self._in_a_row >= MOST_SKIPPED)
         self._count.zero_()
         self.skipped += count if self.skip else 0

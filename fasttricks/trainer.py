@@ -254,7 +254,7 @@ def check_losses(run: Run) -> None:
     bad = run.guard.look()
     if bad is None or (run.guard.skip and not bad.hopeless):
         return
-    lr, scale = run.lr_at(max(bad.step, 0)), run.loss_scale.report().get("loss_scale", 1.0)
+    lr, scale = run.lr_at(bad.step), run.loss_scale.report().get("loss_scale", 1.0)
     what = f"loss = {bad.loss:g} in step {bad.step + 1} at lr {lr:.4g}, loss scale {scale:g}"
     what += f", and {MOST_SKIPPED} or more in a row" if run.guard.skip else ""
     rule = f"must be finite and at most max_loss ({run.config.max_loss:g})"
@@ -296,7 +296,7 @@ def save(run: Run) -> None:
     Never replaces a good one by a bad: raises DivergedError where a loss since the last look, or a weight, is no use.
     """
     check_losses(run)
-    ranks = run.world.gather(encode(rank_state(run)))
+    ranks = run.world.collect(encode(rank_state(run)))
     if not run.world.is_main:
         return
     state = {
