@@ -65,8 +65,14 @@ def _figures(kind: str, done: list[dict[str, Any]]) -> str:
         )
     if kind == "restarts":
         times = sorted(result["seconds_to_the_next_step"] for result in good)
-        middle = f"median {times[len(times) // 2]:.1f} s, " if times else ""
-        return f"{middle}longest {_worst(good, 'seconds_to_the_next_step')} s from the kill to the next step"
+        first = sorted(result["seconds_of_a_first_start"] for result in good)
+        if not times:
+            return ""
+        within = sum(seconds <= 15 for seconds in times)
+        return (
+            f"{times[0]:.1f} to {times[-1]:.1f} s from the kill to the next step, {within} of {len(times)} within 15 s; the same "
+            f"command's first start took {first[0]:.1f} to {first[-1]:.1f} s"
+        )
     if kind == "saves":
         return f"{sum(result['killed_in_a_save'] for result in good)} of {len(good)} kills were inside a save"
     if kind == "signals":
