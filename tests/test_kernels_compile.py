@@ -20,9 +20,10 @@ CASES = {
     for case in cases
 }
 ARCHITECTURES = (70, 80, 90, 100)
-# What misses "no spills", and by how many local loads and stores a thread: rows of 21,843, which fill the registers.
-SPILLS = {name: 96 for name in CASES if "K=21843" in name}
-SPILLS["distillation mixup-K=1001-bf16"] = 2  # on sm_90 alone
+# What may miss "no spills", and by how many local loads and stores a thread: rows of 21,843, which fill the registers.
+SPILLS = {(name, arch): 96 for name in CASES if "K=21843" in name for arch in ARCHITECTURES}
+SPILLS |= {("distillation mixup-K=21843-fp16", arch): 2 if arch == 100 else 0 for arch in (80, 90, 100)}
+SPILLS["distillation mixup-K=1001-bf16", 90] = 2
 # What make test compiles; make test-all compiles everything. One of a kind: short, whole, shifted, FP32, every family.
 QUICK = {
     "cross_entropy loss_and_grad-K=10-fp16",
@@ -41,7 +42,7 @@ def check(case: Case, arch: int) -> None:
     for launch in record_launches(case.run):
         code = inspect(launch, arch)
         assert code.atomics == 0
-        assert code.local_accesses <= SPILLS.get(case.name, 0), code
+        assert code.local_accesses <= SPILLS.get((case.name, arch), 0), code
         if case.wide:
             assert code.loads[128] > 0, code
             assert code.stores[128] > 0 or "forward" in case.name or "overflow" in case.name, code

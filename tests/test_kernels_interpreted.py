@@ -96,7 +96,7 @@ def test_cross_entropy_of_long_rows(num_classes: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("num_classes", [1, 10, 1000, 1001])
+@pytest.mark.parametrize("num_classes", [1, 10, 1000, 1001, pytest.param(4099, marks=pytest.mark.slow)])
 @interpreted
 def test_distillation(num_classes: int, dtype: torch.dtype) -> None:
     logits, target, target_b, lam = draw(4, num_classes, dtype)

@@ -16,7 +16,7 @@ PINNED = {"enable_fp_fusion": False}
 
 TILE = 1024  # elements a program holds at least: 4 warps x 32 lanes x 8 values, 16 bytes a lane in FP16
 BLOCK = 4096  # columns of one chunk; longer rows are cut in chunks, not padded to a power of two
-HELD_BYTES = 131072  # of rows held in registers, half of a multiprocessor's; what is longer is read again
+HELD_BYTES = 98304  # of rows held in registers, 262,144 bytes a multiprocessor; what is longer is read again
 WIDEST_BYTES = 16  # of one load or store instruction
 SHIFTED_ROW_BYTES = 1024  # below, a row's two ends cost more than its few wide accesses save
 
@@ -47,8 +47,10 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
     group = WIDEST_BYTES // size
     shifted = stride == num_columns and num_columns % group != 0 and num_columns * size >= SHIFTED_ROW_BYTES
     lanes = num_columns + (group - 1 if shifted else 0)
-    held = triton.cdiv(lanes, BLOCK) * BLOCK * 4 * rows_held <= HELD_BYTES
-    block = min(triton.next_power_of_2(lanes), BLOCK)
+    long = lanes > BLOCK
+    held_block = BLOCK // rows_held if long else BLOCK
+    held = triton.cdiv(lanes, held_block) * held_block * size * rows_held <= HELD_BYTES
+    block = min(triton.next_power_of_2(lanes), held_block if held else BLOCK)
     tile = max(block, TILE)
     return {
         "K": num_columns,
@@ -60,7 +62,10 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
         "GROUP": group,
         "SHIFTED": shifted,
         **PINNED,
-        "num_warps": 4 if lanes <= BLOCK else 16,  # by registers; untuned, for want of a GPU to time it on
+        # By registers; untuned, for want of a GPU to time it on. Two held long rows take few warps, whose threads have
+        # many registers: not told 255, the assembler aims at 128, and spills.
+        "num_warps": 4 if not long else 8 if held and rows_held == 2 else 16,
+        "maxnreg": 255 if long and held and rows_held == 2 else None,
     }
 
 

@@ -7,6 +7,10 @@ Shape suffixes: R rows of a program, C lanes along a row (lane 0 is column 0, or
 import triton
 import triton.language as tl
 
+from ._launch import INTERPRETED
+
+PTX = tl.constexpr(not INTERPRETED)
+
 
 @triton.jit
 def lead_of(row_R, K: tl.constexpr, GROUP: tl.constexpr):
@@ -52,7 +56,7 @@ def load_rows(
     GROUP: tl.constexpr,
     SHIFTED: tl.constexpr,
 ):
-    """[R, C] values as float32, -inf outside the row."""
+    """[R, C] values in the rows' dtype, -inf outside the row."""
     live_R1 = (row_R < N)[:, None]
     column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
     inside_RC = (column_RC >= 0) & (column_RC < K) & live_R1
@@ -65,7 +69,39 @@ def load_rows(
     else:
         offset_RC = (row_R.to(tl.int64) * STRIDE)[:, None] + column_RC
         x_RC = tl.load(rows_ptr + offset_RC, mask=inside_RC, other=float("-inf"))
-    return x_RC.to(tl.float32)
+    return x_RC
+
+
+@triton.jit
+def packed(x_RC):
+    """Values of 16 bits two to a register, to be held there; others as they are.
+
+    Left to itself the compiler converts once and keeps the float32 for the second use: twice the registers, and spills.
+    The move is opaque to it, so that what lives is the pair.
+    """
+    if PTX and x_RC.dtype != tl.float32:
+        bits_RC = x_RC.to(tl.int16, bitcast=True)
+        bits_RC = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [bits_RC], dtype=tl.int16, is_pure=True, pack=2)
+        x_RC = bits_RC.to(x_RC.dtype, bitcast=True)
+    return x_RC
+
+
+@triton.jit
+def unpacked(held_RC, after_R):
+    """What packed() kept, as float32, converted anew and not before the statistic `after_R`, at least 0, is known."""
+    if PTX and held_RC.dtype != tl.float32:
+        # 0, for no sum of exponentials is -1, which the compiler cannot know: a xor that changes nothing
+        zero_RC = tl.broadcast_to((after_R == -1.0).to(tl.int16)[:, None], held_RC.shape)
+        bits_RC = tl.inline_asm_elementwise(
+            "xor.b32 $0, $1, $2;",
+            "=r,r,r",
+            [held_RC.to(tl.int16, bitcast=True), zero_RC],
+            dtype=tl.int16,
+            is_pure=True,
+            pack=2,
+        )
+        held_RC = bits_RC.to(held_RC.dtype, bitcast=True)
+    return held_RC.to(tl.float32)
 
 
 @triton.jit
@@ -161,7 +197,7 @@ def target_distribution(
 
 
 @triton.jit
-def cross_sum(q_RC, x_RC, column_RC, K: tl.constexpr):
-    """sum_k q_k x_k of the row's own columns; tl.where, because a q of 0 times an x of -inf would be NaN."""
+def cross_terms(q_RC, x_RC, column_RC, K: tl.constexpr):
+    """q_k x_k of the row's own columns, else 0; tl.where, because a q of 0 times an x of -inf would be NaN."""
     counts_RC = (q_RC != 0) & (column_RC >= 0) & (column_RC < K)
-    return tl.sum(tl.where(counts_RC, q_RC * x_RC, 0.0), 1)
+    return tl.where(counts_RC, q_RC * x_RC, 0.0)

@@ -23,14 +23,16 @@ from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs
 from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
 from ._rows import (
     columns_of,
-    cross_sum,
+    cross_terms,
     labels_and_weights,
     load_rows,
+    packed,
     per_row,
     raised_max,
     store_rows,
     sum_of_exp,
     target_distribution,
+    unpacked,
 )
 
 Reduction = Literal["mean", "sum", "none"]
@@ -77,38 +79,40 @@ def cross_entropy_kernel(
     sum_exp_R = tl.zeros([ROWS], tl.float32)
     held = ()
     for chunk in tl.static_range(CHUNKS):
-        x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
+        raw_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
+        if HELD:
+            raw_RC = packed(raw_RC)
+            held = held + (raw_RC,)  # type: ignore[assignment]
+        x_RC = raw_RC.to(tl.float32)
         old_max_R = max_R
         max_R, safe_max_R = raised_max(max_R, x_RC)
         sum_exp_R = sum_of_exp(sum_exp_R, old_max_R, safe_max_R, x_RC, 1.0)
-        if HELD:
-            held = held + (x_RC,)  # type: ignore[assignment]
 
     # The sum is of q (x - max): at logits of 6e4 a sum of q x would leave no digits for the loss. And p is
     # exp(x - max - log sum): with exp(x - max) / sum the compiler keeps every exp from above, and spills long rows.
     log_sum_R = tl.log(sum_exp_R)
-    cross_R = tl.zeros([ROWS], tl.float32)
+    cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
     # The loss scale multiplies in float32, before the one rounding: the other order flushes small gradients.
     scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
-            x_RC = held[chunk]
+            x_RC = unpacked(held[chunk], sum_exp_R)
         else:
-            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         q_RC = target_distribution(
             column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
         )
         if loss_ptr is not None:
-            cross_R += cross_sum(q_RC, x_RC, column_RC, K)
+            cross_RC += cross_terms(q_RC, x_RC, column_RC, K)
         if grad_ptr is not None:
             grad_RC = scale_R[:, None] * (total_R[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - q_RC)
             grad_RC = tl.where((total_R == 0)[:, None], 0.0, grad_RC)
             store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
 
     if loss_ptr is not None:
-        loss_R = tl.where(total_R == 0, 0.0, total_R * log_sum_R - cross_R)
+        loss_R = tl.where(total_R == 0, 0.0, total_R * log_sum_R - tl.sum(cross_RC, 1))
         tl.store(loss_ptr + row_R, loss_R, mask=row_R < N)
 
 

@@ -21,14 +21,16 @@ from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs
 from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
 from ._rows import (
     columns_of,
-    cross_sum,
+    cross_terms,
     labels_and_weights,
     load_rows,
+    packed,
     per_row,
     raised_max,
     store_rows,
     sum_of_exp,
     target_distribution,
+    unpacked,
 )
 from .cross_entropy import Reduction, SmoothingOver
 
@@ -79,40 +81,67 @@ def distillation_kernel(
     coldness = 1.0 / temperature
 
     # Both rows are read here, once, and HELD in registers; only those too long for them are read again below.
-    max_R = tl.full([ROWS], float("-inf"), tl.float32)
-    teacher_max_R = tl.full([ROWS], float("-inf"), tl.float32)
-    sum_R = tl.zeros([ROWS], tl.float32)  # of exp(d), of exp(d / T), and of the teacher's exp(d / T)
-    soft_sum_R = tl.zeros([ROWS], tl.float32)
-    teacher_sum_R = tl.zeros([ROWS], tl.float32)
     held = ()
     teacher_held = ()
-    for chunk in tl.static_range(CHUNKS):
-        x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
-        old_max_R = max_R
-        max_R, safe_max_R = raised_max(max_R, x_RC)
-        sum_R = sum_of_exp(sum_R, old_max_R, safe_max_R, x_RC, 1.0)
-        soft_sum_R = sum_of_exp(soft_sum_R, old_max_R, safe_max_R, x_RC, coldness)
-        t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED)
-        old_max_R = teacher_max_R
-        teacher_max_R, safe_max_R = raised_max(teacher_max_R, t_RC)
-        teacher_sum_R = sum_of_exp(teacher_sum_R, old_max_R, safe_max_R, t_RC, coldness)
-        if HELD:
+    if HELD:
+        # Maxima first, then sums, lane by lane: two reductions a row, where a running maximum takes one a chunk, and
+        # the order in which the fewest registers are live.
+        max_RC = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
+        teacher_max_RC = max_RC
+        for chunk in tl.static_range(CHUNKS):
+            x_RC = packed(load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED))
+            t_RC = packed(load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED))
+            max_RC = tl.maximum(max_RC, x_RC.to(tl.float32))
+            teacher_max_RC = tl.maximum(teacher_max_RC, t_RC.to(tl.float32))
             held = held + (x_RC,)  # type: ignore[assignment]
             teacher_held = teacher_held + (t_RC,)  # type: ignore[assignment]
+        max_R = tl.max(max_RC, 1)
+        teacher_max_R = tl.max(teacher_max_RC, 1)
+        # always 0, known only when both maxima are
+        known_R = tl.where((max_R == 0) & (teacher_max_R == 0) & (N < 0), -1.0, 0.0)
+        sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)  # of exp(d), of exp(d / T), and of the teacher's exp(d / T)
+        soft_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+        teacher_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            x_RC = unpacked(held[chunk], known_R) - max_R[:, None]
+            sum_RC += tl.exp(x_RC)
+            soft_sum_RC += tl.exp(coldness * x_RC)
+            t_RC = unpacked(teacher_held[chunk], known_R) - teacher_max_R[:, None]
+            teacher_sum_RC += tl.exp(coldness * t_RC)
+        sum_R = tl.sum(sum_RC, 1)
+        soft_sum_R = tl.sum(soft_sum_RC, 1)
+        teacher_sum_R = tl.sum(teacher_sum_RC, 1)
+    else:
+        max_R = tl.full([ROWS], float("-inf"), tl.float32)
+        teacher_max_R = max_R
+        sum_R = tl.zeros([ROWS], tl.float32)
+        soft_sum_R = tl.zeros([ROWS], tl.float32)
+        teacher_sum_R = tl.zeros([ROWS], tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
+            old_max_R = max_R
+            max_R, safe_max_R = raised_max(max_R, x_RC)
+            sum_R = sum_of_exp(sum_R, old_max_R, safe_max_R, x_RC, 1.0)
+            soft_sum_R = sum_of_exp(soft_sum_R, old_max_R, safe_max_R, x_RC, coldness)
+            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
+            old_max_R = teacher_max_R
+            teacher_max_R, safe_max_R = raised_max(teacher_max_R, t_RC)
+            teacher_sum_R = sum_of_exp(teacher_sum_R, old_max_R, safe_max_R, t_RC, coldness)
+    sums_R = sum_R + soft_sum_R + teacher_sum_R
 
     log_sum_R = tl.log(sum_R)
     soft_log_sum_R = tl.log(soft_sum_R)
     teacher_log_sum_R = tl.log(teacher_sum_R)
     soft_R = soft_weight * temperature * total_R
-    cross_R = tl.zeros([ROWS], tl.float32)
+    cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
     scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
-            x_RC = held[chunk]
-            t_RC = teacher_held[chunk]
+            x_RC = unpacked(held[chunk], sums_R)
+            t_RC = unpacked(teacher_held[chunk], sums_R)
         else:
-            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
-            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED)
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
+            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         c_RC = hard_weight * target_distribution(
@@ -121,7 +150,7 @@ def distillation_kernel(
         t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
         c_RC += soft_R[:, None] * tl.exp(t_RC)
         if loss_ptr is not None:
-            cross_R += cross_sum(c_RC, x_RC, column_RC, K)
+            cross_RC += cross_terms(c_RC, x_RC, column_RC, K)
         if grad_ptr is not None:
             grad_RC = (hard_weight * total_R)[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - c_RC
             grad_RC += soft_R[:, None] * tl.exp(x_RC * coldness - soft_log_sum_R[:, None])
@@ -129,7 +158,7 @@ def distillation_kernel(
             store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
 
     if loss_ptr is not None:
-        loss_R = hard_weight * total_R * log_sum_R + temperature * soft_R * soft_log_sum_R - cross_R
+        loss_R = hard_weight * total_R * log_sum_R + temperature * soft_R * soft_log_sum_R - tl.sum(cross_RC, 1)
         tl.store(loss_ptr + row_R, tl.where(total_R == 0, 0.0, loss_R), mask=row_R < N)
 
 
