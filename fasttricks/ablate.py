@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from fasttricks.ablation import DESIGNS, PAPER_TABLES, PAPERS_RECIPE, check_name, extend, find_tables
+from fasttricks.ablation import DESIGNS, PAPERS_RECIPE, check_name, extend, find_tables
 from fasttricks.config import ConfigError
 from fasttricks.extras import require_train_extra
+from fasttricks.paper_tables import PAPER_TABLES
 from fasttricks.recipes import RECIPES
 
 PROG = "python -m fasttricks.ablate"

@@ -1,83 +1,22 @@
-"""What an ablation trains: the paper's tables 2 to 6, and designs over a recipe's tricks, as plain data.
+"""What an ablation trains: cells of the paper's tables, or of a design over a recipe's tricks, as TrainConfigs.
 
-A table is rows and columns of cells. A cell says which tricks are on (all others are off), which of the two batch sizes
-it takes and, where it is one of the paper's, what the paper printed. `resolve` makes a TrainConfig of it, on top of a
-recipe that has every trick on. fasttricks/ablate.py is the entry point.
+`resolve` makes the training of a cell on top of a recipe that has every trick on. fasttricks/ablate.py is the entry point.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from fasttricks.config import ConfigError, DistillConfig, ModelConfig, TrainConfig, get_at, replace_at, require
-from fasttricks.model_names import variant_of
+from fasttricks.paper_tables import PAPER_TABLES, Cell, Table
 from fasttricks.tricks import TRICKS, apply_tricks, find_trick, is_on, nearest
 
-Mark = Literal["V", "X", "M"]
-MARKS: Mapping[Mark, str] = {
-    "V": "read in the paper or its log",
-    "X": "recalled, and confirmed by another printed number",
-    "M": "as recalled, unverified",
-}
-EFFICIENT = ("linear_scaling", "warmup", "zero_gamma", "no_bias_decay", "low_precision")
 MAX_FACTORS = 6
 """Factors of a full factorial design: 2^6 = 64 cells."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Accuracy that the paper printed, percent, each with how sure this project is of the number (MARKS)."""
-
-    top1: float
-    top5: float | None
-    mark: Mark
-    top5_mark: Mark
-
-    def __str__(self) -> str:
-        top5 = "-" if self.top5 is None else f"{self.top5:.2f} [{self.top5_mark}]"
-        return f"{self.top1:.2f} [{self.mark}] / {top5}"
-
-
-def _paper(top1: float, top5: float | None, mark: Mark, top5_mark: Mark | None = None) -> Figure:
-    return Figure(top1, top5, mark, top5_mark or mark)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training: its place in the table, what is on in it, and the paper's figure for it."""
-
-    row: str
-    column: str
-    tricks: tuple[str, ...]
-    batch: Literal["small", "large"] = "large"
-    network: str = ""
-    """Another network than the recipe's, by name; empty: the recipe's ResNet."""
-    edits: Mapping[str, Any] = field(default_factory=dict)
-    """Config fields (dotted path) to a value, or to a function of the old value; after the tricks."""
-    paper: Figure | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells in the order of their rows. The first row of a column is its baseline."""
-
-    name: str
-    title: str
-    cells: tuple[Cell, ...]
-    factors: tuple[str, ...] = ()
-    """Of a factorial design: the tricks whose main effects are to be told."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(cell.column for cell in self.cells))
-
-    def column(self, name: str) -> tuple[Cell, ...]:
-        return tuple(cell for cell in self.cells if cell.column == name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,122 +103,22 @@ def fits(config: TrainConfig, trick: str) -> bool:
     return True
 
 
-# --------------------------------------------------------------------------------------------- the paper's tables
-def _variant(letter: str) -> Mapping[str, Any]:
-    return {"model.name": partial(variant_of, letter=letter)}
-
-
-_NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "ResNet-50": ("", _variant("a")),
-    "Inception-V3": ("inception_v3", {"data.val_resize": 342, "data.image_size": 299}),
-    "MobileNet": ("mobilenet_v1", {}),
-}
-"""The paper's networks: name here, and what else they change."""
-
-
-def table2() -> Table:
-    """Table 2: the baseline (section 2) of three networks."""
-    figures = {
-        "ResNet-50": _paper(75.87, 92.70, "M"),
-        "Inception-V3": _paper(77.32, 93.43, "M"),
-        "MobileNet": _paper(69.03, 88.71, "M"),
-    }
-    cells = [Cell(n, "baseline", (), "small", *network, figures[n]) for n, network in _NETWORKS.items()]
-    return Table("table2", "the baseline of three networks", tuple(cells))
-
-
-def table3() -> Table:
-    """Table 3: efficient training (section 3) beside the baseline."""
-    figures = {
-        "ResNet-50": (_paper(75.87, 92.70, "M"), _paper(76.21, 92.97, "M")),
-        "Inception-V3": (_paper(77.32, 93.43, "M"), _paper(77.50, 93.60, "M")),
-        "MobileNet": (_paper(69.03, 88.71, "M"), _paper(71.90, 90.47, "M")),
-    }
-    cells = []
-    for name, network in _NETWORKS.items():
-        baseline, efficient = figures[name]
-        cells.append(Cell("baseline: small batch, fp32", name, (), "small", *network, baseline))
-        cells.append(Cell("efficient: large batch, its tricks", name, EFFICIENT, "large", *network, efficient))
-    return Table("table3", "efficient training beside the baseline", tuple(cells))
-
-
-def table4() -> Table:
-    """Table 4: the tricks of efficient training, one on top of another, for a small and a large batch."""
-    names = ("linear scaling", "+ warm-up", "+ zero gamma", "+ no bias decay", "+ FP16")
-    figures: dict[Literal["small", "large"], tuple[tuple[float, float], ...]] = {
-        "small": ((75.87, 92.70), (76.03, 92.81), (76.19, 93.03), (76.16, 92.97), (76.15, 93.09)),
-        "large": ((75.17, 92.54), (75.93, 92.84), (76.37, 92.96), (76.03, 92.86), (76.21, 92.97)),
-    }
-    columns = {"small": "small batch (the paper: 256)", "large": "large batch (the paper: 1024)"}
-    cells = [
-        Cell(names[i], columns[batch], EFFICIENT[: i + 1], batch, "", _variant("a"), _paper(*figures[batch][i], "M"))
-        for batch in figures
-        for i in range(len(names))
-    ]
-    return Table("table4", "efficient training, one trick on top of another", tuple(cells))
-
-
-def table5() -> Table:
-    """Table 5: the model tweaks A to D under efficient training."""
-    figures = {
-        "A": _paper(76.21, 92.97, "M"),
-        "B": _paper(76.66, 93.28, "M"),
-        "C": _paper(76.87, 93.48, "M"),
-        "D": _paper(77.16, 93.52, "X", "M"),
-    }
-    cells = [
-        Cell(f"ResNet-{letter}", "efficient training", EFFICIENT, edits=_variant(letter.lower()), paper=figure)
-        for letter, figure in figures.items()
-    ]
-    return Table("table5", "model tweaks", tuple(cells))
-
-
-def table6() -> Table:
-    """Table 6: the refinements, one on top of another, on three networks. Distillation and mixup each on the third row."""
-    rows: tuple[tuple[str, tuple[str, ...]], ...] = (
-        ("efficient", ()),
-        ("+ cosine", ("cosine",)),
-        ("+ label smoothing", ("cosine", "label_smoothing")),
-        ("+ distillation, no mixup", ("cosine", "label_smoothing", "distillation")),
-        ("+ mixup, no distillation", ("cosine", "label_smoothing", "mixup")),
-        ("+ distillation and mixup", ("cosine", "label_smoothing", "distillation", "mixup")),
-    )
-    networks = {**_NETWORKS, "ResNet-50": ("", _variant("d"))}
-    columns = {"ResNet-50": "ResNet-D (the paper: ResNet-50-D)"}
-    figures = (
-        (_paper(77.16, 93.52, "X", "M"), _paper(77.50, 93.60, "M"), _paper(71.90, 90.53, "M")),
-        (_paper(77.91, 93.81, "M"), _paper(78.19, 94.06, "M"), _paper(72.83, 91.00, "M")),
-        (_paper(78.31, 94.09, "M"), _paper(78.40, 94.13, "X"), _paper(72.93, 91.14, "X")),
-        (_paper(78.67, 94.36, "M"), _paper(78.26, 94.01, "M"), _paper(71.97, 90.89, "M")),
-        (_paper(79.15, 94.58, "X"), _paper(78.77, 94.39, "X"), _paper(73.28, 91.30, "X")),
-        (_paper(79.29, 94.63, "V"), _paper(78.34, 94.16, "M"), _paper(72.51, 91.02, "M")),
-    )
-    cells = [
-        Cell(name, columns.get(key, key), (*EFFICIENT, "resnet_d", *tricks), "large", *network, figures[row][column])
-        for column, (key, network) in enumerate(networks.items())
-        for row, (name, tricks) in enumerate(rows)
-    ]
-    return Table("table6", "refinements, one on top of another", tuple(cells))
-
-
-PAPER_TABLES: dict[str, Callable[[], Table]] = {f.__name__: f for f in (table2, table3, table4, table5, table6)}
-
-
 # -------------------------------------------------------------------------------------- designs over a recipe's tricks
 def add_one(config: AblateConfig) -> Table:
-    """No trick, then each alone."""
-    rows = [Cell("no trick", "top-1", ())]
-    rows += [Cell(f"{name} alone", "top-1", (name,)) for name in factors_of(config)]
-    return Table("add-one", f"each trick of {config.recipe} alone", tuple(_with_others_off(config, rows)))
+    """No trick, then each alone. Tricks that are no factor stay as the recipe has them."""
+    names, fixed = factors_of(config), _fixed(config)
+    rows = [Cell("none of them", config.recipe, fixed)]
+    rows += [Cell(f"{name} alone", config.recipe, (*fixed, name)) for name in names]
+    return Table("add-one", f"each trick of {config.recipe} alone", tuple(rows))
 
 
 def leave_one_out(config: AblateConfig) -> Table:
     """The recipe as it is, then without each of its tricks."""
     on = tuple(name for name in TRICKS if is_on(config, name))
-    rows = [Cell("all of them", "top-1", on)]
-    rows += [
-        Cell(f"without {name}", "top-1", tuple(n for n in on if n != name)) for name in factors_of(config) if name in on
-    ]
+    off = [name for name in config.factors if name not in on]
+    require(not off, "factors", off, f"off in recipe {config.recipe}: nothing to leave out; name tricks that it has on")
+    rows = [Cell("all of them", config.recipe, on)]
+    rows += [Cell(f"without {n}", config.recipe, tuple(m for m in on if m != n)) for n in factors_of(config)]
     return Table("leave-one-out", f"{config.recipe} without one of its tricks", tuple(rows))
 
 
@@ -288,9 +127,9 @@ def factorial(config: AblateConfig) -> Table:
     names = factors_of(config)
     rule = f"are {len(names)} tricks and 2^{len(names)} cells; must be at most {MAX_FACTORS}: name them with --factors"
     require(len(names) <= MAX_FACTORS, "factors", names, rule)
-    fixed = tuple(name for name in TRICKS if is_on(config, name) and name not in names)
+    fixed = _fixed(config)
     subsets = [subset for size in range(len(names) + 1) for subset in combinations(names, size)]
-    cells = [Cell(" + ".join(subset) or "none of them", "top-1", (*fixed, *subset)) for subset in subsets]
+    cells = [Cell(" + ".join(subset) or "none of them", config.recipe, (*fixed, *subset)) for subset in subsets]
     return Table("factorial", f"every subset of {', '.join(names)} in {config.recipe}", tuple(cells), factors=names)
 
 
@@ -303,10 +142,9 @@ def factors_of(config: AblateConfig) -> tuple[str, ...]:
     return names
 
 
-def _with_others_off(config: AblateConfig, cells: list[Cell]) -> list[Cell]:
-    """add-one keeps the tricks that are no factor as the recipe has them."""
-    fixed = tuple(name for name in TRICKS if is_on(config, name) and name not in factors_of(config))
-    return [dataclasses.replace(cell, tricks=(*fixed, *cell.tricks)) for cell in cells]
+def _fixed(config: AblateConfig) -> tuple[str, ...]:
+    """The tricks that the recipe has on and that are no factor."""
+    return tuple(name for name in TRICKS if is_on(config, name) and name not in factors_of(config))
 
 
 DESIGNS: dict[str, Callable[[AblateConfig], Table]] = {

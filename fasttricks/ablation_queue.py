@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation import AblateConfig, Table
-from fasttricks.ablation_report import Filled, FilledCell, write_report
-from fasttricks.ablation_runs import (
+from fasttricks.ablation import AblateConfig
+from fasttricks.ablation_plan import (
     Job,
     PlannedCell,
     check_data,
@@ -18,9 +17,10 @@ from fasttricks.ablation_runs import (
     make_job,
     plan_cells,
     results_of,
-    run_job,
-    tidy,
 )
+from fasttricks.ablation_report import Filled, FilledCell, write_report
+from fasttricks.ablation_runs import run_job, tidy
+from fasttricks.paper_tables import Table
 from fasttricks.runfolder import write_json
 from fasttricks.statistics import paired_difference
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation import MARKS, AblateConfig, Cell, Table
+from fasttricks.ablation import AblateConfig
+from fasttricks.cli import arguments_of
 from fasttricks.config import TrainConfig
+from fasttricks.paper_tables import MARKS, Cell, Table
 from fasttricks.runfolder import write_json
 from fasttricks.statistics import CONFIDENCE, Difference, deviation, mean, paired_difference
 
@@ -44,17 +46,16 @@ class Filled:
 
 
 def write_report(tables: Sequence[Filled], config: AblateConfig, data: dict[str, Any], *, command: str) -> str:
-    """Write TABLE.md, TABLE.png and TABLE.json for each table into the ablation's folder. Returns the Markdown of all."""
-    folder, texts = Path(config.run_dir), []
+    """Write TABLE.md and TABLE.png for each table and results.json into the ablation's folder. Returns the Markdown of all."""
+    folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for filled in tables:
-        text = markdown(filled, config, data, command=command)
+    texts = [markdown(filled, config, data, command=command) for filled in tables]
+    for filled, text in zip(tables, texts, strict=True):
         (folder / f"{filled.table.name}.md").write_text(text + "\n")
-        write_json(folder / f"{filled.table.name}.json", raw(filled, config, data, command=command))
         plot(filled, config, data, folder / f"{filled.table.name}.png")
-        texts.append(text)
-    files = ", ".join(f"{filled.table.name}.md/.png/.json" for filled in tables)
-    return "\n\n".join([*texts, f"written: {files} in {folder}/"])
+    write_json(folder / "results.json", raw(tables, data, command=command))
+    names = ", ".join(f"{filled.table.name}.md and .png" for filled in tables)
+    return "\n\n".join([*texts, f"written: {names}, results.json in {folder}/"])
 
 
 def scale(filled: Filled, config: AblateConfig, data: dict[str, Any]) -> str:
@@ -74,26 +75,37 @@ def markdown(filled: Filled, config: AblateConfig, data: dict[str, Any], *, comm
         lines += ["", *_column(name, filled.column(name))]
     if filled.table.factors:
         lines += ["", *_main_effects(filled)]
-    notes = [f"- {c.cell.row} ({c.cell.column}): {note}" for c in filled.cells for note in c.notes]
-    lines += ["", "Not run:", "", *notes] if notes else []
+    notes: dict[tuple[str, str], list[str]] = {}
+    for cell in filled.cells:
+        for note in cell.notes:
+            notes.setdefault((cell.cell.column, note), []).append(cell.cell.row)
+    if notes:
+        blank = [f"- {column}, {'; '.join(rows)}: {note}" for (column, note), rows in notes.items()]
+        lines += ["", "Not run:", "", *blank]
     return "\n".join([*lines, "", *_how_to_read(filled, command)])
 
 
-def _column(name: str, cells: list[FilledCell]) -> list[str]:
+def heading(name: str, cells: list[FilledCell]) -> str:
+    """The column's name, and what was trained in it."""
     batches = sorted({cell.config.global_batch_size for cell in cells if cell.config})
     models = list(dict.fromkeys(cell.config.model.name for cell in cells if cell.config))
-    here = f": {', '.join(models)}, batch {', '.join(map(str, batches))}" if models else ": no cell of it was run"
+    return f"{name}: {', '.join(models)}, batch {', '.join(map(str, batches))}" if models else f"{name}: not run"
+
+
+def _column(name: str, cells: list[FilledCell]) -> list[str]:
     base = cells[0]
-    heads = ["", "top-1", "top-5", "seeds", f"difference to {base.cell.row}", ""]
+    heads = ["", "top-1", "top-5", "seeds", f"difference to {base.cell.row}", "", "s of training"]
     heads += ["the paper, top-1 / top-5", "its difference"] if base.cell.paper else []
     rows = [heads, ["---"] * len(heads), *(_row(cell, base) for cell in cells)]
-    return [f"**{name}**{here}", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
+    return [f"**{heading(name, cells)}**", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
 
 
 def _row(cell: FilledCell, base: FilledCell) -> list[str]:
     seeds = f"{len(cell.scores())}" if cell.results else ""
     seeds += f", {cell.diverged} diverged" if cell.diverged else ""
-    row = [cell.cell.row, score(cell, "top1"), score(cell, "top5"), seeds, *_compared(cell, base)]
+    times = [result["train_seconds"] for result in cell.results.values() if "train_seconds" in result]
+    seconds = f"{mean(times):,.0f}" if times else ""
+    row = [cell.cell.row, score(cell, "top1"), score(cell, "top5"), seeds, *_compared(cell, base), seconds]
     paper, before = cell.cell.paper, base.cell.paper
     if before is None:
         return row
@@ -171,28 +183,26 @@ def _how_to_read(filled: Filled, command: str) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- JSON
-def raw(filled: Filled, config: AblateConfig, data: dict[str, Any], *, command: str) -> dict[str, Any]:
-    """Every result by cell and seed, with the command that trains it alone."""
-    from fasttricks.cli import arguments_of
-
-    cells = []
-    for cell in filled.cells:
-        train = " ".join(arguments_of(cell.config)) if cell.config else None
-        runs = {
-            seed: {k: r[k] for k in ("top1", "top5", "val_loss", "cpu_seconds", "diverged") if k in r}
-            | {"commit": r["versions"]["commit"]}
-            for seed, r in cell.results.items()
+def raw(tables: Sequence[Filled], data: dict[str, Any], *, command: str) -> dict[str, Any]:
+    """Every finished run, by cell and seed, with the arguments of fasttricks.train that give it alone."""
+    cells = [
+        {
+            "table": filled.table.name,
+            "column": cell.cell.column,
+            "row": cell.cell.row,
+            "train": " ".join(arguments_of(replace(cell.config, run_dir=""))) if cell.config else None,
+            "notes": cell.notes,
+            "runs": {seed: _raw_run(result) for seed, result in cell.results.items()},
         }
-        cells.append(
-            {"column": cell.cell.column, "row": cell.cell.row, "train": train, "notes": cell.notes, "runs": runs}
-        )
-    return {
-        "table": filled.table.name,
-        "command": command,
-        "data": data,
-        "scale": scale(filled, config, data),
-        "cells": cells,
-    }
+        for filled in tables
+        for cell in filled.cells
+    ]
+    return {"command": command, "data": data | {"root": Path(data["root"]).name}, "cells": cells}
+
+
+def _raw_run(result: dict[str, Any]) -> dict[str, Any]:
+    kept = ("top1", "top5", "val_loss", "train_seconds", "cpu_seconds", "device", "ranks", "diverged")
+    return {name: result[name] for name in kept if name in result} | {"commit": result["versions"]["commit"]}
 
 
 # -------------------------------------------------------------------------------------------------------------- PNG
@@ -236,7 +246,7 @@ def _panel(axes: Any, name: str, cells: list[FilledCell]) -> None:
     labels = [f"{cell.cell.row}\n{score(cell, 'top1') or 'not run'}" for cell in cells]
     axes.set_yticks(range(len(cells)), labels, fontsize=8)
     axes.set_ylim(len(cells) - 0.4, -0.6)
-    axes.set_title(name, fontsize=9)
+    axes.set_title(heading(name, cells), fontsize=9)
     axes.set_xlabel(f"top-1 less that of '{base.cell.row}', points", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     if axes.get_subplotspec().is_first_col():

@@ -1,239 +1,37 @@
-"""The runs of an ablation: which are to be done, and a process for each, one after another.
+"""A run of an ablation: a process of its own, by the code of `python -m fasttricks.train`.
 
-A run is known by the fields that make a difference to it, so that tables share cells, and a second call of the same
-command finds what is finished. Each is trained in a fresh process, by the code of `python -m fasttricks.train`; the
-process is forked from a server that has torch and DALI imported and nothing else done, which saves their seconds.
+It is forked from a server that has torch and DALI imported and nothing else done, which saves their seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fasttricks.ablation import AblateConfig, Cell, Table, resolve
-from fasttricks.build import build, check_batch, num_classes
+from fasttricks.ablation_plan import RESULT, Job
+from fasttricks.build import build
 from fasttricks.cli import arguments_of
-from fasttricks.config import TIMM, ConfigError, DistillConfig, TrainConfig, UserError, from_dict
-from fasttricks.data import find_dataset
-from fasttricks.distributed import World, join_world, keep_freed_memory, resolve_device
+from fasttricks.config import TrainConfig, UserError, from_dict
+from fasttricks.distributed import join_world, keep_freed_memory
 from fasttricks.divergence import DivergedError
-from fasttricks.models import build_model
-from fasttricks.precision import resolve_precision
-from fasttricks.recipes import RECIPES
-from fasttricks.runfolder import differences, fingerprint, read_config, versions, write_json
-from fasttricks.teacher import load_teacher
-from fasttricks.trainer import KEPT_CHECKPOINTS, fit
-
-RESULT = "result.json"
-"""What a finished run holds besides the trainer's own files; a run without it is not finished."""
-LOG_BYTES = 1 << 20
-"""What is reckoned for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""
+from fasttricks.runfolder import versions, write_json
+from fasttricks.signals import StopRequest
+from fasttricks.trainer import Stopped, fit
 
 
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell of a table with its training, or the reason why there is none."""
-
-    cell: Cell
-    config: TrainConfig | None
-    """Resolved, with the number of classes still as the recipe has it, without seed and run_dir."""
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a cell and a seed."""
-
-    config: TrainConfig
-    ranks: int
-    label: str
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.run_dir)
-
-    def result(self) -> dict[str, Any] | None:
-        """What the finished run left, None where it is not finished.
-
-        Raises ConfigError where the folder holds a run of another config: a default has changed since.
-        """
-        file = self.folder / RESULT
-        if not file.is_file():
-            return None
-        changed = differences(read_config(self.folder), self.config)
-        if changed:
-            rule = f"was run with other fields ({'; '.join(changed)}); remove it, or give another --run-dir"
-            raise ConfigError(f"run_dir = {str(self.folder)!r}: {rule}")
-        result: dict[str, Any] = json.loads(file.read_text())
-        return result
-
-
-def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> list[PlannedCell]:
-    """The cells of `table` with their trainings on images of `classes`. One that is not to be run says why: it stays blank.
-
-    Raises ConfigError where a trick does not fit the model or the teacher the classes, CheckpointError for a damaged teacher.
-    """
-    device = resolve_device(config.device, 0)
-    planned: list[PlannedCell] = []
-    seen: dict[tuple[str, str], str] = {}
-    for cell in table.cells:
-        resolved = resolve(cell, config)
-        if reason := _lacks(cell, resolved, config):
-            planned.append(PlannedCell(cell, None, reason))
-            continue
-        resolved = with_digest(resolved, classes)
-        key = identity(resolved, config.ranks, device)
-        if (cell.column, key) in seen:
-            same = f"the same run as '{seen[cell.column, key]}': on this device the trick changes nothing"
-            low = " (precision auto is fp32 on the CPU; --precision fp16 forces it)" if device.type == "cpu" else ""
-            planned.append(PlannedCell(cell, None, same + (low if "low_precision" in cell.tricks else "")))
-            continue
-        seen[cell.column, key] = cell.row
-        planned.append(PlannedCell(cell, resolved))
-    return planned
-
-
-def _lacks(cell: Cell, resolved: TrainConfig, config: AblateConfig) -> str:
-    """What a cell waits for before it can be trained; empty for nothing."""
-    if cell.network and not config.other_networks:
-        return f"{cell.network} only with --other-networks"
-    teacher = resolved.distill.teacher
-    if not teacher or teacher.startswith(TIMM) or Path(teacher).exists():
-        return ""
-    known = Path(teacher).name in RECIPES
-    way_out = f"train it first: python -m fasttricks.train {Path(teacher).name}" if known else "give another"
-    return f"distill.teacher = {teacher!r}: is not there; {way_out}"
-
-
-def with_digest(config: TrainConfig, classes: tuple[str, ...]) -> TrainConfig:
-    """`config` with the digest of its teacher's weights, which tell one distillation from another; as it is without.
-
-    Raises ConfigError or CheckpointError as load_teacher.
-    """
-    if not config.distill.teacher:
-        return config
-    digest = _digest(config.distill, classes, config.data.image_size)
-    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, digest=digest))
-
-
-@cache
-def _digest(config: DistillConfig, classes: tuple[str, ...], image_size: int) -> str:
-    return load_teacher(config, classes, image_size, World(0, 1, 0, 1, torch.device("cpu"))).digest
-
-
-def identity(config: TrainConfig, ranks: int, device: torch.device) -> str:
-    """A name made of what makes a difference to the result, the seed aside: equal for equal trainings."""
-    precision = resolve_precision(config.precision, device)
-    return fingerprint(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks)
-
-
-def make_job(planned: PlannedCell, config: AblateConfig, table: Table, seed: int) -> Job:
-    """The run of `planned` with the seed number `seed`, counted from 0."""
-    assert planned.config is not None
-    device = resolve_device(config.device, 0)
-    name = identity(planned.config, config.ranks, device)
-    run = dataclasses.replace(
-        planned.config,
-        precision=resolve_precision(planned.config.precision, device),
-        seed=config.seed + seed,
-        run_dir=str(Path(config.run_dir) / "runs" / name / f"seed-{config.seed + seed}"),
-    )
-    cell = planned.cell
-    return Job(run, config.ranks, f"{table.name} | {cell.column} | {cell.row} | seed {run.seed}")
-
-
-def results_of(planned: PlannedCell, config: AblateConfig, table: Table) -> dict[int, dict[str, Any]]:
-    """Seed -> result of the finished runs of `planned`."""
-    if planned.config is None:
-        return {}
-    jobs = [make_job(planned, config, table, seed) for seed in range(max(config.seeds, config.more_seeds))]
-    return {job.config.seed: result for job in jobs if (result := job.result()) is not None}
-
-
-# ----------------------------------------------------------------------------------------------- before the first run
-def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the data set is, and its classes, after every check of it. Raises ConfigError or DataError.
-
-    The folder of an ablation is for one data set: another number of classes or images in it is an error.
-    """
-    train, val = find_dataset(config.data.root)
-    num_classes(config.model, train)
-    check_batch(config, len(train))
-    found = {
-        "root": str(Path(train.root).parent),
-        "classes": len(train.classes),
-        "train_images": len(train),
-        "val_images": len(val),
-    }
-    file = Path(config.run_dir) / "data.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [f"{n}: {before[n]} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
-        if changed:
-            rule = f"must be the data set that {config.run_dir} was begun with ({'; '.join(changed)})"
-            raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")
-    return found, train.classes
-
-
-def checkpoint_bytes(config: TrainConfig, classes: int) -> int:
-    """Bytes of one checkpoint: FP32 weights and momentum, and the averaged weights where they are kept."""
-    with torch.device("meta"):
-        model = build_model(config.model, classes)
-    state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return state * (3 if config.ema_decay else 2)
-
-
-def check_disk(jobs: Sequence[Job], config: AblateConfig, classes: int) -> None:
-    """Raise UserError where the disk has too little room for what is still to run."""
-    if not jobs:
-        return
-    sizes = {job.config.model: checkpoint_bytes(job.config, classes) for job in jobs}
-    one = max(sizes.values())
-    # a run being trained has those that are kept and the one being written
-    needed = one * (KEPT_CHECKPOINTS + 1) + len(jobs) * LOG_BYTES
-    if config.keep_checkpoints:
-        needed += KEPT_CHECKPOINTS * sum(sizes[job.config.model] for job in jobs)
-    folder = Path(config.run_dir).absolute()
-    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-    if free < needed:
-        need = f"{len(jobs)} runs need about {needed / 1e6:,.0f} MB there (a checkpoint is {one / 1e6:,.1f} MB)"
-        way_out = "leave out --keep-checkpoints, free some" if config.keep_checkpoints else "free some"
-        rule = f"{need}, but {free / 1e6:,.0f} MB are free; {way_out}, or give another --run-dir"
-        raise UserError(f"run_dir = {config.run_dir!r}: {rule}")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder of an ablation. Raises UserError where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            rule = "another ablation is at work in it; wait for its end, or give another --run-dir"
-            raise UserError(f"run_dir = {str(folder)!r}: {rule}") from error
-        yield
-
-
-# ------------------------------------------------------------------------------------------------------------ a run
 def run_job(job: Job) -> str:
     """Train `job` in a process of its own, from where an earlier one left off. Returns what went wrong, '' for nothing.
 
@@ -264,7 +62,8 @@ def run_job(job: Job) -> str:
 
 def _train(values: dict[str, Any], ranks: int, log: str) -> None:
     """The process of a run: what train.main does, with its words in `log`."""
-    _end_with_parent()
+    if ranks == 1:
+        _end_with_parent()
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -276,6 +75,9 @@ def _train(values: dict[str, Any], ranks: int, log: str) -> None:
         except DivergedError as error:
             outcome = {"diverged": str(error)}
         write_json(folder / RESULT, outcome | {"cpu_seconds": _cpu_seconds(), "ranks": ranks, "versions": versions()})
+    except Stopped as stopped:
+        print(f"stopped {stopped}", flush=True)
+        os._exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
@@ -287,17 +89,23 @@ def _train(values: dict[str, Any], ranks: int, log: str) -> None:
 
 def _fit(config: TrainConfig) -> dict[str, Any]:
     keep_freed_memory()
-    with join_world(config.device) as world:
-        return fit(build(config, world))
+    with join_world(config.device, config.timeout_s) as world:
+        stop = StopRequest(world)
+        with stop.listening():
+            return fit(build(config, world, stop))
 
 
 def _torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run([*launcher, "-m", "fasttricks.train", *arguments_of(config)], check=False)
-    if done.returncode:
-        raise UserError(f"torchrun ended with status {done.returncode}")
-    summary: dict[str, Any] = json.loads((Path(config.run_dir) / "summary.json").read_text())
-    return summary
+    with subprocess.Popen([*launcher, "-m", "fasttricks.train", *arguments_of(config)]) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        _end_with_parent(process.kill)  # its ranks end with it
+        status = process.wait()
+    summary = Path(config.run_dir) / "summary.json"
+    if status or not summary.is_file():
+        raise UserError(f"torchrun ended with status {status}")
+    result: dict[str, Any] = json.loads(summary.read_text())
+    return result
 
 
 def _cpu_seconds() -> float:
@@ -306,14 +114,16 @@ def _cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
-def _end_with_parent() -> None:
-    """End this process where the ablation was killed: two would train in one folder after it was started again."""
+def _end_with_parent(end: Callable[[], object] | None = None) -> None:
+    """End this process, after end(), where the ablation was killed: two would train in one folder once it is started again."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
 
     def watch() -> None:
         wait([sentinel])
+        if end is not None:
+            end()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

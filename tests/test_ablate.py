@@ -25,10 +25,11 @@ from PIL import Image
 from tiny import SMALLEST, call, environment, on_terminal, write_images
 
 from fasttricks import ablate, train
-from fasttricks.ablation import extend, table6
-from fasttricks.ablation_runs import identity, plan_cells
+from fasttricks.ablation import extend
+from fasttricks.ablation_plan import identity, plan_cells
 from fasttricks.checkpoint import load_checkpoint
 from fasttricks.config import ConfigError, DistillConfig
+from fasttricks.paper_tables import table6
 from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import read_config
 
@@ -78,18 +79,17 @@ def test_the_report_names_data_scale_machine_and_command(ablated: SimpleNamespac
     assert "2 runs on " in text and " CPU seconds each; commit " in text
     with Image.open(ablated.folder / "leave-one-out.png") as plot:
         assert min(plot.size) >= 250
-    raw = json.loads((ablated.folder / "leave-one-out.json").read_text())
+    raw = json.loads((ablated.folder / "results.json").read_text())
     assert [list(cell["runs"]) for cell in raw["cells"]] == [["0"], ["0"]]
     assert all(run["cpu_seconds"] > 0 for cell in raw["cells"] for run in cell["runs"].values())
 
 
 def test_a_cell_is_what_train_makes_of_its_command_line(ablated: SimpleNamespace, tmp_path: Path) -> None:
     """Bit for bit, weights and momentum, though its process was forked with torch imported and others came before it."""
-    raw = json.loads((ablated.folder / "leave-one-out.json").read_text())
+    raw = json.loads((ablated.folder / "results.json").read_text())
     cell = raw["cells"][1]
     given = cell["train"].split()
-    given[given.index("--run-dir") + 1] = str(tmp_path / "alone")
-    assert call(train.main, *given) == 0
+    assert call(train.main, *given, "--run-dir", str(tmp_path / "alone")) == 0
     alone = load_checkpoint(tmp_path / "alone")
     (ours,) = (f for f in finished(ablated.folder) if read_config(f).seed == 0 and read_config(f).loss.smoothing == 0)
     cells = load_checkpoint(ours)
@@ -163,7 +163,7 @@ def test_too_little_disk_is_refused(
     """4 runs of ResNet-50 with an average: 25.6 M weights, three times in a checkpoint; two are kept, one is written."""
     args = arguments(tiny_data, tmp_path / "a", "--model.name", "resnet50d", "--model.width", "1", "--ema-decay", "0.9")
     free = SimpleNamespace(free=10_000_000)
-    with mock.patch("fasttricks.ablation_runs.shutil.disk_usage", return_value=free):
+    with mock.patch("fasttricks.ablation_plan.shutil.disk_usage", return_value=free):
         assert call(ablate.main, *args, *(["--keep-checkpoints"] if keep else [])) == 2
     error = capsys.readouterr().err
     found = re.search(r"4 runs need about ([\d,]+) MB there \(a checkpoint is ([\d.]+) MB\), but 10 MB are free", error)
@@ -176,7 +176,7 @@ def test_too_little_disk_is_refused(
 
 @pytest.mark.usefixtures("no_run")
 def test_a_folder_in_use_is_refused(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fasttricks.ablation_runs import locked
+    from fasttricks.ablation_plan import locked
 
     with locked(tmp_path / "a"):
         assert call(ablate.main, *arguments(tiny_data, tmp_path / "a")) == 2
@@ -186,7 +186,7 @@ def test_a_folder_in_use_is_refused(tiny_data: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.usefixtures("no_run")
 def test_a_report_before_any_run_is_blank(tiny_data: Path, tmp_path: Path) -> None:
     assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--report")) == 0
-    assert table(tmp_path / "a") == {"all of them": [""] * 5, "without label_smoothing": [""] * 5}
+    assert table(tmp_path / "a") == {"all of them": [""] * 6, "without label_smoothing": [""] * 6}
     assert not (tmp_path / "a" / "leave-one-out.png").exists()
 
 
@@ -296,7 +296,7 @@ def test_a_run_that_failed_leaves_its_cell_blank(
     args = arguments(tiny_data, tmp_path / "a")
     with pretend(lambda job: score(job) if job.config.loss.smoothing else {"failed": "error: no room"}):
         assert call(ablate.main, *args) == 1
-    assert table(tmp_path / "a")["without label_smoothing"] == [""] * 5
+    assert table(tmp_path / "a")["without label_smoothing"] == [""] * 6
     assert table(tmp_path / "a")["all of them"][2] == "2"
     assert "seed 1 failed: error: no room" in (tmp_path / "a" / "leave-one-out.md").read_text()
     assert "2 run(s) failed" in capsys.readouterr().err

@@ -13,25 +13,11 @@ import torch
 from tiny import call
 
 from fasttricks import ablate
-from fasttricks.ablation import (
-    DESIGNS,
-    PAPER_TABLES,
-    AblateConfig,
-    Cell,
-    Table,
-    extend,
-    factorial,
-    find_tables,
-    resolve,
-    table2,
-    table3,
-    table4,
-    table5,
-    table6,
-)
-from fasttricks.ablation_runs import identity, make_job, plan_cells
+from fasttricks.ablation import DESIGNS, AblateConfig, extend, factorial, find_tables, resolve
+from fasttricks.ablation_plan import identity, make_job, plan_cells
 from fasttricks.cli import arguments_of, parse_recipe
 from fasttricks.config import ConfigError, TrainConfig, replace_at
+from fasttricks.paper_tables import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
 from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import differences, fingerprint
 from fasttricks.tricks import is_on
@@ -174,7 +160,9 @@ def test_figures_carry_their_marks() -> None:
     for make in PAPER_TABLES.values():
         for cell in make().cells:
             assert cell.paper is not None
-            assert re.fullmatch(r"\d\d\.\d\d \[[VXM]\] / \d\d\.\d\d \[[VXM]\]", str(cell.paper))
+            assert re.fullmatch(
+                r"\d\d\.\d\d \[[VXM]\] / \d\d\.\d\d \[[VXM]\](, [\d.]+ min \[[VXM]\])?", str(cell.paper)
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ designs
@@ -272,6 +260,10 @@ def test_the_command_line_of_a_run_gives_the_run(recipe: str) -> None:
         (["table4", "--seeds", "3", "--more-seeds", "3"], "more_seeds = 3: must be 0, or more than seeds (3)"),
         (["table4", "--resume"], "resume = True: "),
         (["add-one", "cifar10", "--factors", "mixpu"], "trick = 'mixpu': unknown; did you mean 'mixup'?"),
+        (
+            ["leave-one-out", "cifar10", "--factors", "mixup"],
+            "factors = ['mixup']: off in recipe cifar10: nothing to leave out",
+        ),
         (["factorial", "cifar10"], "factors = ("),
         (["add-one", "mobilenet-tricks", "--factors", "resnet_d"], "cannot be switched on mobilenet_v1"),
     ],
