@@ -236,8 +236,9 @@ def _panel(axes: Any, name: str, cells: list[FilledCell]) -> None:
             handles["a seed"] = axes.plot(single, [row] * len(single), "|", color="tab:blue", markersize=9, alpha=0.6)[
                 0
             ]
-            measured = {"xerr": difference.half_width, "fmt": "o", "color": "tab:blue", "capsize": 4}
-            handles[f"mean, {CONFIDENCE:.0%} interval"] = axes.errorbar([difference.mean], [row], **measured)
+            if difference.half_width is not None:
+                measured = {"xerr": difference.half_width, "fmt": "o", "color": "tab:blue", "capsize": 4}
+                handles[f"mean, {CONFIDENCE:.0%} interval"] = axes.errorbar([difference.mean], [row], **measured)
         if cell.cell.paper and base.cell.paper:
             at = (cell.cell.paper.top1 - base.cell.paper.top1, row + 0.22)
             handles["the paper, ImageNet"] = axes.plot(*at, "D", color="tab:orange", markerfacecolor="none")[0]
