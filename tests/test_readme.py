@@ -11,6 +11,7 @@ import pytest
 from tiny import REPOSITORY
 
 from fasttricks import config, evaluate
+from fasttricks.ablation import extend
 from fasttricks.cli import parse_recipe
 from fasttricks.data.imagenet import ImagenetConfig
 from fasttricks.recipes import RECIPES
@@ -74,7 +75,7 @@ def test_options_are_fields() -> None:
     launcher = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts", "--help"}
     for option in in_code(r"--[a-z][a-z0-9._-]*") - launcher:
         path = option.removeprefix("--").replace("-", "_")
-        roots = (RECIPES["demo"](), evaluate.EvaluateConfig(), ImagenetConfig())
+        roots = (extend(RECIPES["demo"]()), evaluate.EvaluateConfig(), ImagenetConfig())
         assert any(has_field(root, path) for root in roots), option
 
 
