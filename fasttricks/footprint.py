@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fasttricks.build import place
-from fasttricks.config import TrainConfig
+from fasttricks.config import ModelConfig, TrainConfig
 from fasttricks.data import Batch
 from fasttricks.distributed import World
 from fasttricks.divergence import LossGuard
@@ -119,8 +119,10 @@ def _moves_nothing(func: Any) -> bool:
     return is_view or func.namespace == "prim" or "empty" in func._schema.name
 
 
-def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprint:
+def footprint(config: TrainConfig, shards: Shards, num_classes: int, teacher: ModelConfig | None = None) -> Footprint:
     """Count a step of one of the ranks that `shards` has, in the middle of a run: momentum is there, gradients are freed.
+
+    teacher: of a distillation; where it is not given, config.distill's.
 
     config.precision: fp32, bf16 or fp16, not auto. The step is eager; of its micro-batches two are run, as the others are
     like the second. Several ranks keep their gradients in buckets all the time, as DistributedDataParallel does.
@@ -130,7 +132,8 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
     with torch.device("meta"):
         built = build_model(config.model, num_classes)
         model = place(built, _world(shards, torch.device("meta")), config.precision)
-        teacher = blank_teacher(config, num_classes) if config.distill.teacher else None
+        teacher = teacher or (teacher_network(config.distill) if config.distill.teacher else None)
+        judge = blank_teacher(teacher, num_classes) if teacher is not None else None
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         model.to_empty(device="cpu")
         live.label(model.parameters(), "parameters")
@@ -138,8 +141,8 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int) -> Footprin
         run = paper_run(config, shards, model, _world(shards, _CPU))
         average = blank_average(model) if config.ema_decay else []
         live.label(average, "average")
-        if teacher is not None:
-            run.teacher = teacher.to_empty(device="cpu")
+        if judge is not None:
+            run.teacher = judge.to_empty(device="cpu")
             live.label((*run.teacher.parameters(), *run.teacher.buffers()), "teacher")
         fill_optimizer_state(run)
         live.label((v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
@@ -192,10 +195,10 @@ def paper_run(config: TrainConfig, shards: Shards, model: nn.Module, world: Worl
     return Run(**{**unasked, **asked})
 
 
-def blank_teacher(config: TrainConfig, num_classes: int) -> Teacher:
+def blank_teacher(network: ModelConfig, num_classes: int) -> Teacher:
     """The teacher of a distillation, as load_teacher makes it on CUDA, without weights. Its statistics are taken to be ours."""
-    network = build_model(teacher_network(config.distill), num_classes)
-    return Teacher(network, name="", digest="", device=torch.device("meta"), dtype=torch.float16)
+    model = build_model(network, num_classes)
+    return Teacher(model, name="", digest="", device=torch.device("meta"), dtype=torch.float16)
 
 
 class _NoLog:
