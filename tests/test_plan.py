@@ -103,7 +103,7 @@ RESNET18 += ["--model.name", "resnet18d", "--model.width", "1"]
     ("args", "tolerance"),
     [
         (["demo"], 0.1),
-        (["demo", "--precision", "bf16"], 0.1),
+        (["demo", "--precision", "bf16"], None),  # a CPU without bfloat16 converts in the workspace
         (RESNET18, 0.1),
         (["demo", "--precision", "fp16", "--loss.mixup-alpha", "0.2", "--model.width", "0.125"], None),
         (["demo", "--accumulate", "4"], None),

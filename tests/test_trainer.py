@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fasttricks import trainer
 from fasttricks.build import build
 from fasttricks.checkpoint import load_checkpoint
-from fasttricks.config import EvalConfig, LossConfig
+from fasttricks.config import DistillConfig, EvalConfig, LossConfig
 from fasttricks.data import Batch
 from fasttricks.losses import Targets, draw_lam
 from fasttricks.recipes import RECIPES
@@ -153,8 +153,9 @@ def blend(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
     return lam * images + (1 - lam) * images.flip(0), Targets(labels, labels.flip(0), lam)
 
 
-def dense_loss(logits: Tensor, targets: Targets, config: LossConfig) -> Tensor:
-    """Summed cross-entropy against dense targets."""
+def dense_loss(logits: Tensor, targets: Targets, config: LossConfig, distill: DistillConfig) -> Tensor:
+    """Summed cross-entropy against dense targets; no teacher."""
+    assert not distill.teacher
 
     def dense(labels: Tensor) -> Tensor:
         wrong = config.smoothing / (logits.shape[1] - 1)
