@@ -20,10 +20,24 @@ CASES = {
     for case in cases
 }
 ARCHITECTURES = (70, 80, 90, 100)
-# What may miss "no spills", and by how many local loads and stores a thread: rows of 21,843, which fill the registers.
-SPILLS = {(name, arch): 96 for name in CASES if "K=21843" in name for arch in ARCHITECTURES}
-SPILLS |= {("distillation mixup-K=21843-fp16", arch): 2 if arch == 100 else 0 for arch in (80, 90, 100)}
-SPILLS["distillation mixup-K=1001-bf16", 90] = 2
+# What misses "no spills": rows of 21,843, which fill the registers. Local loads and stores in the code, as seen, by architecture.
+SPILLS: dict[str, dict[int, int]] = {
+    "cross_entropy forward-K=21843-bf16": {80: 2, 90: 2},
+    "cross_entropy forward-K=21843-fp16": {80: 2},
+    "cross_entropy loss_and_grad-K=21843-bf16": {80: 26, 90: 28, 100: 20},
+    "cross_entropy loss_and_grad-K=21843-fp16": {80: 28, 90: 10, 100: 20},
+    "cross_entropy mixup-K=21843-bf16": {80: 26, 90: 26, 100: 20},
+    "cross_entropy mixup-K=21843-fp16": {80: 28, 90: 18, 100: 32},
+    "cross_entropy mixup-K=21843-fp32": {100: 6},
+    "distillation backward-K=21843-bf16": {90: 2, 100: 26},
+    "distillation backward-K=21843-fp16": {100: 20},
+    "distillation forward-K=21843-fp32": {100: 6},
+    "distillation loss_and_grad-K=21843-bf16": {90: 8, 100: 2},
+    "distillation loss_and_grad-K=21843-fp16": {100: 2},
+    "distillation loss_and_grad-K=21843-fp32": {90: 4},
+    "distillation mixup-K=21843-bf16": {80: 22, 100: 2},
+    "distillation mixup-K=21843-fp16": {100: 2},
+}
 # What make test compiles; make test-all compiles everything. One of a kind: short, whole, shifted, FP32, every family.
 QUICK = {
     "cross_entropy loss_and_grad-K=10-fp16",
@@ -42,7 +56,7 @@ def check(case: Case, arch: int) -> None:
     for launch in record_launches(case.run):
         code = inspect(launch, arch)
         assert code.atomics == 0
-        assert code.local_accesses <= SPILLS.get((case.name, arch), 0), code
+        assert code.local_accesses <= SPILLS.get(case.name, {}).get(arch, 0), code
         if case.wide:
             assert code.loads[128] > 0, code
             assert code.stores[128] > 0 or "forward" in case.name or "overflow" in case.name, code
