@@ -73,13 +73,13 @@ def load_rows(
 
 
 @triton.jit
-def packed(x_RC):
-    """Values of 16 bits two to a register, to be held there; others as they are.
+def packed(x_RC, PACK: tl.constexpr):
+    """With PACK, values of 16 bits two to a register, to be held there; others as they are.
 
     Left to itself the compiler converts once and keeps the float32 for the second use: twice the registers, and spills.
     The move is opaque to it, so that what lives is the pair.
     """
-    if PTX and x_RC.dtype != tl.float32:
+    if PTX and PACK and x_RC.dtype != tl.float32:
         bits_RC = x_RC.to(tl.int16, bitcast=True)
         bits_RC = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [bits_RC], dtype=tl.int16, is_pure=True, pack=2)
         x_RC = bits_RC.to(x_RC.dtype, bitcast=True)
@@ -87,9 +87,9 @@ def packed(x_RC):
 
 
 @triton.jit
-def unpacked(held_RC, after_R):
+def unpacked(held_RC, after_R, PACK: tl.constexpr):
     """What packed() kept, as float32, converted anew and not before the statistic `after_R`, at least 0, is known."""
-    if PTX and held_RC.dtype != tl.float32:
+    if PTX and PACK and held_RC.dtype != tl.float32:
         # 0, for no sum of exponentials is -1, which the compiler cannot know: a xor that changes nothing
         zero_RC = tl.broadcast_to((after_R == -1.0).to(tl.int16)[:, None], held_RC.shape)
         bits_RC = tl.inline_asm_elementwise(

@@ -81,7 +81,7 @@ def cross_entropy_kernel(
     for chunk in tl.static_range(CHUNKS):
         raw_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
         if HELD:
-            raw_RC = packed(raw_RC)
+            raw_RC = packed(raw_RC, True)
             held = held + (raw_RC,)  # type: ignore[assignment]
         x_RC = raw_RC.to(tl.float32)
         old_max_R = max_R
@@ -96,7 +96,7 @@ def cross_entropy_kernel(
     scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
-            x_RC = unpacked(held[chunk], sum_exp_R)
+            x_RC = unpacked(held[chunk], sum_exp_R, True)
         else:
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
         x_RC = x_RC - max_R[:, None]

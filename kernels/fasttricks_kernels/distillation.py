@@ -89,8 +89,8 @@ def distillation_kernel(
         max_RC = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
         teacher_max_RC = max_RC
         for chunk in tl.static_range(CHUNKS):
-            x_RC = packed(load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED))
-            t_RC = packed(load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED))
+            x_RC = packed(load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED), CHUNKS > 1)
+            t_RC = packed(load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED), CHUNKS > 1)
             max_RC = tl.maximum(max_RC, x_RC.to(tl.float32))
             teacher_max_RC = tl.maximum(teacher_max_RC, t_RC.to(tl.float32))
             held = held + (x_RC,)  # type: ignore[assignment]
@@ -103,10 +103,10 @@ def distillation_kernel(
         soft_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
         teacher_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
         for chunk in tl.static_range(CHUNKS):
-            x_RC = unpacked(held[chunk], known_R) - max_R[:, None]
+            x_RC = unpacked(held[chunk], known_R, CHUNKS > 1) - max_R[:, None]
             sum_RC += tl.exp(x_RC)
             soft_sum_RC += tl.exp(coldness * x_RC)
-            t_RC = unpacked(teacher_held[chunk], known_R) - teacher_max_R[:, None]
+            t_RC = unpacked(teacher_held[chunk], known_R, CHUNKS > 1) - teacher_max_R[:, None]
             teacher_sum_RC += tl.exp(coldness * t_RC)
         sum_R = tl.sum(sum_RC, 1)
         soft_sum_R = tl.sum(soft_sum_RC, 1)
@@ -137,8 +137,8 @@ def distillation_kernel(
     scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
-            x_RC = unpacked(held[chunk], sums_R)
-            t_RC = unpacked(teacher_held[chunk], sums_R)
+            x_RC = unpacked(held[chunk], sums_R, CHUNKS > 1)
+            t_RC = unpacked(teacher_held[chunk], sums_R, CHUNKS > 1)
         else:
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
             t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
