@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import loader
-from bench.pairs import by_turns
+from bench.cost import measure, repeats
 from fasttricks.cli import parse, run_main
 from fasttricks.config import DataConfig
 from fasttricks.data import Images, Loader, scan_folder
@@ -55,7 +55,8 @@ def main(args: list[str]) -> None:
             return
         folder = scan_folder(config.root)
         packs = make_packs(folder, config, Path(place))
-        table = Table("", "MB", "PSNR dB, median", "worst 1 %", "imgs/sec", "x torchvision", title=str(folder.root))
+        heads = "MB", "PSNR dB", "worst 1 %", "CPU ms an image", "x torchvision", "imgs/sec", "x torchvision"
+        table = Table("", *heads, title=str(folder.root))
         rates = measure_rates({"folder": folder, **packs}, workers, config.rounds) if config.rounds else {}
         exact = validation_pixels(folder)
         for name, images in {"folder": folder, **packs}.items():
@@ -66,16 +67,15 @@ def main(args: list[str]) -> None:
         console.print(table)
 
 
-def measure_rates(sources: dict[str, Images], workers: int, rounds: int) -> dict[str, tuple[str, str]]:
-    """Of each source: images a second, and how often torchvision's from the folder, which is the first, by turns."""
+def measure_rates(sources: dict[str, Images], workers: int, rounds: int) -> dict[str, tuple[str, ...]]:
+    """Of each source: CPU time and images a second, each with how much better than torchvision's from the folder."""
     folder = next(iter(sources.values()))
-    times = -(-loader.PASS // len(folder))
-    contestants = {"torchvision": loader.one_pass(loader.torchvision(folder.root, workers, times))}
-    for name, images in sources.items():
-        contestants[name] = loader.one_pass(loader.fasttricks(repeat(images, times), workers))
+    times = repeats(len(folder))
+    loaders: dict[str, Any] = {"torchvision": loader.torchvision(folder.root, workers, times)}
+    loaders |= {name: loader.fasttricks(repeat(images, times), workers) for name, images in sources.items()}
     return {
-        row.name: (f"{row.rate:,.0f}", f"{1 / row.ratio:.2f} ({1 / row.ratio_high:.2f} to {1 / row.ratio_low:.2f})")
-        for row in by_turns(contestants, rounds)
+        name: (f"{cost.cpu_ms:.2f}", f"{cost.cpu_ratio:.1f}", f"{cost.rate:,.0f}", f"{cost.rate_ratio:.1f}")
+        for name, cost in measure(loaders, rounds).items()
     }
 
 
