@@ -33,7 +33,7 @@ fuzz: setup  ## feed what reads bytes from outside with damaged input, SECONDS (
 soak: setup  ## kill, stop and damage runs; N of each (100 kill runs, 30 restarts, 40 signals), added to docs/reliability.md
 	$(BIN)/python -m bench.soak $(if $(N),--n $(N)) $(ARGS)
 
-bench: setup  ## imgs/sec of loader, step, both and the losses, each beside what you would pick instead; 10 minutes
+bench: setup  ## imgs/sec of loader, step, both and the losses, each beside what you would pick instead
 	$(BIN)/python -m bench.report $(ARGS)
 
 bench-compare: setup  ## OLD=a.json NEW=b.json of make bench: exit code 1 where NEW is slower beside its peers

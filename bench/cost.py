@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import loader
+from bench.pairs import processes
 from fasttricks.cli import parse, run_main
 from fasttricks.data import scan_folder
 
@@ -117,15 +117,9 @@ def _rest() -> None:
 def _cpu_seconds() -> float:
     """User and system time of this process and of the processes below it."""
     parents, used = {}, {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdecimal():
-            continue
-        try:
-            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        parents[int(entry.name)] = int(fields[1])
-        used[int(entry.name)] = int(fields[11]) + int(fields[12])
+    for pid, fields in processes():
+        parents[pid] = int(fields[1])
+        used[pid] = int(fields[11]) + int(fields[12])
     below = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in below} - below:
         below |= more

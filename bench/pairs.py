@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,8 @@ def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
     return min(turns, key=lambda turn: turn[1])
 
 
-def _cpu_seconds() -> tuple[float, float]:
-    """CPU time used since the boot: by all, and by this process and what it started (its process group)."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    user, nice, system, _, _, irq, soft_irq, steal, *_ = map(
-        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
-    )
-    group, own = os.getpgrp(), 0
+def processes() -> Iterator[tuple[int, list[str]]]:
+    """(pid, what /proc/PID/stat says behind the name: state, parent, group, ...) of every process of the machine."""
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal():
             continue
@@ -83,6 +78,17 @@ def _cpu_seconds() -> tuple[float, float]:
             fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
+        yield int(entry.name), fields
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU time used since the boot: by all, and by this process and what it started (its process group)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, soft_irq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    group, own = os.getpgrp(), 0
+    for _, fields in processes():
         if int(fields[2]) == group:
             own += sum(map(int, fields[11:15]))  # user and system, its own and of the children it has waited for
     return (user + nice + system + irq + soft_irq + steal) / ticks, own / ticks

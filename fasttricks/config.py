@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 Color = Literal["paper", "published", "none"]
@@ -395,8 +395,8 @@ def get_at(config: Any, path: str) -> Any:
     return config
 
 
-def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """The dataclass `cls` from nested plain dicts, as json.load gives them.
+def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
+    """The dataclass `cls` from nested plain dicts, as json.load gives them; `path` is what errors put before a field's name.
 
     Raises ConfigError for an unknown or missing field, and for a value that is not of its field's kind.
     """
@@ -404,13 +404,24 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        factory: Any = known[name].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            value = from_dict(factory, value)
-        made[name] = tuple(value) if isinstance(value, list) else value
+    kinds = get_type_hints(cls)
+    made = {name: _from_plain(kinds[name], value, path + name) for name, value in values.items()}
     try:
         return cls(**made)
-    except TypeError as error:
+    except TypeError as error:  # a field is missing
         raise ConfigError(f"{cls.__name__}: {error}") from error
+
+
+def _from_plain(kind: Any, value: Any, name: str) -> Any:
+    """`value`, of JSON, as the field `name` of `kind` holds it; Literals are left to the dataclass, which names the choices."""
+    if dataclasses.is_dataclass(kind):
+        return from_dict(cast(type, kind), value, name + ".")
+    if get_origin(kind) is Literal:
+        return value
+    if get_origin(kind) is tuple:
+        require(isinstance(value, (list, tuple)), name, value, "must be a list")
+        return tuple(_from_plain(get_args(kind)[0], item, name) for item in value)
+    accepted = (int, float) if kind is float else kind
+    ok = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    require(ok, name, value, f"must be of the kind {kind.__name__}")
+    return value

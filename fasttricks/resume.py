@@ -17,7 +17,7 @@ from fasttricks.data import Images
 from fasttricks.distributed import World
 from fasttricks.optim import WeightAverage
 from fasttricks.precision import LossScale, resolve_precision
-from fasttricks.runfolder import identity, versions
+from fasttricks.runfolder import identity, releases
 
 _RANKS = ("ranks", "accumulate")
 """What --allow-other-ranks lets differ."""
@@ -96,7 +96,7 @@ def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None
 # ---------------------------------------------------------------------------------------------------- the fingerprint
 def fingerprint(config: TrainConfig, world: World, folders: Sequence[Images]) -> dict[str, Any]:
     """All that must be the same for a resumed run to be the same run, by name. Of images: names and labels, in order."""
-    found = {package: version for package, version in versions().items() if package in _SOFTWARE}
+    found = {package: version for package, version in releases().items() if package in _SOFTWARE}
     if world.device.type == "cpu":
         found.pop("triton", None)  # the CPU runs none of its kernels
     return {

@@ -29,13 +29,17 @@ have moved, still holds the same files is for the loader to see; that distill.te
 
 def versions() -> dict[str, str]:
     """What the run was made with: python, the packages that matter, and the source's commit where it is a checkout."""
+    return releases() | {"commit": _commit()}
+
+
+def releases() -> dict[str, str]:
+    """Of python and the packages that matter, by name; the commit, which takes a process of git, is left out."""
     found = {"python": platform.python_version(), "fasttricks": fasttricks.__version__}
     for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "absent"
-    found["commit"] = _commit()
     return found
 
 

@@ -11,12 +11,12 @@ import io
 import pickle
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from fuzzing import take_turns
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -109,13 +109,8 @@ def any_damage(data: st.DataObject) -> None:
 
 
 def main(seconds: float) -> int:
-    """Run the targets by turns for so long; returns the number of turns. A finding is raised, with the smallest input."""
-    end, turns = time.monotonic() + seconds, 0
-    while time.monotonic() < end or not turns:
-        for target in (any_bytes, any_pickle, any_values, any_damage):
-            target()
-        turns += 1
-    return turns
+    """As fuzzing.take_turns."""
+    return take_turns((any_bytes, any_pickle, any_values, any_damage), seconds)
 
 
 if __name__ == "__main__":

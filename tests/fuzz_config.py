@@ -13,10 +13,10 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from fuzzing import take_turns
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -113,14 +113,9 @@ def any_words(recipe: str, words: list[str]) -> None:
 
 
 def main(seconds: float) -> int:
-    """Run the targets by turns for so long; returns the number of turns. A finding is raised, with the smallest input."""
+    """As fuzzing.take_turns."""
     os.environ["COLUMNS"] = "100"
-    end, turns = time.monotonic() + seconds, 0
-    while time.monotonic() < end or not turns:
-        for target in (any_text, any_json, any_field, any_words):
-            target()
-        turns += 1
-    return turns
+    return take_turns((any_text, any_json, any_field, any_words), seconds)
 
 
 if __name__ == "__main__":

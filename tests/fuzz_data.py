@@ -11,11 +11,11 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
+from fuzzing import take_turns
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_data_bad import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
@@ -104,13 +104,9 @@ def any_files(files: list[tuple[int, list[tuple[str, float, int, bytes]], bytes]
 
 
 def main(seconds: float) -> int:
-    """Run for so long; returns the number of turns. A finding is raised, with the smallest input."""
-    end, turns = time.monotonic() + seconds, 0
-    while time.monotonic() < end or not turns:
-        with open(os.devnull, "w") as nothing, redirect_stderr(nothing):  # the names of the bad files
-            any_files()
-        turns += 1
-    return turns
+    """As fuzzing.take_turns."""
+    with open(os.devnull, "w") as nothing, redirect_stderr(nothing):  # the names of the bad files
+        return take_turns((any_files,), seconds)
 
 
 if __name__ == "__main__":
