@@ -38,6 +38,8 @@ from fasttricks.trainer import train_step
 
 SMOOTHING, LR = 0.1, 0.01
 GEMM_SIDES = (1024, 2048, 3072)
+GEMM_SECONDS = 5.0
+"""Length of a turn of matrix products: about that of a step of 16 images on two cores."""
 TIMM_NAMES = {
     "resnet50b": "resnet50",
     "resnet50d": "resnet50d",
@@ -221,22 +223,31 @@ def flops_per_image(case: StepCase) -> float:
 
 
 def matrix_product(case: StepCase) -> Callable[[], float]:
-    """The FLOP/s of float32 matrix products, the fastest of several sizes, as images a second: a step's roof."""
+    """The FLOP/s of float32 matrix products of the fastest of several sizes, as images a second: a step's roof.
+
+    The first turn finds that size; the others last as long as a step of many images does, so that what disturbs the one
+    disturbs the other. (The fastest of many short moments would be no roof that a step could reach.)
+    """
     device, flops = torch.device(case.device), flops_per_image(case)
     keep_freed_memory()
-    matrices = [[torch.randn(side, side, device=device) for _ in range(3)] for side in GEMM_SIDES]
 
-    def measure() -> float:
-        rates = []
-        for a, b, out in matrices:
+    def rate(side: int, seconds: float) -> float:
+        a, b, out = (torch.randn(side, side, device=device) for _ in range(3))
+        torch.mm(a, b, out=out)
+        _wait(device)
+        done, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < seconds:
             torch.mm(a, b, out=out)
             _wait(device)
-            repeats, start = 3, time.perf_counter()
-            for _ in range(repeats):
-                torch.mm(a, b, out=out)
-            _wait(device)
-            rates.append(repeats * 2 * len(a) ** 3 / (time.perf_counter() - start))
-        return max(rates) / flops
+            done += 1
+        return done * 2 * side**3 / spent / flops
+
+    best: list[int] = []
+
+    def measure() -> float:
+        if not best:
+            best.append(max(GEMM_SIDES, key=lambda side: rate(side, 1.0)))
+        return rate(best[0], GEMM_SECONDS)
 
     return measure
 

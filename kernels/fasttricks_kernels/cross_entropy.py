@@ -37,6 +37,7 @@ from ._rows import (
 
 Reduction = Literal["mean", "sum", "none"]
 SmoothingOver = Literal["all", "others"]
+OWN_FROM = 500_000  # logits, from where on an exponential saved outweighs an operator called from Python
 NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
 
 # ---------------------------------------------------------------------------------------------------- device code
@@ -176,14 +177,14 @@ def _forward(
     smoothing: float,
     ignore_index: Optional[int],
 ) -> tuple[Tensor, Tensor]:
-    """Losses, and on the CPU the log-probabilities for backward; a GPU computes those again rather than keep them."""
+    """Losses, and on the CPU their gradient for backward; a GPU computes that again rather than keep it."""
     if runs_triton(logits):
         launched = launch_cross_entropy(
             logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False
         )
         return launched[0], logits.new_empty(0)
     share = lam if lam_N is None else lam_N
-    if not keeps_log_p(logits):
+    if not keeps_grad(logits):
         loss = reference.cross_entropy(logits, target, target_b, share, smoothing=smoothing, ignore_index=ignore_index)
         return loss, logits.new_empty(0)
     _checks.check_lam_values(lam_N)
@@ -201,14 +202,14 @@ def _(
     ignore_index: Optional[int],
 ) -> tuple[Tensor, Tensor]:
     dtype = reference.wide_dtype(logits.dtype)
-    kept = logits.new_empty(logits.shape, dtype=dtype) if keeps_log_p(logits) else logits.new_empty(0)
+    kept = logits.new_empty(logits.shape, dtype=dtype) if keeps_grad(logits) else logits.new_empty(0)
     return logits.new_empty(logits.shape[0], dtype=dtype), kept
 
 
 @torch.library.custom_op(f"{NAMESPACE}::cross_entropy_backward", mutates_args=())
 def _backward(
     grad_loss: Tensor,
-    log_p: Tensor,
+    kept: Tensor,
     logits: Tensor,
     target: Tensor,
     target_b: Optional[Tensor],
@@ -222,8 +223,8 @@ def _backward(
             logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True
         )[1]
     share = lam if lam_N is None else lam_N
-    if keeps_log_p(logits):
-        return _cpu.cross_entropy_grad(grad_loss, log_p, target, target_b, share, smoothing, ignore_index, logits.dtype)
+    if keeps_grad(logits):
+        return _cpu.scaled(kept, grad_loss, target, target_b, share, ignore_index, logits.dtype)
     return reference.cross_entropy_grad(
         grad_loss, logits, target, target_b, share, smoothing=smoothing, ignore_index=ignore_index
     )
@@ -232,7 +233,7 @@ def _backward(
 @_backward.register_fake
 def _(
     grad_loss: Tensor,
-    log_p: Tensor,
+    kept: Tensor,
     logits: Tensor,
     target: Tensor,
     target_b: Optional[Tensor],
@@ -260,9 +261,9 @@ def _loss_and_grad(
         return launch_cross_entropy(
             logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True
         )
-    loss, log_p = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
+    loss, kept = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
     scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, _backward(scale_of_N, log_p, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
+    return loss, _backward(scale_of_N, kept, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
 
 
 @_loss_and_grad.register_fake
@@ -281,8 +282,16 @@ def _(
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def keeps_log_p(logits: Tensor) -> bool:
+def keeps_grad(logits: Tensor) -> bool:
     return logits.is_cpu and not runs_triton(logits)
+
+
+def torchs_is_faster(logits: Tensor) -> bool:
+    """On the CPU, of one label: without a backward pass, of few logits, and where torch.compile sees through it."""
+    if logits.device.type != "cpu" or runs_triton(logits):
+        return False
+    backward = logits.requires_grad and torch.is_grad_enabled()
+    return not backward or logits.numel() < OWN_FROM or torch.compiler.is_compiling()
 
 
 # ------------------------------------------------------------------------------------------------------- autograd
@@ -292,12 +301,19 @@ def _save_forward(ctx, inputs, output) -> None:
     logits, target, target_b, lam_N, *ctx.options = inputs
     ctx.save_for_backward(output[1], logits, target, target_b, lam_N)
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for the log-probabilities
+    ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
 
 
 def _forward_vjp(ctx, grad_loss: Optional[Tensor], _: Optional[Tensor]):
     if grad_loss is None:
         return (None,) * 7
+    kept, logits, target, target_b, lam_N = ctx.saved_tensors
+    if type(kept) is Tensor and kept.numel() and not torch.is_grad_enabled():
+        # What the operator would do, without the 100 us of calling one from Python; nobody traces or differentiates it.
+        lam, _, ignore_index = ctx.options
+        share = lam if lam_N is None else lam_N
+        grad = _cpu.scaled(kept, grad_loss, target, target_b, share, ignore_index, logits.dtype)
+        return grad, *[None] * 6
     return _backward(grad_loss, *ctx.saved_tensors, *ctx.options), *[None] * 6
 
 
@@ -374,8 +390,7 @@ def cross_entropy(
     """
     lam_N, lam_number = split_lam(lam)
     smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
-    if target_b is None and logits.device.type == "cpu" and smoothing <= 1 and not runs_triton(logits):
-        # One label on the CPU is torch's own loss, which keeps the log-probabilities instead of computing them twice.
+    if target_b is None and smoothing <= 1 and torchs_is_faster(logits):
         return F.cross_entropy(
             reference.wide(logits),
             target.long(),
