@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## list the commands
@@ -22,10 +23,10 @@ train: setup  ## train the recipe demo on images that the project draws itself; 
 	$(BIN)/python -m fasttricks.train demo --run-dir $(RUN_DIR) $(ARGS)
 
 test: setup  ## the tests, without a GPU, in minutes
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; at most an hour
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 fuzz: setup  ## feed what reads bytes from outside with damaged input, SECONDS (60) a target
 	for target in tests/fuzz_*.py; do $(BIN)/python $$target $(or $(SECONDS),60) || exit 1; done

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.pairs import show_ratio
+
 OURS, THEIRS, EDGE = "tab:blue", "lightgray", "dimgray"
 
 
@@ -36,7 +38,7 @@ def _panel(axes: Any, table: dict[str, Any]) -> None:
     end = max(rate + more for rate, more in zip(rates, above, strict=True))
     for position, row in enumerate(rows):
         rate = f"{row['rate']:,.0f}" if row["rate"] >= 100 else f"{row['rate']:.2f}"
-        ratio = f"   {row['ratio']:.2f} x" if position else ""
+        ratio = f"   {show_ratio(row['ratio'])} x" if position else ""
         axes.text(end * 1.02, position, rate + ratio, va="center", fontsize=9)
     axes.set_xlim(0, end * 1.2)
     axes.invert_yaxis()

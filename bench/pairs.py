@@ -69,6 +69,11 @@ def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
     return min(turns, key=lambda turn: turn[1])
 
 
+def show_ratio(ratio: float) -> str:
+    """Two decimals; of a small one two digits."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def processes() -> Iterator[tuple[int, list[str]]]:
     """(pid, what /proc/PID/stat says behind the name: state, parent, group, ...) of every process of the machine."""
     for entry in os.scandir("/proc"):

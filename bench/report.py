@@ -23,7 +23,7 @@ from rich.table import Table
 from bench import end_to_end, loader, losses, published, step
 from bench.chart import draw
 from bench.images import link_images, shrink_images
-from bench.pairs import BUSY, Row, by_turns
+from bench.pairs import BUSY, Row, by_turns, show_ratio
 from bench.step import StepCase
 from fasttricks.cli import parse, run_main
 from fasttricks.config import Precision, replace_at, require
@@ -189,7 +189,7 @@ def measure_kernels(bench: Bench) -> Iterator[Measured]:
     compiled = bench.config.compiled or bench.device.type == "cuda"
     for rows, mixup in ((256, False), (1024, False), (1024, True)):
         contestants, skipped = losses.contestants(rows, 1000, bench.device, mixup=mixup, compiled=compiled)
-        kind = "mixed targets, which torch takes dense" if mixup else "labels"
+        kind = "mixup's labels, for torch dense" if mixup else "labels"
         title = f"Cross-entropy, forward and backward, {rows} x 1000, smoothing, {kind}"
         notes = [f"skipped: {', '.join(skipped)}"] if skipped else []
         yield bench.turns(title, "passes/sec", contestants, notes)
@@ -243,7 +243,9 @@ def show(console: Console, table: Measured) -> None:
     out = Table("", table.unit, "ratio", title=table.title, title_justify="left")
     for row in table.rows:
         rate = f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.2f}"
-        out.add_row(row.name, rate, f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})")
+        out.add_row(
+            row.name, rate, "{} ({} to {})".format(*map(show_ratio, (row.ratio, row.ratio_low, row.ratio_high)))
+        )
     console.print(out)
     disturbed = max(row.others for row in table.rows)
     busy = [f"other work took up to {disturbed:.0%} of the CPUs in a turn"] if disturbed > BUSY else []

@@ -29,6 +29,7 @@ from fasttricks.runfolder import check_run_dir, open_run
 from fasttricks.schedule import image_size, image_sizes, learning_rate
 from fasttricks.signals import StopRequest
 from fasttricks.teacher import Teacher, load_teacher
+from fasttricks.teacher_cache import check_cache, open_cache
 from fasttricks.trainer import Run, count_steps
 
 
@@ -44,6 +45,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None) ->
     config.micro_batch_size(world.size)
     train_folder, val_folder = find_dataset(config.data.root)
     check_batch(config, len(train_folder))
+    check_cache(config)
     config, teacher = with_teacher(config, train_folder, world)
     own = fingerprint(config, world, (train_folder, val_folder))
     resumed = find_state(config, world, own)
@@ -57,6 +59,9 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None) ->
     average = resumed.restore(model, optimizer, loss_scale, config)
     train_loader, val_loader = make_loaders(config, world, train_folder, val_folder, resumed)
     check_sizes(config, len(train_folder.classes), train_loader.smallest_batch)
+    cache = None
+    if teacher is not None and config.distill.cache:
+        cache = open_cache(teacher, config, train_folder, operators=train_loader.operators)
     world.barrier()  # every rank has looked at run_dir before one makes it
     if world.is_main:
         open_run(config)
@@ -95,6 +100,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None) ->
         monitor=start_monitor(world.device),
         profiler=StepProfiler(folder, world.device, log.print, on=config.profile and world.is_main),
         teacher=teacher,
+        teacher_cache=cache,
         guard=guard,
         stop=stop or StopRequest(world),
         fingerprint=json.dumps(own),
@@ -239,6 +245,8 @@ def describe(run: Run, val_folder: Images, resumed: Resumed) -> str:
             f"{distill.hard_weight:g} x labels + {distill.soft_weight:g} x T^2 x teacher, T = {distill.temperature:g}"
         )
         rows["teacher"] = f"{run.teacher.name} {run.teacher.digest} from {distill.teacher}; {weights}"
+        if run.teacher_cache is not None:
+            rows["cache"] = f"the teacher's logits in {run.teacher_cache.file}"
     if run.monitor.note:
         rows["monitor"] = run.monitor.note
     if config.resume:

@@ -70,6 +70,8 @@ class DataConfig:
     """Each colour coefficient is drawn from U[1 - x, 1 + x]; 0 to 1."""
     pca_noise: float = 0.1
     """Standard deviation of the PCA (AlexNet) noise coefficients, 0 or more. Noise is added on the 0 to 255 scale."""
+    fixed_augmentation: bool = False
+    """Draw crop, flip and colour of an image once, and not anew in each epoch: what distill.cache needs. Not in the paper."""
     interpolation: Interpolation = "linear"
     """Filter of every resize, training and validation."""
     antialias: bool = True
@@ -245,12 +247,17 @@ class DistillConfig:
     """Of the teacher's weights, which the run's config.json records; another teacher is refused. Empty: any."""
     temperature: float = 20.0
     """T, above 0; the paper's is 20."""
+    cache: str = ""
+    """Folder for the teacher's logits, which it then gives once an image: K numbers each. Needs data.fixed_augmentation."""
     hard_weight: float = 1.0
     """Weight of the labels' loss, 0 or more; the paper's is 1, its authors' code has 0.5."""
     soft_weight: float = 1.0
     """Weight of T^2 x the teacher's loss, 0 or more; the paper's is 1, its authors' code has 0.5."""
 
     def __post_init__(self) -> None:
+        require(
+            not self.cache or bool(self.teacher), "distill.cache", self.cache, "needs a teacher: give --distill.teacher"
+        )
         require(
             0 < self.temperature < math.inf, "distill.temperature", self.temperature, "must be above 0; 20 is usual"
         )

@@ -19,6 +19,8 @@ from fasttricks.optim import WeightAverage
 from fasttricks.precision import LossScale, resolve_precision
 from fasttricks.runfolder import identity, releases
 
+_ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
+"""For the defaults of its fields."""
 _RANKS = ("ranks", "accumulate")
 """What --allow-other-ranks lets differ."""
 _SOFTWARE = ("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks")
@@ -116,6 +118,7 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], config: TrainC
 
     at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
     """
+    saved = identity(_ANY) | saved  # a field that was added since had, before, what its default means
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
     ranks = [changed.pop(name) for name in _RANKS if name in changed]
     software = [changed.pop(name) for name in _SOFTWARE if name in changed]

@@ -21,7 +21,15 @@ _MAY_DIFFER = (
     *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
     *("tricks.on", "tricks.off"),
     *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
-    *("data.root", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size", "distill.teacher"),
+    *(
+        "data.root",
+        "data.threads",
+        "data.prefetch",
+        "data.max_bad",
+        "eval.batch_size",
+        "distill.teacher",
+        "distill.cache",
+    ),
 )
 """Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
 have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest."""

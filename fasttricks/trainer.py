@@ -35,6 +35,7 @@ from fasttricks.runfolder import write_json
 from fasttricks.signals import StopRequest
 from fasttricks.spans import span, spanned
 from fasttricks.teacher import Teacher
+from fasttricks.teacher_cache import CachedTeacher
 
 KEPT_CHECKPOINTS = 2
 
@@ -69,6 +70,8 @@ class Run:
     stop: StopRequest
     teacher: Teacher | None = None
     """Of a distillation; None without."""
+    teacher_cache: CachedTeacher | None = None
+    """Asked in the teacher's place where the config says so."""
     fingerprint: str = "{}"
     """JSON of what must be the same to resume (resume.py)."""
     step: int = 0
@@ -141,7 +144,8 @@ def prepare(run: Run, batch: Batch, draw: int) -> tuple[Tensor, Targets]:
         images, targets = mix_batch(images, batch.labels, lam)
     if run.teacher is not None:
         with span("teacher"):
-            targets = targets._replace(teacher_logits=run.teacher(images))
+            seen = run.teacher_cache(batch) if run.teacher_cache else run.teacher(images)
+            targets = targets._replace(teacher_logits=seen)
     return images, targets
 
 

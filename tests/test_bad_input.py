@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import FinishedRun, arguments, call
 
-from fasttricks import checkpoint, evaluate, train, trainer
+from fasttricks import checkpoint, evaluate, export, predict, train, trainer
 
 EPOCH_1 = "step-0000000003.pt"
 
@@ -181,6 +181,24 @@ def test_a_checkpoint_of_another_model(
         "of another shape",
         "conv1.6.weight (8, 8, 3, 3) for (16, 8, 3, 3)",
     )
+
+
+def test_a_checkpoint_of_an_older_version(
+    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole, but of the format before: every reader of checkpoints says so, and writes nothing."""
+    old, image = tmp_path / "old.pt", str(next(finished_run.data.glob("val/*/*.jpg")))
+    state = torch.load(finished_run.folder / "checkpoints" / "step-0000000009.pt", weights_only=True)
+    torch.save({**state, "format": 1}, old)
+    for command in (
+        (evaluate.main, str(old)),
+        (predict.main, str(old), image),
+        (export.main, str(old), "--output", str(tmp_path / "out"), "--no-onnx"),
+        (train.main, *arguments(finished_run.data, tmp_path / "run", "--distill.teacher", str(old))),
+    ):
+        assert call(*command) == 2
+        says(capsys.readouterr().err, "old.pt", "must have format 2, not 1", "use a file that this version")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.pt"]
 
 
 def test_resuming_from_another_model(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

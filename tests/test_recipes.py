@@ -24,6 +24,7 @@ BASELINE: dict[str, Any] = {
     "data.color": "paper",
     "data.color_jitter": 0.4,  # U[0.6, 1.4]
     "data.pca_noise": 0.1,
+    "data.fixed_augmentation": False,
     "data.interpolation": "linear",
     "data.antialias": True,
     # section 2, network and update
@@ -105,6 +106,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.prefetch": 2,
     "model.num_classes": 0,
     "loss.aux_weight": 0.4,
+    "distill.cache": "",
     "distill.digest": "",
     "eval.every_epochs": 1,
     "eval.batch_size": 0,

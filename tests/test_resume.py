@@ -207,6 +207,14 @@ def test_another_resolved_precision_is_refused(whole: Run) -> None:
         check(saved, whole.config, {"resolved precision": "fp32"})
 
 
+def test_a_field_that_a_checkpoint_is_too_old_to_have_was_at_its_default(whole: Run) -> None:
+    now = json.loads(whole.fingerprint)
+    old = {name: value for name, value in now.items() if name != "data.fixed_augmentation"}
+    check_fingerprint(old, now, whole.config, at="", edge="")
+    with pytest.raises(ConfigError, match=r"changed: data\.fixed_augmentation: False -> True$"):
+        check_fingerprint(old, now | {"data.fixed_augmentation": True}, whole.config, at="", edge="")
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_another_data_set_is_refused(split: str, start: Callable[..., Run], tmp_path: Path, tiny_data: Path) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")

@@ -111,6 +111,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "data.color": "none",
     "data.color_jitter": 0.1,
     "data.pca_noise": 0.0,
+    "data.fixed_augmentation": True,
     "data.interpolation": "cubic",
     "data.antialias": False,
     "data.threads": 3,
@@ -147,6 +148,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "loss.mixup_alpha": 0.0,
     "loss.aux_weight": 0.3,
     "distill.teacher": "/elsewhere",
+    "distill.cache": "/cache",
     "distill.digest": "0123456789abcdef",
     "distill.temperature": 4.0,
     "distill.hard_weight": 0.5,
@@ -172,6 +174,7 @@ HARMLESS = {
     *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
     *("data.root", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size"),
     "distill.teacher",
+    "distill.cache",
 }
 
 
@@ -180,6 +183,8 @@ def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> No
     config = config_in(tmp_path / "run", resume=True)
     if path == "model.aux_head":
         config = dataclasses.replace(config, model=ModelConfig(name="inception_v3"))
+    if path == "distill.cache":
+        config = replace_at(config, "distill.teacher", "/teacher")
     open_run(dataclasses.replace(config, resume=False))
     old, new = get_at(config, path), OTHER[path]
     changed = replace_at(config, path, new)

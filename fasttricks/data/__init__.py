@@ -13,6 +13,8 @@ from fasttricks.data.folder import DataError, ImageFolder, scan_dataset, scan_fo
 from fasttricks.data.packed import PackedImages, is_packed, open_packed
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fasttricks.data.dali import Loader
@@ -25,6 +27,7 @@ __all__ = [
     "DataError",
     "ImageFolder",
     "Images",
+    "LoadedBatch",
     "Loader",
     "find_dataset",
     "find_root",
@@ -41,6 +44,14 @@ class Batch(NamedTuple):
     """(N, 3, S, S), channels-last in memory, normalised, in the dtype asked for."""
     labels: Tensor
     """(N,) int64, 0 to number of classes - 1."""
+
+
+class LoadedBatch(Batch):
+    """A batch that says which images it has: what a Loader yields for training. Unpacks as (images, labels)."""
+
+    sources: tuple[NDArray[np.int64], NDArray[np.int64]]
+    """Each (N,), on the host: the numbers of the images whose turn it was, which decide crop, flip and colour; and of those
+    that are shown, which differ where an image is bad."""
 
 
 def find_root(root: str) -> Path:

@@ -25,7 +25,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Batch, DataError, color
+from fasttricks.data import Batch, DataError, LoadedBatch, color
 from fasttricks.data.draws import Draws, image_draws
 from fasttricks.data.feed import Feed, Job, Source
 from fasttricks.data.folder import show_name
@@ -145,6 +145,11 @@ class Loader:
         split = self._source.root.name
         return {f"{split}/{self._source.name(image)}": why for image, why in sorted(self._feed.bad.items())}
 
+    @property
+    def operators(self) -> str:
+        """What makes the pixels of training images: fused or dali on the CPU, gpu on CUDA. Each has other last bits."""
+        return str(self._identity.get("operators", "gpu"))
+
     def state(self) -> bytes:
         """Where it stands after the batches yielded so far, and the bad files: JSON, 0.2 KB without any.
 
@@ -199,7 +204,10 @@ class Loader:
             self._hand_over()
             self._pipeline.schedule_run()
             break
-        return Batch(images.to(self._dtype), self._on_device(torch.from_numpy(job.labels)))
+        labels = self._on_device(torch.from_numpy(job.labels))
+        batch = LoadedBatch(images.to(self._dtype), labels)
+        batch.sources = job.places, job.images
+        return batch
 
     def _finished(self, images: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """The graph's (N, S, S, 3) as normalised (N, 3, S, S), channels-last in memory; uint8 is coloured, in one launch.
@@ -247,7 +255,7 @@ class Loader:
         # a third of the time that a plain list takes, 5 us an image
         inputs: dict[str, Any] = {"encoded": TensorListCPU([TensorCPU(file) for file in files])}
         if self._training:
-            drawn = image_draws(self._seed, job.epoch, job.places)
+            drawn = image_draws(self._seed, 0 if self._config.fixed_augmentation else job.epoch, job.places)
             fused = self._callback is not None
             inputs |= augmentation(self._config, drawn, fused=fused, color_last=self._color_last)
         return inputs
