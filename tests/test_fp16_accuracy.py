@@ -37,7 +37,7 @@ def test_fp16_is_as_good_as_fp32_over_five_seeds(
     test_data: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)
     cifar = test_data("cifar10")
@@ -51,8 +51,8 @@ def test_fp16_is_as_good_as_fp32_over_five_seeds(
             top1.setdefault(precision, []).append(fit(build(parse_recipe(args, prog="test"), ALONE))["top1"])
     differences = np.subtract(top1["fp16"], top1["fp32"])
     half = STUDENT_T * differences.std(ddof=1) / np.sqrt(len(differences))
-    with capsys.disabled():
-        print(f"\nfp32 {top1['fp32']}\nfp16 {top1['fp16']}")
-        print(f"fp16 - fp32: {differences.mean():+.2f} points, 95 % interval {-half:+.2f} to {half:+.2f} about it")
+    low, high = differences.mean() - half, differences.mean() + half
+    what = f"top-1 fp32 {top1['fp32']}, fp16 {top1['fp16']}; fp16 - fp32: {differences.mean():+.2f} points"
+    record_property("figures", f"{what}, 95 % interval {low:+.2f} to {high:+.2f}")
     assert min(top1["fp32"]) > 30, "the runs hardly learned: nothing was shown"
     assert differences.mean() >= -1.0
