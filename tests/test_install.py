@@ -100,7 +100,9 @@ def test_the_wheel_holds_both_packages_and_the_license_alone(checkout: Path, tmp
     assert f"{info}/licenses/LICENSE" in names
     for package, source in (("fasttricks", checkout), ("fasttricks_kernels", checkout / "kernels")):
         wanted = {
-            str(path.relative_to(source)) for path in (source / package).rglob("*") if path.suffix in (".py", ".typed")
+            str(path.relative_to(source))
+            for path in (source / package).rglob("*")
+            if path.suffix in (".c", ".py", ".typed")
         }
         assert wanted == {name for name in names if name.startswith(f"{package}/")}
 

@@ -52,6 +52,7 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
     held = triton.cdiv(lanes, held_block) * held_block * size * rows_held <= HELD_BYTES
     block = min(triton.next_power_of_2(lanes), held_block if held else BLOCK)
     tile = max(block, TILE)
+    roomy = long and held and (rows_held == 2 or size == 2)  # few warps, whose threads have many registers
     return {
         "K": num_columns,
         "STRIDE": stride,
@@ -62,10 +63,10 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
         "GROUP": group,
         "SHIFTED": shifted,
         **PINNED,
-        # By registers; untuned, for want of a GPU to time it on. Two held long rows take few warps, whose threads have
-        # many registers: not told 255, the assembler aims at 128, and spills.
-        "num_warps": 4 if not long else 8 if held and rows_held == 2 else 16,
-        "maxnreg": 255 if long and held and rows_held == 2 else None,
+        # By registers; untuned, for want of a GPU to time it on. Not told how many it may take, the assembler aims at
+        # fewer and spills: at 128 where a long row takes few warps, at 56 or 48 where a short one is shifted.
+        "num_warps": 4 if not long else 8 if roomy else 16,
+        "maxnreg": 255 if roomy else 64 if shifted and not long and rows_held == 1 else None,
     }
 
 
