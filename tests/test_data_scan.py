@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_data_bad import FULL, KINDS, encoded, put, smooth
 from tiny import call
 
@@ -104,6 +106,16 @@ def test_how_much_of_what_leaves_a_valid_scan_is_found(name: str, test_data: Cal
             )
         print(f"{name}: of 500 with {size} random bytes in the scan, {found} are found")
         assert found > (100 if size > 1 else 20)
+
+
+def test_every_flipped_byte_of_a_png_is_found_but_in_its_end() -> None:
+    """Those of the pixels' own checksum too; not all of the last chunk, IEND, which has nothing to say."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).save(buffer, "PNG")
+    png = buffer.getvalue()
+    assert examine(png, LIMIT) is None
+    for at in range(8, len(png) - 12):
+        assert examine(png[:at] + bytes([png[at] ^ 1]) + png[at + 1 :], LIMIT), at
 
 
 def test_kinds(tmp_path: Path) -> None:
