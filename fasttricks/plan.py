@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fasttricks.config import TrainConfig
 from fasttricks.extras import require_train_extra
 from fasttricks.scale import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
+from fasttricks.schedule import image_sizes
 
 PROG = "python -m fasttricks.plan"
 MIB = 2**20
@@ -34,11 +35,14 @@ def training_rows(plan: Plan) -> dict[str, str]:
     batch = f"{config.gpus} GPU(s) x {config.accumulate} micro-batch(es) x {plan.shards.batch_size} images"
     warmup = f"warm-up {schedule.warmup_epochs:g} epochs = {plan.warmup_steps:,} steps, then {schedule.decay}"
     steps = f"{plan.steps_per_epoch:,} an epoch, {plan.steps_per_epoch * config.epochs:,} in {config.epochs} epochs"
+    sizes = image_sizes(schedule, full=config.data.image_size, epochs=config.epochs)
+    grow = {"image sizes": f"{', '.join(map(str, sizes))} pixels over the epochs; all below is at the last"}
     return {
         "training images": f"{plan.data.images:,} of {plan.data.classes:,} classes ({plan.data.source})",
         "global batch": f"{config.global_batch_size:,} = {batch}",
         "learning rate": f"peak {config.peak_lr:g}, {warmup}",
         "steps": steps,
+        **(grow if len(sizes) > 1 else {}),
     }
 
 

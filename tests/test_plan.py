@@ -287,6 +287,15 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in shown
 
 
+def test_sizes_that_grow_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for more in (["--tricks.on", "progressive_resizing"], []):
+        assert call(main, "cifar10", *SMALL, "--epochs", "10", *more) == 0
+        shown.append(plain(capsys.readouterr().out))
+    assert "image sizes 16, 20, 28, 32 pixels over the epochs; all below is at the last" in shown[0]
+    assert "image sizes" not in shown[1]
+
+
 def test_images_and_classes_are_those_of_the_data(tiny_data: Path) -> None:
     plan = make_plan(configure("cifar10", "--data.root", str(tiny_data), "--gpus", "2", "--global-batch-size", "20"))
     assert plan.data == (45, 3, str(tiny_data / "train"))
