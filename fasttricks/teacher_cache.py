@@ -6,7 +6,6 @@ holds a row an image; a row counts only if its checksum does, so neither kills n
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import zlib
 from pathlib import Path
@@ -102,8 +101,7 @@ def open_cache(teacher: Teacher, config: TrainConfig, train_folder: Images, *, o
 
     operators: which code makes the pixels. Raises ConfigError as CachedTeacher.
     """
-    seen = dataclasses.replace(config.data, root="", max_bad=1.0)
-    shown = TrainConfig(recipe="", epochs=6, global_batch_size=1, seed=config.seed, data=seen)
+    shown = TrainConfig(recipe="", epochs=6, global_batch_size=1, seed=config.seed, data=config.data)
     name = fingerprint(shown, teacher=teacher.digest, files=train_folder.fingerprint(), operators=operators)
     file = Path(config.distill.cache) / f"{name}.{str(teacher.dtype)[6:]}"
     return CachedTeacher(teacher, file, num_images=len(train_folder), num_classes=len(train_folder.classes))
