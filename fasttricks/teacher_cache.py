@@ -2,6 +2,7 @@
 
 That takes images that are the same in every epoch: data.fixed_augmentation, and neither mixup nor growing sizes. A file
 holds a row an image; a row counts only if its checksum does, so neither kills nor ranks that write at once can do harm.
+An image that is replaced under its name is not noticed: take another folder then.
 """
 
 from __future__ import annotations
