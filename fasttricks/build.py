@@ -235,8 +235,9 @@ def describe(run: Run, val_folder: Images, resumed: Resumed) -> str:
         "run": f"{run.folder}/",
     }
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
-    if len(sizes) > 1:
-        rows["images"] = f"{', '.join(map(str, sizes))} pixels: they grow over the epochs (progressive resizing)"
+    if config.schedule.first_size < 1:
+        what = "they grow over the epochs" if len(sizes) > 1 else "too few epochs to grow in"
+        rows["images"] = f"{', '.join(map(str, sizes))} pixels: {what} (progressive resizing)"
     if run.train_loader.note:
         rows["input"] = run.train_loader.note
     if run.teacher is not None:

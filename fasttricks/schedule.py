@@ -44,12 +44,14 @@ def image_size(epoch: int, config: ScheduleConfig, *, full: int, epochs: int) ->
     """Side of the training images in `epoch`, 0 <= epoch < epochs, pixels: a multiple of 4, or `full`.
 
     Progressive resizing: from first_size x full it grows in size_steps equal steps, and is `full` from epoch
-    full_size_at x epochs on. Small images cost less (the time of a step goes with the square of the side) and are what a
-    network learns coarse shapes from. Not of the paper: it became known by fast.ai's entry to DAWNBench (2018).
+    full_size_at x epochs on, rounded down: the last at least. Small images cost less (the time of a step goes with the
+    square of the side) and are what a network learns coarse shapes from. Not of the paper: it became known by fast.ai's
+    entry to DAWNBench (2018).
     """
-    step = min(int(epoch * config.size_steps / (config.full_size_at * epochs)), config.size_steps)
-    if step == config.size_steps or config.first_size == 1:
+    growing = int(config.full_size_at * epochs)
+    if epoch >= growing or config.first_size == 1:
         return full
+    step = epoch * config.size_steps // growing
     share = config.first_size + (1 - config.first_size) * step / config.size_steps
     return min(full, max(8, round(share * full / 4) * 4))
 

@@ -22,7 +22,8 @@ from fasttricks.schedule import image_size, image_sizes
         (ScheduleConfig(first_size=0.5, size_steps=1, full_size_at=0.5), 32, 4, [16, 16, 32, 32]),
         (ScheduleConfig(first_size=0.75, size_steps=2, full_size_at=0.5), 299, 4, [224, 260, 299, 299]),
         (ScheduleConfig(), 224, 3, [224] * 3),
-        (ScheduleConfig(first_size=0.5), 32, 1, [16]),
+        (ScheduleConfig(first_size=0.5), 32, 3, [16, 20, 32]),  # the last epoch is full, however few there are
+        (ScheduleConfig(first_size=0.5), 32, 2, [16, 32]),
     ],
 )
 def test_the_side_grows_in_equal_steps(config: ScheduleConfig, full: int, epochs: int, sizes: list[int]) -> None:
@@ -85,3 +86,10 @@ def test_images_too_small_to_train_on_are_refused() -> None:
     data = DataConfig(image_size=32, val_resize=32)
     with pytest.raises(ConfigError, match=r"schedule.first_size = 0.2: makes images of fewer than 8 pixels"):
         TrainConfig(recipe="x", epochs=9, global_batch_size=4, data=data, schedule=ScheduleConfig(first_size=0.2))
+
+
+def test_a_run_too_short_to_grow_in_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "data", train=20, val=3)
+    args = arguments(tmp_path / "data", tmp_path / "run", "--tricks.on", "progressive_resizing", "--epochs", "1")
+    assert call(train.main, *args) == 0
+    assert "images   32 pixels: too few epochs to grow in (progressive resizing)" in capsys.readouterr().out
