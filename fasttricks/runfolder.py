@@ -15,6 +15,7 @@ from typing import Any
 
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
+from fasttricks.files import write_whole
 from fasttricks.process import launch_token
 
 _MAY_DIFFER = (
@@ -173,10 +174,5 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write `values` to `path` as JSON, whole or not at all, after a power cut too."""
-    text = json.dumps(values, indent=2) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode(), temporary)

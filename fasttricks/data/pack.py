@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from fasttricks.config import require
 from fasttricks.data.folder import DataError, Where, why_unreadable
-from fasttricks.data.packed import FORMAT, INDEX, MANIFEST, PLAN, PackedImages, open_packed, write_index, write_whole
+from fasttricks.data.packed import FORMAT, INDEX, MANIFEST, PLAN, PackedImages, open_packed, write_index
 from fasttricks.data.reencode import QUALITY, Packed, encode
+from fasttricks.files import write_whole
 
 _CHUNK = 16
 """Images a task of a worker: handing one over costs 0.1 ms."""

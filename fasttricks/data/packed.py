@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasttricks.data.folder import DataError, ImageFolder
+from fasttricks.files import write_whole
 
 MANIFEST, INDEX, PLAN = "pack.json", "index.npz", "packing.json"
 FORMAT = 1
@@ -136,16 +137,6 @@ def write_index(path: Path, files: list[str], columns: dict[str, NDArray[Any]]) 
     np.savez(buffer, names=names, **{name: columns[name].astype(kind) for name, kind in _COLUMNS.items()})  # type: ignore[arg-type]
     write_whole(path, buffer.getvalue())
     return hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a kill or a full disk leaves the old file or the new one, on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _read_index(path: Path, digest: str) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
