@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzzing import take_turns
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzzing import settings_for, take_turns
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fasttricks.checkpoint import CHECKSUM_MARK, FORMAT, KEYS, CheckpointError, load_checkpoint, save_checkpoint
@@ -27,13 +27,7 @@ PLAIN = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=10,
 )
-SETTINGS = settings(
-    max_examples=50,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
-)
+SETTINGS = settings_for(50)
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 SAVED = dict.fromkeys(KEYS) | {"model": {"weight": torch.arange(20.0)}, "step": 3, "ranks": [{"loader": "{}"}]}
 

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fuzzing import take_turns
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzzing import settings_for, take_turns
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fasttricks.cli import parse_recipe
@@ -25,13 +25,7 @@ from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import check_run_dir, made_by_this_launch, read_config
 
-SETTINGS = settings(
-    max_examples=50,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
-)
+SETTINGS = settings_for(50)
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),

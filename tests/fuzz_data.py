@@ -15,8 +15,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
-from fuzzing import take_turns
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzzing import settings_for, take_turns
+from hypothesis import given
 from hypothesis import strategies as st
 from test_data_bad import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
 
@@ -24,13 +24,7 @@ from fasttricks.config import DataConfig
 from fasttricks.data import Loader, scan_folder
 from fasttricks.data.scan import examine
 
-SETTINGS = settings(
-    max_examples=10,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
-)
+SETTINGS = settings_for(10)
 LONGEST_S = 60
 """For one example of two epochs; what takes longer hangs."""
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
