@@ -12,7 +12,7 @@ RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## .venv with the releases of constraints.txt; a few minutes and 6 GB, once
+setup: $(STAMP)  ## .venv with the releases of constraints.txt; a few minutes and 7 GB, once
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

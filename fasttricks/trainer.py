@@ -108,7 +108,8 @@ def count_steps(loader: Sized, config: TrainConfig) -> int:
 def train_step(run: Run, batches: list[Batch]) -> None:
     """One update from this rank's micro-batches. The gradient is the mean over the step's images on all ranks.
 
-    Nothing here waits for the device: no .item(), no copy to the host, no branch on a tensor.
+    Nothing here waits for the device: no .item(), no copy to the host, no branch on a tensor; but for a cache of the
+    teacher's logits (distill.cache) while it is being filled.
     """
     config, world = run.config, run.world
     # losses are sums over images; ranks' gradients are averaged

@@ -382,8 +382,8 @@ def cross_entropy(
         IndexError: a label out of range, on the CPU. On CUDA that row's loss and gradient are NaN instead; so are
             those of a lam outside [0, 1] (on the CPU a ValueError).
 
-    Costs: no sync, no copy, no dense target. Saves the logits for backward, nothing else of size N K. Deterministic.
-    Twice differentiable.
+    Costs: no sync, no copy, no dense target. Saves the logits for backward; a GPU nothing else of size N K, the CPU the
+    gradient too, in the loss's dtype. Deterministic. Twice differentiable.
 
     Source: He et al. 2018 (arXiv:1812.01187), sections 5.2 (smoothing) and 5.4 (mixup). Oracle:
     reference.cross_entropy, and torch.nn.functional.cross_entropy in float64.
