@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from fasttricks.scale import GIB, Plan, PlanConfig, find_data_size, make_plan
 from fasttricks.schedule import learning_rate
 from fasttricks.trainer import Run, train_step
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 TWO = World(rank=0, size=2, local_rank=0, local_size=2, device=CPU)
 SMALL = ["--images", "50000", "--model.num-classes", "10"]
@@ -46,7 +47,7 @@ def configure(*args: str) -> PlanConfig:
 # ---------------------------------------------------------------------------------------------------------------- memory
 
 
-def profiled(work: Callable[[], Run]) -> tuple[Run, int, int]:
+def profiled(work: Callable[[], T]) -> tuple[T, int, int]:
     """(what `work` returned, its peak of allocated bytes, the same less what an operator allocates and frees within itself)."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run = work()
@@ -65,18 +66,20 @@ def profiled(work: Callable[[], Run]) -> tuple[Run, int, int]:
     for root in roots:
         walk(root, 0)
     events.sort(key=lambda event: event[0])
+    everything, between = np.zeros((2, len(events)), np.int64)
     open_at: dict[int, int] = {}
-    workspace = set()
     for index, (_, size, address, operator) in enumerate(events):
         if size > 0:
             open_at[address] = index
-        elif address in open_at:
+        elif address not in open_at:
+            # garbage of an earlier profile, freed in this one: the profiler counts every block that it ever saw allocated
+            continue
+        everything[index] = between[index] = size
+        if size < 0:
             start = open_at.pop(address)
             if operator and operator == events[start][3]:
-                workspace |= {start, index}
-    everything = np.cumsum([size for _, size, _, _ in events])
-    between = np.cumsum([0 if index in workspace else event[1] for index, event in enumerate(events)])
-    return run, int(everything.max()), int(between.max())
+                between[[start, index]] = 0  # the operator's own workspace
+    return run, int(everything.cumsum().max()), int(between.cumsum().max())
 
 
 def train(config: PlanConfig, *, steps: int = 2, forward: Callable[[nn.Module], nn.Module] | None = None) -> Run:
@@ -132,6 +135,19 @@ def test_live_bytes_are_those_that_the_profiler_counts(
         assert found.at_peak[kind] == sum(t.nbytes for t in tensors), kind
     assert found.gradient_bytes == sum(p.nbytes for p in parameters)
     assert found.num_parameters == sum(p.numel() for p in parameters)
+
+
+def test_the_count_is_of_the_work_alone() -> None:
+    """A block allocated in an earlier profile and freed in this one is not this one's, whenever the collector runs."""
+    kept: list[torch.Tensor] = []
+    profiled(lambda: kept.append(torch.zeros(4_000_000)))
+
+    def work() -> None:
+        small = torch.zeros(1000)
+        kept.clear()
+        small.add_(torch.ones(2000)[:1000])
+
+    assert profiled(work)[1:] == (12_000, 12_000)
 
 
 @pytest.fixture
