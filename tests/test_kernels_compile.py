@@ -76,12 +76,9 @@ def test_the_gate_sees_narrow_accesses() -> None:
     """The gate itself: logits at an address that 16 does not divide must show no wide load."""
     import torch
 
+    from fasttricks_kernels._options import Labels
     from fasttricks_kernels.cross_entropy import launch_cross_entropy
 
     logits = torch.zeros(4 * 1000 + 1, dtype=torch.float16)[1:].view(4, 1000)
-    (launch,) = record_launches(
-        lambda: launch_cross_entropy(
-            logits, torch.zeros(4, dtype=torch.int64), None, None, 1.0, 0.0, None, None, 1.0, True, True
-        )
-    )
+    (launch,) = record_launches(lambda: launch_cross_entropy(logits, Labels(torch.zeros(4, dtype=torch.int64))))
     assert inspect(launch, 80).loads[128] == 0

@@ -1,6 +1,7 @@
 """Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import."""
 
-from .augment import augment, color_matrix, random_color_matrix
+from .augment import augment
+from .color import color_matrix, random_color_matrix
 from .cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
 from .mixup import mixup

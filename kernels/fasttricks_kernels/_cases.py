@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ._options import Labels
+from ._sgd_kernels import launch_overflow, launch_sgd
 from .augment import launch_augment
 from .cross_entropy import launch_cross_entropy
-from .distillation import launch_distillation
+from .distillation import Weights, launch_distillation
 from .mixup import launch_mixup
-from .sgd import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,6 +55,7 @@ def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
     second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
+    labels = Labels(target, second, lam_N, smoothing=0.1)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     row_bytes = num_classes * logits.element_size()
     floor = {
@@ -67,9 +69,7 @@ def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
         f"K={num_classes}",
         dtype,
         num_rows * floor,
-        lambda: launch_cross_entropy(
-            logits, target, second, lam_N, 1.0, 0.1, None, scale, 1.0, form != "backward", form != "forward"
-        ),
+        lambda: launch_cross_entropy(logits, labels, scale, want_loss=form != "backward", want_grad=form != "forward"),
         wide=row_bytes >= 1024,
     )
 
@@ -87,6 +87,7 @@ def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
     second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
+    labels = Labels(target, second, lam_N, smoothing=0.1)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     row_bytes = num_classes * logits.element_size()
     floor = {
@@ -103,19 +104,11 @@ def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
         lambda: launch_distillation(
             logits,
             teacher,
-            target,
-            second,
-            lam_N,
-            1.0,
-            0.1,
-            None,
-            20.0,
-            1.0,
-            1.0,
+            labels,
+            Weights(20.0, 1.0, 1.0),
             scale,
-            1.0,
-            form != "backward",
-            form != "forward",
+            want_loss=form != "backward",
+            want_grad=form != "forward",
         ),
         wide=row_bytes >= 1024,
     )

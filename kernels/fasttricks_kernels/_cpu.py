@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from .reference import Share, wide
+from ._options import Labels
+from .reference import wide
 
 
-def used_index(target_N: Tensor, target_b_N: Tensor | None, num_classes: int, ignore_index: int | None) -> int | None:
-    """Check every label; the ignore_index if a label may be it, else None. Reads values: inside an operator only."""
+def checked(labels: Labels, num_classes: int) -> Labels:
+    """The labels, their values checked; without an ignore_index that none is. Reads values: inside an operator only."""
     used = None
-    for name, labels_N in (("target", target_N), ("target_b", target_b_N)):
+    for name, labels_N in (("target", labels.target), ("target_b", labels.target_b)):
         if labels_N is None or not labels_N.numel():
             continue
         low, high = (int(value) for value in labels_N.aminmax())
         if low < 0 or high >= num_classes:
-            _checks.check_label_values(name, labels_N, num_classes, ignore_index)
-        if ignore_index is not None and low <= ignore_index <= high:
-            used = ignore_index
-    return used
+            _checks.check_label_values(name, labels_N, num_classes, labels.ignore_index)
+        if labels.ignore_index is not None and low <= labels.ignore_index <= high:
+            used = labels.ignore_index
+    return labels._replace(ignore_index=used)
 
 
-def _labels_and_weights(
-    target_N: Tensor, target_b_N: Tensor | None, share: Share, dtype: torch.dtype, ignore_index: int | None
-) -> tuple[Tensor, Tensor]:
+def _labels_and_weights(labels: Labels, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(N, L) labels that can index, and their weights: (N, L), or (L,) where every sample has the same, none of them 0."""
+    target_N, target_b_N, share = labels.target, labels.target_b, labels.share
     if target_b_N is not None and not isinstance(share, Tensor) and share in (0, 1):  # the other label does not count
         target_N, target_b_N = target_N if share else target_b_N, None
     if target_b_N is None:
@@ -45,26 +45,19 @@ def _labels_and_weights(
         else:
             weights = torch.tensor([share, 1 - share], dtype=dtype)
     labels_NL = labels_NL.long()
-    if ignore_index is not None:
-        ignored_NL = labels_NL == ignore_index
+    if labels.ignore_index is not None:
+        ignored_NL = labels_NL == labels.ignore_index
         labels_NL, weights = labels_NL.masked_fill(ignored_NL, 0), weights.masked_fill(ignored_NL, 0)
     return labels_NL, weights
 
 
-def cross_entropy(
-    logits_NK: Tensor,
-    target_N: Tensor,
-    target_b_N: Tensor | None,
-    share: Share,
-    smoothing: float,
-    ignore_index: int | None,
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
     """(N,) losses, and (N, K) the gradient of their sum: W p - q, in the losses' dtype."""
-    num_classes = logits_NK.shape[1]
-    ignore_index = used_index(target_N, target_b_N, num_classes, ignore_index)
+    num_classes, smoothing = logits_NK.shape[1], labels.smoothing
+    labels = checked(labels, num_classes)
     x_NK = wide(logits_NK)
     x_NK = x_NK - x_NK.amax(1, keepdim=True)
-    labels_NL, weights = _labels_and_weights(target_N, target_b_N, share, x_NK.dtype, ignore_index)
+    labels_NL, weights = _labels_and_weights(labels, x_NK.dtype)
 
     # The sum is of q (x - max), as in the kernel: at logits of 6e4 a sum of q x would leave no digits for the loss.
     picked_NL, uniform_N = x_NK.gather(1, labels_NL), x_NK.sum(1) if smoothing else 0  # mean(1) takes 2.5 x as long
@@ -91,17 +84,9 @@ def cross_entropy(
     return loss_N.sub_(cross_N), grad_NK
 
 
-def scaled(
-    grad_NK: Tensor,
-    scale_N: Tensor,
-    target_N: Tensor,
-    target_b_N: Tensor | None,
-    share: Share,
-    ignore_index: int | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def scaled(grad_NK: Tensor, scale_N: Tensor, labels: Labels, dtype: torch.dtype) -> Tensor:
     """The gradient of cross_entropy times a number a row, rounded once to `dtype`; 0, and not 0 * inf, in ignored rows."""
-    if ignore_index is not None:
-        _, weights_NL = _labels_and_weights(target_N, target_b_N, share, grad_NK.dtype, ignore_index)
+    if labels.ignore_index is not None:
+        _, weights_NL = _labels_and_weights(labels, grad_NK.dtype)
         scale_N = torch.where(weights_NL.sum(1) == 0, 0, scale_N)
     return (grad_NK * scale_N[:, None]).to(dtype)

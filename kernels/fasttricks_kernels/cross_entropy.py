@@ -2,136 +2,46 @@
 
 Two entries. `cross_entropy` is safe under autograd: forward, then backward, three times K elements of traffic where
 the floor is two. `cross_entropy_loss_and_grad` reaches the floor, for a trainer that calls logits.backward(grad).
-One kernel serves both: what it need not write is compiled away.
 
-Over 300 lines because a family stays in one file, and half of it is what a caller needs to know.
-
-Shape suffixes: N samples, K classes; in device code R rows of a program, C lanes along a row.
+Shape suffixes: N samples, K classes.
 """
 
-# No `from __future__ import annotations`: Triton reads tl.constexpr, and torch.library the schema, from annotations.
-from typing import Literal, Optional
+from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks, _cpu, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
-from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
-from ._rows import (
-    columns_of,
-    cross_terms,
-    labels_and_weights,
-    load_rows,
-    packed,
-    per_row,
-    raised_max,
-    store_rows,
-    sum_of_exp,
-    target_distribution,
-    unpacked,
+from ._loss_kernels import cross_entropy_kernel
+from ._options import (
+    LABELS,
+    SCALE,
+    Labels,
+    Reduction,
+    SmoothingOver,
+    checked_labels,
+    grad_scale,
+    reduce_rows,
+    row_scale,
 )
 
-Reduction = Literal["mean", "sum", "none"]
-SmoothingOver = Literal["all", "others"]
 OWN_FROM = 500_000  # logits, from where on an exponential saved outweighs an operator called from Python
 NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
-
-# ---------------------------------------------------------------------------------------------------- device code
-
-
-@triton.jit(do_not_specialize=["N"])
-def cross_entropy_kernel(
-    logits_ptr,
-    target_ptr,
-    target_b_ptr,
-    lam_ptr,
-    scale_ptr,
-    loss_ptr,
-    grad_ptr,
-    N,
-    lam,
-    smoothing,
-    scale,
-    IGNORE: tl.constexpr,
-    LAM_STRIDE: tl.constexpr,
-    SCALE_STRIDE: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HELD: tl.constexpr,
-    GROUP: tl.constexpr,
-    SHIFTED: tl.constexpr,
-):
-    """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away."""
-    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
-    label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
-        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
-    )
-
-    # The row is read here, once, and HELD in registers; only one too long for them is read again below.
-    max_R = tl.full([ROWS], float("-inf"), tl.float32)
-    sum_exp_R = tl.zeros([ROWS], tl.float32)
-    held = ()
-    for chunk in tl.static_range(CHUNKS):
-        raw_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
-        if HELD:
-            raw_RC = packed(raw_RC, True)
-            held = held + (raw_RC,)  # type: ignore[assignment]
-        x_RC = raw_RC.to(tl.float32)
-        old_max_R = max_R
-        max_R, safe_max_R = raised_max(max_R, x_RC)
-        sum_exp_R = sum_of_exp(sum_exp_R, old_max_R, safe_max_R, x_RC, 1.0)
-
-    # The sum is of q (x - max): at logits of 6e4 a sum of q x would leave no digits for the loss. And p is
-    # exp(x - max - log sum): with exp(x - max) / sum the compiler keeps every exp from above, and spills long rows.
-    log_sum_R = tl.log(sum_exp_R)
-    cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
-    # The loss scale multiplies in float32, before the one rounding: the other order flushes small gradients.
-    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        if HELD:
-            x_RC = unpacked(held[chunk], sum_exp_R, True)
-        else:
-            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
-        x_RC = x_RC - max_R[:, None]
-        column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-        q_RC = target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
-        )
-        if loss_ptr is not None:
-            cross_RC += cross_terms(q_RC, x_RC, column_RC, K)
-        if grad_ptr is not None:
-            grad_RC = scale_R[:, None] * (total_R[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - q_RC)
-            grad_RC = tl.where((total_R == 0)[:, None], 0.0, grad_RC)
-            store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
-
-    if loss_ptr is not None:
-        loss_R = tl.where(total_R == 0, 0.0, total_R * log_sum_R - tl.sum(cross_RC, 1))
-        tl.store(loss_ptr + row_R, loss_R, mask=row_R < N)
-
 
 # --------------------------------------------------------------------------------------------------------- launch
 
 
 def launch_cross_entropy(
     logits_NK: Tensor,
-    target_N: Tensor,
-    target_b_N: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    scale_N: Optional[Tensor],
-    scale: float,
-    want_loss: bool,
-    want_grad: bool,
+    labels: Labels,
+    scale_N: Tensor | None = None,
+    scale: float = 1.0,
+    *,
+    want_loss: bool = True,
+    want_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
     logits_NK = dense_rows(logits_NK)
@@ -144,18 +54,18 @@ def launch_cross_entropy(
     with on_device_of(logits_NK):
         cross_entropy_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
             logits_NK,
-            target_N.contiguous(),
-            None if target_b_N is None else target_b_N.contiguous(),
-            lam_N,
+            labels.target.contiguous(),
+            None if labels.target_b is None else labels.target_b.contiguous(),
+            labels.lam_N,
             scale_N,
             loss_N if want_loss else None,
             grad_NK if want_grad else None,
             num_rows,
-            lam,
-            smoothing,
+            labels.lam,
+            labels.smoothing,
             scale,
-            IGNORE=ignore_index,
-            LAM_STRIDE=broadcast_stride(lam_N),
+            IGNORE=labels.ignore_index,
+            LAM_STRIDE=broadcast_stride(labels.lam_N),
             SCALE_STRIDE=broadcast_stride(scale_N),
             **tile,
         )
@@ -163,121 +73,63 @@ def launch_cross_entropy(
 
 
 # ----------------------------------------------------------------------------------------------------- custom ops
-# `lam_N` overrides `lam`, `scale_N` multiplies `scale`: a number goes to the kernel as an argument, not as a tensor,
-# so that nothing is copied to the device for it.
 
 
-@torch.library.custom_op(f"{NAMESPACE}::cross_entropy", mutates_args=())
-def _forward(
-    logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    f"{NAMESPACE}::cross_entropy", mutates_args=(), schema=f"(Tensor logits, {LABELS}) -> (Tensor, Tensor)"
+)
+def _forward(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
     """Losses, and on the CPU their gradient for backward; a GPU computes that again rather than keep it."""
+    labels = Labels(*options)
     if runs_triton(logits):
-        launched = launch_cross_entropy(
-            logits, target, target_b, lam_N, lam, smoothing, ignore_index, None, 1.0, True, False
-        )
-        return launched[0], logits.new_empty(0)
-    share = lam if lam_N is None else lam_N
-    if not keeps_grad(logits):
-        loss = reference.cross_entropy(logits, target, target_b, share, smoothing=smoothing, ignore_index=ignore_index)
-        return loss, logits.new_empty(0)
-    _checks.check_lam_values(lam_N)
-    return _cpu.cross_entropy(logits, target, target_b, share, smoothing, ignore_index)
+        return launch_cross_entropy(logits, labels, want_grad=False)[0], logits.new_empty(0)
+    if keeps_grad(logits):
+        _checks.check_lam_values(labels.lam_N)
+        return _cpu.cross_entropy(logits, labels)
+    return reference.cross_entropy(logits, **labels.named), logits.new_empty(0)
 
 
 @_forward.register_fake
-def _(
-    logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-) -> tuple[Tensor, Tensor]:
+def _(logits, *options) -> tuple[Tensor, Tensor]:
     dtype = reference.wide_dtype(logits.dtype)
     kept = logits.new_empty(logits.shape, dtype=dtype) if keeps_grad(logits) else logits.new_empty(0)
     return logits.new_empty(logits.shape[0], dtype=dtype), kept
 
 
-@torch.library.custom_op(f"{NAMESPACE}::cross_entropy_backward", mutates_args=())
-def _backward(
-    grad_loss: Tensor,
-    kept: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-) -> Tensor:
+@torch.library.custom_op(
+    f"{NAMESPACE}::cross_entropy_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor kept, Tensor logits, {LABELS}) -> Tensor",
+)
+def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, *options) -> Tensor:
+    labels = Labels(*options)
     if runs_triton(logits):
-        return launch_cross_entropy(
-            logits, target, target_b, lam_N, lam, smoothing, ignore_index, grad_loss, 1.0, False, True
-        )[1]
-    share = lam if lam_N is None else lam_N
+        return launch_cross_entropy(logits, labels, grad_loss, want_loss=False)[1]
     if keeps_grad(logits):
-        return _cpu.scaled(kept, grad_loss, target, target_b, share, ignore_index, logits.dtype)
-    return reference.cross_entropy_grad(
-        grad_loss, logits, target, target_b, share, smoothing=smoothing, ignore_index=ignore_index
-    )
+        return _cpu.scaled(kept, grad_loss, labels, logits.dtype)
+    return reference.cross_entropy_grad(grad_loss, logits, **labels.named)
 
 
 @_backward.register_fake
-def _(
-    grad_loss: Tensor,
-    kept: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-) -> Tensor:
+def _(grad_loss, kept, logits, *options) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::cross_entropy_loss_and_grad", mutates_args=())
-def _loss_and_grad(
-    logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    scale_N: Optional[Tensor],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    f"{NAMESPACE}::cross_entropy_loss_and_grad",
+    mutates_args=(),
+    schema=f"(Tensor logits, {LABELS}, {SCALE}) -> (Tensor, Tensor)",
+)
+def _loss_and_grad(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
+    *labels, scale_N, scale = options
     if runs_triton(logits):
-        return launch_cross_entropy(
-            logits, target, target_b, lam_N, lam, smoothing, ignore_index, scale_N, scale, True, True
-        )
-    loss, kept = _forward(logits, target, target_b, lam_N, lam, smoothing, ignore_index)
-    scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, _backward(scale_of_N, kept, logits, target, target_b, lam_N, lam, smoothing, ignore_index)
+        return launch_cross_entropy(logits, Labels(*labels), scale_N, scale)
+    loss, kept = _forward(logits, *labels)
+    return loss, _backward(row_scale(loss, scale_N, scale), kept, logits, *labels)
 
 
 @_loss_and_grad.register_fake
-def _(
-    logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    scale_N: Optional[Tensor],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _(logits, *options) -> tuple[Tensor, Tensor]:
     loss = logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
@@ -298,45 +150,35 @@ def torchs_is_faster(logits: Tensor) -> bool:
 
 
 def _save_forward(ctx, inputs, output) -> None:
-    logits, target, target_b, lam_N, *ctx.options = inputs
+    logits, target, target_b, lam_N, *ctx.numbers = inputs
     ctx.save_for_backward(output[1], logits, target, target_b, lam_N)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
 
 
-def _forward_vjp(ctx, grad_loss: Optional[Tensor], _: Optional[Tensor]):
+def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
+    nothing = (None,) * len(Labels._fields)
     if grad_loss is None:
-        return (None,) * 7
-    kept, logits, target, target_b, lam_N = ctx.saved_tensors
+        return None, *nothing
+    kept, logits, *tensors = ctx.saved_tensors
+    labels = Labels(*tensors, *ctx.numbers)
     if type(kept) is Tensor and kept.numel() and not torch.is_grad_enabled():
         # What the operator would do, without the 100 us of calling one from Python; nobody traces or differentiates it.
-        lam, _, ignore_index = ctx.options
-        share = lam if lam_N is None else lam_N
-        grad = _cpu.scaled(kept, grad_loss, target, target_b, share, ignore_index, logits.dtype)
-        return grad, *[None] * 6
-    return _backward(grad_loss, *ctx.saved_tensors, *ctx.options), *[None] * 6
+        return _cpu.scaled(kept, grad_loss, labels, logits.dtype), *nothing
+    return _backward(grad_loss, kept, logits, *labels), *nothing
 
 
 def _save_backward(ctx, inputs, output) -> None:
-    grad_loss, _, logits, target, target_b, lam_N, *ctx.options = inputs
+    grad_loss, _, logits, target, target_b, lam_N, *ctx.numbers = inputs
     ctx.save_for_backward(grad_loss, logits, target, target_b, lam_N)
 
 
 def _backward_vjp(ctx, grad_grad: Tensor):
     """The second derivative: rare, so it is the reference's formula on every device."""
-    grad_loss, logits, target, target_b, lam_N = ctx.saved_tensors
-    lam, smoothing, ignore_index = ctx.options
-    d_grad_loss, d_logits = reference.cross_entropy_grad_vjp(
-        grad_grad,
-        grad_loss,
-        logits,
-        target,
-        target_b,
-        lam if lam_N is None else lam_N,
-        smoothing=smoothing,
-        ignore_index=ignore_index,
-    )
-    return d_grad_loss, None, d_logits, *[None] * 6
+    grad_loss, logits, *tensors = ctx.saved_tensors
+    labels = Labels(*tensors, *ctx.numbers)
+    d_grad_loss, d_logits = reference.cross_entropy_grad_vjp(grad_grad, grad_loss, logits, **labels.named)
+    return d_grad_loss, None, d_logits, *[None] * len(labels)
 
 
 _forward.register_autograd(_forward_vjp, setup_context=_save_forward)
@@ -350,9 +192,9 @@ def cross_entropy(
     target: Tensor,
     *,
     smoothing: float = 0.0,
-    target_b: Optional[Tensor] = None,
-    lam: "Tensor | float | None" = None,
-    ignore_index: Optional[int] = -100,
+    target_b: Tensor | None = None,
+    lam: Tensor | float | None = None,
+    ignore_index: int | None = -100,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
 ) -> Tensor:
@@ -388,19 +230,17 @@ def cross_entropy(
     Source: He et al. 2018 (arXiv:1812.01187), sections 5.2 (smoothing) and 5.4 (mixup). Oracle:
     reference.cross_entropy, and torch.nn.functional.cross_entropy in float64.
     """
-    lam_N, lam_number = split_lam(lam)
-    smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
-    if target_b is None and smoothing <= 1 and torchs_is_faster(logits):
+    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    if target_b is None and labels.smoothing <= 1 and torchs_is_faster(logits):
         return F.cross_entropy(
             reference.wide(logits),
             target.long(),
             reduction=reduction,
-            label_smoothing=smoothing,
+            label_smoothing=labels.smoothing,
             ignore_index=NO_LABEL if ignore_index is None else ignore_index,
         )
-    loss_N, _ = _forward(logits, target, target_b, lam_N, lam_number, smoothing, ignore_index)
-    denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
-    return reduce_rows(loss_N, reduction, denominator)
+    loss_N, _ = _forward(logits, *labels)
+    return reduce_rows(loss_N, reduction, labels.denominator(reduction))
 
 
 def cross_entropy_loss_and_grad(
@@ -408,12 +248,12 @@ def cross_entropy_loss_and_grad(
     target: Tensor,
     *,
     smoothing: float = 0.0,
-    target_b: Optional[Tensor] = None,
-    lam: "Tensor | float | None" = None,
-    ignore_index: Optional[int] = None,
+    target_b: Tensor | None = None,
+    lam: Tensor | float | None = None,
+    ignore_index: int | None = None,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
-    loss_scale: "Tensor | float" = 1.0,
+    loss_scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the gradient of loss_scale * loss, reading the logits once: for `logits.backward(grad)`.
 
@@ -429,13 +269,9 @@ def cross_entropy_loss_and_grad(
 
     Costs: one launch for losses and gradient (2 K elements + 12 bytes a row), one more to sum N numbers.
     """
-    lam_N, lam_number = split_lam(lam)
-    smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
-    denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
-    scale_N, scale = grad_scale(loss_scale, reduction, denominator)
-    loss_N, grad = _loss_and_grad(
-        logits.detach(), target, target_b, lam_N, lam_number, smoothing, ignore_index, scale_N, scale
-    )
+    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    denominator = labels.denominator(reduction)
+    loss_N, grad = _loss_and_grad(logits.detach(), *labels, *grad_scale(loss_scale, denominator))
     return reduce_rows(loss_N, reduction, denominator), grad
 
 
@@ -450,7 +286,7 @@ class CrossEntropyLoss(torch.nn.Module):
         self,
         weight: None = None,
         *,
-        ignore_index: Optional[int] = -100,
+        ignore_index: int | None = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         smoothing_over: SmoothingOver = "all",
@@ -467,7 +303,7 @@ class CrossEntropyLoss(torch.nn.Module):
         self.smoothing_over = smoothing_over
 
     def forward(
-        self, logits: Tensor, target: Tensor, target_b: Optional[Tensor] = None, lam: "Tensor | float | None" = None
+        self, logits: Tensor, target: Tensor, target_b: Tensor | None = None, lam: Tensor | float | None = None
     ) -> Tensor:
         return cross_entropy(
             logits,

@@ -3,163 +3,54 @@
 Two entries, as in cross_entropy.py: `distillation_loss` is safe under autograd (five times K elements of traffic
 where the floor is three), `distillation_loss_and_grad` reaches the floor.
 
-Over 300 lines because a family stays in one file, and half of it is what a caller needs to know.
-
-Shape suffixes: N samples, K classes; in device code R rows of a program, C lanes along a row.
+Shape suffixes: N samples, K classes.
 """
 
-# No `from __future__ import annotations`: Triton reads tl.constexpr, and torch.library the schema, from annotations.
-from typing import Any, Optional
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import _checks, _cpu, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
-from ._reduce import checked_smoothing, grad_scale, mean_weight, reduce_rows, split_lam
-from ._rows import (
-    columns_of,
-    cross_terms,
-    labels_and_weights,
-    load_rows,
-    packed,
-    per_row,
-    raised_max,
-    store_rows,
-    sum_of_exp,
-    target_distribution,
-    unpacked,
+from ._loss_kernels import distillation_kernel
+from ._options import (
+    LABELS,
+    SCALE,
+    Labels,
+    Reduction,
+    SmoothingOver,
+    checked_labels,
+    grad_scale,
+    reduce_rows,
+    row_scale,
 )
-from .cross_entropy import Reduction, SmoothingOver
 
-# ---------------------------------------------------------------------------------------------------- device code
+OPTIONS = f"{LABELS}, float temperature, float hard_weight, float soft_weight"
 
 
-@triton.jit(do_not_specialize=["N"])
-def distillation_kernel(
-    logits_ptr,
-    teacher_ptr,
-    target_ptr,
-    target_b_ptr,
-    lam_ptr,
-    scale_ptr,
-    loss_ptr,
-    grad_ptr,
-    N,
-    lam,
-    smoothing,
-    temperature,
-    hard_weight,
-    soft_weight,
-    scale,
-    IGNORE: tl.constexpr,
-    LAM_STRIDE: tl.constexpr,
-    SCALE_STRIDE: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HELD: tl.constexpr,
-    GROUP: tl.constexpr,
-    SHIFTED: tl.constexpr,
-):
-    """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away.
+class Weights(NamedTuple):
+    """The numbers of distillation as its operators take them, after the labels."""
 
-    With d = logits - max, and c = hard_weight q + soft_weight W T softmax(teacher / T):
+    temperature: float
+    hard_weight: float
+    soft_weight: float
 
-        loss = W (hard_weight log sum exp(d) + soft_weight T^2 log sum exp(d / T)) - sum_k c_k d_k
-        grad = W (hard_weight softmax(d) + soft_weight T softmax(d / T)) - c
-    """
-    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
-    label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
-        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
-    )
-    coldness = 1.0 / temperature
 
-    # Both rows are read here, once, and HELD in registers; only those too long for them are read again below.
-    held = ()
-    teacher_held = ()
-    if HELD:
-        # Maxima first, then sums, lane by lane: two reductions a row, where a running maximum takes one a chunk, and
-        # the order in which the fewest registers are live.
-        max_RC = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
-        teacher_max_RC = max_RC
-        for chunk in tl.static_range(CHUNKS):
-            x_RC = packed(load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED), CHUNKS > 1)
-            t_RC = packed(load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED), CHUNKS > 1)
-            max_RC = tl.maximum(max_RC, x_RC.to(tl.float32))
-            teacher_max_RC = tl.maximum(teacher_max_RC, t_RC.to(tl.float32))
-            held = held + (x_RC,)  # type: ignore[assignment]
-            teacher_held = teacher_held + (t_RC,)  # type: ignore[assignment]
-        max_R = tl.max(max_RC, 1)
-        teacher_max_R = tl.max(teacher_max_RC, 1)
-        # always 0, known only when both maxima are
-        known_R = tl.where((max_R == 0) & (teacher_max_R == 0) & (N < 0), -1.0, 0.0)
-        sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)  # of exp(d), of exp(d / T), and of the teacher's exp(d / T)
-        soft_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
-        teacher_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
-        for chunk in tl.static_range(CHUNKS):
-            x_RC = unpacked(held[chunk], known_R, CHUNKS > 1) - max_R[:, None]
-            sum_RC += tl.exp(x_RC)
-            soft_sum_RC += tl.exp(coldness * x_RC)
-            t_RC = unpacked(teacher_held[chunk], known_R, CHUNKS > 1) - teacher_max_R[:, None]
-            teacher_sum_RC += tl.exp(coldness * t_RC)
-        sum_R = tl.sum(sum_RC, 1)
-        soft_sum_R = tl.sum(soft_sum_RC, 1)
-        teacher_sum_R = tl.sum(teacher_sum_RC, 1)
-    else:
-        max_R = tl.full([ROWS], float("-inf"), tl.float32)
-        teacher_max_R = max_R
-        sum_R = tl.zeros([ROWS], tl.float32)
-        soft_sum_R = tl.zeros([ROWS], tl.float32)
-        teacher_sum_R = tl.zeros([ROWS], tl.float32)
-        for chunk in tl.static_range(CHUNKS):
-            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
-            old_max_R = max_R
-            max_R, safe_max_R = raised_max(max_R, x_RC)
-            sum_R = sum_of_exp(sum_R, old_max_R, safe_max_R, x_RC, 1.0)
-            soft_sum_R = sum_of_exp(soft_sum_R, old_max_R, safe_max_R, x_RC, coldness)
-            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
-            old_max_R = teacher_max_R
-            teacher_max_R, safe_max_R = raised_max(teacher_max_R, t_RC)
-            teacher_sum_R = sum_of_exp(teacher_sum_R, old_max_R, safe_max_R, t_RC, coldness)
-    sums_R = sum_R + soft_sum_R + teacher_sum_R
+def checked_weights(temperature: float, hard_weight: float, soft_weight: float) -> Weights:
+    _checks.check_positive("temperature", temperature)
+    _checks.check_weight("hard_weight", hard_weight)
+    _checks.check_weight("soft_weight", soft_weight)
+    return Weights(float(temperature), float(hard_weight), float(soft_weight))
 
-    log_sum_R = tl.log(sum_R)
-    soft_log_sum_R = tl.log(soft_sum_R)
-    teacher_log_sum_R = tl.log(teacher_sum_R)
-    soft_R = soft_weight * temperature * total_R
-    cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
-    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        if HELD:
-            x_RC = unpacked(held[chunk], sums_R, CHUNKS > 1)
-            t_RC = unpacked(teacher_held[chunk], sums_R, CHUNKS > 1)
-        else:
-            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
-            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
-        x_RC = x_RC - max_R[:, None]
-        column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-        c_RC = hard_weight * target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
-        )
-        t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
-        c_RC += soft_R[:, None] * tl.exp(t_RC)
-        if loss_ptr is not None:
-            cross_RC += cross_terms(c_RC, x_RC, column_RC, K)
-        if grad_ptr is not None:
-            grad_RC = (hard_weight * total_R)[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - c_RC
-            grad_RC += soft_R[:, None] * tl.exp(x_RC * coldness - soft_log_sum_R[:, None])
-            grad_RC = tl.where((total_R == 0)[:, None], 0.0, scale_R[:, None] * grad_RC)
-            store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
 
-    if loss_ptr is not None:
-        loss_R = hard_weight * total_R * log_sum_R + temperature * soft_R * soft_log_sum_R - tl.sum(cross_RC, 1)
-        tl.store(loss_ptr + row_R, tl.where(total_R == 0, 0.0, loss_R), mask=row_R < N)
+def parted(options: Sequence[Any]) -> tuple[Labels, Weights]:
+    """OPTIONS by position in their two parts."""
+    return Labels(*options[: len(Labels._fields)]), Weights(*options[len(Labels._fields) :])
 
 
 # --------------------------------------------------------------------------------------------------------- launch
@@ -168,19 +59,13 @@ def distillation_kernel(
 def launch_distillation(
     logits_NK: Tensor,
     teacher_NK: Tensor,
-    target_N: Tensor,
-    target_b_N: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    temperature: float,
-    hard_weight: float,
-    soft_weight: float,
-    scale_N: Optional[Tensor],
-    scale: float,
-    want_loss: bool,
-    want_grad: bool,
+    labels: Labels,
+    weights: Weights,
+    scale_N: Tensor | None = None,
+    scale: float = 1.0,
+    *,
+    want_loss: bool = True,
+    want_grad: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
     logits_NK, teacher_NK = dense_rows(logits_NK), teacher_NK.contiguous()
@@ -194,21 +79,19 @@ def launch_distillation(
         distillation_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
             logits_NK,
             teacher_NK,
-            target_N.contiguous(),
-            None if target_b_N is None else target_b_N.contiguous(),
-            lam_N,
+            labels.target.contiguous(),
+            None if labels.target_b is None else labels.target_b.contiguous(),
+            labels.lam_N,
             scale_N,
             loss_N if want_loss else None,
             grad_NK if want_grad else None,
             num_rows,
-            lam,
-            smoothing,
-            temperature,
-            hard_weight,
-            soft_weight,
+            labels.lam,
+            labels.smoothing,
+            *weights,
             scale,
-            IGNORE=ignore_index,
-            LAM_STRIDE=broadcast_stride(lam_N),
+            IGNORE=labels.ignore_index,
+            LAM_STRIDE=broadcast_stride(labels.lam_N),
             SCALE_STRIDE=broadcast_stride(scale_N),
             **tile,
         )
@@ -218,108 +101,38 @@ def launch_distillation(
 # ----------------------------------------------------------------------------------------------------- custom ops
 
 
-@torch.library.custom_op(f"{NAMESPACE}::distillation", mutates_args=())
-def _forward(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    temperature: float,
-    hard_weight: float,
-    soft_weight: float,
-) -> Tensor:
+@torch.library.custom_op(
+    f"{NAMESPACE}::distillation",
+    mutates_args=(),
+    schema=f"(Tensor logits, Tensor teacher_logits, {OPTIONS}) -> Tensor",
+)
+def _forward(logits: Tensor, teacher_logits: Tensor, *options) -> Tensor:
+    labels, weights = parted(options)
     if runs_triton(logits):
-        return launch_distillation(
-            logits,
-            teacher_logits,
-            target,
-            target_b,
-            lam_N,
-            lam,
-            smoothing,
-            ignore_index,
-            temperature,
-            hard_weight,
-            soft_weight,
-            None,
-            1.0,
-            True,
-            False,
-        )[0]
+        return launch_distillation(logits, teacher_logits, labels, weights, want_grad=False)[0]
     if logits.is_cpu:
-        _checks.check_lam_values(lam_N)
-        ignore_index = _cpu.used_index(target, target_b, logits.shape[1], ignore_index)
-    return reference.distillation(
-        logits,
-        teacher_logits,
-        target,
-        target_b,
-        lam if lam_N is None else lam_N,
-        temperature=temperature,
-        hard_weight=hard_weight,
-        soft_weight=soft_weight,
-        smoothing=smoothing,
-        ignore_index=ignore_index,
-    )
+        _checks.check_lam_values(labels.lam_N)
+        labels = _cpu.checked(labels, logits.shape[1])
+    return reference.distillation(logits, teacher_logits, **labels.named, **weights._asdict())
 
 
 @_forward.register_fake
-def _(logits, teacher_logits, target, *options) -> Tensor:
+def _(logits, teacher_logits, *options) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
 
 
-@torch.library.custom_op(f"{NAMESPACE}::distillation_backward", mutates_args=())
-def _backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    temperature: float,
-    hard_weight: float,
-    soft_weight: float,
-) -> Tensor:
+@torch.library.custom_op(
+    f"{NAMESPACE}::distillation_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor logits, Tensor teacher_logits, {OPTIONS}) -> Tensor",
+)
+def _backward(grad_loss: Tensor, logits: Tensor, teacher_logits: Tensor, *options) -> Tensor:
+    labels, weights = parted(options)
     if runs_triton(logits):
-        return launch_distillation(
-            logits,
-            teacher_logits,
-            target,
-            target_b,
-            lam_N,
-            lam,
-            smoothing,
-            ignore_index,
-            temperature,
-            hard_weight,
-            soft_weight,
-            grad_loss,
-            1.0,
-            False,
-            True,
-        )[1]
+        return launch_distillation(logits, teacher_logits, labels, weights, grad_loss, want_loss=False)[1]
     if logits.is_cpu:  # clearing ignored rows costs as much as a softmax: only where there are any
-        ignore_index = _cpu.used_index(target, target_b, logits.shape[1], ignore_index)
-    return reference.distillation_grad(
-        grad_loss,
-        logits,
-        teacher_logits,
-        target,
-        target_b,
-        lam if lam_N is None else lam_N,
-        temperature=temperature,
-        hard_weight=hard_weight,
-        soft_weight=soft_weight,
-        smoothing=smoothing,
-        ignore_index=ignore_index,
-    )
+        labels = _cpu.checked(labels, logits.shape[1])
+    return reference.distillation_grad(grad_loss, logits, teacher_logits, **labels.named, **weights._asdict())
 
 
 @_backward.register_fake
@@ -327,72 +140,21 @@ def _(grad_loss, logits, *options) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::distillation_loss_and_grad", mutates_args=())
-def _loss_and_grad(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
-    target_b: Optional[Tensor],
-    lam_N: Optional[Tensor],
-    lam: float,
-    smoothing: float,
-    ignore_index: Optional[int],
-    temperature: float,
-    hard_weight: float,
-    soft_weight: float,
-    scale_N: Optional[Tensor],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    f"{NAMESPACE}::distillation_loss_and_grad",
+    mutates_args=(),
+    schema=f"(Tensor logits, Tensor teacher_logits, {OPTIONS}, {SCALE}) -> (Tensor, Tensor)",
+)
+def _loss_and_grad(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Tensor, Tensor]:
+    *parts, scale_N, scale = options
     if runs_triton(logits):
-        return launch_distillation(
-            logits,
-            teacher_logits,
-            target,
-            target_b,
-            lam_N,
-            lam,
-            smoothing,
-            ignore_index,
-            temperature,
-            hard_weight,
-            soft_weight,
-            scale_N,
-            scale,
-            True,
-            True,
-        )
-    loss = _forward(
-        logits,
-        teacher_logits,
-        target,
-        target_b,
-        lam_N,
-        lam,
-        smoothing,
-        ignore_index,
-        temperature,
-        hard_weight,
-        soft_weight,
-    )
-    scale_of_N = torch.full_like(loss, scale) if scale_N is None else (scale * scale_N).to(loss.dtype).expand_as(loss)
-    return loss, _backward(
-        scale_of_N,
-        logits,
-        teacher_logits,
-        target,
-        target_b,
-        lam_N,
-        lam,
-        smoothing,
-        ignore_index,
-        temperature,
-        hard_weight,
-        soft_weight,
-    )
+        return launch_distillation(logits, teacher_logits, *parted(parts), scale_N, scale)
+    loss = _forward(logits, teacher_logits, *parts)
+    return loss, _backward(row_scale(loss, scale_N, scale), logits, teacher_logits, *parts)
 
 
 @_loss_and_grad.register_fake
-def _(logits, teacher_logits, target, *options) -> tuple[Tensor, Tensor]:
+def _(logits, *options) -> tuple[Tensor, Tensor]:
     loss = logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
@@ -401,37 +163,29 @@ def _(logits, teacher_logits, target, *options) -> tuple[Tensor, Tensor]:
 
 
 def _save_forward(ctx, inputs, output) -> None:
-    logits, teacher_logits, target, target_b, lam_N, *ctx.options = inputs
+    logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
     ctx.save_for_backward(logits, teacher_logits, target, target_b, lam_N)
 
 
 def _forward_vjp(ctx, grad_loss: Tensor):
-    return _backward(grad_loss, *ctx.saved_tensors, *ctx.options), *[None] * 10
+    options = *ctx.saved_tensors, *ctx.numbers
+    return _backward(grad_loss, *options), *[None] * (len(options) - 1)
 
 
 def _save_backward(ctx, inputs, output) -> None:
-    grad_loss, logits, teacher_logits, target, target_b, lam_N, *ctx.options = inputs
+    grad_loss, logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
     ctx.save_for_backward(grad_loss, logits, teacher_logits, target, target_b, lam_N)
 
 
 def _backward_vjp(ctx, grad_grad: Tensor):
     """The second derivative: rare, so it is the reference's formula on every device."""
-    grad_loss, logits, teacher_logits, target, target_b, lam_N = ctx.saved_tensors
-    lam, smoothing, ignore_index, temperature, hard_weight, soft_weight = ctx.options
-    return *reference.distillation_grad_vjp(
-        grad_grad,
-        grad_loss,
-        logits,
-        teacher_logits,
-        target,
-        target_b,
-        lam if lam_N is None else lam_N,
-        temperature=temperature,
-        hard_weight=hard_weight,
-        soft_weight=soft_weight,
-        smoothing=smoothing,
-        ignore_index=ignore_index,
-    ), *[None] * 10
+    grad_loss, logits, teacher_logits, *tensors = ctx.saved_tensors
+    options = *tensors, *ctx.numbers
+    labels, weights = parted(options)
+    d_grad_loss, d_logits = reference.distillation_grad_vjp(
+        grad_grad, grad_loss, logits, teacher_logits, **labels.named, **weights._asdict()
+    )
+    return d_grad_loss, d_logits, None, *[None] * len(options)
 
 
 _forward.register_autograd(_forward_vjp, setup_context=_save_forward)
@@ -449,9 +203,9 @@ def distillation_loss(
     hard_weight: float = 1.0,
     soft_weight: float = 1.0,
     smoothing: float = 0.0,
-    target_b: Optional[Tensor] = None,
-    lam: "Tensor | float | None" = None,
-    ignore_index: Optional[int] = -100,
+    target_b: Tensor | None = None,
+    lam: Tensor | float | None = None,
+    ignore_index: int | None = -100,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
 ) -> Tensor:
@@ -477,24 +231,11 @@ def distillation_loss(
     Source: He et al. 2018 (arXiv:1812.01187), section 5.3; Hinton et al. 2015 (arXiv:1503.02531), section 2. Oracle:
     reference.distillation, and torch.nn.functional.cross_entropy and kl_div in float64.
     """
-    lam_N, lam_number = split_lam(lam)
-    smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
-    _check_teacher(logits, teacher_logits, temperature, hard_weight, soft_weight)
-    loss_N = _forward(
-        logits,
-        teacher_logits.detach(),
-        target,
-        target_b,
-        lam_N,
-        lam_number,
-        smoothing,
-        ignore_index,
-        float(temperature),
-        float(hard_weight),
-        float(soft_weight),
-    )
-    denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
-    return reduce_rows(loss_N, reduction, denominator)
+    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    _check_teacher(logits, teacher_logits)
+    weights = checked_weights(temperature, hard_weight, soft_weight)
+    loss_N = _forward(logits, teacher_logits.detach(), *labels, *weights)
+    return reduce_rows(loss_N, reduction, labels.denominator(reduction))
 
 
 def distillation_loss_and_grad(
@@ -506,12 +247,12 @@ def distillation_loss_and_grad(
     hard_weight: float = 1.0,
     soft_weight: float = 1.0,
     smoothing: float = 0.0,
-    target_b: Optional[Tensor] = None,
-    lam: "Tensor | float | None" = None,
-    ignore_index: Optional[int] = None,
+    target_b: Tensor | None = None,
+    lam: Tensor | float | None = None,
+    ignore_index: int | None = None,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
-    loss_scale: "Tensor | float" = 1.0,
+    loss_scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The distillation loss, and the gradient of loss_scale * loss, in one pass: for `logits.backward(grad)`.
 
@@ -520,38 +261,20 @@ def distillation_loss_and_grad(
 
     Costs: one launch for losses and gradient (3 K elements + 12 bytes a row), one more to sum N numbers.
     """
-    lam_N, lam_number = split_lam(lam)
-    smoothing = checked_smoothing(logits, target, target_b, lam, smoothing, smoothing_over, reduction)
-    _check_teacher(logits, teacher_logits, temperature, hard_weight, soft_weight)
-    denominator = mean_weight(target, target_b, lam, ignore_index) if reduction == "mean" else 1
-    scale_N, scale = grad_scale(loss_scale, reduction, denominator)
+    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    _check_teacher(logits, teacher_logits)
+    weights = checked_weights(temperature, hard_weight, soft_weight)
+    denominator = labels.denominator(reduction)
     loss_N, grad = _loss_and_grad(
-        logits.detach(),
-        teacher_logits.detach(),
-        target,
-        target_b,
-        lam_N,
-        lam_number,
-        smoothing,
-        ignore_index,
-        float(temperature),
-        float(hard_weight),
-        float(soft_weight),
-        scale_N,
-        scale,
+        logits.detach(), teacher_logits.detach(), *labels, *weights, *grad_scale(loss_scale, denominator)
     )
     return reduce_rows(loss_N, reduction, denominator), grad
 
 
-def _check_teacher(
-    logits: Tensor, teacher_logits: Tensor, temperature: float, hard_weight: float, soft_weight: float
-) -> None:
+def _check_teacher(logits: Tensor, teacher_logits: Tensor) -> None:
     _checks.check_same("teacher_logits", teacher_logits, "logits", logits)
     if teacher_logits.dtype != logits.dtype:
         raise TypeError(f"teacher_logits are {teacher_logits.dtype}, but logits {logits.dtype}; cast the teacher's")
-    _checks.check_positive("temperature", temperature)
-    _checks.check_weight("hard_weight", hard_weight)
-    _checks.check_weight("soft_weight", soft_weight)
 
 
 class DistillationLoss(torch.nn.Module):
@@ -563,15 +286,13 @@ class DistillationLoss(torch.nn.Module):
         hard_weight: float = 1.0,
         soft_weight: float = 1.0,
         *,
-        ignore_index: Optional[int] = -100,
+        ignore_index: int | None = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         smoothing_over: SmoothingOver = "all",
     ) -> None:
         super().__init__()
-        _checks.check_positive("temperature", temperature)
-        _checks.check_weight("hard_weight", hard_weight)
-        _checks.check_weight("soft_weight", soft_weight)
+        checked_weights(temperature, hard_weight, soft_weight)
         _checks.check_share("label_smoothing", label_smoothing)
         _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
         _checks.check_choice("smoothing_over", smoothing_over, ("all", "others"))
@@ -590,8 +311,8 @@ class DistillationLoss(torch.nn.Module):
         logits: Tensor,
         teacher_logits: Tensor,
         target: Tensor,
-        target_b: Optional[Tensor] = None,
-        lam: "Tensor | float | None" = None,
+        target_b: Tensor | None = None,
+        lam: Tensor | float | None = None,
     ) -> Tensor:
         return distillation_loss(logits, teacher_logits, target, target_b=target_b, lam=lam, **self.options)
 

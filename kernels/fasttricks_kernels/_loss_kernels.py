@@ -1,0 +1,221 @@
+"""The losses' device code: one kernel each, for forward, backward and both; what it need not write is compiled away.
+
+Shape suffixes: R rows of a program, C lanes along a row.
+"""
+
+# No `from __future__ import annotations`: Triton reads tl.constexpr from annotations.
+import triton
+import triton.language as tl
+
+from ._rows import (
+    columns_of,
+    cross_terms,
+    labels_and_weights,
+    load_rows,
+    packed,
+    per_row,
+    raised_max,
+    store_rows,
+    sum_of_exp,
+    target_distribution,
+    unpacked,
+)
+
+
+@triton.jit(do_not_specialize=["N"])
+def cross_entropy_kernel(
+    logits_ptr,
+    target_ptr,
+    target_b_ptr,
+    lam_ptr,
+    scale_ptr,
+    loss_ptr,
+    grad_ptr,
+    N,
+    lam,
+    smoothing,
+    scale,
+    IGNORE: tl.constexpr,
+    LAM_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HELD: tl.constexpr,
+    GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
+    """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away."""
+    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
+    label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
+        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
+    )
+
+    # The row is read here, once, and HELD in registers; only one too long for them is read again below.
+    max_R = tl.full([ROWS], float("-inf"), tl.float32)
+    sum_exp_R = tl.zeros([ROWS], tl.float32)
+    held = ()
+    for chunk in tl.static_range(CHUNKS):
+        raw_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED)
+        if HELD:
+            raw_RC = packed(raw_RC, True)
+            held = held + (raw_RC,)  # type: ignore[assignment]
+        x_RC = raw_RC.to(tl.float32)
+        old_max_R = max_R
+        max_R, safe_max_R = raised_max(max_R, x_RC)
+        sum_exp_R = sum_of_exp(sum_exp_R, old_max_R, safe_max_R, x_RC, 1.0)
+
+    # The sum is of q (x - max): at logits of 6e4 a sum of q x would leave no digits for the loss. And p is
+    # exp(x - max - log sum): with exp(x - max) / sum the compiler keeps every exp from above, and spills long rows.
+    log_sum_R = tl.log(sum_exp_R)
+    cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+    # The loss scale multiplies in float32, before the one rounding: the other order flushes small gradients.
+    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        if HELD:
+            x_RC = unpacked(held[chunk], sum_exp_R, True)
+        else:
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
+        x_RC = x_RC - max_R[:, None]
+        column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
+        q_RC = target_distribution(
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
+        )
+        if loss_ptr is not None:
+            cross_RC += cross_terms(q_RC, x_RC, column_RC, K)
+        if grad_ptr is not None:
+            grad_RC = scale_R[:, None] * (total_R[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - q_RC)
+            grad_RC = tl.where((total_R == 0)[:, None], 0.0, grad_RC)
+            store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
+
+    if loss_ptr is not None:
+        loss_R = tl.where(total_R == 0, 0.0, total_R * log_sum_R - tl.sum(cross_RC, 1))
+        tl.store(loss_ptr + row_R, loss_R, mask=row_R < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+def distillation_kernel(
+    logits_ptr,
+    teacher_ptr,
+    target_ptr,
+    target_b_ptr,
+    lam_ptr,
+    scale_ptr,
+    loss_ptr,
+    grad_ptr,
+    N,
+    lam,
+    smoothing,
+    temperature,
+    hard_weight,
+    soft_weight,
+    scale,
+    IGNORE: tl.constexpr,
+    LAM_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HELD: tl.constexpr,
+    GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
+    """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away.
+
+    With d = logits - max, and c = hard_weight q + soft_weight W T softmax(teacher / T):
+
+        loss = W (hard_weight log sum exp(d) + soft_weight T^2 log sum exp(d / T)) - sum_k c_k d_k
+        grad = W (hard_weight softmax(d) + soft_weight T softmax(d / T)) - c
+    """
+    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
+    label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
+        target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
+    )
+    coldness = 1.0 / temperature
+
+    # Both rows are read here, once, and HELD in registers; only those too long for them are read again below.
+    held = ()
+    teacher_held = ()
+    if HELD:
+        # Maxima first, then sums, lane by lane: two reductions a row, where a running maximum takes one a chunk, and
+        # the order in which the fewest registers are live.
+        max_RC = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
+        teacher_max_RC = max_RC
+        for chunk in tl.static_range(CHUNKS):
+            x_RC = packed(load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED), CHUNKS > 1)
+            t_RC = packed(load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED), CHUNKS > 1)
+            max_RC = tl.maximum(max_RC, x_RC.to(tl.float32))
+            teacher_max_RC = tl.maximum(teacher_max_RC, t_RC.to(tl.float32))
+            held = held + (x_RC,)  # type: ignore[assignment]
+            teacher_held = teacher_held + (t_RC,)  # type: ignore[assignment]
+        max_R = tl.max(max_RC, 1)
+        teacher_max_R = tl.max(teacher_max_RC, 1)
+        # always 0, known only when both maxima are
+        known_R = tl.where((max_R == 0) & (teacher_max_R == 0) & (N < 0), -1.0, 0.0)
+        sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)  # of exp(d), of exp(d / T), and of the teacher's exp(d / T)
+        soft_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+        teacher_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            x_RC = unpacked(held[chunk], known_R, CHUNKS > 1) - max_R[:, None]
+            sum_RC += tl.exp(x_RC)
+            soft_sum_RC += tl.exp(coldness * x_RC)
+            t_RC = unpacked(teacher_held[chunk], known_R, CHUNKS > 1) - teacher_max_R[:, None]
+            teacher_sum_RC += tl.exp(coldness * t_RC)
+        sum_R = tl.sum(sum_RC, 1)
+        soft_sum_R = tl.sum(soft_sum_RC, 1)
+        teacher_sum_R = tl.sum(teacher_sum_RC, 1)
+    else:
+        max_R = tl.full([ROWS], float("-inf"), tl.float32)
+        teacher_max_R = max_R
+        sum_R = tl.zeros([ROWS], tl.float32)
+        soft_sum_R = tl.zeros([ROWS], tl.float32)
+        teacher_sum_R = tl.zeros([ROWS], tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
+            old_max_R = max_R
+            max_R, safe_max_R = raised_max(max_R, x_RC)
+            sum_R = sum_of_exp(sum_R, old_max_R, safe_max_R, x_RC, 1.0)
+            soft_sum_R = sum_of_exp(soft_sum_R, old_max_R, safe_max_R, x_RC, coldness)
+            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
+            old_max_R = teacher_max_R
+            teacher_max_R, safe_max_R = raised_max(teacher_max_R, t_RC)
+            teacher_sum_R = sum_of_exp(teacher_sum_R, old_max_R, safe_max_R, t_RC, coldness)
+    sums_R = sum_R + soft_sum_R + teacher_sum_R
+
+    log_sum_R = tl.log(sum_R)
+    soft_log_sum_R = tl.log(soft_sum_R)
+    teacher_log_sum_R = tl.log(teacher_sum_R)
+    soft_R = soft_weight * temperature * total_R
+    cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        if HELD:
+            x_RC = unpacked(held[chunk], sums_R, CHUNKS > 1)
+            t_RC = unpacked(teacher_held[chunk], sums_R, CHUNKS > 1)
+        else:
+            x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
+            t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
+        x_RC = x_RC - max_R[:, None]
+        column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
+        c_RC = hard_weight * target_distribution(
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
+        )
+        t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
+        c_RC += soft_R[:, None] * tl.exp(t_RC)
+        if loss_ptr is not None:
+            cross_RC += cross_terms(c_RC, x_RC, column_RC, K)
+        if grad_ptr is not None:
+            grad_RC = (hard_weight * total_R)[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - c_RC
+            grad_RC += soft_R[:, None] * tl.exp(x_RC * coldness - soft_log_sum_R[:, None])
+            grad_RC = tl.where((total_R == 0)[:, None], 0.0, scale_R[:, None] * grad_RC)
+            store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
+
+    if loss_ptr is not None:
+        loss_R = hard_weight * total_R * log_sum_R + temperature * soft_R * soft_log_sum_R - tl.sum(cross_RC, 1)
+        tl.store(loss_ptr + row_R, tl.where(total_R == 0, 0.0, loss_R), mask=row_R < N)

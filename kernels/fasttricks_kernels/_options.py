@@ -1,0 +1,102 @@
+"""What the losses' public functions and operators share: the labels, checked and in one piece; rows reduced; the scale.
+
+Shape suffixes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from . import _checks
+
+Reduction = Literal["mean", "sum", "none"]
+SmoothingOver = Literal["all", "others"]
+
+# A loss takes a dozen options. Its operators are declared by schema, so that each list of them is written once: here,
+# in a tuple's fields and the same fields' schema.
+LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float smoothing, SymInt? ignore_index"
+# After the options of an operator that writes a scaled gradient. `scale_N` multiplies `scale`, as `lam_N` overrides
+# `lam`: a number goes to the kernel as an argument, not as a tensor, so that nothing is copied to the device for it.
+SCALE = "Tensor? scale_N, float scale"
+
+
+class Labels(NamedTuple):
+    """The labels of N samples as an operator takes them, LABELS by position."""
+
+    target: Tensor
+    target_b: Tensor | None = None
+    lam_N: Tensor | None = None  # () or (N,)
+    lam: float = 1.0
+    smoothing: float = 0.0  # over all K classes
+    ignore_index: int | None = None
+
+    @property
+    def share(self) -> Tensor | float:
+        """The weight of `target`."""
+        return self.lam if self.lam_N is None else self.lam_N
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """As reference.py takes them."""
+        return {
+            "target_N": self.target,
+            "target_b_N": self.target_b,
+            "lam": self.share,
+            "smoothing": self.smoothing,
+            "ignore_index": self.ignore_index,
+        }
+
+    def denominator(self, reduction: Reduction) -> Tensor | int:
+        """What the summed loss is divided by: for a mean the weight of the labels that are not ignored, on their device."""
+        if reduction != "mean":
+            return 1
+        if self.ignore_index is None:
+            return self.target.shape[0]
+        kept_N = self.target != self.ignore_index
+        if self.target_b is None:
+            return kept_N.sum()
+        return (self.share * kept_N + (1 - self.share) * (self.target_b != self.ignore_index)).sum()
+
+
+def checked_labels(
+    logits: Tensor,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | float | None,
+    smoothing: float,
+    smoothing_over: SmoothingOver,
+    ignore_index: int | None,
+    reduction: Reduction,
+) -> Labels:
+    """What every loss takes, checked. Raises TypeError and ValueError; reads no value on a GPU."""
+    _checks.check_logits("logits", logits)
+    _checks.check_labels("target", target, logits)
+    _checks.check_pair(target_b, lam, logits)
+    _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    smoothing = _checks.smoothing_over_all(smoothing, smoothing_over, logits.shape[1])
+    if isinstance(lam, Tensor):
+        return Labels(target, target_b, lam, 1.0, smoothing, ignore_index)
+    return Labels(target, target_b, None, 1.0 if lam is None else float(lam), smoothing, ignore_index)
+
+
+def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int) -> Tensor:
+    if reduction == "none":
+        return loss_N
+    return loss_N.sum() / denominator if reduction == "mean" else loss_N.sum()
+
+
+def grad_scale(loss_scale: Tensor | float, denominator: Tensor | int) -> tuple[Tensor | None, float]:
+    """SCALE of a gradient: loss_scale / denominator."""
+    if isinstance(denominator, int):
+        number = 1.0 / max(denominator, 1)  # an empty batch has no gradient to scale
+        return (loss_scale, number) if isinstance(loss_scale, Tensor) else (None, loss_scale * number)
+    return loss_scale / denominator, 1.0
+
+
+def row_scale(loss_N: Tensor, scale_N: Tensor | None, scale: float) -> Tensor:
+    """SCALE as one number a row, in the losses' dtype."""
+    if scale_N is None:
+        return loss_N.new_full(loss_N.shape, scale)
+    return (scale * scale_N).to(loss_N.dtype).expand_as(loss_N)
