@@ -15,7 +15,8 @@ from fasttricks.build import build
 from fasttricks.config import TrainConfig
 from fasttricks.data import Batch
 from fasttricks.distributed import World
-from fasttricks.trainer import Run, train_step
+from fasttricks.run import Run
+from fasttricks.trainer import train_step
 
 TOGETHER, LOADER, STEP = "fasttricks, loader and step", "its loader alone", "its step alone"
 

@@ -29,8 +29,9 @@ from fasttricks.cli import parse, run_main
 from fasttricks.data import Batch
 from fasttricks.distributed import Vote, World, cpu_name, keep_freed_memory, resolve_device
 from fasttricks.recipes import find_recipe
+from fasttricks.run import Run
 from fasttricks.runfolder import versions, write_json
-from fasttricks.trainer import Run
+from fasttricks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 
@@ -99,7 +100,7 @@ def measure(config: CostConfig, run_dir: str) -> dict[str, Any]:
         seconds = steps_of(run, islice(batches, per_turn))
         if turn == config.turns - 1:
             saving = time.perf_counter()
-            clock.around("save", trainer.save)(run)
+            clock.around("save", save)(run)
             save_seconds = time.perf_counter() - saving
         step_seconds += seconds
         run.guard.judge = lambda loss, images, step: (loss, (loss.detach(), images))  # type: ignore[method-assign]

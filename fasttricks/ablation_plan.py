@@ -29,8 +29,8 @@ from fasttricks.paper_tables import Cell, Table
 from fasttricks.precision import resolve_precision
 from fasttricks.recipes import RECIPES
 from fasttricks.runfolder import differences, fingerprint, read_config
+from fasttricks.saving import KEPT_CHECKPOINTS
 from fasttricks.teacher import load_teacher
-from fasttricks.trainer import KEPT_CHECKPOINTS
 
 RESULT = "result.json"
 """What a finished run holds besides the trainer's own files; a run without it is not finished."""

@@ -25,12 +25,12 @@ from fasttricks.optim import build_optimizer
 from fasttricks.precision import check_precision, halve, image_dtype, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.profiling import StepProfiler
 from fasttricks.resume import Resumed, find_state, fingerprint
+from fasttricks.run import Run, count_steps
 from fasttricks.runfolder import check_run_dir, open_run
 from fasttricks.schedule import image_size, image_sizes, learning_rate
 from fasttricks.signals import StopRequest
 from fasttricks.teacher import Teacher, load_teacher
 from fasttricks.teacher_cache import check_cache, open_cache
-from fasttricks.trainer import Run, count_steps
 
 
 def build(config: TrainConfig, world: World, stop: StopRequest | None = None) -> Run:

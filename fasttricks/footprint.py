@@ -28,9 +28,10 @@ from fasttricks.divergence import LossGuard
 from fasttricks.models import build_model
 from fasttricks.optim import build_optimizer
 from fasttricks.precision import image_dtype, make_autocast, make_loss_scale
+from fasttricks.run import Run, count_steps
 from fasttricks.schedule import learning_rate
 from fasttricks.teacher import Teacher, teacher_network
-from fasttricks.trainer import Run, count_steps, train_step
+from fasttricks.trainer import train_step
 
 if TYPE_CHECKING:
     from fasttricks.data import Loader

@@ -173,7 +173,7 @@ def count(config: PlanConfig, data: DataSize) -> Plan:
     from fasttricks.build import check_batch
     from fasttricks.data.shards import Shards
     from fasttricks.footprint import footprint
-    from fasttricks.trainer import count_steps
+    from fasttricks.run import count_steps
 
     batch_size = config.micro_batch_size(config.gpus)
     shards = Shards(num_images=data.images, batch_size=batch_size, world_size=config.gpus, source=data.source)

@@ -24,8 +24,9 @@ def main(args: Sequence[str]) -> None:
     from fasttricks.distributed import join_world, keep_freed_memory, lost_rank
     from fasttricks.process import restart_count
     from fasttricks.runfolder import made_by_this_launch
+    from fasttricks.saving import how_to_go_on
     from fasttricks.signals import StopRequest
-    from fasttricks.trainer import Stopped, fit, how_to_go_on
+    from fasttricks.trainer import Stopped, fit
 
     memory = keep_freed_memory()
     with join_world(config.device, config.timeout_s) as world:

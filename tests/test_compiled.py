@@ -10,11 +10,12 @@ import torch
 from tiny import ALONE, configure
 from torch import nn
 
-from fasttricks import trainer
 from fasttricks.build import build
 from fasttricks.compiled import CompiledModel
 from fasttricks.config import ConfigError
-from fasttricks.trainer import Run, fit
+from fasttricks.optim import master_state_dict
+from fasttricks.run import Run
+from fasttricks.trainer import fit
 
 
 def start(data: Path, folder: Path, *more: str) -> Run:
@@ -95,5 +96,5 @@ def test_the_weights_keep_their_names(tiny_data: Path, tmp_path: Path) -> None:
     assert isinstance(run.forward, CompiledModel)
     assert "conv1.0.weight" in run.model.state_dict()
     assert len(list(run.forward.parameters())) == len(list(run.model.parameters()))
-    assert trainer.master_state_dict(run.model, run.optimizer).keys() == run.model.state_dict().keys()
+    assert master_state_dict(run.model, run.optimizer).keys() == run.model.state_dict().keys()
     run.log.close()

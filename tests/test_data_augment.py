@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fasttricks.config import DataConfig
-from fasttricks.data import ImageFolder, Loader, dali, draws, reference, scan_folder
+from fasttricks.data import ImageFolder, Loader, draws, graph, reference, scan_folder
 
 CPU = torch.device("cpu")
 
@@ -31,12 +31,12 @@ def run(graph: Callable[[], Any], given: dict[str, np.ndarray]) -> list[np.ndarr
 def windows(height: int, width: int, **given: np.ndarray) -> list[np.ndarray]:
     """(start, extent) of the crop window, for so many aspects, areas and positions."""
 
-    def graph() -> Any:
+    def window_graph() -> Any:
         shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")
-        window = dali.crop_window(shape, DataConfig().area, dali._given("aspect", 0), dali._given("area", 0))
+        window = graph.crop_window(shape, DataConfig().area, graph.given("aspect", 0), graph.given("area", 0))
         return window["rel_start"], window["rel_shape"]
 
-    return run(graph, {name: values.astype(np.float32) for name, values in given.items()})
+    return run(window_graph, {name: values.astype(np.float32) for name, values in given.items()})
 
 
 def train(folder: ImageFolder, config: DataConfig, **arguments: Any) -> np.ndarray:

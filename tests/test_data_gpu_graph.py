@@ -15,7 +15,7 @@ from interpreter import interpreted
 from nvidia.dali import backend, pipeline_def
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Loader, dali
+from fasttricks.data import Loader, graph
 
 
 class Operator(NamedTuple):
@@ -54,7 +54,7 @@ def fields(message: bytes) -> dict[int, list[Any]]:
 
 
 def operators(config: DataConfig, *, training: bool, on_gpu: bool) -> list[Operator]:
-    pipeline = pipeline_def(dali._graph)(
+    pipeline = pipeline_def(graph.image_graph)(
         config,
         training=training,
         on_gpu=on_gpu,
@@ -108,8 +108,8 @@ def test_what_runs_where(training: bool) -> None:
     moves = {"MakeContiguous", "Copy"}
     left = {"CoordTransform", "Cast"} if training else set()  # to FP16, of the colours
     names = [
-        sorted(n for n in (o.name.rpartition("__")[2] for o in graph) if n not in moves | left)
-        for graph in (on_gpu, on_cpu)
+        sorted(n for n in (o.name.rpartition("__")[2] for o in made) if n not in moves | left)
+        for made in (on_gpu, on_cpu)
     ]
     assert [n for n in names[0] if n != "ExternalSource"] == [n for n in names[1] if n != "ExternalSource"]
     assert names[0].count("ExternalSource") == names[1].count("ExternalSource") - training  # the matrix

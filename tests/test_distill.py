@@ -25,9 +25,10 @@ from fasttricks.data import Batch, color
 from fasttricks.evaluation import evaluate
 from fasttricks.losses import Targets, training_loss
 from fasttricks.restore import restore_model
+from fasttricks.run import Run
 from fasttricks.scale import PlanConfig, make_plan
 from fasttricks.teacher import Teacher, load_teacher, weights_digest
-from fasttricks.trainer import Run, fit, train_step
+from fasttricks.trainer import fit, train_step
 
 timm = pytest.importorskip("timm")
 __all__ = ["Stop", "start"]  # a fixture is found by its name

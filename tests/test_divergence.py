@@ -21,7 +21,9 @@ from fasttricks.config import ConfigError, OptimConfig
 from fasttricks.divergence import DivergedError, LossGuard, bad_gradients, first_not_finite
 from fasttricks.optim import build_optimizer
 from fasttricks.precision import make_loss_scale
-from fasttricks.trainer import Run, fit, save, train_step
+from fasttricks.run import Run
+from fasttricks.saving import save
+from fasttricks.trainer import fit, train_step
 
 
 @pytest.fixture

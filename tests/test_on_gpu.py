@@ -14,7 +14,8 @@ from fasttricks.build import build
 from fasttricks.checkpoint import load_checkpoint
 from fasttricks.distributed import World
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-from fasttricks.trainer import Run, fit, train_step
+from fasttricks.run import Run
+from fasttricks.trainer import fit, train_step
 
 pytestmark = pytest.mark.gpu
 TRICKS = ["--loss.mixup-alpha", "0.2", "--ema-decay", "0.9", "--device", "cuda"]

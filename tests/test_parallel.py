@@ -23,6 +23,7 @@ from tiny import configure
 from torch import nn
 
 from fasttricks import trainer
+from fasttricks.optim import master_state_dict
 from fasttricks.build import build
 from fasttricks.data import Batch
 from fasttricks.distributed import join_world
@@ -77,7 +78,7 @@ def work(world, folder, name, first, second, precision):
             trainer.train_step(run, [Batch(own, labels[mine])])
     return {
         "losses": world.sum_(torch.stack(losses)) / (first + second),
-        "weights": trainer.master_state_dict(run.model, run.optimizer),
+        "weights": master_state_dict(run.model, run.optimizer),
         "dtypes": sorted({str(p.dtype) for p in run.model.parameters()}),
         "skipped": run.loss_scale.skipped,
     }

@@ -30,9 +30,10 @@ from fasttricks.footprint import LiveTensors, fill_optimizer_state, footprint
 from fasttricks.models import build_model
 from fasttricks.plan import describe, extend, main
 from fasttricks.precision import image_dtype
+from fasttricks.run import Run
 from fasttricks.scale import GIB, Plan, PlanConfig, find_data_size, make_plan
 from fasttricks.schedule import learning_rate
-from fasttricks.trainer import Run, train_step
+from fasttricks.trainer import train_step
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

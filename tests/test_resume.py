@@ -24,7 +24,8 @@ from fasttricks.checkpoint import CheckpointError, checkpoints, load_checkpoint,
 from fasttricks.config import ConfigError, TrainConfig, replace_at
 from fasttricks.distributed import World
 from fasttricks.resume import check_fingerprint, find_state
-from fasttricks.trainer import Run, Stopped, fit
+from fasttricks.run import Run
+from fasttricks.trainer import Stopped, fit
 
 EVERYTHING = shlex.split(
     "--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --accumulate 2 --precision fp16 "

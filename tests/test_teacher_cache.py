@@ -19,8 +19,9 @@ from torch import Tensor
 from fasttricks.build import build
 from fasttricks.config import ConfigError, DistillConfig
 from fasttricks.data import Batch, LoadedBatch
+from fasttricks.run import Run
 from fasttricks.teacher_cache import CachedTeacher
-from fasttricks.trainer import Run, fit
+from fasttricks.trainer import fit
 
 __all__ = ["start", "teacher_run"]  # fixtures are found by their names
 

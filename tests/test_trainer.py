@@ -23,7 +23,8 @@ from fasttricks.config import DistillConfig, EvalConfig, LossConfig
 from fasttricks.data import Batch
 from fasttricks.losses import Targets, draw_lam
 from fasttricks.recipes import RECIPES
-from fasttricks.trainer import Run, fit, train_step
+from fasttricks.run import Run
+from fasttricks.trainer import fit, train_step
 
 PLAIN = shlex.split("--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0")
 TRICKS = shlex.split("--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --data.pca-noise 0.1")
