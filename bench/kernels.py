@@ -67,12 +67,13 @@ def bytes_report() -> str:
 
 def cpu_report(pairs: int) -> str:
     """Forward and backward on the CPU, one thread, ours and torch's by turns: median of `pairs` ratios."""
-    from fasttricks_kernels import cross_entropy
+    from fasttricks_kernels import cross_entropy, distillation_loss
 
     torch.set_num_threads(1)
     lines = ["| B x K | against | ours, us | theirs, us | theirs / ours |", "|---|---|---|---|---|"]
     for rows, num_classes in ((256, 1000), (256, 10), (1024, 1000)):
-        logits = torch.randn(rows, num_classes, requires_grad=True)
+        logits, teacher = (torch.randn(rows, num_classes) for _ in range(2))
+        logits.requires_grad_()
         a, b = torch.randint(num_classes, (2, rows))
 
         def dense(logits: Tensor = logits, a: Tensor = a, b: Tensor = b, k: int = num_classes) -> Tensor:
@@ -81,6 +82,10 @@ def cpu_report(pairs: int) -> str:
 
         def torchs(logits: Tensor = logits, a: Tensor = a) -> Tensor:
             return F.cross_entropy(logits, a, label_smoothing=0.1)
+
+        def with_teacher(logits: Tensor = logits, a: Tensor = a, teacher: Tensor = teacher) -> Tensor:
+            soft = F.kl_div((logits / 20).log_softmax(1), (teacher / 20).softmax(1), reduction="batchmean")
+            return F.cross_entropy(logits, a, label_smoothing=0.1) + 20**2 * soft
 
         def itself(logits: Tensor = logits, a: Tensor = a) -> Tensor:
             return F.cross_entropy(logits, a, label_smoothing=0.1)
@@ -96,6 +101,11 @@ def cpu_report(pairs: int) -> str:
                 "dense soft targets under mixup",
                 lambda z=logits, a=a, b=b: cross_entropy(z, a, smoothing=0.1, target_b=b, lam=0.3),
                 dense,
+            ),
+            (
+                "F.cross_entropy and F.kl_div with a teacher",
+                lambda z=logits, a=a, t=teacher: distillation_loss(z, t, a, smoothing=0.1),
+                with_teacher,
             ),
         ):
             times = []

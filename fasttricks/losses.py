@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fasttricks.config import DistillConfig, LossConfig
 from fasttricks_kernels import cross_entropy, distillation_loss, mixup
+from fasttricks_kernels.cpu import compiled
 
 
 class Targets(NamedTuple):
@@ -94,3 +95,8 @@ def softened_entropy(logits: Tensor, temperature: float) -> Tensor:
     """Entropy of softmax(logits / temperature), in nats, summed over the images: a float32 scalar."""
     log_p = (logits.float() / temperature).log_softmax(1)
     return -(log_p.exp() * log_p).sum()
+
+
+def arithmetic() -> str:
+    """What computes cross-entropy on this machine's CPU: compiled C, or torch where no compiler is; each has other last bits."""
+    return "torch" if compiled() is None else "compiled"

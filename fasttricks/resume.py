@@ -15,6 +15,7 @@ from fasttricks.checkpoint import CheckpointError, DamagedError, checkpoints, lo
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.data import Images
 from fasttricks.distributed import World
+from fasttricks.losses import arithmetic
 from fasttricks.optim import WeightAverage
 from fasttricks.precision import LossScale, resolve_precision
 from fasttricks.runfolder import identity, releases
@@ -23,7 +24,7 @@ _ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
 """For the defaults of its fields."""
 _RANKS = ("ranks", "accumulate")
 """What --allow-other-ranks lets differ."""
-_SOFTWARE = ("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks")
+_SOFTWARE = ("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy")
 """What --allow-other-versions lets differ: each computes or draws numbers that end up in the weights."""
 
 
@@ -101,6 +102,7 @@ def fingerprint(config: TrainConfig, world: World, folders: Sequence[Images]) ->
     found = {package: version for package, version in releases().items() if package in _SOFTWARE}
     if world.device.type == "cpu":
         found.pop("triton", None)  # the CPU runs none of its kernels
+        found["cross-entropy"] = arithmetic()
     return {
         "recipe": config.recipe,
         **identity(config),
@@ -119,6 +121,8 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], config: TrainC
     at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
     """
     saved = identity(_ANY) | saved  # a field that was added since had, before, what its default means
+    if "cross-entropy" in now:
+        saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
     ranks = [changed.pop(name) for name in _RANKS if name in changed]
     software = [changed.pop(name) for name in _SOFTWARE if name in changed]

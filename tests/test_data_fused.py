@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,15 +18,16 @@ from PIL import Image
 from tiny import arguments, on_terminal
 
 from fasttricks.config import ConfigError, DataConfig
-from fasttricks.data import Loader, fused, native, reference, scan_dataset
-from fasttricks.data.native import NativeError
+from fasttricks.data import Loader, fused, reference, scan_dataset
+from fasttricks_kernels import native
+from fasttricks_kernels.native import NativeError
 
 IDENTITY = np.eye(3, 4, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    return native.load()
+    return native.load(fused.SOURCE, fused.FLAGS)
 
 
 def call(
@@ -131,57 +131,14 @@ def test_same_bits_with_any_instruction_set(library: ctypes.CDLL, tmp_path: Path
     matrix = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
     for number, options in enumerate((["-O0"], ["-O3"])):
         made = tmp_path / f"{number}.so"
-        flags = [flag for flag in native.FLAGS if flag != "-O3"]
-        subprocess.run([*native.find_compiler(), *flags, *options, "-o", made, native.SOURCE, "-lm"], check=True)
+        flags = [flag for flag in (*native.FLAGS, *fused.FLAGS) if flag != "-O3"]
+        subprocess.run([*native.find_compiler(), *flags, *options, "-o", made, fused.SOURCE, "-lm"], check=True)
         other = ctypes.CDLL(str(made))
         for height, width, size in ((300, 400, 224), (100, 80, 65), (1, 2, 9)):
             image = noise(height, width)
             for kind in kinds:
                 want = call(library, image, size, matrix=matrix, kind=kind)
                 assert (call(other, image, size, matrix=matrix, kind=kind) == want).all(), (options, kind)
-
-
-def test_ranks_that_start_at_once_build_it_once(tmp_path: Path) -> None:
-    """Two processes on an empty cache: each loads it, one file is left, and nothing half-made."""
-    code = "from fasttricks.data import native; print(native.load()._name)"
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    ranks = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(2)]
-    names = {rank.communicate()[0] for rank in ranks}
-    assert [rank.returncode for rank in ranks] == [0] * 2
-    assert len(names) == 1
-    assert [str(path) for path in (tmp_path / "fasttricks").iterdir()] == [names.pop().decode().strip()]
-
-
-def test_built_anew_for_another_source_or_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "augment.c"
-    source.write_text("int number = 1;\n")
-    monkeypatch.setattr(native, "SOURCE", source)
-    made = [native.build(tmp_path), native.build(tmp_path)]
-    source.write_text("int number = 2;\n")
-    made.append(native.build(tmp_path))
-    monkeypatch.setenv("CC", f"{native.find_compiler()[0]} -O1")
-    made.append(native.build(tmp_path))
-    assert made[0] == made[1] and len(set(made)) == 3
-
-
-def test_what_stands_in_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler -O2")
-    with pytest.raises(NativeError, match=r"no C compiler \(CC=no-such-compiler\); install gcc or clang"):
-        native.load(tmp_path)
-    failing = tmp_path / "failing"
-    failing.write_text("#!/bin/sh\n[ $1 = --version ] && echo 1.0 && exit\necho augment.c: it is broken >&2\nexit 3\n")
-    failing.chmod(0o755)
-    monkeypatch.setenv("CC", str(failing))
-    with pytest.raises(NativeError, match=r"failed with status 3: augment\.c: it is broken"):
-        native.load(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    monkeypatch.delenv("CC")
-    with pytest.raises(NativeError, match=r"cannot be written: .*; set XDG_CACHE_HOME"):
-        native.load(failing)  # a file where the folder should be
-    library = native.build(tmp_path / "cache")
-    library.write_bytes(b"damaged")
-    with pytest.raises(NativeError, match=r"augment-\w+\.so cannot be loaded .*; remove it"):
-        native.load(tmp_path / "cache")
 
 
 def test_a_dali_without_the_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

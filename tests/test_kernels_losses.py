@@ -188,7 +188,7 @@ def test_opcheck() -> None:
         grad = torch.ones(6)
         kept = torch.rand_like(logits.float())
         torch.library.opcheck(ops.cross_entropy_backward.default, (grad, kept, logits, target, *options))
-        torch.library.opcheck(ops.distillation_backward.default, (grad, logits, teacher, target, *options, *soft))
+        torch.library.opcheck(ops.distillation_backward.default, (grad, kept, logits, teacher, target, *options, *soft))
         for scale in (None, torch.tensor(8.0)):
             torch.library.opcheck(ops.cross_entropy_loss_and_grad.default, (logits, target, *options, scale, 0.5))
             torch.library.opcheck(

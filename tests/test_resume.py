@@ -216,6 +216,17 @@ def test_a_field_that_a_checkpoint_is_too_old_to_have_was_at_its_default(whole: 
         check_fingerprint(old, now | {"data.fixed_augmentation": True}, whole.config, at="", edge="")
 
 
+def test_losses_by_other_arithmetic_are_another_version(whole: Run) -> None:
+    """A machine with a C compiler, and one without; checkpoints of before that was recorded are of torch's losses."""
+    now = json.loads(whole.fingerprint)
+    assert now["cross-entropy"] == "compiled"
+    old = {name: value for name, value in now.items() if name != "cross-entropy"}
+    for saved in (old, now | {"cross-entropy": "torch"}):
+        check_fingerprint(saved, now | {"cross-entropy": "torch"}, whole.config, at="", edge="")
+        with pytest.raises(ConfigError, match="changed: cross-entropy: 'torch' -> 'compiled'; go back, or go on with"):
+            check_fingerprint(saved, now, whole.config, at="", edge="")
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_another_data_set_is_refused(split: str, start: Callable[..., Run], tmp_path: Path, tiny_data: Path) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")

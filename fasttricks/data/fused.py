@@ -1,4 +1,4 @@
-"""The compiled operator (native/augment.c) as a node of a DALI graph: resize, flip, colour and normalise in one pass.
+"""The compiled operator (augment.c) as a node of a DALI graph: resize, flip, colour and normalise in one pass.
 
 DALI calls compiled callbacks through the operator behind its numba plugin: a C function for the shapes of a batch, and one
 that its thread pool calls once a sample, without Python. So neither numba nor DALI's C++ headers (and CUDA's, which they
@@ -8,7 +8,9 @@ is there as it was, and where it is not, the graph does with DALI's own operator
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +18,12 @@ import nvidia.dali
 from nvidia.dali import backend, ops, types
 
 from fasttricks.config import DataConfig, Interpolation, require
-from fasttricks.data import native
-from fasttricks.data.native import NativeError
+from fasttricks_kernels import native
+from fasttricks_kernels.native import NativeError
 
+SOURCE = Path(__file__).with_name("augment.c")
+FLAGS = ("-ffp-contract=off",)
+"""Products are rounded before they are added, so that the vectors of a CPU change no bit."""
 _OPERATOR = "NumbaFuncImpl"
 _ARGUMENTS = {"run_fn", "setup_fn", "out_types", "in_types", "outs_ndim", "ins_ndim", "batch_processing"}
 
@@ -48,9 +53,14 @@ def choose_callback(config: DataConfig) -> tuple[Callback | None, str]:
 def find_callback(interpolation: Interpolation, *, antialias: bool) -> Callback:
     """The compiled operator with this filter. Raises NativeError, which says why it cannot be had."""
     _check_operator()
-    library = native.load()
+    library = native.load(SOURCE, FLAGS)
     name = f"fasttricks_{interpolation}{'_antialias' if antialias else ''}"
-    return Callback(native.address(library, name), native.address(library, native.SHAPES))
+    return Callback(_address(library, name), _address(library, "fasttricks_shapes"))
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    """Where the C function `name` lies in memory."""
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
 def resize_and_color(images: Any, matrix: Any, flip: Any, *, size: int, callback: Callback) -> Any:

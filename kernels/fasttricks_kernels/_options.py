@@ -17,6 +17,7 @@ SmoothingOver = Literal["all", "others"]
 # A loss takes a dozen options. Its operators are declared by schema, so that each list of them is written once: here,
 # in a tuple's fields and the same fields' schema.
 LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float smoothing, SymInt? ignore_index"
+WEIGHTS = "float temperature, float hard_weight, float soft_weight"
 # After the options of an operator that writes a scaled gradient. `scale_N` multiplies `scale`, as `lam_N` overrides
 # `lam`: a number goes to the kernel as an argument, not as a tensor, so that nothing is copied to the device for it.
 SCALE = "Tensor? scale_N, float scale"
@@ -60,6 +61,14 @@ class Labels(NamedTuple):
         return (self.share * kept_N + (1 - self.share) * (self.target_b != self.ignore_index)).sum()
 
 
+class Weights(NamedTuple):
+    """The numbers of distillation as its operators take them, WEIGHTS by position; the names are reference.py's."""
+
+    temperature: float
+    hard_weight: float
+    soft_weight: float
+
+
 def checked_labels(
     logits: Tensor,
     target: Tensor,
@@ -79,6 +88,13 @@ def checked_labels(
     if isinstance(lam, Tensor):
         return Labels(target, target_b, lam, 1.0, smoothing, ignore_index)
     return Labels(target, target_b, None, 1.0 if lam is None else float(lam), smoothing, ignore_index)
+
+
+def checked_weights(temperature: float, hard_weight: float, soft_weight: float) -> Weights:
+    _checks.check_positive("temperature", temperature)
+    _checks.check_weight("hard_weight", hard_weight)
+    _checks.check_weight("soft_weight", soft_weight)
+    return Weights(float(temperature), float(hard_weight), float(soft_weight))
 
 
 def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int) -> Tensor:

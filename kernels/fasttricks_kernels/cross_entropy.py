@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _checks, _cpu, reference
+from . import _checks, cpu, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
 from ._loss_kernels import cross_entropy_kernel
 from ._options import (
@@ -28,7 +28,7 @@ from ._options import (
     row_scale,
 )
 
-OWN_FROM = 500_000  # logits, from where on an exponential saved outweighs an operator called from Python
+OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
 NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
 
 # --------------------------------------------------------------------------------------------------------- launch
@@ -83,17 +83,14 @@ def _forward(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
     labels = Labels(*options)
     if runs_triton(logits):
         return launch_cross_entropy(logits, labels, want_grad=False)[0], logits.new_empty(0)
-    if keeps_grad(logits):
-        _checks.check_lam_values(labels.lam_N)
-        return _cpu.cross_entropy(logits, labels)
+    if cpu.keeps_grad(logits):
+        return cpu.cross_entropy(logits, labels)
     return reference.cross_entropy(logits, **labels.named), logits.new_empty(0)
 
 
 @_forward.register_fake
 def _(logits, *options) -> tuple[Tensor, Tensor]:
-    dtype = reference.wide_dtype(logits.dtype)
-    kept = logits.new_empty(logits.shape, dtype=dtype) if keeps_grad(logits) else logits.new_empty(0)
-    return logits.new_empty(logits.shape[0], dtype=dtype), kept
+    return cpu.fake(logits)
 
 
 @torch.library.custom_op(
@@ -105,8 +102,8 @@ def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, *options) -> Tens
     labels = Labels(*options)
     if runs_triton(logits):
         return launch_cross_entropy(logits, labels, grad_loss, want_loss=False)[1]
-    if keeps_grad(logits):
-        return _cpu.scaled(kept, grad_loss, labels, logits.dtype)
+    if cpu.keeps_grad(logits):
+        return cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
     return reference.cross_entropy_grad(grad_loss, logits, **labels.named)
 
 
@@ -121,11 +118,15 @@ def _(grad_loss, kept, logits, *options) -> Tensor:
     schema=f"(Tensor logits, {LABELS}, {SCALE}) -> (Tensor, Tensor)",
 )
 def _loss_and_grad(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
-    *labels, scale_N, scale = options
+    *parts, scale_N, scale = options
+    labels = Labels(*parts)
     if runs_triton(logits):
-        return launch_cross_entropy(logits, Labels(*labels), scale_N, scale)
-    loss, kept = _forward(logits, *labels)
-    return loss, _backward(row_scale(loss, scale_N, scale), kept, logits, *labels)
+        return launch_cross_entropy(logits, labels, scale_N, scale)
+    if cpu.keeps_grad(logits):
+        loss, grad = cpu.cross_entropy(logits, labels)
+        return loss, cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
+    loss = reference.cross_entropy(logits, **labels.named)
+    return loss, reference.cross_entropy_grad(row_scale(loss, scale_N, scale), logits, **labels.named)
 
 
 @_loss_and_grad.register_fake
@@ -134,16 +135,13 @@ def _(logits, *options) -> tuple[Tensor, Tensor]:
     return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def keeps_grad(logits: Tensor) -> bool:
-    return logits.is_cpu and not runs_triton(logits)
-
-
 def torchs_is_faster(logits: Tensor) -> bool:
-    """On the CPU, of one label: without a backward pass, of few logits, and where torch.compile sees through it."""
+    """On the CPU, of one label: where torch.compile sees through it, without a backward pass, and of few logits."""
     if logits.device.type != "cpu" or runs_triton(logits):
         return False
-    backward = logits.requires_grad and torch.is_grad_enabled()
-    return not backward or logits.numel() < OWN_FROM or torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or not (logits.requires_grad and torch.is_grad_enabled()):
+        return True
+    return logits.numel() < OWN_FROM * torch.get_num_threads()
 
 
 # ------------------------------------------------------------------------------------------------------- autograd
@@ -153,6 +151,7 @@ def _save_forward(ctx, inputs, output) -> None:
     logits, target, target_b, lam_N, *ctx.numbers = inputs
     ctx.save_for_backward(output[1], logits, target, target_b, lam_N)
     ctx.mark_non_differentiable(output[1])
+    ctx.spent = False
     ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
 
 
@@ -162,9 +161,10 @@ def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
         return None, *nothing
     kept, logits, *tensors = ctx.saved_tensors
     labels = Labels(*tensors, *ctx.numbers)
-    if type(kept) is Tensor and kept.numel() and not torch.is_grad_enabled():
-        # What the operator would do, without the 100 us of calling one from Python; nobody traces or differentiates it.
-        return _cpu.scaled(kept, grad_loss, labels, logits.dtype), *nothing
+    if cpu.may_spend(kept):
+        kept = cpu.cross_entropy(logits, labels)[1] if ctx.spent else kept.data
+        ctx.spent = True
+        return cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
     return _backward(grad_loss, kept, logits, *labels), *nothing
 
 

@@ -9,43 +9,31 @@ Shape suffixes: N samples, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from . import _checks, _cpu, reference
+from . import _checks, cpu, reference
 from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
 from ._loss_kernels import distillation_kernel
 from ._options import (
     LABELS,
     SCALE,
+    WEIGHTS,
     Labels,
     Reduction,
     SmoothingOver,
+    Weights,
     checked_labels,
+    checked_weights,
     grad_scale,
     reduce_rows,
     row_scale,
 )
 
-OPTIONS = f"{LABELS}, float temperature, float hard_weight, float soft_weight"
-
-
-class Weights(NamedTuple):
-    """The numbers of distillation as its operators take them, after the labels."""
-
-    temperature: float
-    hard_weight: float
-    soft_weight: float
-
-
-def checked_weights(temperature: float, hard_weight: float, soft_weight: float) -> Weights:
-    _checks.check_positive("temperature", temperature)
-    _checks.check_weight("hard_weight", hard_weight)
-    _checks.check_weight("soft_weight", soft_weight)
-    return Weights(float(temperature), float(hard_weight), float(soft_weight))
+OPTIONS = f"{LABELS}, {WEIGHTS}"
 
 
 def parted(options: Sequence[Any]) -> tuple[Labels, Weights]:
@@ -104,39 +92,41 @@ def launch_distillation(
 @torch.library.custom_op(
     f"{NAMESPACE}::distillation",
     mutates_args=(),
-    schema=f"(Tensor logits, Tensor teacher_logits, {OPTIONS}) -> Tensor",
+    schema=f"(Tensor logits, Tensor teacher_logits, {OPTIONS}) -> (Tensor, Tensor)",
 )
-def _forward(logits: Tensor, teacher_logits: Tensor, *options) -> Tensor:
+def _forward(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Tensor, Tensor]:
+    """As cross_entropy's: losses, and on the CPU their gradient for backward."""
     labels, weights = parted(options)
     if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, labels, weights, want_grad=False)[0]
-    if logits.is_cpu:
-        _checks.check_lam_values(labels.lam_N)
-        labels = _cpu.checked(labels, logits.shape[1])
-    return reference.distillation(logits, teacher_logits, **labels.named, **weights._asdict())
+        loss, _ = launch_distillation(logits, teacher_logits, labels, weights, want_grad=False)
+        return loss, logits.new_empty(0)
+    if cpu.keeps_grad(logits):
+        return cpu.distillation(logits, teacher_logits, labels, weights)
+    loss = reference.distillation(logits, teacher_logits, **labels.named, **weights._asdict())
+    return loss, logits.new_empty(0)
 
 
 @_forward.register_fake
-def _(logits, teacher_logits, *options) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
+def _(logits, teacher_logits, *options) -> tuple[Tensor, Tensor]:
+    return cpu.fake(logits)
 
 
 @torch.library.custom_op(
     f"{NAMESPACE}::distillation_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_loss, Tensor logits, Tensor teacher_logits, {OPTIONS}) -> Tensor",
+    schema=f"(Tensor grad_loss, Tensor kept, Tensor logits, Tensor teacher_logits, {OPTIONS}) -> Tensor",
 )
-def _backward(grad_loss: Tensor, logits: Tensor, teacher_logits: Tensor, *options) -> Tensor:
+def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, teacher_logits: Tensor, *options) -> Tensor:
     labels, weights = parted(options)
     if runs_triton(logits):
         return launch_distillation(logits, teacher_logits, labels, weights, grad_loss, want_loss=False)[1]
-    if logits.is_cpu:  # clearing ignored rows costs as much as a softmax: only where there are any
-        labels = _cpu.checked(labels, logits.shape[1])
+    if cpu.keeps_grad(logits):
+        return cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
     return reference.distillation_grad(grad_loss, logits, teacher_logits, **labels.named, **weights._asdict())
 
 
 @_backward.register_fake
-def _(grad_loss, logits, *options) -> Tensor:
+def _(grad_loss, kept, logits, *options) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
@@ -147,10 +137,15 @@ def _(grad_loss, logits, *options) -> Tensor:
 )
 def _loss_and_grad(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Tensor, Tensor]:
     *parts, scale_N, scale = options
+    labels, weights = parted(parts)
     if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, *parted(parts), scale_N, scale)
-    loss = _forward(logits, teacher_logits, *parts)
-    return loss, _backward(row_scale(loss, scale_N, scale), logits, teacher_logits, *parts)
+        return launch_distillation(logits, teacher_logits, labels, weights, scale_N, scale)
+    if cpu.keeps_grad(logits):
+        loss, grad = cpu.distillation(logits, teacher_logits, labels, weights)
+        return loss, cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
+    both = {**labels.named, **weights._asdict()}
+    loss = reference.distillation(logits, teacher_logits, **both)
+    return loss, reference.distillation_grad(row_scale(loss, scale_N, scale), logits, teacher_logits, **both)
 
 
 @_loss_and_grad.register_fake
@@ -164,16 +159,28 @@ def _(logits, *options) -> tuple[Tensor, Tensor]:
 
 def _save_forward(ctx, inputs, output) -> None:
     logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
-    ctx.save_for_backward(logits, teacher_logits, target, target_b, lam_N)
+    ctx.save_for_backward(output[1], logits, teacher_logits, target, target_b, lam_N)
+    ctx.mark_non_differentiable(output[1])
+    ctx.spent = False
+    ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
 
 
-def _forward_vjp(ctx, grad_loss: Tensor):
-    options = *ctx.saved_tensors, *ctx.numbers
-    return _backward(grad_loss, *options), *[None] * (len(options) - 1)
+def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
+    kept, logits, teacher_logits, *tensors = ctx.saved_tensors
+    options = *tensors, *ctx.numbers
+    nothing = (None,) * (1 + len(options))
+    if grad_loss is None:
+        return None, *nothing
+    if cpu.may_spend(kept):
+        labels, weights = parted(options)
+        kept = cpu.distillation(logits, teacher_logits, labels, weights)[1] if ctx.spent else kept.data
+        ctx.spent = True
+        return cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
+    return _backward(grad_loss, kept, logits, teacher_logits, *options), *nothing
 
 
 def _save_backward(ctx, inputs, output) -> None:
-    grad_loss, logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
+    grad_loss, _, logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
     ctx.save_for_backward(grad_loss, logits, teacher_logits, target, target_b, lam_N)
 
 
@@ -185,7 +192,7 @@ def _backward_vjp(ctx, grad_grad: Tensor):
     d_grad_loss, d_logits = reference.distillation_grad_vjp(
         grad_grad, grad_loss, logits, teacher_logits, **labels.named, **weights._asdict()
     )
-    return d_grad_loss, d_logits, None, *[None] * len(options)
+    return d_grad_loss, None, d_logits, None, *[None] * len(options)
 
 
 _forward.register_autograd(_forward_vjp, setup_context=_save_forward)
@@ -226,7 +233,7 @@ def distillation_loss(
         target, smoothing, target_b, lam, ignore_index, reduction, smoothing_over: as in `cross_entropy`. A row whose
             labels are ignored loses both terms.
 
-    Returns, Raises, Costs: as in `cross_entropy`; backward reads logits and teacher again.
+    Returns, Raises, Costs: as in `cross_entropy`; on a GPU backward reads logits and teacher again.
 
     Source: He et al. 2018 (arXiv:1812.01187), section 5.3; Hinton et al. 2015 (arXiv:1503.02531), section 2. Oracle:
     reference.distillation, and torch.nn.functional.cross_entropy and kl_div in float64.
@@ -234,7 +241,7 @@ def distillation_loss(
     labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
     _check_teacher(logits, teacher_logits)
     weights = checked_weights(temperature, hard_weight, soft_weight)
-    loss_N = _forward(logits, teacher_logits.detach(), *labels, *weights)
+    loss_N, _ = _forward(logits, teacher_logits.detach(), *labels, *weights)
     return reduce_rows(loss_N, reduction, labels.denominator(reduction))
 
 

@@ -1,8 +1,8 @@
-"""augment.c, compiled on the user's machine at first use and kept in a cache. No DALI, no torch: ctypes and a C compiler.
+"""C compiled on the user's machine at first use and kept in a cache: ctypes and a C compiler, nothing of Python's or torch's.
 
 The file's name in the cache is a fingerprint of the source, the compiler, its flags and the CPU, so that an edit or another
-machine on a shared home folder never meets old code. (DALI's headers are not used, so its version is not part of it.) It is
-written under another name and renamed: ranks that start at once may each compile, half a second, and none sees half a file.
+machine on a shared home folder never meets old code. It is written under another name and renamed: ranks that start at once
+may each compile, half a second, and none sees half a file.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("augment.c")
-SHAPES = "fasttricks_shapes"
-"""The callback that tells DALI the output's shape."""
 _COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
-# the widest vectors of this CPU; they change no bit
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared")
+# the widest vectors of this CPU
 _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 
 
 class NativeError(RuntimeError):
-    """The compiled operator cannot be had here; the message says why and what would help."""
+    """The compiled code cannot be had here; the message says why and what would help."""
 
 
-def load(cache: Path | None = None) -> ctypes.CDLL:
-    """The C functions; compiles augment.c first where `cache` (cache_folder()) lacks it.
+def load(source: Path, flags: Sequence[str] = (), *, cache: Path | None = None) -> ctypes.CDLL:
+    """The functions of `source`; compiles it with FLAGS and `flags` first where `cache` (cache_folder()) lacks it.
 
     Raises NativeError where there is no compiler, where it fails, and where the cache cannot be written or loaded.
     """
-    path = build(cache_folder() if cache is None else cache)
+    path = build(source, flags, cache=cache_folder() if cache is None else cache)
     try:
         return ctypes.CDLL(str(path))  # loaded once a process, never unloaded
     except OSError as error:
@@ -44,23 +42,18 @@ def load(cache: Path | None = None) -> ctypes.CDLL:
         ) from None
 
 
-def address(library: ctypes.CDLL, name: str) -> int:
-    """Where the C function `name` lies in memory."""
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-
-
-def build(cache: Path) -> Path:
+def build(source: Path, flags: Sequence[str] = (), *, cache: Path) -> Path:
     """The shared library in `cache`, compiled where it is not there. Raises NativeError."""
     compiler = find_compiler()
-    command = [*compiler, *FLAGS, _NATIVE]
-    path = cache / f"augment-{_fingerprint(command)}.so"
+    command = [*compiler, *FLAGS, _NATIVE, *flags]
+    path = cache / f"{source.stem}-{_fingerprint(source, command)}.so"
     if path.is_file():
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".augment-") as folder:
-            made = Path(folder) / "augment.so"
-            _run([*command, "-o", str(made), str(SOURCE), "-lm"])
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{source.stem}-") as folder:
+            made = Path(folder) / path.name
+            _run([*command, "-o", str(made), str(source), "-lm"])
             made.replace(path)
     except OSError as error:
         raise NativeError(f"{cache} cannot be written: {error}; set XDG_CACHE_HOME to a folder that can") from None
@@ -84,8 +77,8 @@ def find_compiler() -> list[str]:
     raise NativeError(f"no C compiler ({sought}); install gcc or clang, or name one in CC")
 
 
-def _fingerprint(command: list[str]) -> str:
-    parts = [SOURCE.read_text(), " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
+def _fingerprint(source: Path, command: list[str]) -> str:
+    parts = [source.read_text(), " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 

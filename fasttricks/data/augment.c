@@ -9,7 +9,7 @@
  * Same bits on every machine: each sum has one order, products are rounded before they are added (compile with
  * -ffp-contract=off), nothing depends on the number of threads or the width of the vectors.
  *
- * Called by DALI's operator for compiled callbacks, once a sample, from its thread pool; see __init__.py.
+ * Called by DALI's operator for compiled callbacks, once a sample, from its thread pool; see fused.py.
  */
 #include <math.h>
 #include <stdint.h>

@@ -1,0 +1,238 @@
+"""The losses on the CPU: reference.py's values, losses and gradient together, by half the exponentials that torch takes.
+
+All that is left for backward is one multiplication. float32 logits and what is widened to it go through losses.c, where a C
+compiler is at hand; float64, and all of them where there is none, through torch.
+
+Shape suffixes: N samples, K classes, L labels of a sample (1, or mixup's 2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, native, reference
+from ._launch import dense_rows, runs_triton
+from ._options import Labels, Weights
+from .reference import wide
+
+SOURCE = Path(__file__).with_name("losses.c")
+LOGITS_A_THREAD = 250_000  # 0.2 ms of work; to start a thread takes 0.05
+
+
+class LabelsOfC(ctypes.Structure):
+    """Labels as losses.c has them."""
+
+    _fields_ = (
+        ("target", ctypes.c_void_p),
+        ("target_b", ctypes.c_void_p),
+        ("lam", ctypes.c_void_p),
+        ("lam_stride", ctypes.c_int64),
+        ("ignore", ctypes.c_int64),
+        ("has_ignore", ctypes.c_int32),
+        ("smoothing", ctypes.c_float),
+    )
+
+
+@functools.cache
+def compiled() -> ctypes.CDLL | None:
+    """The functions of losses.c; None where they cannot be had, with a warning, once a process."""
+    try:
+        library = native.load(SOURCE)
+    except native.NativeError as error:
+        warnings.warn(f"losses on the CPU are slower than they might be: {error}", RuntimeWarning, stacklevel=2)
+        return None
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    rows: tuple[Any, ...] = (pointer, number, number, number, pointer, number, pointer, pointer)
+    library.fasttricks_cross_entropy.argtypes = rows
+    library.fasttricks_distillation.argtypes = (*rows, pointer, real, real, real, pointer)
+    return library
+
+
+# ------------------------------------------------------------------------------------------- what the operators ask for
+
+
+def keeps_grad(logits: Tensor) -> bool:
+    """Whether forward makes the gradient too, for backward; a GPU computes it again rather than keep it."""
+    return logits.is_cpu and not runs_triton(logits)
+
+
+def fake(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The shapes of a forward operator's losses and of what it keeps."""
+    dtype = reference.wide_dtype(logits.dtype)
+    kept = logits.new_empty(logits.shape if keeps_grad(logits) else 0, dtype=dtype)
+    return logits.new_empty(logits.shape[0], dtype=dtype), kept
+
+
+def may_spend(kept: Tensor) -> bool:
+    """Whether a backward pass may scale what forward kept in place, and without an operator: where nobody traces it.
+
+    An operator takes 100 us from Python, new memory more than that. A second backward must make it anew.
+    """
+    return type(kept) is Tensor and kept.numel() > 0 and not torch.is_grad_enabled()
+
+
+def checked(labels: Labels, num_classes: int) -> Labels:
+    """The labels, their values checked; without an ignore_index that none is. Reads values: inside an operator only."""
+    used = None
+    for name, labels_N in (("target", labels.target), ("target_b", labels.target_b)):
+        if labels_N is None or not labels_N.numel():
+            continue
+        low, high = (int(value) for value in labels_N.aminmax())
+        if low < 0 or high >= num_classes:
+            _checks.check_label_values(name, labels_N, num_classes, labels.ignore_index)
+        if labels.ignore_index is not None and low <= labels.ignore_index <= high:
+            used = labels.ignore_index
+    return labels._replace(ignore_index=used)
+
+
+def _labels_and_weights(labels: Labels, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(N, L) labels that can index, and their weights: (N, L), or (L,) where every sample has the same, none of them 0."""
+    target_N, target_b_N, share = labels.target, labels.target_b, labels.share
+    if target_b_N is not None and not isinstance(share, Tensor) and share in (0, 1):  # the other label does not count
+        target_N, target_b_N = target_N if share else target_b_N, None
+    if target_b_N is None:
+        labels_NL, weights = target_N[:, None], torch.ones(1, dtype=dtype)
+    else:
+        labels_NL = torch.stack([target_N, target_b_N], 1)
+        if isinstance(share, Tensor):
+            weights = torch.stack([share, 1 - share], -1).to(dtype).expand_as(labels_NL)
+        else:
+            weights = torch.tensor([share, 1 - share], dtype=dtype)
+    labels_NL = labels_NL.long()
+    if labels.ignore_index is not None:
+        ignored_NL = labels_NL == labels.ignore_index
+        labels_NL, weights = labels_NL.masked_fill(ignored_NL, 0), weights.masked_fill(ignored_NL, 0)
+    return labels_NL, weights
+
+
+def cross_entropy(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
+    """(N,) losses, and (N, K) the gradient of their sum: W p - q, in the losses' dtype."""
+    _checks.check_lam_values(labels.lam_N)
+    library = compiled() if logits_NK.dtype != torch.float64 else None
+    if library is None:
+        return _by_torch(logits_NK, labels)
+    return _by_c(library.fasttricks_cross_entropy, wide(logits_NK), labels)
+
+
+def distillation(logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights) -> tuple[Tensor, Tensor]:
+    """(N,) losses, and (N, K) the gradient of their sum, in the losses' dtype."""
+    _checks.check_lam_values(labels.lam_N)
+    library = compiled() if logits_NK.dtype != torch.float64 else None
+    if library is None:
+        both = {**checked(labels, logits_NK.shape[1]).named, **weights._asdict()}
+        loss_N = reference.distillation(logits_NK, teacher_NK, **both)
+        return loss_N, reference.distillation_grad(torch.ones_like(loss_N), wide(logits_NK), teacher_NK, **both)
+    return _by_c(library.fasttricks_distillation, wide(logits_NK), labels, wide(teacher_NK).contiguous(), weights)
+
+
+def _by_c(
+    function: Callable[..., int],
+    logits_NK: Tensor,
+    labels: Labels,
+    teacher_NK: Tensor | None = None,
+    weights: Weights | None = None,
+) -> tuple[Tensor, Tensor]:
+    rows_NK = dense_rows(logits_NK)
+    num_rows, num_classes = rows_NK.shape
+    loss_N, grad_NK = rows_NK.new_empty(num_rows), rows_NK.new_empty(num_rows, num_classes)
+    # named, to live as long as their addresses are in use
+    target_N = labels.target.long().contiguous()
+    target_b_N = None if labels.target_b is None else labels.target_b.long().contiguous()
+    lam = torch.as_tensor(labels.share, dtype=torch.float32).contiguous()
+    of_c = LabelsOfC(
+        target_N.data_ptr(),
+        None if target_b_N is None else target_b_N.data_ptr(),
+        lam.data_ptr(),
+        lam.dim(),
+        labels.ignore_index or 0,
+        labels.ignore_index is not None,
+        labels.smoothing,
+    )
+
+    def run(first: int, end: int) -> int:
+        rows = rows_NK[first:].data_ptr(), rows_NK.stride(0), end - first, num_classes
+        outputs = loss_N[first:].data_ptr(), grad_NK[first:].data_ptr()
+        if teacher_NK is None or weights is None:
+            return function(*rows, ctypes.byref(of_c), first, *outputs)
+        scratch = rows_NK.new_empty(2 * num_classes)
+        teacher = teacher_NK[first:].data_ptr()
+        return function(*rows, ctypes.byref(of_c), first, *outputs, teacher, *weights, scratch.data_ptr())
+
+    if _by_threads(run, num_rows, rows_NK.numel() // LOGITS_A_THREAD):
+        checked(labels, num_classes)
+        raise AssertionError("a label is out of range by losses.c, but not by _checks")
+    return loss_N, grad_NK
+
+
+def _by_threads(run: Callable[[int, int], int], num_rows: int, most: int) -> int:
+    """run(first, end) over all rows, in as many threads as torch uses, at most `most`; the largest of what it returns.
+
+    Threads are started anew each time: kept ones would be lost in a forked process.
+    """
+    parts = max(1, min(torch.get_num_threads(), most, num_rows))
+    edges = [num_rows * part // parts for part in range(parts + 1)]
+    found = [0] * parts
+
+    def work(part: int) -> None:
+        found[part] = run(edges[part], edges[part + 1])
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(1, parts)]
+    for thread in threads:
+        thread.start()
+    work(0)
+    for thread in threads:
+        thread.join()
+    return max(found)
+
+
+def _by_torch(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
+    """At 256 x 1000 on one core (AMD EPYC, AVX2) the exponential costs 265 us, any other pass 20 to 30."""
+    num_classes, smoothing = logits_NK.shape[1], labels.smoothing
+    labels = checked(labels, num_classes)
+    x_NK = wide(logits_NK)
+    x_NK = x_NK - x_NK.amax(1, keepdim=True)
+    labels_NL, weights = _labels_and_weights(labels, x_NK.dtype)
+
+    # The sum is of q (x - max), as in the kernel: at logits of 6e4 a sum of q x would leave no digits for the loss.
+    picked_NL, uniform_N = x_NK.gather(1, labels_NL), x_NK.sum(1) if smoothing else 0  # mean(1) takes 2.5 x as long
+    sum_N = x_NK.exp_().sum(1)
+    loss_N, grad_NK = sum_N.log(), x_NK
+    if weights.dim() == 1:
+        cross_N = picked_NL @ weights
+        grad_NK.mul_(sum_N.reciprocal_()[:, None])
+        if smoothing:
+            grad_NK.sub_(smoothing / num_classes)
+    else:  # 0 and not 0 * -inf: a weight of 0 is a label that does not count
+        total_N = weights.sum(1)
+        none_N = total_N == 0
+        cross_N = torch.where(weights == 0, 0, picked_NL * weights).sum(1)
+        loss_N.mul_(total_N).masked_fill_(none_N, 0)
+        grad_NK.mul_((total_N / sum_N)[:, None])
+        if smoothing:
+            uniform_N = torch.where(none_N, 0, total_N * uniform_N)
+            grad_NK.sub_((smoothing / num_classes * total_N)[:, None])
+        grad_NK.masked_fill_(none_N[:, None], 0)
+    if smoothing:
+        cross_N = torch.add((1 - smoothing) * cross_N, uniform_N, alpha=smoothing / num_classes)
+    grad_NK.scatter_add_(1, labels_NL, ((smoothing - 1) * weights).expand_as(labels_NL))
+    return loss_N.sub_(cross_N), grad_NK
+
+
+def scale_(grad_NK: Tensor, scale_N: Tensor, labels: Labels) -> Tensor:
+    """The gradient of cross_entropy times a number a row, in place; 0, and not 0 * inf, in ignored rows."""
+    if labels.ignore_index is not None:
+        ignored_N, share = labels.target == labels.ignore_index, labels.share
+        if labels.target_b is not None:
+            ignored_b_N = labels.target_b == labels.ignore_index
+            ignored_N = (ignored_N | (share == 0)) & (ignored_b_N | (share == 1))
+        scale_N = torch.where(ignored_N, 0, scale_N)
+    return grad_NK.mul_(scale_N[:, None])

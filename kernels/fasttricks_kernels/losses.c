@@ -1,0 +1,214 @@
+/* The losses of float32 rows on the CPU: losses, and the gradient of their sum, while a row lies in the cache.
+ *
+ * The maths is reference.py's: with weights w_y of a row's one or two labels, W their sum, s the smoothing over K classes,
+ *
+ *     cross-entropy: loss = W log sum exp(d) - (1 - s) sum_y w_y d_y - W s / K sum_k d_k,    d = x - max x
+ *                    grad = W softmax(x) - (1 - s) w at the labels - W s / K
+ *     distillation:  loss = hard (that) + soft W T^2 (log sum exp(d / T) - sum_k q_k d_k / T),    q = softmax(teacher / T)
+ *                    grad = hard (that) + soft W T (softmax(x / T) - q)
+ *
+ * Rows are independent: their bits do not depend on how many threads share them, nor on the width of the CPU's vectors (a sum
+ * is of LANES partial sums), only on whether it has a fused multiply-add.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __FAST_MATH__
+#error "fast math loses NaN and infinity"
+#endif
+
+#define LANES 8
+#define BLOCK 512 /* numbers of a float sum; what is summed of those is double */
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef vf vf_anywhere __attribute__((aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+/* exp of x <= 0 to an ulp or two: 2^n e^r, |r| <= log(2) / 2, by Taylor's series, whose next term is 5e-9. Below -87, where
+ * 2^n would leave the normal numbers, 0; of NaN, NaN. */
+INLINE vf exp_of(vf x) {
+    const float round = 12582912.0f; /* 1.5 * 2^23: added, it leaves the nearest integer in the lowest bits */
+    vf shifted = x * 1.44269504f + round;
+    vf n = shifted - round;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f; /* log 2 in two parts, the first of so few bits that n times it is exact */
+    vf p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    vi power = (vi)p + ((vi)shifted << 23);
+    return (vf)(power & ~(vi)(x < -87.0f));
+}
+
+INLINE vf load(const float *x) { return *(const vf_anywhere *)x; }
+
+/* The last `left` < LANES numbers of a row, the other lanes `fill`. */
+INLINE vf load_part(const float *x, int64_t left, float fill) {
+    vf part = fill - (vf){0};
+    memcpy(&part, x, left * sizeof *x);
+    return part;
+}
+
+INLINE double sum_of(vf v) {
+    double sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+    return sum;
+}
+
+INLINE vf larger(vf a, vf b) { /* of NaN, b: it is left to the sums */
+    vi above = a > b;
+    return (vf)(((vi)a & above) | ((vi)b & ~above));
+}
+
+static float max_of(const float *x, int64_t K) {
+    vf most = (vf){0} - INFINITY;
+    int64_t k = 0;
+    for (; k + LANES <= K; k += LANES) most = larger(load(x + k), most);
+    if (k < K) most = larger(load_part(x + k, K - k, -INFINITY), most);
+    float max = most[0];
+    for (int lane = 1; lane < LANES; lane++) max = most[lane] > max ? most[lane] : max;
+    return max;
+}
+
+/* exp(coldness (x - max)) into e; returns the sum of them, and of the x - max in *sum_d. */
+INLINE double exponentials(const float *x, int64_t K, float max, float coldness, float *e, double *sum_d) {
+    double sum = 0;
+    *sum_d = 0;
+    for (int64_t first = 0; first < K; first += BLOCK) {
+        const int64_t end = first + BLOCK < K ? first + BLOCK : K;
+        vf total = {0}, total_d = {0};
+        int64_t k = first;
+        for (; k + LANES <= end; k += LANES) {
+            vf d = load(x + k) - max, exp_d = exp_of(coldness * d);
+            *(vf_anywhere *)(e + k) = exp_d;
+            total += exp_d;
+            total_d += d;
+        }
+        if (k < end) { /* the row's last few */
+            vf d = load_part(x + k, end - k, max) - max, exp_d = exp_of(coldness * d);
+            memcpy(e + k, &exp_d, (end - k) * sizeof *e);
+            for (int64_t lane = end - k; lane < LANES; lane++) exp_d[lane] = d[lane] = 0;
+            total += exp_d;
+            total_d += d;
+        }
+        sum += sum_of(total);
+        *sum_d += sum_of(total_d);
+    }
+    return sum;
+}
+
+/* sum of q (x - max), where a q of 0 counts nothing, though x be -infinity. */
+static double weighted_sum(const float *q, const float *x, int64_t K, float max) {
+    double sum = 0;
+    for (int64_t first = 0; first < K; first += BLOCK) {
+        const int64_t end = first + BLOCK < K ? first + BLOCK : K;
+        vf total = {0};
+        int64_t k = first;
+        for (; k + LANES <= end; k += LANES) {
+            vf weight = load(q + k), term = weight * (load(x + k) - max);
+            total += (vf)((vi)term & (weight != 0.0f));
+        }
+        sum += sum_of(total);
+        for (; k < end; k++) sum += q[k] ? q[k] * (x[k] - max) : 0;
+    }
+    return sum;
+}
+
+typedef struct {
+    const int64_t *target, *target_b; /* target_b may be NULL: then `target` alone counts */
+    const float *lam;                 /* the weight of `target`, of one of two */
+    int64_t lam_stride;               /* 0 where one serves all rows */
+    int64_t ignore;                   /* a label that weighs nothing, if has_ignore */
+    int32_t has_ignore;
+    float smoothing;
+} Labels;
+
+typedef struct {
+    int64_t label[2];
+    float weight[2], total;
+} Weighed;
+
+/* The labels of row n; 0 where one is neither in [0, K) nor ignored. */
+INLINE int weigh(const Labels *labels, int64_t n, int64_t K, Weighed *out) {
+    const float share = labels->target_b ? labels->lam[n * labels->lam_stride] : 1.0f;
+    *out = (Weighed){{labels->target[n], labels->target_b ? labels->target_b[n] : 0}, {share, 1.0f - share}, 0.0f};
+    for (int i = 0; i < 2; i++) {
+        if (labels->has_ignore && out->label[i] == labels->ignore) out->weight[i] = 0;
+        else if (out->label[i] < 0 || out->label[i] >= K) return 0;
+        out->total += out->weight[i];
+    }
+    return 1;
+}
+
+/* Takes the labels' share from a gradient that is `scale` times as large, and returns what they add to sum_k q_k d_k. */
+INLINE double at_labels(const Weighed *row, float smoothing, const float *x, float max, float scale, float *grad) {
+    double cross = 0;
+    for (int i = 0; i < 2; i++) {
+        const float weight = (1 - smoothing) * row->weight[i];
+        if (weight == 0) continue; /* not 0 * -infinity */
+        cross += weight * (double)(x[row->label[i]] - max);
+        grad[row->label[i]] -= scale * weight;
+    }
+    return cross;
+}
+
+/* N rows of K logits, `stride` apart. Returns 0, or 1 at a label out of range: what is written is then of no use. */
+int32_t fasttricks_cross_entropy(const float *logits, int64_t stride, int64_t N, int64_t K, const Labels *labels,
+                                 int64_t first_label, float *loss, float *grad) {
+    const float smoothing = labels->smoothing;
+    for (int64_t n = 0; n < N; n++) {
+        const float *x = logits + n * stride;
+        float *g = grad + n * K;
+        Weighed row;
+        if (!weigh(labels, first_label + n, K, &row)) return 1;
+        loss[n] = 0;
+        if (row.total == 0) {
+            memset(g, 0, K * sizeof *g);
+            continue;
+        }
+        const float max = max_of(x, K);
+        double sum_d;
+        const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
+        const float factor = row.total / sum, shift = row.total * smoothing / K;
+        for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift;
+        const double uniform = smoothing ? shift * sum_d : 0; /* not 0 * -infinity */
+        loss[n] = row.total * log(sum) - uniform - at_labels(&row, smoothing, x, max, 1.0f, g);
+    }
+    return 0;
+}
+
+/* As above, with a teacher's N rows of K logits, K apart. scratch: 2 K numbers. */
+int32_t fasttricks_distillation(const float *logits, int64_t stride, int64_t N, int64_t K, const Labels *labels,
+                                int64_t first_label, float *loss, float *grad, const float *teacher, float temperature,
+                                float hard, float soft, float *scratch) {
+    const float smoothing = labels->smoothing, coldness = 1 / temperature;
+    float *s = scratch, *q = scratch + K; /* exp(d / T), and the teacher's */
+    for (int64_t n = 0; n < N; n++) {
+        const float *x = logits + n * stride, *t = teacher + n * K;
+        float *g = grad + n * K;
+        Weighed row;
+        if (!weigh(labels, first_label + n, K, &row)) return 1;
+        loss[n] = 0;
+        if (row.total == 0) {
+            memset(g, 0, K * sizeof *g);
+            continue;
+        }
+        const float max = max_of(x, K), teacher_max = max_of(t, K);
+        double sum_d, unused;
+        const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
+        const double soft_sum = exponentials(x, K, max, coldness, s, &unused);
+        const double teacher_sum = exponentials(t, K, teacher_max, coldness, q, &unused);
+        const float softness = soft * row.total * temperature;
+        const double teacher_cross = weighted_sum(q, x, K, max) / teacher_sum;
+        const float factor = hard * row.total / sum, shift = hard * row.total * smoothing / K;
+        const float soft_factor = softness / soft_sum, teacher_factor = softness / teacher_sum;
+        for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift + (s[k] * soft_factor - q[k] * teacher_factor);
+        const double uniform = smoothing ? row.total * smoothing / K * sum_d : 0;
+        const double labelled = row.total * log(sum) - uniform - at_labels(&row, smoothing, x, max, hard, g);
+        loss[n] = hard * labelled + softness * (temperature * log(soft_sum) - teacher_cross);
+    }
+    return 0;
+}
