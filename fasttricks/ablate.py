@@ -80,7 +80,8 @@ def table_help() -> str:
     }
     rows = [f"  {name:14s} {(text or '').partition(chr(10))[0]}" for name, text in about.items()]
     recipe = f"RECIPE is one of {', '.join(RECIPES)}; the paper's tables take {PAPERS_RECIPE} where none is given."
-    return "\n".join([USAGE, "", "tables:", *rows, "", recipe, f"{PROG} TABLE RECIPE --help lists every field."])
+    again = "The same command given again goes on; given several times at once, the processes share the runs."
+    return "\n".join([USAGE, "", "tables:", *rows, "", recipe, again, f"{PROG} TABLE RECIPE --help lists every field."])
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ class Job:
     def folder(self) -> Path:
         return Path(self.config.run_dir)
 
+    @property
+    def log(self) -> Path:
+        """What the trainer says, beside the run's folder."""
+        return self.folder.with_suffix(".log")
+
     def result(self) -> dict[str, Any] | None:
         """What the finished run left, None where it is not finished.
 
@@ -211,13 +216,16 @@ def check_disk(jobs: Sequence[Job], config: AblateConfig, classes: int) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder of an ablation. Raises UserError where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+def claimed(job: Job) -> Iterator[bool]:
+    """Whether the run is this process's to train, until the end of the block: it is no other's, and none has finished it.
+
+    Held by a lock on the run's log, which the system lets go when the process that holds it ends, however it ends.
+    """
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(job.log, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            rule = "another ablation is at work in it; wait for its end, or give another --run-dir"
-            raise UserError(f"run_dir = {str(folder)!r}: {rule}") from error
-        yield
+        except BlockingIOError:
+            yield False
+            return
+        yield job.result() is None

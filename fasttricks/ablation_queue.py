@@ -13,7 +13,7 @@ from fasttricks.ablation_plan import (
     PlannedCell,
     check_data,
     check_disk,
-    locked,
+    claimed,
     make_job,
     plan_cells,
     results_of,
@@ -25,6 +25,7 @@ from fasttricks.runfolder import write_json
 from fasttricks.statistics import paired_difference
 
 Plan = list[tuple[Table, list[PlannedCell]]]
+POLL_S = 1.0  # between looks at what another process is at
 
 
 def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> int:
@@ -37,22 +38,22 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
     folder = Path(config.run_dir)
     failures: dict[str, str] = {}
     if not config.report:
-        with locked(folder):
-            write_json(folder / "data.json", data)
-            first = jobs_of(plan, config, config.seeds)
-            print(f"{len(first)} runs, {len(unfinished(first))} to do, in {folder}/", flush=True)
-            check_disk(unfinished(first), config, data["classes"])
-            try:
-                work(first, config, failures)
-                more = jobs_of(plan, config, config.more_seeds, only_nearly_decided=True) if config.more_seeds else []
-                if unfinished(more):
-                    print(f"{len(unfinished(more))} more runs where they would decide", flush=True)
-                    check_disk(unfinished(more), config, data["classes"])
-                    work(more, config, failures)
-            except KeyboardInterrupt:
-                left = len(unfinished(first))
-                write_report(fill(plan, config, failures), config, data, command=command)
-                raise KeyboardInterrupt(f"{left} of {len(first)} runs are left; the same command goes on") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "data.json", data)
+        first = jobs_of(plan, config, config.seeds)
+        print(f"{len(first)} runs, {len(unfinished(first))} to do, in {folder}/", flush=True)
+        check_disk(unfinished(first), config, data["classes"])
+        try:
+            work(first, config, failures)
+            more = jobs_of(plan, config, config.more_seeds, only_nearly_decided=True) if config.more_seeds else []
+            if unfinished(more):
+                print(f"{len(unfinished(more))} more runs where they would decide", flush=True)
+                check_disk(unfinished(more), config, data["classes"])
+                work(more, config, failures)
+        except KeyboardInterrupt:
+            left = len(unfinished(first))
+            write_report(fill(plan, config, failures), config, data, command=command)
+            raise KeyboardInterrupt(f"{left} of {len(first)} runs are left; the same command goes on") from None
     print(write_report(fill(plan, config, failures), config, data, command=command))
     return len(failures)
 
@@ -96,21 +97,41 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 
 
 def work(jobs: Sequence[Job], config: AblateConfig, failures: dict[str, str]) -> None:
-    """Run what is not finished of `jobs`, one after another, with a line each. What fails goes into `failures`."""
-    for number, job in enumerate(jobs, 1):
-        if job.result() is not None:
-            continue
-        started = time.monotonic()
-        wrong = run_job(job)
-        result = None if wrong else job.result()
-        if result is None:
-            failures[job.config.run_dir] = wrong or f"left no result in {job.folder}"
-            outcome = f"failed: {failures[job.config.run_dir]}"
-        else:
-            tidy(job, keep_checkpoints=config.keep_checkpoints)
-            score = f"top-1 {result['top1']:.2f} %" if "top1" in result else "diverged"
-            outcome = f"{score}  {result['cpu_seconds']:.1f} CPU s  {time.monotonic() - started:.0f} s"
-        print(f"{number:4d}/{len(jobs)}  {job.label}  {outcome}", flush=True)
+    """Run what is not finished of `jobs`, one after another, with a line each. What fails goes into `failures`.
+
+    Another process with the same folder, on this machine or on one that shares it, has its part of them: what it is at is
+    left to it, and at the end waited for.
+    """
+    told = False
+    while waiting := [(n, job) for n, job in enumerate(jobs, 1) if job.result() is None and not failed(job, failures)]:
+        for number, job in waiting:
+            with claimed(job) as mine:
+                if mine:
+                    train(job, config, failures, f"{number:4d}/{len(jobs)}  {job.label}")
+        if all(job.result() is None and not failed(job, failures) for _, job in waiting):  # every one is another's
+            if not told:
+                print(f"{len(waiting)} runs are another process's; waiting for them", flush=True)
+            told = True
+            time.sleep(POLL_S)
+
+
+def failed(job: Job, failures: dict[str, str]) -> bool:
+    return job.config.run_dir in failures
+
+
+def train(job: Job, config: AblateConfig, failures: dict[str, str], label: str) -> None:
+    """Run `job`, and say in a line that begins with `label` how it went."""
+    started = time.monotonic()
+    wrong = run_job(job)
+    result = None if wrong else job.result()
+    if result is None:
+        failures[job.config.run_dir] = wrong or f"left no result in {job.folder}"
+        outcome = f"failed: {failures[job.config.run_dir]}"
+    else:
+        tidy(job, keep_checkpoints=config.keep_checkpoints)
+        score = f"top-1 {result['top1']:.2f} %" if "top1" in result else "diverged"
+        outcome = f"{score}  {result['cpu_seconds']:.1f} CPU s  {time.monotonic() - started:.0f} s"
+    print(f"{label}  {outcome}", flush=True)
 
 
 def fill(plan: Plan, config: AblateConfig, failures: dict[str, str]) -> list[Filled]:

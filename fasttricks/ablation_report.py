@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,10 +51,12 @@ def write_report(tables: Sequence[Filled], config: AblateConfig, data: dict[str,
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [markdown(filled, config, data, command=command) for filled in tables]
-    for filled, text in zip(tables, texts, strict=True):
-        (folder / f"{filled.table.name}.md").write_text(text + "\n")
-        plot(filled, config, data, folder / f"{filled.table.name}.png")
-    write_json(folder / "results.json", raw(tables, data, command=command))
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that shared the runs end at once
+        for filled, text in zip(tables, texts, strict=True):
+            (folder / f"{filled.table.name}.md").write_text(text + "\n")
+            plot(filled, config, data, folder / f"{filled.table.name}.png")
+        write_json(folder / "results.json", raw(tables, data, command=command))
     names = ", ".join(f"{filled.table.name}.md and .png" for filled in tables)
     return "\n\n".join([*texts, f"written: {names}, results.json in {folder}/"])
 

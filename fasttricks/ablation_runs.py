@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -38,15 +40,14 @@ def run_job(job: Job) -> str:
     What the trainer says goes to a log beside the run's folder. Ctrl-C and SIGTERM end the process too.
     """
     folder = job.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir() and not (folder / "config.json").is_file():
         shutil.rmtree(folder)  # killed before it had begun
     config = dataclasses.replace(job.config, resume=folder.is_dir())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fasttricks.ablation_runs", "fasttricks.data.dali"])
-    log = folder.with_suffix(".log")
-    process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(log)))
-    process.start()
+    process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(job.log)))
+    with _deaf_children():
+        process.start()
     try:
         process.join()
     except BaseException:
@@ -55,9 +56,23 @@ def run_job(job: Job) -> str:
         raise
     if process.exitcode == 0:
         return ""
-    lines = log.read_text().strip().splitlines() if log.is_file() else []
+    lines = job.log.read_text().strip().splitlines() if job.log.is_file() else []
     last = lines[-1].strip() if lines else f"exit status {process.exitcode}"
-    return f"{last} ({log})"
+    return f"{last} ({job.log})"
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in the block never hear Ctrl-C, which a terminal sends to all: this one alone ends them, in order.
+
+    Blocked and not ignored, so that one that is pressed meanwhile is heard here at the end of the block.
+    """
+    resource_tracker.ensure_running()  # it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _train(values: dict[str, Any], ranks: int, log: str) -> None:

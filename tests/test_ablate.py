@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,7 +27,8 @@ from tiny import SMALLEST, call, environment, on_terminal, write_images
 
 from fasttricks import ablate
 from fasttricks.ablation import extend
-from fasttricks.ablation_plan import identity, plan_cells
+from fasttricks.ablation_plan import Job, claimed, identity, plan_cells
+from fasttricks.ablation_queue import POLL_S
 from fasttricks.checkpoint import load_checkpoint
 from fasttricks.config import ConfigError, DistillConfig
 from fasttricks.paper_tables import table6
@@ -181,15 +183,6 @@ def test_too_little_disk_is_refused(
 
 
 @pytest.mark.usefixtures("no_run")
-def test_a_folder_in_use_is_refused(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fasttricks.ablation_plan import locked
-
-    with locked(tmp_path / "a"):
-        assert call(ablate.main, *arguments(tiny_data, tmp_path / "a")) == 2
-    assert "another ablation is at work in it" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("no_run")
 def test_a_report_before_any_run_is_blank(tiny_data: Path, tmp_path: Path) -> None:
     assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--report")) == 0
     assert table(tmp_path / "a") == {"all of them": [""] * 6, "without label_smoothing": [""] * 6}
@@ -312,6 +305,48 @@ def test_a_run_that_failed_leaves_its_cell_blank(
 
 
 @pytest.mark.usefixtures("no_plot")
+def test_what_another_process_trains_is_waited_for_and_taken_over(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other holds two runs when this one comes: one it finishes, the other it loses in its death."""
+    args, ran = arguments(tiny_data, tmp_path / "a"), []
+    with pretend(score):
+        assert call(ablate.main, *args) == 0
+    runs = sorted(finished(tmp_path / "a"))
+    results = [(run / "result.json").read_bytes() for run in runs]
+    shutil.rmtree(tmp_path / "a")
+    others = contextlib.ExitStack()
+    for run in runs[:2]:
+        assert others.enter_context(claimed(Job(SimpleNamespace(run_dir=str(run)), 1, "")))
+
+    def sleep(seconds: float) -> None:
+        assert seconds == POLL_S and sorted(ran) == runs[2:], "every other run came first"
+        runs[0].mkdir()
+        (runs[0] / "config.json").write_text(json.dumps({"config": configs[0]}))
+        (runs[0] / "result.json").write_bytes(results[0])
+        others.close()
+
+    configs: list[Any] = []
+
+    def scored(job: Any) -> dict[str, Any]:
+        ran.append(job.folder)
+        return score(job)
+
+    def known(job: Any) -> None:
+        if job.folder == runs[0] and not configs:
+            configs.append(dataclasses.asdict(job.config))
+
+    result = Job.result
+    monkeypatch.setattr(Job, "result", lambda job: (known(job), result(job))[1])
+    monkeypatch.setattr("fasttricks.ablation_queue.time.sleep", sleep)
+    with pretend(scored):
+        assert call(ablate.main, *args) == 0
+    assert sorted(ran[:2]) == runs[2:] and ran[2:] == [runs[1]]
+    assert "2 runs are another process's; waiting for them" in capsys.readouterr().out
+    assert [row[2] for row in table(tmp_path / "a").values()] == ["2", "2"]
+
+
+@pytest.mark.usefixtures("no_plot")
 def test_factorial_tells_main_effects(tiny_data: Path, tmp_path: Path) -> None:
     """Smoothing takes 2.5 points, cosine gives 1; both together, 3 more, of which each gets half."""
 
@@ -372,6 +407,19 @@ def test_a_killed_ablation_goes_on(sign: signal.Signals, tiny_data: Path, tmp_pa
     for folder in (first, other):
         ours, whole = load_checkpoint(folder), load_checkpoint(tmp_path / "b" / folder.relative_to(tmp_path / "a"))
         assert all(torch.equal(value, whole["model"][name]) for name, value in ours["model"].items())
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_runs(tiny_data: Path, tmp_path: Path) -> None:
+    """The same command twice at once: each run is trained by one of them, and both tell of all."""
+    both = command(*arguments(tiny_data, tmp_path / "a", "--seeds", "3"))
+    processes = [subprocess.Popen(both, env=environment(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    trained = [re.findall(r"^ *(\d)/6 .* top-1 ", text, re.MULTILINE) for text in said]
+    assert sorted(trained[0] + trained[1]) == list("123456") and all(trained)
+    tables = [text[text.index("## ") :] if "## " in text else text[text.index("# ") :] for text in said]
+    assert tables[0] == tables[1] and len(finished(tmp_path / "a")) == 6
 
 
 @pytest.mark.slow
