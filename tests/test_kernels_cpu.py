@@ -155,16 +155,16 @@ def test_nothing_is_written_beside_the_outputs(num_classes: int, distill: bool) 
     assert library is not None
     logits, target, _, _ = draw(3, num_classes)
     loss, grad, scratch = (torch.full((n + 16,), GUARD) for n in (3, 3 * num_classes, 2 * num_classes))
-    rows = logits.data_ptr(), num_classes, 3, num_classes
+    rows = 0, 3, num_classes, logits.data_ptr(), num_classes
     outputs = loss[8:].data_ptr(), grad[8:].data_ptr()
 
     def status(ignore: int | None) -> int:
         labels = ctypes.byref(cpu.LabelsOfC(target.data_ptr(), None, None, 0, ignore or 0, ignore is not None, 0.1))
         if not distill:
-            return library.fasttricks_cross_entropy(*rows, labels, 0, *outputs)
+            return library.fasttricks_cross_entropy(*rows, labels, *outputs)
         teacher = logits.flip(0).contiguous()
         more = teacher.data_ptr(), 20.0, 1.0, 1.0, scratch[8:].data_ptr()
-        return library.fasttricks_distillation(*rows, labels, 0, *outputs, *more)
+        return library.fasttricks_distillation(*rows, labels, *outputs, *more)
 
     assert status(-100) == 0
     for buffer in (loss, grad, *([scratch] if distill else [])):

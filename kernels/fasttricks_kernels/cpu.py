@@ -51,7 +51,7 @@ def compiled() -> ctypes.CDLL | None:
         warnings.warn(f"losses on the CPU are slower than they might be: {error}", RuntimeWarning, stacklevel=2)
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    rows: tuple[Any, ...] = (pointer, number, number, number, pointer, number, pointer, pointer)
+    rows: tuple[Any, ...] = (number, number, number, pointer, number, pointer, pointer, pointer)
     library.fasttricks_cross_entropy.argtypes = rows
     library.fasttricks_distillation.argtypes = (*rows, pointer, real, real, real, pointer)
     return library
@@ -129,25 +129,24 @@ def _by_c(
     # named, to live as long as their addresses are in use
     target_N = labels.target.long().contiguous()
     target_b_N = None if labels.target_b is None else labels.target_b.long().contiguous()
-    lam = torch.as_tensor(labels.share, dtype=torch.float32).contiguous()
+    lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
+    lam = ctypes.c_float(labels.lam)
     of_c = LabelsOfC(
         target_N.data_ptr(),
         None if target_b_N is None else target_b_N.data_ptr(),
-        lam.data_ptr(),
-        lam.dim(),
+        ctypes.addressof(lam) if lam_N is None else lam_N.data_ptr(),
+        0 if lam_N is None else lam_N.dim(),
         labels.ignore_index or 0,
         labels.ignore_index is not None,
         labels.smoothing,
     )
+    rows = num_classes, rows_NK.data_ptr(), rows_NK.stride(0), ctypes.byref(of_c), loss_N.data_ptr(), grad_NK.data_ptr()
 
     def run(first: int, end: int) -> int:
-        rows = rows_NK[first:].data_ptr(), rows_NK.stride(0), end - first, num_classes
-        outputs = loss_N[first:].data_ptr(), grad_NK[first:].data_ptr()
         if teacher_NK is None or weights is None:
-            return function(*rows, ctypes.byref(of_c), first, *outputs)
+            return function(first, end, *rows)
         scratch = rows_NK.new_empty(2 * num_classes)
-        teacher = teacher_NK[first:].data_ptr()
-        return function(*rows, ctypes.byref(of_c), first, *outputs, teacher, *weights, scratch.data_ptr())
+        return function(first, end, *rows, teacher_NK.data_ptr(), *weights, scratch.data_ptr())
 
     if _by_threads(run, num_rows, rows_NK.numel() // LOGITS_A_THREAD):
         checked(labels, num_classes)

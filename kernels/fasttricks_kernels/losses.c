@@ -155,15 +155,16 @@ INLINE double at_labels(const Weighed *row, float smoothing, const float *x, flo
     return cross;
 }
 
-/* N rows of K logits, `stride` apart. Returns 0, or 1 at a label out of range: what is written is then of no use. */
-int32_t fasttricks_cross_entropy(const float *logits, int64_t stride, int64_t N, int64_t K, const Labels *labels,
-                                 int64_t first_label, float *loss, float *grad) {
+/* The rows from `first` to before `end`, of K logits, `stride` apart. Returns 0, or 1 at a label out of range: what is written is
+ * then of no use. */
+int32_t fasttricks_cross_entropy(int64_t first, int64_t end, int64_t K, const float *logits, int64_t stride,
+                                 const Labels *labels, float *loss, float *grad) {
     const float smoothing = labels->smoothing;
-    for (int64_t n = 0; n < N; n++) {
+    for (int64_t n = first; n < end; n++) {
         const float *x = logits + n * stride;
         float *g = grad + n * K;
         Weighed row;
-        if (!weigh(labels, first_label + n, K, &row)) return 1;
+        if (!weigh(labels, n, K, &row)) return 1;
         loss[n] = 0;
         if (row.total == 0) {
             memset(g, 0, K * sizeof *g);
@@ -180,17 +181,17 @@ int32_t fasttricks_cross_entropy(const float *logits, int64_t stride, int64_t N,
     return 0;
 }
 
-/* As above, with a teacher's N rows of K logits, K apart. scratch: 2 K numbers. */
-int32_t fasttricks_distillation(const float *logits, int64_t stride, int64_t N, int64_t K, const Labels *labels,
-                                int64_t first_label, float *loss, float *grad, const float *teacher, float temperature,
+/* As above, with a teacher's rows of K logits, K apart. scratch: 2 K numbers, no other thread's. */
+int32_t fasttricks_distillation(int64_t first, int64_t end, int64_t K, const float *logits, int64_t stride,
+                                const Labels *labels, float *loss, float *grad, const float *teacher, float temperature,
                                 float hard, float soft, float *scratch) {
     const float smoothing = labels->smoothing, coldness = 1 / temperature;
     float *s = scratch, *q = scratch + K; /* exp(d / T), and the teacher's */
-    for (int64_t n = 0; n < N; n++) {
+    for (int64_t n = first; n < end; n++) {
         const float *x = logits + n * stride, *t = teacher + n * K;
         float *g = grad + n * K;
         Weighed row;
-        if (!weigh(labels, first_label + n, K, &row)) return 1;
+        if (!weigh(labels, n, K, &row)) return 1;
         loss[n] = 0;
         if (row.total == 0) {
             memset(g, 0, K * sizeof *g);
