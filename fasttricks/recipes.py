@@ -68,7 +68,7 @@ def cifar10() -> TrainConfig:
 def cifar10_ablate() -> TrainConfig:
     """A bottleneck ResNet small enough to ablate every trick on folders of CIFAR-10; one epoch.
 
-    HERE: 26 to 49 CPU seconds a run, docs/ablation.md. The lr is the paper's, 0.1 at 256: four times that hardly trains the
+    HERE: 29 to 57 CPU seconds a run, docs/ablation.md. The lr is the paper's, 0.1 at 256: four times that hardly trains the
     large batch without zero gamma. Every trick is on; the steps are at the paper's shares of the run (a quarter, a half,
     three quarters), warm-up takes a tenth of it (5 of 120 epochs would be 4 steps of the large batch).
     Source: the paper's tables 4 to 6, scaled down; blocks with a 1x1, 3x3 and 1x1, so that A and B differ.
