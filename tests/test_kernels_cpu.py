@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import warnings
@@ -151,27 +150,30 @@ def test_what_is_not_finite_comes_out_as_torchs(row: list[float], smoothing: flo
 @pytest.mark.parametrize("distill", [False, True])
 @pytest.mark.parametrize("num_classes", [5, 8, 19])
 def test_nothing_is_written_beside_the_outputs(num_classes: int, distill: bool) -> None:
-    library = cpu.compiled()
-    assert library is not None
+    function = cpu.compiled()
+    assert function is not None
     logits, target, _, _ = draw(3, num_classes)
-    loss, grad, scratch = (torch.full((n + 16,), GUARD) for n in (3, 3 * num_classes, 2 * num_classes))
-    rows = 0, 3, num_classes, logits.data_ptr(), num_classes
-    outputs = loss[8:].data_ptr(), grad[8:].data_ptr()
+    loss, grad = (torch.full((n + 16,), GUARD) for n in (3, 3 * num_classes))
+    teacher = logits.flip(0).contiguous()
 
-    def status(ignore: int | None) -> int:
-        labels = ctypes.byref(cpu.LabelsOfC(target.data_ptr(), None, None, 0, ignore or 0, ignore is not None, 0.1))
-        if not distill:
-            return library.fasttricks_cross_entropy(*rows, labels, *outputs)
-        teacher = logits.flip(0).contiguous()
-        more = teacher.data_ptr(), 20.0, 1.0, 1.0, scratch[8:].data_ptr()
-        return library.fasttricks_distillation(*rows, labels, *outputs, *more)
+    def status(**more: int) -> int:
+        rows = {
+            "N": 3,
+            "K": num_classes,
+            "logits": logits.data_ptr(),
+            "stride": num_classes,
+            "target": target.data_ptr(),
+        }
+        rows |= {"loss": loss[8:].data_ptr(), "grad": grad[8:].data_ptr(), "chunk": 2}
+        rows |= {"teacher": teacher.data_ptr()} if distill else {}
+        return function(cpu.Batch(**rows, smoothing=0.1, temperature=20.0, hard=1.0, soft=1.0, **more), 1)
 
-    assert status(-100) == 0
-    for buffer in (loss, grad, *([scratch] if distill else [])):
+    assert status(ignore=-100, has_ignore=1) == 0
+    for buffer in (loss, grad):
         assert (buffer[:8] == GUARD).all() and (buffer[-8:] == GUARD).all() and (buffer[8:-8] != GUARD).all()
     for bad in (-1, num_classes, -100, 2**40):
         target[1] = bad
-        assert status(None) == 1, bad
+        assert status() == 1, bad
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

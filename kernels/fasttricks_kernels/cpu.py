@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +23,18 @@ from ._options import Labels, Weights
 from .reference import wide
 
 SOURCE = Path(__file__).with_name("losses.c")
-LOGITS_A_THREAD = 250_000  # 0.2 ms of work; to start a thread takes 0.05
+LOGITS_A_THREAD = 32_768  # as torch has it
+NO_TEACHER = Weights(temperature=1.0, hard_weight=1.0, soft_weight=0.0)
 
 
-class LabelsOfC(ctypes.Structure):
-    """Labels as losses.c has them."""
+class Batch(ctypes.Structure):
+    """What losses.c takes, field for field."""
 
     _fields_ = (
+        ("N", ctypes.c_int64),
+        ("K", ctypes.c_int64),
+        ("logits", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
         ("target", ctypes.c_void_p),
         ("target_b", ctypes.c_void_p),
         ("lam", ctypes.c_void_p),
@@ -39,22 +42,31 @@ class LabelsOfC(ctypes.Structure):
         ("ignore", ctypes.c_int64),
         ("has_ignore", ctypes.c_int32),
         ("smoothing", ctypes.c_float),
+        ("teacher", ctypes.c_void_p),
+        ("temperature", ctypes.c_float),
+        ("hard", ctypes.c_float),
+        ("soft", ctypes.c_float),
+        ("loss", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("chunk", ctypes.c_int64),
+        ("next", ctypes.c_int64),
+        ("status", ctypes.c_int32),
     )
 
 
 @functools.cache
-def compiled() -> ctypes.CDLL | None:
-    """The functions of losses.c; None where they cannot be had, with a warning, once a process."""
+def compiled() -> Callable[[Batch, int], int] | None:
+    """The function of losses.c, of a batch and a number of threads; None where it cannot be had, with a warning, once."""
     try:
-        library = native.load(SOURCE)
+        function = native.load(SOURCE).fasttricks_losses
     except native.NativeError as error:
         warnings.warn(f"losses on the CPU are slower than they might be: {error}", RuntimeWarning, stacklevel=2)
         return None
-    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    rows: tuple[Any, ...] = (number, number, number, pointer, number, pointer, pointer, pointer)
-    library.fasttricks_cross_entropy.argtypes = rows
-    library.fasttricks_distillation.argtypes = (*rows, pointer, real, real, real, pointer)
-    return library
+    function.argtypes = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p)
+    # torch's OpenMP is loaded for all to see; without one, as on macOS, one thread does it
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    pool = None if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
+    return lambda batch, threads: int(function(batch, threads, pool))
 
 
 # ------------------------------------------------------------------------------------------- what the operators ask for
@@ -97,9 +109,9 @@ def checked(labels: Labels, num_classes: int) -> Labels:
 def cross_entropy(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
     """(N,) losses, and (N, K) the gradient of their sum: W p - q, in the losses' dtype."""
     _checks.check_lam_values(labels.lam_N)
-    library = compiled() if logits_NK.dtype != torch.float64 else None
-    if library is not None:
-        return _by_c(library.fasttricks_cross_entropy, wide(logits_NK), labels)
+    function = compiled() if logits_NK.dtype != torch.float64 else None
+    if function is not None:
+        return _by_c(function, wide(logits_NK), labels)
     options = checked(labels, logits_NK.shape[1]).named
     loss_N = reference.cross_entropy(logits_NK, **options)
     return loss_N, reference.cross_entropy_grad(torch.ones_like(loss_N), wide(logits_NK), **options)
@@ -108,20 +120,20 @@ def cross_entropy(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
 def distillation(logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights) -> tuple[Tensor, Tensor]:
     """(N,) losses, and (N, K) the gradient of their sum, in the losses' dtype."""
     _checks.check_lam_values(labels.lam_N)
-    library = compiled() if logits_NK.dtype != torch.float64 else None
-    if library is not None:
-        return _by_c(library.fasttricks_distillation, wide(logits_NK), labels, wide(teacher_NK).contiguous(), weights)
+    function = compiled() if logits_NK.dtype != torch.float64 else None
+    if function is not None:
+        return _by_c(function, wide(logits_NK), labels, wide(teacher_NK).contiguous(), weights)
     options = {**checked(labels, logits_NK.shape[1]).named, **weights._asdict()}
     loss_N = reference.distillation(logits_NK, teacher_NK, **options)
     return loss_N, reference.distillation_grad(torch.ones_like(loss_N), wide(logits_NK), teacher_NK, **options)
 
 
 def _by_c(
-    function: Callable[..., int],
+    function: Callable[[Batch, int], int],
     logits_NK: Tensor,
     labels: Labels,
     teacher_NK: Tensor | None = None,
-    weights: Weights | None = None,
+    weights: Weights = NO_TEACHER,
 ) -> tuple[Tensor, Tensor]:
     rows_NK = dense_rows(logits_NK)
     num_rows, num_classes = rows_NK.shape
@@ -131,48 +143,34 @@ def _by_c(
     target_b_N = None if labels.target_b is None else labels.target_b.long().contiguous()
     lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
     lam = ctypes.c_float(labels.lam)
-    of_c = LabelsOfC(
-        target_N.data_ptr(),
-        None if target_b_N is None else target_b_N.data_ptr(),
-        ctypes.addressof(lam) if lam_N is None else lam_N.data_ptr(),
-        0 if lam_N is None else lam_N.dim(),
-        labels.ignore_index or 0,
-        labels.ignore_index is not None,
-        labels.smoothing,
+    batch = Batch(
+        N=num_rows,
+        K=num_classes,
+        logits=rows_NK.data_ptr(),
+        stride=rows_NK.stride(0),
+        target=target_N.data_ptr(),
+        target_b=None if target_b_N is None else target_b_N.data_ptr(),
+        lam=ctypes.addressof(lam) if lam_N is None else lam_N.data_ptr(),
+        lam_stride=0 if lam_N is None else lam_N.dim(),
+        ignore=labels.ignore_index or 0,
+        has_ignore=labels.ignore_index is not None,
+        smoothing=labels.smoothing,
+        teacher=None if teacher_NK is None else teacher_NK.data_ptr(),
+        temperature=weights.temperature,
+        hard=weights.hard_weight,
+        soft=weights.soft_weight,
+        loss=loss_N.data_ptr(),
+        grad=grad_NK.data_ptr(),
+        chunk=max(1, LOGITS_A_THREAD // 4 // num_classes),
     )
-    rows = num_classes, rows_NK.data_ptr(), rows_NK.stride(0), ctypes.byref(of_c), loss_N.data_ptr(), grad_NK.data_ptr()
-
-    def run(first: int, end: int) -> int:
-        if teacher_NK is None or weights is None:
-            return function(first, end, *rows)
-        scratch = rows_NK.new_empty(2 * num_classes)
-        return function(first, end, *rows, teacher_NK.data_ptr(), *weights, scratch.data_ptr())
-
-    if _by_threads(run, num_rows, rows_NK.numel() // LOGITS_A_THREAD):
+    threads = min(torch.get_num_threads(), rows_NK.numel() // LOGITS_A_THREAD)
+    status = function(batch, threads)
+    if status == 1:
         checked(labels, num_classes)
         raise AssertionError("a label is out of range by losses.c, but not by _checks")
+    if status:
+        raise MemoryError(f"no room for two rows of {num_classes} numbers a thread")
     return loss_N, grad_NK
-
-
-def _by_threads(run: Callable[[int, int], int], num_rows: int, most: int) -> int:
-    """run(first, end) over all rows, in as many threads as torch uses, at most `most`; the largest of what it returns.
-
-    Threads are started anew each time: kept ones would be lost in a forked process.
-    """
-    parts = max(1, min(torch.get_num_threads(), most, num_rows))
-    edges = [num_rows * part // parts for part in range(parts + 1)]
-    found = [0] * parts
-
-    def work(part: int) -> None:
-        found[part] = run(edges[part], edges[part + 1])
-
-    threads = [threading.Thread(target=work, args=(part,)) for part in range(1, parts)]
-    for thread in threads:
-        thread.start()
-    work(0)
-    for thread in threads:
-        thread.join()
-    return max(found)
 
 
 def scale_(grad_NK: Tensor, scale_N: Tensor, labels: Labels) -> Tensor:

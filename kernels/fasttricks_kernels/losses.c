@@ -12,6 +12,7 @@
  */
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifdef __FAST_MATH__
@@ -118,26 +119,35 @@ static double weighted_sum(const float *q, const float *x, int64_t K, float max)
 }
 
 typedef struct {
+    int64_t N, K;
+    const float *logits;
+    int64_t stride;                   /* from row to row */
     const int64_t *target, *target_b; /* target_b may be NULL: then `target` alone counts */
     const float *lam;                 /* the weight of `target`, of one of two */
     int64_t lam_stride;               /* 0 where one serves all rows */
     int64_t ignore;                   /* a label that weighs nothing, if has_ignore */
     int32_t has_ignore;
     float smoothing;
-} Labels;
+    const float *teacher; /* rows K apart, or NULL: no distillation */
+    float temperature, hard, soft;
+    float *loss, *grad; /* N, and rows K apart */
+    /* of the work */
+    int64_t chunk, next; /* rows a thread takes at a time, and the first that none has taken */
+    int32_t status;      /* 0; 1: a label is neither in [0, K) nor ignored; 2: no memory. What is written is then of no use */
+} Batch;
 
 typedef struct {
     int64_t label[2];
     float weight[2], total;
 } Weighed;
 
-/* The labels of row n; 0 where one is neither in [0, K) nor ignored. */
-INLINE int weigh(const Labels *labels, int64_t n, int64_t K, Weighed *out) {
-    const float share = labels->target_b ? labels->lam[n * labels->lam_stride] : 1.0f;
-    *out = (Weighed){{labels->target[n], labels->target_b ? labels->target_b[n] : 0}, {share, 1.0f - share}, 0.0f};
+/* The labels of row n; 0 where one is out of range. */
+INLINE int weigh(const Batch *b, int64_t n, Weighed *out) {
+    const float share = b->target_b ? b->lam[n * b->lam_stride] : 1.0f;
+    *out = (Weighed){{b->target[n], b->target_b ? b->target_b[n] : 0}, {share, 1.0f - share}, 0.0f};
     for (int i = 0; i < 2; i++) {
-        if (labels->has_ignore && out->label[i] == labels->ignore) out->weight[i] = 0;
-        else if (out->label[i] < 0 || out->label[i] >= K) return 0;
+        if (b->has_ignore && out->label[i] == b->ignore) out->weight[i] = 0;
+        else if (out->label[i] < 0 || out->label[i] >= b->K) return 0;
         out->total += out->weight[i];
     }
     return 1;
@@ -155,61 +165,71 @@ INLINE double at_labels(const Weighed *row, float smoothing, const float *x, flo
     return cross;
 }
 
-/* The rows from `first` to before `end`, of K logits, `stride` apart. Returns 0, or 1 at a label out of range: what is written is
- * then of no use. */
-int32_t fasttricks_cross_entropy(int64_t first, int64_t end, int64_t K, const float *logits, int64_t stride,
-                                 const Labels *labels, float *loss, float *grad) {
-    const float smoothing = labels->smoothing;
-    for (int64_t n = first; n < end; n++) {
-        const float *x = logits + n * stride;
-        float *g = grad + n * K;
-        Weighed row;
-        if (!weigh(labels, n, K, &row)) return 1;
-        loss[n] = 0;
-        if (row.total == 0) {
-            memset(g, 0, K * sizeof *g);
-            continue;
-        }
-        const float max = max_of(x, K);
-        double sum_d;
-        const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
-        const float factor = row.total / sum, shift = row.total * smoothing / K;
-        for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift;
-        const double uniform = smoothing ? shift * sum_d : 0; /* not 0 * -infinity */
-        loss[n] = row.total * log(sum) - uniform - at_labels(&row, smoothing, x, max, 1.0f, g);
-    }
-    return 0;
+static void cross_entropy(const Batch *b, int64_t n, const Weighed *row) {
+    const int64_t K = b->K;
+    const float *x = b->logits + n * b->stride;
+    float *g = b->grad + n * K;
+    const float max = max_of(x, K);
+    double sum_d;
+    const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
+    const float factor = row->total / sum, shift = row->total * b->smoothing / K;
+    for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift;
+    const double uniform = b->smoothing ? shift * sum_d : 0; /* not 0 * -infinity */
+    b->loss[n] = row->total * log(sum) - uniform - at_labels(row, b->smoothing, x, max, 1.0f, g);
 }
 
-/* As above, with a teacher's rows of K logits, K apart. scratch: 2 K numbers, no other thread's. */
-int32_t fasttricks_distillation(int64_t first, int64_t end, int64_t K, const float *logits, int64_t stride,
-                                const Labels *labels, float *loss, float *grad, const float *teacher, float temperature,
-                                float hard, float soft, float *scratch) {
-    const float smoothing = labels->smoothing, coldness = 1 / temperature;
-    float *s = scratch, *q = scratch + K; /* exp(d / T), and the teacher's */
-    for (int64_t n = first; n < end; n++) {
-        const float *x = logits + n * stride, *t = teacher + n * K;
-        float *g = grad + n * K;
-        Weighed row;
-        if (!weigh(labels, n, K, &row)) return 1;
-        loss[n] = 0;
-        if (row.total == 0) {
-            memset(g, 0, K * sizeof *g);
-            continue;
-        }
-        const float max = max_of(x, K), teacher_max = max_of(t, K);
-        double sum_d, unused;
-        const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
-        const double soft_sum = exponentials(x, K, max, coldness, s, &unused);
-        const double teacher_sum = exponentials(t, K, teacher_max, coldness, q, &unused);
-        const float softness = soft * row.total * temperature;
-        const double teacher_cross = weighted_sum(q, x, K, max) / teacher_sum;
-        const float factor = hard * row.total / sum, shift = hard * row.total * smoothing / K;
-        const float soft_factor = softness / soft_sum, teacher_factor = softness / teacher_sum;
-        for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift + (s[k] * soft_factor - q[k] * teacher_factor);
-        const double uniform = smoothing ? row.total * smoothing / K * sum_d : 0;
-        const double labelled = row.total * log(sum) - uniform - at_labels(&row, smoothing, x, max, hard, g);
-        loss[n] = hard * labelled + softness * (temperature * log(soft_sum) - teacher_cross);
+/* scratch: 2 K numbers. */
+static void distillation(const Batch *b, int64_t n, const Weighed *row, float *scratch) {
+    const int64_t K = b->K;
+    const float *x = b->logits + n * b->stride, *t = b->teacher + n * K;
+    float *g = b->grad + n * K, *s = scratch, *q = scratch + K; /* s, q: exp(d / T), and the teacher's */
+    const float max = max_of(x, K), teacher_max = max_of(t, K), coldness = 1 / b->temperature;
+    double sum_d, unused;
+    const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
+    const double soft_sum = exponentials(x, K, max, coldness, s, &unused);
+    const double teacher_sum = exponentials(t, K, teacher_max, coldness, q, &unused);
+    const float softness = b->soft * row->total * b->temperature;
+    const double teacher_cross = weighted_sum(q, x, K, max) / teacher_sum;
+    const float factor = b->hard * row->total / sum, shift = b->hard * row->total * b->smoothing / K;
+    const float soft_factor = softness / soft_sum, teacher_factor = softness / teacher_sum;
+    for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift + (s[k] * soft_factor - q[k] * teacher_factor);
+    const double uniform = b->smoothing ? row->total * b->smoothing / K * sum_d : 0;
+    const double labelled = row->total * log(sum) - uniform - at_labels(row, b->smoothing, x, max, b->hard, g);
+    b->loss[n] = b->hard * labelled + softness * (b->temperature * log(soft_sum) - teacher_cross);
+}
+
+/* What each thread does: takes rows until none is left. */
+static void work(void *batch) {
+    Batch *b = batch;
+    float *scratch = b->teacher ? malloc(2 * b->K * sizeof *scratch) : NULL;
+    if (b->teacher && !scratch) {
+        __atomic_store_n(&b->status, 2, __ATOMIC_RELAXED);
+        return;
     }
-    return 0;
+    int64_t first;
+    while ((first = __atomic_fetch_add(&b->next, b->chunk, __ATOMIC_RELAXED)) < b->N) {
+        for (int64_t n = first; n < first + b->chunk && n < b->N; n++) {
+            Weighed row;
+            if (!weigh(b, n, &row)) {
+                __atomic_store_n(&b->status, 1, __ATOMIC_RELAXED);
+            } else if (row.total == 0) {
+                b->loss[n] = 0;
+                memset(b->grad + n * b->K, 0, b->K * sizeof *b->grad);
+            } else if (b->teacher) {
+                distillation(b, n, &row, scratch);
+            } else {
+                cross_entropy(b, n, &row);
+            }
+        }
+    }
+    free(scratch);
+}
+
+/* parallel: an OpenMP runtime's GOMP_parallel, or NULL. torch's own pool must be the one: its threads spin for a while after
+ * their work, and would take the cores from another's. */
+int32_t fasttricks_losses(Batch *batch, uint32_t threads,
+                          void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    if (parallel && threads > 1) parallel(work, batch, threads, 0);
+    else work(batch);
+    return batch->status;
 }
