@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -69,6 +69,8 @@ class BenchConfig:
     """JSON file to write, with a chart beside it; empty: bench/results/DEVICE.json."""
 
     def __post_init__(self) -> None:
+        ok = not self.output or self.output.endswith(".json")
+        require(ok, "output", self.output, "must end in .json; the chart beside it ends in .png")
         require(self.rounds >= 5, "rounds", self.rounds, "must be 5 or more: a median of fewer says little")
         require(
             self.data.images >= 300, "data.images", self.data.images, "must be 300 or more: the first 256 do not count"
@@ -228,7 +230,7 @@ def main(args: list[str]) -> None:
     result = {
         "device": name,
         "versions": versions(),
-        "config": dataclasses.asdict(config),
+        "config": recorded(config),
         "seconds": round(time.perf_counter() - start),
         "gpu": {"note": monitor.note, **readings},
         "tables": {part: [dataclasses.asdict(table) for table in found] for part, found in tables.items()},
@@ -236,6 +238,14 @@ def main(args: list[str]) -> None:
     write_json(output, result)
     draw(result, output.with_suffix(".png"))
     console.print(f"{time.perf_counter() - start:.0f} s; written to {output} and {output.with_suffix('.png')}")
+
+
+def recorded(config: BenchConfig) -> dict[str, Any]:
+    """`config` as results keep it: for others to read, so the images by their folder's name, and not where this file lies."""
+    fields = dataclasses.asdict(config)
+    del fields["output"]
+    fields["data"]["root"] = Path(config.data.root).name
+    return fields
 
 
 def show(console: Console, table: Measured) -> None:

@@ -228,11 +228,17 @@ def test_the_whole_call_writes_tables_json_and_chart(
 
     monkeypatch.setattr(report, "MEASURES", dict.fromkeys(report.PARTS, measure))
     out = tmp_path / "out.json"
-    assert call(report.main, "--output", str(out), "--parts", "loader", "step") == 0
+    assert (
+        call(report.main, "--output", str(out), "--data.root", str(tmp_path / "images"), "--parts", "loader", "step")
+        == 0
+    )
     text = capsys.readouterr().out
     assert "2.00 (1.80 to 2.20)" in text and "skipped: nobody" in text and "other work took up to 20%" in text
     written = json.loads(out.read_text())
     assert set(written["tables"]) == {"loader", "step"} and written["tables"]["step"][0]["rows"][1]["ratio"] == 2.0
     assert {"torch", "commit"} <= set(written["versions"]) and written["device"] and "note" in written["gpu"]
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) not in out.read_text(), "results are committed: where they were made is nobody's business"
+    assert call(report.main, "--output", str(tmp_path / "out")) == 2
+    assert "must end in .json" in capsys.readouterr().err
     assert Console
