@@ -102,21 +102,22 @@ def work(jobs: Sequence[Job], config: AblateConfig, failures: dict[str, str]) ->
     Another process with the same folder, on this machine or on one that shares it, has its part of them: what it is at is
     left to it, and at the end waited for.
     """
-    told = False
-    while waiting := [(n, job) for n, job in enumerate(jobs, 1) if job.result() is None and not failed(job, failures)]:
-        for number, job in waiting:
-            with claimed(job) as mine:
-                if mine:
-                    train(job, config, failures, f"{number:4d}/{len(jobs)}  {job.label}")
-        if all(job.result() is None and not failed(job, failures) for _, job in waiting):  # every one is another's
+    before, told = 0, False
+    while waiting := [
+        (number, job)
+        for number, job in enumerate(jobs, 1)
+        if job.result() is None and job.config.run_dir not in failures
+    ]:
+        if len(waiting) == before:  # every one is another's
             if not told:
                 print(f"{len(waiting)} runs are another process's; waiting for them", flush=True)
             told = True
             time.sleep(POLL_S)
-
-
-def failed(job: Job, failures: dict[str, str]) -> bool:
-    return job.config.run_dir in failures
+        before = len(waiting)
+        for number, job in waiting:
+            with claimed(job) as mine:
+                if mine:
+                    train(job, config, failures, f"{number:4d}/{len(jobs)}  {job.label}")
 
 
 def train(job: Job, config: AblateConfig, failures: dict[str, str], label: str) -> None:

@@ -76,8 +76,8 @@ def test_the_gate_sees_narrow_accesses() -> None:
     """The gate itself: logits at an address that 16 does not divide must show no wide load."""
     import torch
 
+    from fasttricks_kernels._loss_kernels import launch_cross_entropy
     from fasttricks_kernels._options import Labels
-    from fasttricks_kernels.cross_entropy import launch_cross_entropy
 
     logits = torch.zeros(4 * 1000 + 1, dtype=torch.float16)[1:].view(4, 1000)
     (launch,) = record_launches(lambda: launch_cross_entropy(logits, Labels(torch.zeros(4, dtype=torch.int64))))

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ._loss_kernels import launch_cross_entropy, launch_distillation
 from ._options import Labels, Weights
 from ._sgd_kernels import launch_overflow, launch_sgd
 from .augment import launch_augment
-from .cross_entropy import launch_cross_entropy
-from .distillation import launch_distillation
 from .mixup import launch_mixup
 
 CLASSES = (10, 100, 1000, 1001, 21843)

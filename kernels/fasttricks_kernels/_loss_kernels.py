@@ -1,12 +1,19 @@
-"""The losses' device code: one kernel each, for forward, backward and both; what it need not write is compiled away.
+"""The losses' device code and its launch: one kernel each, for forward, backward and both; what it need not write is
+compiled away.
 
-Shape suffixes: R rows of a program, C lanes along a row.
+Shape suffixes: N samples, K classes; in device code R rows of a program, C lanes along a row.
 """
 
 # No `from __future__ import annotations`: Triton reads tl.constexpr from annotations.
+from typing import Any, Optional
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from ._launch import broadcast_stride, dense_rows, on_device_of, tile_of_rows
+from ._options import Labels, Weights
 from ._rows import (
     columns_of,
     cross_terms,
@@ -219,3 +226,60 @@ def distillation_kernel(
     if loss_ptr is not None:
         loss_R = hard_weight * total_R * log_sum_R + temperature * soft_R * soft_log_sum_R - tl.sum(cross_RC, 1)
         tl.store(loss_ptr + row_R, tl.where(total_R == 0, 0.0, loss_R), mask=row_R < N)
+
+
+# --------------------------------------------------------------------------------------------------------- launch
+
+
+def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Tensor, Tensor]:
+    """As `_launch`."""
+    return _launch(cross_entropy_kernel, (dense_rows(logits_NK),), labels, (), *scale, **wanted)
+
+
+def launch_distillation(
+    logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights, *scale: Any, **wanted: Any
+) -> tuple[Tensor, Tensor]:
+    """As `_launch`."""
+    rows = dense_rows(logits_NK), teacher_NK.contiguous()
+    return _launch(distillation_kernel, rows, labels, weights, *scale, **wanted)
+
+
+def _launch(
+    kernel: Any,
+    rows: tuple[Tensor, ...],
+    labels: Labels,
+    numbers: tuple[float, ...],
+    scale_N: Optional[Tensor] = None,
+    scale: float = 1.0,
+    *,
+    want_loss: bool = True,
+    want_grad: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Loss (N,) float32 and gradient (N, K), scaled; the one not wanted comes back empty. rows: logits, and a teacher's."""
+    logits_NK = rows[0]
+    num_rows = logits_NK.shape[0]
+    loss_N = logits_NK.new_empty(num_rows if want_loss else 0, dtype=torch.float32)
+    grad_NK = torch.empty(logits_NK.shape if want_grad else 0, dtype=logits_NK.dtype, device=logits_NK.device)
+    if num_rows == 0:  # a grid of 0 programs is an error
+        return loss_N, grad_NK
+    tile = tile_of_rows(logits_NK, rows_held=len(rows))
+    with on_device_of(logits_NK):
+        kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
+            *rows,
+            labels.target.contiguous(),
+            None if labels.target_b is None else labels.target_b.contiguous(),
+            labels.lam_N,
+            scale_N,
+            loss_N if want_loss else None,
+            grad_NK if want_grad else None,
+            num_rows,
+            labels.lam,
+            labels.smoothing,
+            *numbers,
+            scale,
+            IGNORE=labels.ignore_index,
+            LAM_STRIDE=broadcast_stride(labels.lam_N),
+            SCALE_STRIDE=broadcast_stride(scale_N),
+            **tile,
+        )
+    return loss_N, grad_NK

@@ -174,7 +174,7 @@ def _by_c(
 
 
 def scale_(grad_NK: Tensor, scale_N: Tensor, labels: Labels) -> Tensor:
-    """The gradient of cross_entropy times a number a row, in place; 0, and not 0 * inf, in ignored rows."""
+    """The gradient of a loss times a number a row, in place; 0, and not 0 * inf, in ignored rows."""
     if labels.ignore_index is not None:
         ignored_N, share = labels.target == labels.ignore_index, labels.share
         if labels.target_b is not None:

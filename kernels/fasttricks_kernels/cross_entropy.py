@@ -9,13 +9,12 @@ Shape suffixes: N samples, K classes.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks, cpu, reference
-from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
-from ._loss_kernels import cross_entropy_kernel
+from ._launch import NAMESPACE, runs_triton
+from ._loss_kernels import launch_cross_entropy
 from ._options import (
     LABELS,
     SCALE,
@@ -30,47 +29,6 @@ from ._options import (
 
 OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
 NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
-
-# --------------------------------------------------------------------------------------------------------- launch
-
-
-def launch_cross_entropy(
-    logits_NK: Tensor,
-    labels: Labels,
-    scale_N: Tensor | None = None,
-    scale: float = 1.0,
-    *,
-    want_loss: bool = True,
-    want_grad: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
-    logits_NK = dense_rows(logits_NK)
-    num_rows = logits_NK.shape[0]
-    loss_N = logits_NK.new_empty(num_rows if want_loss else 0, dtype=torch.float32)
-    grad_NK = torch.empty(logits_NK.shape if want_grad else 0, dtype=logits_NK.dtype, device=logits_NK.device)
-    if num_rows == 0:  # a grid of 0 programs is an error
-        return loss_N, grad_NK
-    tile = tile_of_rows(logits_NK)
-    with on_device_of(logits_NK):
-        cross_entropy_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
-            logits_NK,
-            labels.target.contiguous(),
-            None if labels.target_b is None else labels.target_b.contiguous(),
-            labels.lam_N,
-            scale_N,
-            loss_N if want_loss else None,
-            grad_NK if want_grad else None,
-            num_rows,
-            labels.lam,
-            labels.smoothing,
-            scale,
-            IGNORE=labels.ignore_index,
-            LAM_STRIDE=broadcast_stride(labels.lam_N),
-            SCALE_STRIDE=broadcast_stride(scale_N),
-            **tile,
-        )
-    return loss_N, grad_NK
-
 
 # ----------------------------------------------------------------------------------------------------- custom ops
 

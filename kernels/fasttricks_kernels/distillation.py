@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from . import _checks, cpu, reference
-from ._launch import NAMESPACE, broadcast_stride, dense_rows, on_device_of, runs_triton, tile_of_rows
-from ._loss_kernels import distillation_kernel
+from ._launch import NAMESPACE, runs_triton
+from ._loss_kernels import launch_distillation
 from ._options import (
     LABELS,
     SCALE,
@@ -39,51 +38,6 @@ OPTIONS = f"{LABELS}, {WEIGHTS}"
 def parted(options: Sequence[Any]) -> tuple[Labels, Weights]:
     """OPTIONS by position in their two parts."""
     return Labels(*options[: len(Labels._fields)]), Weights(*options[len(Labels._fields) :])
-
-
-# --------------------------------------------------------------------------------------------------------- launch
-
-
-def launch_distillation(
-    logits_NK: Tensor,
-    teacher_NK: Tensor,
-    labels: Labels,
-    weights: Weights,
-    scale_N: Tensor | None = None,
-    scale: float = 1.0,
-    *,
-    want_loss: bool = True,
-    want_grad: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Loss (N,) float32 and gradient (N, K); the one not wanted comes back empty."""
-    logits_NK, teacher_NK = dense_rows(logits_NK), teacher_NK.contiguous()
-    num_rows = logits_NK.shape[0]
-    loss_N = logits_NK.new_empty(num_rows if want_loss else 0, dtype=torch.float32)
-    grad_NK = torch.empty(logits_NK.shape if want_grad else 0, dtype=logits_NK.dtype, device=logits_NK.device)
-    if num_rows == 0:  # a grid of 0 programs is an error
-        return loss_N, grad_NK
-    tile = tile_of_rows(logits_NK, rows_held=2)
-    with on_device_of(logits_NK):
-        distillation_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
-            logits_NK,
-            teacher_NK,
-            labels.target.contiguous(),
-            None if labels.target_b is None else labels.target_b.contiguous(),
-            labels.lam_N,
-            scale_N,
-            loss_N if want_loss else None,
-            grad_NK if want_grad else None,
-            num_rows,
-            labels.lam,
-            labels.smoothing,
-            *weights,
-            scale,
-            IGNORE=labels.ignore_index,
-            LAM_STRIDE=broadcast_stride(labels.lam_N),
-            SCALE_STRIDE=broadcast_stride(scale_N),
-            **tile,
-        )
-    return loss_N, grad_NK
 
 
 # ----------------------------------------------------------------------------------------------------- custom ops
