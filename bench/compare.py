@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from fasttricks.cli import run_main
 from fasttricks.config import UserError
+from fasttricks.config.cli import run_main
 
 TOLERANCE = 0.05
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench import loader
 from bench.pairs import processes
-from fasttricks.cli import parse, run_main
+from fasttricks.config.cli import parse, run_main
 from fasttricks.data import scan_folder
 
 COUNTED = 5

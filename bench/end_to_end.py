@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from bench.pairs import Row
-from fasttricks.build import build
 from fasttricks.config import TrainConfig
 from fasttricks.data import Batch
-from fasttricks.distributed import World
-from fasttricks.run import Run
+from fasttricks.system.distributed import World
 from fasttricks.trainer import train_step
+from fasttricks.training.build import build
+from fasttricks.training.run import Run
 
 TOGETHER, LOADER, STEP = "fasttricks, loader and step", "its loader alone", "its step alone"
 

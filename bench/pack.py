@@ -23,10 +23,10 @@ from rich.table import Table
 
 from bench import loader
 from bench.cost import measure, repeats
-from fasttricks.cli import parse, run_main
 from fasttricks.config import DataConfig
+from fasttricks.config.cli import parse, run_main
 from fasttricks.data import Images, Loader, scan_folder
-from fasttricks.data.pack import PackConfig, pack_split
+from fasttricks.data.packing.pack import PackConfig, pack_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,10 @@ def psnr_of(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 def evaluate(console: Console, config: Config, place: Path) -> None:
     """Print the top-1 of a checkpoint on its validation images, as they are and re-encoded."""
-    from fasttricks.checkpoint import load_checkpoint
-    from fasttricks.distributed import World
     from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-    from fasttricks.restore import saved_config
+    from fasttricks.runs.checkpoint import load_checkpoint
+    from fasttricks.runs.restore import saved_config
+    from fasttricks.system.distributed import World
 
     state = load_checkpoint(Path(config.checkpoint))
     saved = saved_config(state)

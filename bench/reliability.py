@@ -24,14 +24,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fasttricks import build, trainer
-from fasttricks.cli import parse, run_main
+from fasttricks import trainer
+from fasttricks.config.cli import parse, run_main
+from fasttricks.config.recipes import find_recipe
 from fasttricks.data import Batch
-from fasttricks.distributed import Vote, World, cpu_name, keep_freed_memory, resolve_device
-from fasttricks.recipes import find_recipe
-from fasttricks.run import Run
-from fasttricks.runfolder import versions, write_json
-from fasttricks.saving import save
+from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.distributed import Vote, World, cpu_name, keep_freed_memory, resolve_device
+from fasttricks.training import build
+from fasttricks.training.run import Run
+from fasttricks.training.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 

@@ -25,13 +25,13 @@ from bench.chart import draw
 from bench.images import link_images, shrink_images
 from bench.pairs import BUSY, Row, by_turns, show_ratio
 from bench.step import StepCase
-from fasttricks.cli import parse, run_main
 from fasttricks.config import Precision, replace_at, require
+from fasttricks.config.cli import parse, run_main
+from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data import find_root
-from fasttricks.distributed import World, resolve_device
-from fasttricks.monitor import start_monitor
-from fasttricks.recipes import cifar10, resnet50d_tricks
-from fasttricks.runfolder import versions, write_json
+from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.distributed import World, resolve_device
+from fasttricks.system.monitor import start_monitor
 
 RESULTS = Path(__file__).parent / "results"
 Part = Literal["loader", "step", "end_to_end", "kernels"]

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.build import place, wrap
 from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig
 from fasttricks.data import Batch
-from fasttricks.data.shards import Shards
-from fasttricks.distributed import World, join_world, keep_freed_memory
-from fasttricks.footprint import footprint, paper_run
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.precision import image_dtype, make_autocast
 from fasttricks.models import build_model
-from fasttricks.precision import image_dtype, make_autocast
-from fasttricks.scale import IMAGENET_CLASSES, IMAGENET_IMAGES
+from fasttricks.planning.footprint import footprint, paper_run
+from fasttricks.planning.planner import IMAGENET_CLASSES, IMAGENET_IMAGES
+from fasttricks.system.distributed import World, join_world, keep_freed_memory
 from fasttricks.trainer import train_step
+from fasttricks.training.build import place, wrap
 
 SMOOTHING, LR = 0.1, 0.01
 GEMM_SIDES = (1024, 2048, 3072)

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from fasttricks.ablation import DESIGNS, PAPERS_RECIPE, check_name, extend, find_tables
+from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, check_name, extend, find_tables
+from fasttricks.ablation.paper import PAPER_TABLES
 from fasttricks.config import ConfigError
-from fasttricks.extras import require_train_extra
-from fasttricks.paper_tables import PAPER_TABLES
-from fasttricks.recipes import RECIPES
+from fasttricks.config.recipes import RECIPES
+from fasttricks.system.extras import require_train_extra
 
 PROG = "python -m fasttricks.ablate"
 USAGE = f"usage: {PROG} TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...]"
@@ -23,7 +23,7 @@ USAGE = f"usage: {PROG} TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [
 
 def main(args: Sequence[str]) -> None:
     """Train the cells of the tables that `args` name, those that are not finished yet, and print the tables."""
-    from fasttricks.cli import parse_extended
+    from fasttricks.config.cli import parse_extended
 
     if not args or args[0] in ("-h", "--help"):
         print(table_help())
@@ -36,7 +36,7 @@ def main(args: Sequence[str]) -> None:
     config = parse_extended([recipe, *rest], prog=f"{PROG} {' '.join(names)}", extend=extend)
     tables = find_tables(names, config)
 
-    from fasttricks.ablation_queue import ablate
+    from fasttricks.ablation.queue import ablate
 
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -86,6 +86,6 @@ def table_help() -> str:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

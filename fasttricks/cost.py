@@ -19,10 +19,10 @@ from fasttricks.config import (
     TrainConfig,
     require,
 )
-from fasttricks.extras import require_train_extra
+from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
-    from fasttricks.distributed import World
+    from fasttricks.system.distributed import World
 
 PROG = "python -m fasttricks.cost"
 MB = 1e6
@@ -101,9 +101,9 @@ def count(name: str, config: CostConfig, precision: Precision) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fasttricks.data.shards import Shards
-    from fasttricks.footprint import footprint
+    from fasttricks.data.pipeline.shards import Shards
     from fasttricks.models import build_model
+    from fasttricks.planning.footprint import footprint
 
     run = training(name, config, precision)
     teacher = name.partition("+")[2]
@@ -130,14 +130,14 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
     """One train_step of the network on random images that lie on the device, which ends when the device is done."""
     import torch
 
-    from fasttricks.build import place
     from fasttricks.data import Batch
-    from fasttricks.data.shards import Shards
-    from fasttricks.footprint import paper_run
+    from fasttricks.data.pipeline.shards import Shards
+    from fasttricks.learning.precision import image_dtype
+    from fasttricks.learning.teacher import Teacher, teacher_dtype
     from fasttricks.models import build_model
-    from fasttricks.precision import image_dtype
-    from fasttricks.teacher import Teacher, teacher_dtype
+    from fasttricks.planning.footprint import paper_run
     from fasttricks.trainer import train_step
+    from fasttricks.training.build import place
 
     torch.manual_seed(0)
     training_config, size = training(name, config, precision), config.batch_size
@@ -182,7 +182,7 @@ def measure(config: CostConfig, world: World) -> list[Cost]:
     """A row for each network of `config`."""
     import dataclasses
 
-    from fasttricks.precision import check_precision, resolve_precision
+    from fasttricks.learning.precision import check_precision, resolve_precision
 
     check_precision(config.precision, world.device)
     precision = resolve_precision(config.precision, world.device)
@@ -221,7 +221,7 @@ def table(costs: Sequence[Cost], config: CostConfig) -> str:
 
 def report(costs: Sequence[Cost], config: CostConfig, world: World) -> str:
     """The table, and what it was made of."""
-    from fasttricks.precision import resolve_precision
+    from fasttricks.learning.precision import resolve_precision
 
     precision = resolve_precision(config.precision, world.device)
     parts = [
@@ -262,7 +262,7 @@ def plot(costs: Sequence[Cost], path: Path) -> None:
 
 def main(args: Sequence[str]) -> None:
     """Print, and write where asked to, what the networks that `args` name cost."""
-    from fasttricks.cli import parse
+    from fasttricks.config.cli import parse
 
     config = parse(CostConfig(), args, prog=PROG, description=__doc__ or "")
     files = [Path(f"{config.output}{suffix}") for suffix in (".md", ".png")] if config.output else []
@@ -275,7 +275,7 @@ def main(args: Sequence[str]) -> None:
         not files or config.rounds > 0, "rounds", config.rounds, "must be 1 or more for --output: the plot is of times"
     )
 
-    from fasttricks.distributed import join_world, keep_freed_memory
+    from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
     with join_world(config.device) as world:
@@ -292,6 +292,6 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fasttricks.config import DataConfig, EvalConfig, Precision
-from fasttricks.extras import require_train_extra
+from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
-    from fasttricks.distributed import World
-    from fasttricks.evaluation import Metrics
+    from fasttricks.learning.evaluation import Metrics
+    from fasttricks.system.distributed import World
 
 PROG = "python -m fasttricks.evaluate"
 USAGE = f"""usage: {PROG} CHECKPOINT [--section.field value ...]
@@ -40,11 +40,11 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
 
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
-    from fasttricks.build import place
     from fasttricks.data import Loader, find_root, open_split
-    from fasttricks.evaluation import evaluate
-    from fasttricks.precision import check_precision, image_dtype, make_autocast, resolve_precision
-    from fasttricks.restore import restore_model, saved_config
+    from fasttricks.learning.evaluation import evaluate
+    from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
+    from fasttricks.runs.restore import restore_model, saved_config
+    from fasttricks.training.build import place
 
     check_precision(config.precision, world.device)
     saved = saved_config(state)
@@ -71,12 +71,12 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if args else 2)
-    from fasttricks.distributed import join_world, keep_freed_memory
+    from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
-    from fasttricks.checkpoint import load_checkpoint
-    from fasttricks.cli import parse
-    from fasttricks.restore import saved_config
+    from fasttricks.config.cli import parse
+    from fasttricks.runs.checkpoint import load_checkpoint
+    from fasttricks.runs.restore import saved_config
 
     state = load_checkpoint(Path(args[0]))
     saved = saved_config(state)
@@ -91,6 +91,6 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

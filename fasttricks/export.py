@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttricks.config import ConfigError
-from fasttricks.extras import require_extra, require_train_extra
+from fasttricks.system.extras import require_extra, require_train_extra
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ def from_pixels(model: nn.Module) -> nn.Module:
     import torch
     from torch import nn
 
-    from fasttricks.data import color
+    from fasttricks.data.pipeline import color
 
     class FromPixels(nn.Module):
         mean: Tensor
@@ -113,8 +113,8 @@ def export(state: dict[str, Any], config: ExportConfig, run_folder: Path | None)
 
     Raises ConfigError where it exists or cannot be made, and as write_onnx.
     """
-    from fasttricks.model_card import counterparts, describe_transform, hub_config, model_card
-    from fasttricks.restore import restore_model, saved_config
+    from fasttricks.runs.model_card import counterparts, describe_transform, hub_config, model_card
+    from fasttricks.runs.restore import restore_model, saved_config
 
     target = Path(config.output or (run_folder or Path(state["path"]).parent) / "export")
     if target.exists():
@@ -152,13 +152,13 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if args else 2)
-    from fasttricks.cli import parse
+    from fasttricks.config.cli import parse
 
     config = parse(ExportConfig(), args[1:], prog=f"{PROG} {args[0]}", description="Export a checkpoint.")
     if config.onnx:
         require_extra("export", ["safetensors", *ONNX_MODULES], "export (--no-onnx aside)")
     require_extra("export", ["safetensors"], "export")
-    from fasttricks.checkpoint import load_checkpoint
+    from fasttricks.runs.checkpoint import load_checkpoint
 
     path = Path(args[0])
     target = export(load_checkpoint(path), config, path if path.is_dir() else None)
@@ -167,6 +167,6 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from fasttricks.config import TrainConfig
-from fasttricks.extras import require_train_extra
-from fasttricks.scale import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
-from fasttricks.schedule import image_sizes
+from fasttricks.learning.schedule import image_sizes
+from fasttricks.planning.planner import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
+from fasttricks.system.extras import require_train_extra
 
 PROG = "python -m fasttricks.plan"
 MIB = 2**20
@@ -110,7 +110,7 @@ def time_rows(plan: Plan) -> dict[str, str]:
 
 def main(args: Sequence[str]) -> None:
     """Print the plan of the recipe and machine that `args` name."""
-    from fasttricks.cli import parse_extended
+    from fasttricks.config.cli import parse_extended
 
     print(describe(make_plan(parse_extended(args, prog=PROG, extend=extend))))
 
@@ -122,6 +122,6 @@ def extend(recipe: TrainConfig) -> PlanConfig:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fasttricks.config import DataConfig, Precision, UserError, require
-from fasttricks.extras import require_train_extra
+from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
-    from fasttricks.distributed import World
+    from fasttricks.system.distributed import World
 
 PROG = "python -m fasttricks.predict"
 USAGE = f"""usage: {PROG} CHECKPOINT IMAGE... [--section.field value ...]
@@ -66,10 +66,10 @@ def predict(state: dict[str, Any], paths: Sequence[str], config: PredictConfig, 
     """
     import torch
 
-    from fasttricks.build import place
-    from fasttricks.evaluation import evaluation_logits
-    from fasttricks.precision import check_precision, make_autocast, resolve_precision
-    from fasttricks.restore import restore_model
+    from fasttricks.learning.evaluation import evaluation_logits
+    from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
+    from fasttricks.runs.restore import restore_model
+    from fasttricks.training.build import place
 
     check_precision(config.precision, world.device)
     precision = resolve_precision(config.precision, world.device)
@@ -94,7 +94,7 @@ def predict(state: dict[str, Any], paths: Sequence[str], config: PredictConfig, 
 def load(paths: Sequence[str], config: PredictConfig, world: World) -> tuple[dict[str, Any], dict[str, str]]:
     """(path -> its pixels, (3, S, S), as validation has them; path -> why it has none), of one path or more."""
     from fasttricks.data import DataError, ImageFolder, Loader
-    from fasttricks.precision import image_dtype
+    from fasttricks.learning.precision import image_dtype
 
     named = {path: os.path.abspath(path).lstrip("/") for path in paths}
     files = tuple(dict.fromkeys(named.values()))
@@ -133,10 +133,10 @@ def main(args: Sequence[str]) -> None:
     if not named:
         print(USAGE)
         raise SystemExit(0 if asks else 2)
-    from fasttricks.checkpoint import load_checkpoint
-    from fasttricks.cli import parse
-    from fasttricks.distributed import join_world, keep_freed_memory
-    from fasttricks.restore import saved_config
+    from fasttricks.config.cli import parse
+    from fasttricks.runs.checkpoint import load_checkpoint
+    from fasttricks.runs.restore import saved_config
+    from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
     state = load_checkpoint(Path(named[0]))
@@ -158,6 +158,6 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

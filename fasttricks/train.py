@@ -8,25 +8,25 @@ import sys
 from collections.abc import Sequence
 
 from fasttricks.config import UserError
-from fasttricks.extras import require_train_extra
-from fasttricks.process import die_with_launcher
+from fasttricks.system.extras import require_train_extra
+from fasttricks.system.process import die_with_launcher
 
 PROG = "python -m fasttricks.train"
 
 
 def main(args: Sequence[str]) -> None:
     """Train the recipe that `args` ask for. torch is imported after they are read, so that a wrong one is answered at once."""
-    from fasttricks.cli import parse_recipe
+    from fasttricks.config.cli import parse_recipe
 
     config = parse_recipe(args, prog=PROG)
 
-    from fasttricks.build import build
-    from fasttricks.distributed import join_world, keep_freed_memory, lost_rank
-    from fasttricks.process import restart_count
-    from fasttricks.runfolder import made_by_this_launch
-    from fasttricks.saving import how_to_go_on
-    from fasttricks.signals import StopRequest
+    from fasttricks.runs.folder import made_by_this_launch
+    from fasttricks.system.distributed import join_world, keep_freed_memory, lost_rank
+    from fasttricks.system.process import restart_count
+    from fasttricks.system.signals import StopRequest
     from fasttricks.trainer import Stopped, fit
+    from fasttricks.training.build import build
+    from fasttricks.training.saving import how_to_go_on
 
     memory = keep_freed_memory()
     with join_world(config.device, config.timeout_s) as world:
@@ -56,6 +56,6 @@ def main(args: Sequence[str]) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

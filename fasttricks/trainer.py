@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.compiled import compiled_graphs
 from fasttricks.data import Batch
-from fasttricks.distributed import lost_rank
-from fasttricks.evaluation import Metrics, evaluate
-from fasttricks.losses import Targets, draw_lam, mix_batch, training_loss
-from fasttricks.optim import set_lr
-from fasttricks.process import command_to_resume
-from fasttricks.run import Run
-from fasttricks.saving import check_losses, save, summarize
-from fasttricks.spans import span, spanned
+from fasttricks.learning.compiled import compiled_graphs
+from fasttricks.learning.evaluation import Metrics, evaluate
+from fasttricks.learning.losses import Targets, draw_lam, mix_batch, training_loss
+from fasttricks.learning.optim import set_lr
+from fasttricks.system.distributed import lost_rank
+from fasttricks.system.process import command_to_resume
+from fasttricks.system.spans import span, spanned
+from fasttricks.training.run import Run
+from fasttricks.training.saving import check_losses, save, summarize
 
 
 class Stopped(Exception):

@@ -20,7 +20,7 @@ from fuzzing import settings_for, take_turns
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasttricks.checkpoint import CHECKSUM_MARK, FORMAT, KEYS, CheckpointError, load_checkpoint, save_checkpoint
+from fasttricks.runs.checkpoint import CHECKSUM_MARK, FORMAT, KEYS, CheckpointError, load_checkpoint, save_checkpoint
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(),

@@ -20,10 +20,10 @@ from fuzzing import settings_for, take_turns
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasttricks.cli import parse_recipe
 from fasttricks.config import ConfigError, TrainConfig, from_dict
-from fasttricks.recipes import RECIPES
-from fasttricks.runfolder import check_run_dir, made_by_this_launch, read_config
+from fasttricks.config.cli import parse_recipe
+from fasttricks.config.recipes import RECIPES
+from fasttricks.runs.folder import check_run_dir, made_by_this_launch, read_config
 
 SETTINGS = settings_for(50)
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -22,7 +22,7 @@ from test_data_bad import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
 
 from fasttricks.config import DataConfig
 from fasttricks.data import Loader, scan_folder
-from fasttricks.data.scan import examine
+from fasttricks.data.packing.scan import examine
 
 SETTINGS = settings_for(10)
 LONGEST_S = 60

@@ -26,14 +26,14 @@ from PIL import Image
 from tiny import SMALLEST, call, environment, on_terminal, write_images
 
 from fasttricks import ablate
-from fasttricks.ablation import extend
-from fasttricks.ablation_plan import Job, claimed, identity, plan_cells
-from fasttricks.ablation_queue import POLL_S
-from fasttricks.checkpoint import load_checkpoint
+from fasttricks.ablation.cells import extend
+from fasttricks.ablation.jobs import Job, claimed, identity, plan_cells
+from fasttricks.ablation.paper import table6
+from fasttricks.ablation.queue import POLL_S
 from fasttricks.config import ConfigError, DistillConfig
-from fasttricks.paper_tables import table6
-from fasttricks.recipes import RECIPES
-from fasttricks.runfolder import read_config
+from fasttricks.config.recipes import RECIPES
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.folder import read_config
 
 
 def arguments(data: Path, folder: Path, *more: str, design: str = "leave-one-out", epochs: int = 1) -> list[str]:
@@ -113,7 +113,7 @@ def test_a_cell_is_what_train_makes_of_its_command_line(ablated: SimpleNamespace
 
 def test_a_second_call_trains_nothing(ablated: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file: file.stat().st_mtime_ns for file in ablated.folder.glob("runs/**/*") if file.is_file()}
-    with mock.patch("fasttricks.ablation_queue.run_job", side_effect=AssertionError("a run")):
+    with mock.patch("fasttricks.ablation.queue.run_job", side_effect=AssertionError("a run")):
         assert call(ablate.main, *ablated.args) == 0
     assert "2 runs, 0 to do" in capsys.readouterr().out
     assert before == {file: file.stat().st_mtime_ns for file in ablated.folder.glob("runs/**/*") if file.is_file()}
@@ -150,7 +150,7 @@ def failing(job: Any) -> str:
 
 @pytest.fixture
 def no_run() -> Any:
-    with mock.patch("fasttricks.ablation_queue.run_job", side_effect=failing) as run:
+    with mock.patch("fasttricks.ablation.queue.run_job", side_effect=failing) as run:
         yield run
 
 
@@ -171,7 +171,7 @@ def test_too_little_disk_is_refused(
     """4 runs of ResNet-50 with an average: 25.6 M weights, three times in a checkpoint; two are kept, one is written."""
     args = arguments(tiny_data, tmp_path / "a", "--model.name", "resnet50d", "--model.width", "1", "--ema-decay", "0.9")
     free = SimpleNamespace(free=10_000_000)
-    with mock.patch("fasttricks.ablation_plan.shutil.disk_usage", return_value=free):
+    with mock.patch("fasttricks.ablation.jobs.shutil.disk_usage", return_value=free):
         assert call(ablate.main, *args, *(["--keep-checkpoints"] if keep else [])) == 2
     error = capsys.readouterr().err
     found = re.search(r"4 runs need about ([\d,]+) MB there \(a checkpoint is ([\d.]+) MB\), but 10 MB are free", error)
@@ -202,7 +202,7 @@ def pretend(scores: Callable[[Any], dict[str, Any]]) -> Any:
     """Runs that leave the result that `scores` gives, in place of training."""
 
     def run_job(job: Any) -> str:
-        from fasttricks.runfolder import write_json
+        from fasttricks.runs.folder import write_json
 
         result = scores(job)
         if "failed" in result:
@@ -213,13 +213,13 @@ def pretend(scores: Callable[[Any], dict[str, Any]]) -> Any:
         write_json(job.folder / "result.json", result | more)
         return ""
 
-    return mock.patch("fasttricks.ablation_queue.run_job", side_effect=run_job)
+    return mock.patch("fasttricks.ablation.queue.run_job", side_effect=run_job)
 
 
 @pytest.fixture
 def no_plot() -> Any:
     """Saves the half second of a plot."""
-    with mock.patch("fasttricks.ablation_report.plot") as plot:
+    with mock.patch("fasttricks.ablation.report.plot") as plot:
         yield plot
 
 
@@ -338,7 +338,7 @@ def test_what_another_process_trains_is_waited_for_and_taken_over(
 
     result = Job.result
     monkeypatch.setattr(Job, "result", lambda job: (known(job), result(job))[1])
-    monkeypatch.setattr("fasttricks.ablation_queue.time.sleep", sleep)
+    monkeypatch.setattr("fasttricks.ablation.queue.time.sleep", sleep)
     with pretend(scored):
         assert call(ablate.main, *args) == 0
     assert sorted(ran[:2]) == runs[2:] and ran[2:] == [runs[1]]

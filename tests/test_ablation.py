@@ -13,14 +13,14 @@ import torch
 from tiny import call
 
 from fasttricks import ablate
-from fasttricks.ablation import DESIGNS, AblateConfig, extend, factorial, find_tables, resolve
-from fasttricks.ablation_plan import identity, make_job, plan_cells
-from fasttricks.cli import arguments_of, parse_recipe
+from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, resolve
+from fasttricks.ablation.jobs import identity, make_job, plan_cells
+from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
 from fasttricks.config import ConfigError, TrainConfig, replace_at
-from fasttricks.paper_tables import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
-from fasttricks.recipes import RECIPES
-from fasttricks.runfolder import differences, fingerprint
-from fasttricks.tricks import is_on
+from fasttricks.config.cli import arguments_of, parse_recipe
+from fasttricks.config.recipes import RECIPES
+from fasttricks.config.tricks import is_on
+from fasttricks.runs.folder import differences, fingerprint
 
 CLASSES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny import FinishedRun, arguments, call
 
-from fasttricks import checkpoint, evaluate, export, predict, train, trainer
+from fasttricks import evaluate, export, predict, train, trainer
+from fasttricks.runs import checkpoint
 
 EPOCH_1 = "step-0000000003.pt"
 

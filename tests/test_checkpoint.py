@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from bench.soak.payloads import PAYLOADS, is_live, sealed
-from fasttricks.checkpoint import (
+from fasttricks.config import ModelConfig
+from fasttricks.models import build_model
+from fasttricks.runs.checkpoint import (
     FORMAT,
     KEYS,
     CheckpointError,
@@ -30,8 +32,6 @@ from fasttricks.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from fasttricks.config import ModelConfig
-from fasttricks.models import build_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,7 +106,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from test_checkpoint import state
-from fasttricks.checkpoint import checkpoint_path, keep_newest, load_checkpoint, newest_checkpoint, save_checkpoint
+from fasttricks.runs.checkpoint import checkpoint_path, keep_newest, load_checkpoint, newest_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
 folder, step, kills, inside = Path(sys.argv[1]) / "checkpoints", 0, 0, 0

@@ -14,10 +14,10 @@ import pytest
 from test_config import leaves
 
 from fasttricks import config as config_module
-from fasttricks.cli import parse_recipe, run_main
 from fasttricks.config import ConfigError, TrainConfig, UserError, get_at
-from fasttricks.recipes import RECIPES
-from fasttricks.tricks import TRICKS
+from fasttricks.config.cli import parse_recipe, run_main
+from fasttricks.config.recipes import RECIPES
+from fasttricks.config.tricks import TRICKS
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,6 +199,6 @@ def test_a_trick_that_changes_nothing_is_said(capsys: pytest.CaptureFixture[str]
 
 
 def test_reading_arguments_imports_neither_torch_nor_dali() -> None:
-    code = "import sys; from fasttricks.cli import parse_recipe; parse_recipe(['demo'], prog='x'); print(*sys.modules)"
+    code = "import sys; from fasttricks.config.cli import parse_recipe; parse_recipe(['demo'], prog='x'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "nvidia", "matplotlib", "tensorboard"} & set(done.stdout.split())

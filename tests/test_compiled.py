@@ -10,12 +10,12 @@ import torch
 from tiny import ALONE, configure
 from torch import nn
 
-from fasttricks.build import build
-from fasttricks.compiled import CompiledModel
 from fasttricks.config import ConfigError
-from fasttricks.optim import master_state_dict
-from fasttricks.run import Run
+from fasttricks.learning.compiled import CompiledModel
+from fasttricks.learning.optim import master_state_dict
 from fasttricks.trainer import fit
+from fasttricks.training.build import build
+from fasttricks.training.run import Run
 
 
 def start(data: Path, folder: Path, *more: str) -> Run:
@@ -42,7 +42,7 @@ def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
     compile_ = torch.compile
     if backend != "inductor":
         monkeypatch.setattr(torch, "compile", lambda model, mode: compile_(model, backend=backend))
-    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
     more = ["--epochs", "3", "--accumulate", str(accumulate), "--optim.base-lr", "0.01"]
     summaries = {}
     for mode in ("off", "default"):

@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fasttricks.config import DataConfig
-from fasttricks.data import ImageFolder, Loader, draws, graph, reference, scan_folder
+from fasttricks.data import ImageFolder, Loader, scan_folder
+from fasttricks.data.pipeline import draws, graph, reference
 
 CPU = torch.device("cpu")
 

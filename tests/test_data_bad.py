@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Batch, DataError, Loader, draws, reference, scan_folder
-from fasttricks.data.headers import problem
+from fasttricks.data import Batch, DataError, Loader, scan_folder
+from fasttricks.data.pipeline import draws, reference
+from fasttricks.data.sources.headers import problem
 
 CPU = torch.device("cpu")
 CONFIG = DataConfig(image_size=32, val_resize=32, threads=2, max_bad=0.2)
@@ -394,7 +395,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
 import resource, sys, time
 from pathlib import Path
 from fasttricks.data import ImageFolder
-from fasttricks.data.headers import problem
+from fasttricks.data.sources.headers import problem
 for path in map(Path, sys.argv[1:]):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     reason = problem(path.read_bytes(), 100_000_000)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from fasttricks.data import color, reference
+from fasttricks.data.pipeline import color, reference
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.uniform(0, 255, (32, 32, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fasttricks.data.draws import epoch_order, image_draws, random_bits, stream_key
+from fasttricks.data.pipeline.draws import epoch_order, image_draws, random_bits, stream_key
 
 
 def splitmix64(state: int, count: int) -> list[int]:

@@ -18,7 +18,8 @@ from PIL import Image
 from tiny import arguments, on_terminal
 
 from fasttricks.config import ConfigError, DataConfig
-from fasttricks.data import Loader, fused, reference, scan_dataset
+from fasttricks.data import Loader, scan_dataset
+from fasttricks.data.pipeline import fused, reference
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
 

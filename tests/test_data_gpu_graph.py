@@ -15,7 +15,8 @@ from interpreter import interpreted
 from nvidia.dali import backend, pipeline_def
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Loader, graph
+from fasttricks.data import Loader
+from fasttricks.data.pipeline import graph
 
 
 class Operator(NamedTuple):

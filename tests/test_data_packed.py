@@ -19,13 +19,14 @@ from PIL import Image
 from tiny import arguments, call
 
 from fasttricks.config import ConfigError, DataConfig
-from fasttricks.data import DataError, ImageFolder, Loader, find_dataset, pack, prepare, scan_folder
-from fasttricks.data.feed import Feed
-from fasttricks.data.pack import PackConfig, pack_split
-from fasttricks.data.packed import PackedImages, open_packed
-from fasttricks.data.quarantine import write_quarantine
-from fasttricks.data.reencode import encode
-from fasttricks.data.shards import Shards
+from fasttricks.data import DataError, ImageFolder, Loader, find_dataset, prepare, scan_folder
+from fasttricks.data.packing import pack
+from fasttricks.data.packing.pack import PackConfig, pack_split
+from fasttricks.data.packing.reencode import encode
+from fasttricks.data.pipeline.feed import Feed
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.sources.packed import PackedImages, open_packed
+from fasttricks.data.sources.quarantine import write_quarantine
 
 
 @pytest.fixture(scope="module")

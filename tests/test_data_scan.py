@@ -18,8 +18,8 @@ from tiny import call
 
 from fasttricks.config import DataConfig
 from fasttricks.data import ImageFolder, prepare, scan_folder
-from fasttricks.data.headers import problem
-from fasttricks.data.scan import examine, list_files, scan_files
+from fasttricks.data.packing.scan import examine, list_files, scan_files
+from fasttricks.data.sources.headers import problem
 
 LIMIT = DataConfig().max_pixels
 
@@ -180,9 +180,9 @@ def test_a_file_that_ends_the_process_is_bad_and_the_others_are_scanned(
         return os._exit(1) if file == b"end" else problem(file, max_pixels)
 
     forked = multiprocessing.get_context("fork")
-    monkeypatch.setattr("fasttricks.data.scan.multiprocessing.get_context", lambda name: forked)
-    monkeypatch.setattr("fasttricks.data.scan.examine", decode)
-    monkeypatch.setattr("fasttricks.data.scan._CHUNK", 4)
+    monkeypatch.setattr("fasttricks.data.packing.scan.multiprocessing.get_context", lambda name: forked)
+    monkeypatch.setattr("fasttricks.data.packing.scan.examine", decode)
+    monkeypatch.setattr("fasttricks.data.packing.scan._CHUNK", 4)
     done: list[int] = []
     count, bad = scan_files(tmp_path, list_files(tmp_path), workers=2, max_pixels=LIMIT, advance=done.append)
     assert (count, sum(done)) == (12, 12)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from fasttricks.data.demo import CLASSES, make_demo
+from fasttricks.data.sources.demo import CLASSES, make_demo
 
 SMALL = "num_train=30, num_val=10"
 
@@ -31,7 +31,7 @@ def digests(root: Path) -> dict[str, str]:
 
 def start(call: str, *, setup: str = "pass") -> subprocess.Popen[str]:
     """A Python process of its own that runs `setup` and prints what `call` returns."""
-    code = f"from pathlib import Path; from fasttricks.data.demo import make_demo; {setup}; print({call})"
+    code = f"from pathlib import Path; from fasttricks.data.sources.demo import make_demo; {setup}; print({call})"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttricks import train
-from fasttricks.checkpoint import load_checkpoint
 from fasttricks.config import ConfigError, DistillConfig, LossConfig, UserError
-from fasttricks.data import Batch, color
-from fasttricks.evaluation import evaluate
-from fasttricks.losses import Targets, training_loss
-from fasttricks.restore import restore_model
-from fasttricks.run import Run
-from fasttricks.scale import PlanConfig, make_plan
-from fasttricks.teacher import Teacher, load_teacher, weights_digest
+from fasttricks.data import Batch
+from fasttricks.data.pipeline import color
+from fasttricks.learning.evaluation import evaluate
+from fasttricks.learning.losses import Targets, training_loss
+from fasttricks.learning.teacher import Teacher, load_teacher, weights_digest
+from fasttricks.planning.planner import PlanConfig, make_plan
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.restore import restore_model
 from fasttricks.trainer import fit, train_step
+from fasttricks.training.run import Run
 
 timm = pytest.importorskip("timm")
 __all__ = ["Stop", "start"]  # a fixture is found by its name
@@ -270,7 +271,7 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_a_teacher_that_cannot_take_the_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("test_vit", num_classes=K)
-    monkeypatch.setattr("fasttricks.teacher.pretrained_timm_model", lambda name: (model, None))
+    monkeypatch.setattr("fasttricks.learning.teacher.pretrained_timm_model", lambda name: (model, None))
     refused(r"takes no images of data\.image_size \(40\) pixels", teacher="timm:test_vit", image_size=40)
 
 

@@ -15,22 +15,22 @@ from tiny import ALONE, configure
 from torch import Tensor, nn
 
 from fasttricks import trainer
-from fasttricks.build import build
-from fasttricks.checkpoint import checkpoints, load_checkpoint
 from fasttricks.config import ConfigError, OptimConfig
-from fasttricks.divergence import DivergedError, LossGuard, bad_gradients, first_not_finite
-from fasttricks.optim import build_optimizer
-from fasttricks.precision import make_loss_scale
-from fasttricks.run import Run
-from fasttricks.saving import save
+from fasttricks.learning.divergence import DivergedError, LossGuard, bad_gradients, first_not_finite
+from fasttricks.learning.optim import build_optimizer
+from fasttricks.learning.precision import make_loss_scale
+from fasttricks.runs.checkpoint import checkpoints, load_checkpoint
 from fasttricks.trainer import fit, train_step
+from fasttricks.training.build import build
+from fasttricks.training.run import Run
+from fasttricks.training.saving import save
 
 
 @pytest.fixture
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments) is a Run on the tiny data, its log closed at the end of the test."""
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
 
     def make(*more: str, **changes: Any) -> Run:
         runs.append(
@@ -196,7 +196,7 @@ def test_a_bad_loss_is_skipped_and_counted_where_asked(
 
 
 def test_where_every_loss_is_bad_skipping_ends_too(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fasttricks.divergence.MOST_SKIPPED", 3)
+    monkeypatch.setattr("fasttricks.learning.divergence.MOST_SKIPPED", 3)
     run = start("--on-bad-loss", "skip", "--epochs", "3")
     spoil(monkeypatch, 0, 1, 3, 4, 5, 6)  # two in a row are no reason; three are
     with pytest.raises(DivergedError, match=r"loss = nan in step 6 .* in a row: .*step-0000000003.pt"):

@@ -17,11 +17,11 @@ import torch
 from tiny import REPOSITORY, arguments, environment, write_images
 from torch.distributed.run import get_args_parser
 
-from fasttricks.cli import parse_recipe
 from fasttricks.config import ConfigError, TrainConfig
-from fasttricks.monitor import _ENERGY_COUNTER, _readers
-from fasttricks.precision import FIRST_SCALE
-from fasttricks.recipes import find_recipe
+from fasttricks.config.cli import parse_recipe
+from fasttricks.config.recipes import find_recipe
+from fasttricks.learning.precision import FIRST_SCALE
+from fasttricks.system.monitor import _ENERGY_COUNTER, _readers
 
 PAGE = (REPOSITORY / "docs" / "distributed.md").read_text()
 SCRIPT = PAGE.partition("```bash\n")[2].partition("```")[0]

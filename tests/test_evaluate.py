@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import FinishedRun, call, configure, environment, torchrun
 
 from fasttricks import evaluate
-from fasttricks.checkpoint import load_checkpoint
 from fasttricks.models import build_model
+from fasttricks.runs.checkpoint import load_checkpoint
 
 LINE = re.compile(r"top-1 ([\d.]+) %  top-5 ([\d.]+) %  loss ([\d.]+)  (\d+) images  (.*)")
 

@@ -12,13 +12,13 @@ from tiny import ALONE, configure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fasttricks.build import place
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, model_options
-from fasttricks.data.shards import Shards
-from fasttricks.footprint import footprint
-from fasttricks.losses import Targets, training_loss
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.losses import Targets, training_loss
+from fasttricks.learning.optim import parameter_groups
 from fasttricks.models import MODELS, build_model
-from fasttricks.optim import parameter_groups
+from fasttricks.planning.footprint import footprint
+from fasttricks.training.build import place
 
 every_model = pytest.mark.parametrize("name", MODELS)
 KINDS = ("resnet8d", "resnet50d", "inception_v3", "mobilenet_v1")

@@ -10,11 +10,11 @@ from tiny import ALONE, SHRINK, arguments, call
 from torch import nn
 
 from fasttricks import train
-from fasttricks.build import build
-from fasttricks.cli import parse_recipe
 from fasttricks.config import replace_at
-from fasttricks.recipes import RECIPES
+from fasttricks.config.cli import parse_recipe
+from fasttricks.config.recipes import RECIPES
 from fasttricks.trainer import train_step
+from fasttricks.training.build import build
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -18,15 +18,16 @@ from test_models import with_random_norms
 from tiny import FinishedRun, call
 from torch import nn
 
-from fasttricks import export, extras
-from fasttricks.checkpoint import load_checkpoint
+from fasttricks import export
 from fasttricks.config import ConfigError, ModelConfig
+from fasttricks.config.recipes import resnet50d_tricks
 from fasttricks.data import ImageFolder, Loader
-from fasttricks.data.reference import decode, validation_pixels
-from fasttricks.model_card import counterparts, hub_config
+from fasttricks.data.pipeline.reference import decode, validation_pixels
 from fasttricks.models import MODELS, build_model
-from fasttricks.recipes import resnet50d_tricks
-from fasttricks.restore import restore_model, saved_config
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.model_card import counterparts, hub_config
+from fasttricks.runs.restore import restore_model, saved_config
+from fasttricks.system import extras
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

@@ -14,9 +14,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from fasttricks import log as log_module
-from fasttricks.distributed import World
-from fasttricks.log import RunLog, plot_curves, read_metrics
+from fasttricks.runs import log as log_module
+from fasttricks.runs.log import RunLog, plot_curves, read_metrics
+from fasttricks.system.distributed import World
 
 CPU = torch.device("cpu")
 MAIN = World(rank=0, size=1, local_rank=0, local_size=1, device=CPU)

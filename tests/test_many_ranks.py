@@ -20,10 +20,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fasttricks.config import ScheduleConfig, TrainConfig
 from fasttricks.data import DataError
-from fasttricks.data.draws import epoch_order
-from fasttricks.data.shards import Shards
-from fasttricks.distributed import World, join_world
-from fasttricks.footprint import paper_run
+from fasttricks.data.pipeline.draws import epoch_order
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.planning.footprint import paper_run
+from fasttricks.system.distributed import World, join_world
 
 RANKS, NUM_IMAGES, EPOCHS = 1024, 100_003, 3
 

@@ -8,11 +8,11 @@ import sys
 
 from tiny import environment
 
-from fasttricks import distributed
+from fasttricks.system import distributed
 
 WORK = """
 import ctypes, json, resource, sys
-from fasttricks.distributed import keep_freed_memory
+from fasttricks.system.distributed import keep_freed_memory
 note = keep_freed_memory() if sys.argv[1] == "kept" else ""
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)

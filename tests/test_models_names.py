@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fasttricks.config import ConfigError, ModelConfig
-from fasttricks.model_names import variant_of
+from fasttricks.config.model_names import variant_of
 from fasttricks.models import MODELS, build_model
 from fasttricks.models.resnet import ResNet
 
@@ -47,5 +47,5 @@ def test_variant_of_names_models_that_exist() -> None:
 
 
 def test_model_names_do_not_import_torch() -> None:
-    code = "import sys, fasttricks.model_names; sys.exit('torch' in sys.modules)"
+    code = "import sys, fasttricks.config.model_names; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,12 +15,12 @@ from test_models import multiply_adds, on_meta, with_random_norms
 from tiny import ALONE, configure
 from torch import Tensor, nn
 
-from fasttricks.build import build, check_sizes
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, TrainConfig
-from fasttricks.losses import Targets, training_loss
+from fasttricks.learning.losses import Targets, training_loss
+from fasttricks.learning.precision import halve
 from fasttricks.models import MODELS, build_model
-from fasttricks.precision import halve
 from fasttricks.trainer import train_step
+from fasttricks.training.build import build, check_sizes
 
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import environment
 
-from fasttricks.monitor import GpuMonitor, start_monitor
+from fasttricks.system.monitor import GpuMonitor, start_monitor
 
 CUDA = torch.device("cuda", 0)
 UUIDS = ("11111111-2222-3333-4444-555555555555", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee")
@@ -288,7 +288,7 @@ def test_the_thread_samples_by_the_period_and_ends_on_close(
 def test_close_leaves_behind_a_driver_that_does_not_answer(
     driver: FakeDriver, watch: Callable[..., GpuMonitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fasttricks.monitor._HUNG_S", 0.05)
+    monkeypatch.setattr("fasttricks.system.monitor._HUNG_S", 0.05)
     monitor, answer = watch(), threading.Event()
     monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetPowerUsage", lambda gpu: answer.wait(20) and 0)
     before = time.monotonic()
@@ -301,7 +301,7 @@ def test_close_leaves_behind_a_driver_that_does_not_answer(
 
 
 AT_EXIT = """
-from fasttricks.monitor import GpuMonitor
+from fasttricks.system.monitor import GpuMonitor
 readers = {"gpu_power_w": lambda: 50, "energy counter": lambda: 0}
 monitor = GpuMonitor(readers, period_s=3600, shutdown=lambda: print("NVML was left", flush=True))
 print(monitor.take())

@@ -10,12 +10,12 @@ from tiny import ALONE, configure
 from torch import distributed as dist
 from torch import nn
 
-from fasttricks.build import build
-from fasttricks.checkpoint import load_checkpoint
-from fasttricks.distributed import World
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-from fasttricks.run import Run
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.system.distributed import World
 from fasttricks.trainer import fit, train_step
+from fasttricks.training.build import build
+from fasttricks.training.run import Run
 
 pytestmark = pytest.mark.gpu
 TRICKS = ["--loss.mixup-alpha", "0.2", "--ema-decay", "0.9", "--device", "cuda"]

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fasttricks.config import Backend, ConfigError, ModelConfig, OptimConfig, Precision
+from fasttricks.learning.optim import (
+    WeightAverage,
+    apex_sgd,
+    build_optimizer,
+    master_state_dict,
+    parameter_groups,
+    set_lr,
+)
+from fasttricks.learning.precision import halve
 from fasttricks.models import MODELS, build_model
-from fasttricks.optim import WeightAverage, apex_sgd, build_optimizer, master_state_dict, parameter_groups, set_lr
-from fasttricks.precision import halve
 from fasttricks_kernels import MasterSGD
 
 
@@ -265,7 +272,7 @@ def test_nvidias_apex_gets_the_groups_and_nesterov(monkeypatch: pytest.MonkeyPat
     install_apex(monkeypatch, optimizers=SimpleNamespace(FusedSGD=fused_sgd))
     with torch.device("meta"):
         model = small_model()
-    monkeypatch.setattr("fasttricks.optim.device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr("fasttricks.learning.optim.device_of", lambda model: torch.device("cuda"))
     optimizer = build_optimizer(model, OptimConfig(backend="apex", weight_decay=0.05))
     assert [(g["weight_decay"], g["momentum"], g["nesterov"]) for g in optimizer.param_groups] == [
         (0.05, 0.9, True),

@@ -23,11 +23,11 @@ from tiny import configure
 from torch import nn
 
 from fasttricks import trainer
-from fasttricks.optim import master_state_dict
-from fasttricks.build import build
+from fasttricks.learning.optim import master_state_dict
+from fasttricks.training.build import build
 from fasttricks.data import Batch
-from fasttricks.distributed import join_world
-from fasttricks.losses import Targets
+from fasttricks.system.distributed import join_world
+from fasttricks.learning.losses import Targets
 from fasttricks_kernels import mixup
 
 STEPS = 20

@@ -19,21 +19,21 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from fasttricks import scale
-from fasttricks.build import build, wrap
-from fasttricks.cards import CARDS
-from fasttricks.cli import parse_extended
+from fasttricks.config.cli import parse_extended
 from fasttricks.data import Batch
-from fasttricks.data.shards import Shards
-from fasttricks.distributed import World
-from fasttricks.footprint import LiveTensors, fill_optimizer_state, footprint
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.precision import image_dtype
+from fasttricks.learning.schedule import learning_rate
 from fasttricks.models import build_model
 from fasttricks.plan import describe, extend, main
-from fasttricks.precision import image_dtype
-from fasttricks.run import Run
-from fasttricks.scale import GIB, Plan, PlanConfig, find_data_size, make_plan
-from fasttricks.schedule import learning_rate
+from fasttricks.planning import planner as scale
+from fasttricks.planning.cards import CARDS
+from fasttricks.planning.footprint import LiveTensors, fill_optimizer_state, footprint
+from fasttricks.planning.planner import GIB, Plan, PlanConfig, find_data_size, make_plan
+from fasttricks.system.distributed import World
 from fasttricks.trainer import train_step
+from fasttricks.training.build import build, wrap
+from fasttricks.training.run import Run
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

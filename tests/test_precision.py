@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fasttricks.config import ConfigError, ModelConfig, OptimConfig
+from fasttricks.learning.optim import build_optimizer, master_of, parameter_groups, set_lr
+from fasttricks.learning.precision import (
+    LossScale,
+    check_precision,
+    halve,
+    image_dtype,
+    make_loss_scale,
+    resolve_precision,
+)
 from fasttricks.models import MODELS, build_model
-from fasttricks.optim import build_optimizer, master_of, parameter_groups, set_lr
-from fasttricks.precision import LossScale, check_precision, halve, image_dtype, make_loss_scale, resolve_precision
 from fasttricks_kernels import MasterSGD
 
 CPU = torch.device("cpu")

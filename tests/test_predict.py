@@ -14,12 +14,12 @@ from PIL import Image
 from tiny import ALONE, FinishedRun, call, environment
 
 from fasttricks import predict
-from fasttricks.checkpoint import load_checkpoint
 from fasttricks.data import Loader, scan_folder
-from fasttricks.data.reference import decode, normalise, validation_pixels
-from fasttricks.evaluation import evaluation_logits
+from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
+from fasttricks.learning.evaluation import evaluation_logits
 from fasttricks.predict import PredictConfig, Prediction
-from fasttricks.restore import restore_model, saved_config
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.restore import restore_model, saved_config
 
 
 def validation_images(run: FinishedRun) -> list[str]:

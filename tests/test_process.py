@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from tiny import environment
 
-from fasttricks import process
-from fasttricks.process import command_to_resume, launch_token
-from fasttricks.runfolder import made_by_this_launch
+from fasttricks.runs.folder import made_by_this_launch
+from fasttricks.system import process
+from fasttricks.system.process import command_to_resume, launch_token
 
 # A launcher that starts a rank, says its number and waits.
 LAUNCHER = """
@@ -27,7 +27,7 @@ time.sleep(60)
 """
 RANK = """
 import time
-from fasttricks.process import die_with_launcher, launch_token
+from fasttricks.system.process import die_with_launcher, launch_token
 die_with_launcher()
 print(launch_token(), flush=True)
 time.sleep(60)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tiny import arguments, call, write_images
 
-from fasttricks import profiling, train
-from fasttricks.profiling import StepProfiler, table
+from fasttricks import train
+from fasttricks.system import profiling
+from fasttricks.system.profiling import StepProfiler, table
 
 
 def event(key: str, total: float, own: float, count: int = 2, device: float = 0.0) -> SimpleNamespace:

@@ -11,7 +11,7 @@ from tiny import arguments, call, write_images
 from fasttricks import train
 from fasttricks.config import ConfigError, DataConfig, ScheduleConfig, TrainConfig
 from fasttricks.data import Loader, scan_folder
-from fasttricks.schedule import image_size, image_sizes
+from fasttricks.learning.schedule import image_size, image_sizes
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,20 @@ import torch
 from tiny import ALONE, arguments, configure, torchrun, write_images
 from torch import nn
 
-from fasttricks.build import build
-from fasttricks.checkpoint import load_checkpoint
 from fasttricks.config import ConfigError
 from fasttricks.data import Loader, find_dataset
-from fasttricks.distributed import World
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-from fasttricks.losses import draw_lam
-from fasttricks.schedule import learning_rate
+from fasttricks.learning.losses import draw_lam
+from fasttricks.learning.schedule import learning_rate
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.system.distributed import World
+from fasttricks.training.build import build
 
 # The command of a user, and after it what each rank was left with.
 WITNESS = """
 import sys, torch
-from fasttricks import build, trainer
+from fasttricks.training import build
+from fasttricks import trainer
 from fasttricks.train import main
 
 def witness(run):

@@ -11,11 +11,11 @@ import pytest
 from tiny import REPOSITORY
 
 from fasttricks import config, evaluate
-from fasttricks.ablation import extend
-from fasttricks.cli import parse_recipe
-from fasttricks.data.imagenet import ImagenetConfig
-from fasttricks.recipes import RECIPES
-from fasttricks.tricks import TRICKS
+from fasttricks.ablation.cells import extend
+from fasttricks.config.cli import parse_recipe
+from fasttricks.config.recipes import RECIPES
+from fasttricks.config.tricks import TRICKS
+from fasttricks.data.packing.imagenet import ImagenetConfig
 
 README = (REPOSITORY / "README.md").read_text()
 INDENTED = [line.strip() for line in re.sub(r" \\\n +", " ", README).splitlines() if line.startswith("    ")]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fasttricks.config import ConfigError, TrainConfig
+from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.models import MODELS, build_model
-from fasttricks.recipes import RECIPES, find_recipe, summary
 
 # From the paper, sections 2 to 5, in its words on the left. Everything that it does not set is in UNSET.
 BASELINE: dict[str, Any] = {

@@ -18,14 +18,15 @@ import torch
 from test_trainer import final_state, interrupt, records, same
 from tiny import ALONE, configure
 
-from fasttricks import resume, trainer
-from fasttricks.build import build
-from fasttricks.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from fasttricks import trainer
 from fasttricks.config import ConfigError, TrainConfig, replace_at
-from fasttricks.distributed import World
-from fasttricks.resume import check_fingerprint, find_state
-from fasttricks.run import Run
+from fasttricks.runs.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from fasttricks.system.distributed import World
 from fasttricks.trainer import Stopped, fit
+from fasttricks.training import resume
+from fasttricks.training.build import build
+from fasttricks.training.resume import check_fingerprint, find_state
+from fasttricks.training.run import Run
 
 EVERYTHING = shlex.split(
     "--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --accumulate 2 --precision fp16 "
@@ -37,7 +38,7 @@ EVERYTHING = shlex.split(
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
 
     def make(*more: str, **changes: Any) -> Run:
         run_dir = changes.pop("run_dir", tmp_path / "run")
@@ -191,7 +192,7 @@ def test_another_config_is_refused_by_the_checkpoint_itself(
     name: str, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fasttricks.build.check_run_dir", lambda config: None
+        "fasttricks.training.build.check_run_dir", lambda config: None
     )  # it asks config.json, and sees most first
     config = resuming(whole, run_dir=str(forget_config(whole, tmp_path)), **OTHER[name])
     before = load_checkpoint(Path(config.run_dir))
@@ -316,7 +317,7 @@ def test_a_read_only_folder_ends_the_run_with_the_last_checkpoint(
     """As root no mode of a folder refuses: the system call is made to."""
     run = start("--epochs", "2")
     real = os.replace
-    monkeypatch.setattr("fasttricks.checkpoint.os.replace", lambda a, b: deny() if run.step == 6 else real(a, b))
+    monkeypatch.setattr("fasttricks.runs.checkpoint.os.replace", lambda a, b: deny() if run.step == 6 else real(a, b))
     with pytest.raises(
         CheckpointError, match=r"must be on a disk with room that this process may write to.*step-0000000003\.pt"
     ):

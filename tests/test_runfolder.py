@@ -16,10 +16,10 @@ import torch
 from test_config import leaves
 
 import fasttricks
-from fasttricks import runfolder
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at
-from fasttricks.recipes import resnet50d_tricks
-from fasttricks.runfolder import check_run_dir, differences, open_run, read_config, versions, write_json
+from fasttricks.config.recipes import resnet50d_tricks
+from fasttricks.runs import folder as runfolder
+from fasttricks.runs.folder import check_run_dir, differences, open_run, read_config, versions, write_json
 
 
 def config_in(folder: Path, **changes: Any) -> TrainConfig:

@@ -10,7 +10,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 from fasttricks.config import ScheduleConfig
-from fasttricks.schedule import cosine, learning_rate, step_decay, warmup
+from fasttricks.learning.schedule import cosine, learning_rate, step_decay, warmup
 
 PEAK = 0.4
 

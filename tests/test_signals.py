@@ -13,14 +13,14 @@ import pytest
 from tiny import ALONE, arguments, call, environment
 
 from fasttricks import train, trainer
-from fasttricks.checkpoint import checkpoints, step_of
-from fasttricks.signals import StopRequest
+from fasttricks.runs.checkpoint import checkpoints, step_of
+from fasttricks.system.signals import StopRequest
 
 # Main thread in a call that does not return, as in a collective whose other rank is gone.
 DEAF = """
 import ctypes, torch
-from fasttricks.distributed import World
-from fasttricks.signals import StopRequest
+from fasttricks.system.distributed import World
+from fasttricks.system.signals import StopRequest
 stop = StopRequest(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")))
 sleep = ctypes.CDLL(None).sleep
 with stop.listening():
@@ -85,7 +85,7 @@ def test_a_second_ctrl_c_ends_a_process_that_hears_nothing() -> None:
 
 @pytest.fixture
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
 
 
 @pytest.mark.usefixtures("_no_picture")

@@ -13,7 +13,7 @@ import pytest
 from tiny import REPOSITORY, environment
 
 from bench.soak import table
-from fasttricks.recipes import demo
+from fasttricks.config.recipes import demo
 
 
 def soak(output: Path, *args: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from fasttricks import spans
-from fasttricks.spans import span, spanned
+from fasttricks.system import spans
+from fasttricks.system.spans import span, spanned
 
 NAMES = ["data", "forward", "backward", "step"]
 

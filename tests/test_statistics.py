@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttricks.statistics import Difference, deviation, mean, paired_difference, t_quantile, t_within
+from fasttricks.ablation.statistics import Difference, deviation, mean, paired_difference, t_quantile, t_within
 
 # Two-sided quantiles as printed in the NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2: dof -> (95 %, 99 %).
 PRINTED = {

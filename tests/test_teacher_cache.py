@@ -16,12 +16,12 @@ from test_trainer import final_state, same, start
 from tiny import ALONE, configure
 from torch import Tensor
 
-from fasttricks.build import build
 from fasttricks.config import ConfigError, DistillConfig
 from fasttricks.data import Batch, LoadedBatch
-from fasttricks.run import Run
-from fasttricks.teacher_cache import CachedTeacher
+from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.trainer import fit
+from fasttricks.training.build import build
+from fasttricks.training.run import Run
 
 __all__ = ["start", "teacher_run"]  # fixtures are found by their names
 

@@ -18,7 +18,7 @@ from tiny import FinishedRun, arguments, call, on_terminal
 import fasttricks
 from fasttricks import train
 from fasttricks.config import TrainConfig
-from fasttricks.runfolder import read_config
+from fasttricks.runs.folder import read_config
 
 
 def records(folder: Path) -> list[dict[str, float]]:

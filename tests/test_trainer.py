@@ -17,14 +17,14 @@ from tiny import ALONE, configure, write_images
 from torch import Tensor, nn
 
 from fasttricks import trainer
-from fasttricks.build import build
-from fasttricks.checkpoint import load_checkpoint
 from fasttricks.config import DistillConfig, EvalConfig, LossConfig
+from fasttricks.config.recipes import RECIPES
 from fasttricks.data import Batch
-from fasttricks.losses import Targets, draw_lam
-from fasttricks.recipes import RECIPES
-from fasttricks.run import Run
+from fasttricks.learning.losses import Targets, draw_lam
+from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.trainer import fit, train_step
+from fasttricks.training.build import build
+from fasttricks.training.run import Run
 
 PLAIN = shlex.split("--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0")
 TRICKS = shlex.split("--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --data.pca-noise 0.1")
@@ -34,7 +34,7 @@ TRICKS = shlex.split("--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper 
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.log.plot_curves", lambda folder: None)  # half a second each, tested elsewhere
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)  # half a second each, tested elsewhere
 
     def make(*more: str, **changes: Any) -> Run:
         run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
-from fasttricks.recipes import (
+from fasttricks.config.recipes import (
     RECIPES,
     resnet50_baseline,
     resnet50_efficient,
     resnet50d_tricks,
     resnet50d_tricks_distill,
 )
-from fasttricks.tricks import TRICKS, apply_tricks, find_trick, is_on
+from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on
 
 # Typed from the paper's sections: the field of a trick, and its value with the trick and without.
 FIELDS: dict[str, tuple[str, str, Any, Any]] = {

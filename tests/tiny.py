@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fasttricks.cli import parse_recipe, run_main
 from fasttricks.config import TrainConfig
-from fasttricks.distributed import World
+from fasttricks.config.cli import parse_recipe, run_main
+from fasttricks.system.distributed import World
 
 torch.set_num_threads(1)  # these networks are too small for more, and the tests share few cores
 
@@ -82,7 +82,7 @@ def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
     with (
         mock.patch.object(sys, "argv", ["prog", *args]),
         mock.patch(
-            "fasttricks.distributed.keep_freed_memory", return_value=""
+            "fasttricks.system.distributed.keep_freed_memory", return_value=""
         ),  # it would change the tests' own process for good
     ):
         try:

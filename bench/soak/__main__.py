@@ -21,9 +21,9 @@ from typing import Any
 
 from bench.soak import files, processes, runs, table
 from bench.soak.runs import Lab, Result
-from fasttricks.cli import parse, run_main
-from fasttricks.distributed import cpu_name
-from fasttricks.runfolder import versions, write_json
+from fasttricks.config.cli import parse, run_main
+from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.distributed import cpu_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 from bench.soak import processes
 from bench.soak.payloads import PAYLOADS, is_live, sealed
 from bench.soak.runs import Lab, Result, expect
-from fasttricks.checkpoint import (
+from fasttricks.runs.checkpoint import (
     CheckpointError,
     DamagedError,
     checkpoint_path,
@@ -26,9 +26,9 @@ from fasttricks.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from fasttricks.distributed import World
-from fasttricks.resume import find_state
-from fasttricks.runfolder import read_config
+from fasttricks.runs.folder import read_config
+from fasttricks.system.distributed import World
+from fasttricks.training.resume import find_state
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 

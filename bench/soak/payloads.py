@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fasttricks.checkpoint import CHECKSUM_MARK, FORMAT
+from fasttricks.runs.checkpoint import CHECKSUM_MARK, FORMAT
 
 Build = Callable[[Path], bytes]
 

@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fasttricks import build, cli, log, train  # noqa: F401  (build is what a start-up imports)
+from fasttricks import train
+from fasttricks.config import cli
+from fasttricks.runs import log
+from fasttricks.training import build  # noqa: F401  (what a start-up imports)
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = "fasttricks.train"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fasttricks.checkpoint import load_checkpoint
+from fasttricks.runs.checkpoint import load_checkpoint
 
 EPOCHS, STEPS_PER_EPOCH = 8, 5
 STEPS = EPOCHS * STEPS_PER_EPOCH

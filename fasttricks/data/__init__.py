@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fasttricks.data.folder import DataError, ImageFolder, scan_dataset, scan_folder
-from fasttricks.data.packed import PackedImages, is_packed, open_packed
+from fasttricks.data.sources.folder import DataError, ImageFolder, scan_dataset, scan_folder
+from fasttricks.data.sources.packed import PackedImages, is_packed, open_packed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fasttricks.data.dali import Loader
+    from fasttricks.data.pipeline.loader import Loader
 
 Images = ImageFolder | PackedImages
 """The images of a split, as folders of files or packed."""
@@ -64,7 +64,7 @@ def find_root(root: str) -> Path:
         raise DataError(f"data.root = '': {rule}; give --data.root")
     if root != "demo":
         return Path(root)
-    from fasttricks.data.demo import make_demo
+    from fasttricks.data.sources.demo import make_demo
 
     try:
         return make_demo()
@@ -89,6 +89,6 @@ def open_split(folder: Path, *, classes: tuple[str, ...] | None = None) -> Image
 def __getattr__(name: str) -> Any:
     if name != "Loader":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fasttricks.data.dali import Loader
+    from fasttricks.data.pipeline.loader import Loader
 
     return Loader

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttricks.config import UserError, require
-from fasttricks.extras import require_train_extra
+from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
-    from fasttricks.data.pack import Packable, PackConfig
+    from fasttricks.data.packing.pack import Packable, PackConfig
 
 PROG = "python -m fasttricks.data.prepare"
 USAGE = f"""usage:
@@ -53,10 +53,10 @@ def main(args: Sequence[str]) -> None:
 
 def scan(args: Sequence[str]) -> None:
     """Decode every image below DIR, a data set or a part of one, strictly; list the bad ones in DIR/quarantine.jsonl."""
-    from fasttricks.cli import parse
-    from fasttricks.data.folder import DataError, show_name
-    from fasttricks.data.quarantine import write_quarantine
-    from fasttricks.data.scan import list_files, scan_files
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.scan import list_files, scan_files
+    from fasttricks.data.sources.folder import DataError, show_name
+    from fasttricks.data.sources.quarantine import write_quarantine
 
     (root,), rest = _places(args, "scan", ("DIR",))
     config = parse(ScanConfig(), rest, prog=f"{PROG} scan DIR", description=scan.__doc__ or "")
@@ -76,9 +76,9 @@ def scan(args: Sequence[str]) -> None:
 
 def pack(args: Sequence[str]) -> None:
     """DIR/train and DIR/val into OUT/train and OUT/val."""
-    from fasttricks.cli import parse
+    from fasttricks.config.cli import parse
     from fasttricks.data import scan_dataset
-    from fasttricks.data.pack import PackConfig
+    from fasttricks.data.packing.pack import PackConfig
 
     (root, out), rest = _places(args, "pack", ("DIR", "OUT"))
     config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
@@ -90,9 +90,9 @@ def pack(args: Sequence[str]) -> None:
 
 def imagenet(args: Sequence[str]) -> None:
     """The three official archives of ILSVRC2012 into OUT/train and OUT/val, without unpacking them."""
-    from fasttricks.cli import parse
-    from fasttricks.data.imagenet import ImagenetConfig, open_imagenet
-    from fasttricks.data.pack import PackConfig
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.imagenet import ImagenetConfig, open_imagenet
+    from fasttricks.data.packing.pack import PackConfig
 
     (out,), rest = _places(args, "imagenet", ("OUT",))
     config = parse(ImagenetConfig(), rest, prog=f"{PROG} imagenet OUT", description=imagenet.__doc__ or "")
@@ -105,8 +105,8 @@ def imagenet(args: Sequence[str]) -> None:
 
 def check(args: Sequence[str]) -> None:
     """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
-    from fasttricks.data.folder import show_name
-    from fasttricks.data.packed import open_packed
+    from fasttricks.data.sources.folder import show_name
+    from fasttricks.data.sources.packed import open_packed
 
     (out,), rest = _places(args, "check", ("OUT",))
     if rest:
@@ -131,8 +131,8 @@ def check(args: Sequence[str]) -> None:
 
 def pack_dataset(splits: dict[str, Packable], out: Path, config: PackConfig) -> None:
     """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
-    from fasttricks.data.folder import show_name
-    from fasttricks.data.pack import pack_split
+    from fasttricks.data.packing.pack import pack_split
+    from fasttricks.data.sources.folder import show_name
 
     for split, source in splits.items():
         try:
@@ -180,6 +180,6 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.cli import run_main
+    from fasttricks.config.cli import run_main
 
     run_main(main)

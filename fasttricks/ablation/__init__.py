@@ -1,0 +1,1 @@
+"""The paper's tables and designs over tricks, as runs."""

@@ -1,0 +1,167 @@
+"""What an ablation trains: cells of the paper's tables, or of a design over a recipe's tricks, as TrainConfigs.
+
+`resolve` makes the training of a cell on top of a recipe that has every trick on. fasttricks/ablate.py is the entry point.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table
+from fasttricks.config import ConfigError, DistillConfig, ModelConfig, TrainConfig, get_at, replace_at, require
+from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on, nearest
+
+MAX_FACTORS = 6
+"""Factors of a full factorial design: 2^6 = 64 cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig(TrainConfig):
+    """A recipe whose tricks are switched, and how often each cell is trained. run_dir is the folder of them all."""
+
+    seeds: int = 3
+    """Runs of each cell, with the seeds seed, seed + 1, ...; 1 or more. One seed tells no difference from chance."""
+    more_seeds: int = 0
+    """Seeds, 0 (no more) or more than `seeds`, of cells that so many would decide if their spread stayed as it is."""
+    small_batch: int = 0
+    """Global batch of the cells for a small batch (tables 2 to 4); 0: a quarter of global_batch_size, as in the paper."""
+    mixup_epochs: int = 0
+    """Epochs of the cells with mixup, which the paper trains for longer (200, not 120); 0: as all others."""
+    factors: tuple[str, ...] = ()
+    """Tricks that add-one, leave-one-out and factorial go through; empty: those that the recipe has on."""
+    other_networks: bool = False
+    """Tables 2, 3 and 6: train Inception-V3 (at 299 pixels) and MobileNet too; off: their cells stay blank."""
+    ranks: int = 1
+    """Processes of a run, one a GPU; above 1 each run is started by torchrun. 1 or more."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of finished runs; off: a finished run keeps its log and result."""
+    report: bool = False
+    """Train nothing: print the tables of what is finished so far."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seeds >= 1, "seeds", self.seeds, "must be 1 or more; 3 or more to tell a difference from chance")
+        rule = f"must be 0, or more than seeds ({self.seeds})"
+        require(self.more_seeds == 0 or self.more_seeds > self.seeds, "more_seeds", self.more_seeds, rule)
+        require(self.small_batch >= 0, "small_batch", self.small_batch, "must be 0 (a quarter of the batch) or more")
+        require(self.mixup_epochs >= 0, "mixup_epochs", self.mixup_epochs, "must be 0 (as all others) or more")
+        require(self.ranks >= 1, "ranks", self.ranks, "must be 1 or more")
+        rule = "do the runs of an ablation; leave it off: a second call of the same command goes on by itself"
+        require(not self.resume, "resume", self.resume, rule)
+        for name in self.factors:
+            find_trick(name)
+
+
+# What the paper's tables need of a recipe beside its fields; a recipe that is not named here takes the defaults.
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "resnet50d-tricks": {"epochs": 120, "mixup_epochs": 200, "small_batch": 256, "other_networks": True},
+    "cifar10-ablate": {"small_batch": 64, "distill": DistillConfig(teacher="runs/cifar10-teacher")},
+}
+PAPERS_RECIPE = "resnet50d-tricks"
+"""The recipe that the paper's tables take where none is given: ImageNet at the paper's scale."""
+
+
+def extend(recipe: TrainConfig) -> AblateConfig:
+    """`recipe` as an ablation trains it, with the fields of an ablation at their defaults."""
+    values = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    settings = {"run_dir": f"runs/ablate-{recipe.recipe}", **_SETTINGS.get(recipe.recipe, {})}
+    return AblateConfig(**values | settings)
+
+
+def resolve(cell: Cell, config: AblateConfig) -> TrainConfig:
+    """The training of `cell`: config with its tricks on and all others off, its batch and its edits.
+
+    A trick that is on keeps the value of the recipe. Raises ConfigError where a trick does not fit the model.
+    """
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    run = TrainConfig(**values)
+    if cell.network:
+        run = dataclasses.replace(run, model=ModelConfig(name=cell.network, num_classes=run.model.num_classes))
+    names = [name for name in TRICKS if fits(run, name)]
+    run, _ = apply_tricks(
+        run, off=[n for n in names if n not in cell.tricks], on=[n for n in names if n in cell.tricks]
+    )
+    small = config.small_batch or max(1, config.global_batch_size // 4)
+    run = dataclasses.replace(run, global_batch_size=small if cell.batch == "small" else config.global_batch_size)
+    if "mixup" in cell.tricks and config.mixup_epochs:
+        run = dataclasses.replace(run, epochs=config.mixup_epochs)
+    for path, value in cell.edits.items():
+        run = replace_at(run, path, value(get_at(run, path)) if callable(value) else value)
+    return run
+
+
+def fits(config: TrainConfig, trick: str) -> bool:
+    """Whether the trick fits the model: resnet_d needs a network with variants, zero_gamma one with residual blocks."""
+    try:
+        apply_tricks(config, on=[trick])
+    except ConfigError:
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------- designs over a recipe's tricks
+def add_one(config: AblateConfig) -> Table:
+    """No trick, then each alone. Tricks that are no factor stay as the recipe has them."""
+    names, fixed = factors_of(config), _fixed(config)
+    rows = [Cell("none of them", config.recipe, fixed)]
+    rows += [Cell(f"{name} alone", config.recipe, (*fixed, name)) for name in names]
+    return Table("add-one", f"each trick of {config.recipe} alone", tuple(rows))
+
+
+def leave_one_out(config: AblateConfig) -> Table:
+    """The recipe as it is, then without each of its tricks."""
+    on = tuple(name for name in TRICKS if is_on(config, name))
+    off = [name for name in config.factors if name not in on]
+    require(not off, "factors", off, f"off in recipe {config.recipe}: nothing to leave out; name tricks that it has on")
+    rows = [Cell("all of them", config.recipe, on)]
+    rows += [Cell(f"without {n}", config.recipe, tuple(m for m in on if m != n)) for n in factors_of(config)]
+    return Table("leave-one-out", f"{config.recipe} without one of its tricks", tuple(rows))
+
+
+def factorial(config: AblateConfig) -> Table:
+    """Every subset of the tricks. Raises ConfigError for more than MAX_FACTORS of them."""
+    names = factors_of(config)
+    rule = f"are {len(names)} tricks and 2^{len(names)} cells; must be at most {MAX_FACTORS}: name them with --factors"
+    require(len(names) <= MAX_FACTORS, "factors", names, rule)
+    fixed = _fixed(config)
+    subsets = [subset for size in range(len(names) + 1) for subset in combinations(names, size)]
+    cells = [Cell(" + ".join(subset) or "none of them", config.recipe, (*fixed, *subset)) for subset in subsets]
+    return Table("factorial", f"every subset of {', '.join(names)} in {config.recipe}", tuple(cells), factors=names)
+
+
+def factors_of(config: AblateConfig) -> tuple[str, ...]:
+    """The tricks that a design goes through: those asked for, or those that the recipe has on. ConfigError for none."""
+    names = config.factors or tuple(name for name in TRICKS if is_on(config, name))
+    require(bool(names), "factors", names, f"recipe {config.recipe} has no trick on; name some with --factors")
+    unfit = [name for name in names if not fits(config, name)]
+    require(not unfit, "factors", unfit, f"cannot be switched on {config.model.name}")
+    return names
+
+
+def _fixed(config: AblateConfig) -> tuple[str, ...]:
+    """The tricks that the recipe has on and that are no factor."""
+    return tuple(name for name in TRICKS if is_on(config, name) and name not in factors_of(config))
+
+
+DESIGNS: dict[str, Callable[[AblateConfig], Table]] = {
+    "add-one": add_one,
+    "leave-one-out": leave_one_out,
+    "factorial": factorial,
+}
+
+
+def find_tables(names: Iterable[str], config: AblateConfig) -> list[Table]:
+    """The tables called `names`, for `config`. Raises ConfigError with the nearest right name for an unknown one."""
+    return [PAPER_TABLES[name]() if name in PAPER_TABLES else DESIGNS[name](config) for name in map(check_name, names)]
+
+
+def check_name(name: str) -> str:
+    """`name` where it is a table. Raises ConfigError with the nearest right name."""
+    known = (*PAPER_TABLES, *DESIGNS)
+    if name not in known:
+        raise ConfigError(f"table = {name!r}: {nearest(name, known)}; the tables are {', '.join(known)}")
+    return name

@@ -1,0 +1,184 @@
+"""The paper's tables 2 to 6 as plain data: which tricks are on in each cell, and what the paper printed of it.
+
+A table is rows and columns of cells. A cell says which tricks are on (all others are off) and which of the two batch
+sizes it takes; ablation.py makes trainings of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from fasttricks.config.model_names import variant_of
+
+Mark = Literal["V", "X", "M"]
+MARKS: Mapping[Mark, str] = {
+    "V": "read in the paper or its log",
+    "X": "recalled, and confirmed by another printed number",
+    "M": "as recalled, unverified",
+}
+EFFICIENT = ("linear_scaling", "warmup", "zero_gamma", "no_bias_decay", "low_precision")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Accuracy that the paper printed, percent, each with how sure this project is of the number (MARKS)."""
+
+    top1: float
+    top5: float
+    mark: Mark
+    top5_mark: Mark
+    time: str = ""
+    """Minutes of an epoch on 8 V100, with its mark, where the paper printed them."""
+
+    def __str__(self) -> str:
+        time = f", {self.time}" if self.time else ""
+        return f"{self.top1:.2f} [{self.mark}] / {self.top5:.2f} [{self.top5_mark}]{time}"
+
+
+def _paper(top1: float, top5: float, mark: Mark, top5_mark: Mark | None = None, time: str = "") -> Figure:
+    return Figure(top1, top5, mark, top5_mark or mark, time)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: its place in the table, what is on in it, and the paper's figure for it."""
+
+    row: str
+    column: str
+    tricks: tuple[str, ...]
+    batch: Literal["small", "large"] = "large"
+    network: str = ""
+    """Another network than the recipe's, by name; empty: the recipe's ResNet."""
+    edits: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields (dotted path) to a value, or to a function of the old value; after the tricks."""
+    paper: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells in the order of their rows. The first row of a column is its baseline."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    factors: tuple[str, ...] = ()
+    """Of a factorial design: the tricks whose main effects are to be told."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.column for cell in self.cells))
+
+    def column(self, name: str) -> tuple[Cell, ...]:
+        return tuple(cell for cell in self.cells if cell.column == name)
+
+
+def _variant(letter: str) -> Mapping[str, Any]:
+    return {"model.name": partial(variant_of, letter=letter)}
+
+
+_NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "ResNet-50": ("", _variant("a")),
+    "Inception-V3": ("inception_v3", {"data.val_resize": 342, "data.image_size": 299}),
+    "MobileNet": ("mobilenet_v1", {}),
+}
+"""The paper's networks: name here, and what else they change."""
+
+
+def table2() -> Table:
+    """Table 2: the baseline (section 2) of three networks."""
+    figures = {
+        "ResNet-50": _paper(75.87, 92.70, "M"),
+        "Inception-V3": _paper(77.32, 93.43, "M"),
+        "MobileNet": _paper(69.03, 88.71, "M"),
+    }
+    cells = [Cell(n, "baseline", (), "small", *network, figures[n]) for n, network in _NETWORKS.items()]
+    return Table("table2", "the baseline of three networks", tuple(cells))
+
+
+def table3() -> Table:
+    """Table 3: efficient training (section 3) beside the baseline."""
+    figures = {
+        "ResNet-50": (
+            _paper(75.87, 92.70, "M", time="13.3 min [V]"),
+            _paper(76.21, 92.97, "M", time="4.4 min [V]"),
+        ),
+        "Inception-V3": (
+            _paper(77.32, 93.43, "M", time="19.8 min [M]"),
+            _paper(77.50, 93.60, "M", time="8 min [X]"),
+        ),
+        "MobileNet": (
+            _paper(69.03, 88.71, "M", time="6.2 min [M]"),
+            _paper(71.90, 90.47, "M", time="3.7 min [M]"),
+        ),
+    }
+    cells = []
+    for name, network in _NETWORKS.items():
+        baseline, efficient = figures[name]
+        cells.append(Cell("baseline: small batch, fp32", name, (), "small", *network, baseline))
+        cells.append(Cell("efficient: large batch, its tricks", name, EFFICIENT, "large", *network, efficient))
+    return Table("table3", "efficient training beside the baseline", tuple(cells))
+
+
+def table4() -> Table:
+    """Table 4: the tricks of efficient training, one on top of another, for a small and a large batch."""
+    names = ("linear scaling", "+ warm-up", "+ zero gamma", "+ no bias decay", "+ FP16")
+    figures: dict[Literal["small", "large"], tuple[tuple[float, float], ...]] = {
+        "small": ((75.87, 92.70), (76.03, 92.81), (76.19, 93.03), (76.16, 92.97), (76.15, 93.09)),
+        "large": ((75.17, 92.54), (75.93, 92.84), (76.37, 92.96), (76.03, 92.86), (76.21, 92.97)),
+    }
+    columns = {"small": "small batch (the paper: 256)", "large": "large batch (the paper: 1024)"}
+    cells = [
+        Cell(names[i], columns[batch], EFFICIENT[: i + 1], batch, "", _variant("a"), _paper(*figures[batch][i], "M"))
+        for batch in figures
+        for i in range(len(names))
+    ]
+    return Table("table4", "efficient training, one trick on top of another", tuple(cells))
+
+
+def table5() -> Table:
+    """Table 5: the model tweaks A to D under efficient training."""
+    figures = {
+        "A": _paper(76.21, 92.97, "M"),
+        "B": _paper(76.66, 93.28, "M"),
+        "C": _paper(76.87, 93.48, "M"),
+        "D": _paper(77.16, 93.52, "X", "M"),
+    }
+    cells = [
+        Cell(f"ResNet-{letter}", "efficient training", EFFICIENT, edits=_variant(letter.lower()), paper=figure)
+        for letter, figure in figures.items()
+    ]
+    return Table("table5", "model tweaks", tuple(cells))
+
+
+def table6() -> Table:
+    """Table 6: the refinements, one on top of another, on three networks. Distillation and mixup each on the third row."""
+    rows: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("efficient", ()),
+        ("+ cosine", ("cosine",)),
+        ("+ label smoothing", ("cosine", "label_smoothing")),
+        ("+ distillation, no mixup", ("cosine", "label_smoothing", "distillation")),
+        ("+ mixup, no distillation", ("cosine", "label_smoothing", "mixup")),
+        ("+ distillation and mixup", ("cosine", "label_smoothing", "distillation", "mixup")),
+    )
+    networks = {**_NETWORKS, "ResNet-50": ("", _variant("d"))}
+    columns = {"ResNet-50": "ResNet-D (the paper: ResNet-50-D)"}
+    figures = (
+        (_paper(77.16, 93.52, "X", "M"), _paper(77.50, 93.60, "M"), _paper(71.90, 90.53, "M")),
+        (_paper(77.91, 93.81, "M"), _paper(78.19, 94.06, "M"), _paper(72.83, 91.00, "M")),
+        (_paper(78.31, 94.09, "M"), _paper(78.40, 94.13, "X"), _paper(72.93, 91.14, "X")),
+        (_paper(78.67, 94.36, "M"), _paper(78.26, 94.01, "M"), _paper(71.97, 90.89, "M")),
+        (_paper(79.15, 94.58, "X"), _paper(78.77, 94.39, "X"), _paper(73.28, 91.30, "X")),
+        (_paper(79.29, 94.63, "V"), _paper(78.34, 94.16, "M"), _paper(72.51, 91.02, "M")),
+    )
+    cells = [
+        Cell(name, columns.get(key, key), (*EFFICIENT, "resnet_d", *tricks), "large", *network, figures[row][column])
+        for column, (key, network) in enumerate(networks.items())
+        for row, (name, tricks) in enumerate(rows)
+    ]
+    return Table("table6", "refinements, one on top of another", tuple(cells))
+
+
+PAPER_TABLES: dict[str, Callable[[], Table]] = {f.__name__: f for f in (table2, table3, table4, table5, table6)}

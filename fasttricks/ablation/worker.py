@@ -1,0 +1,150 @@
+"""A run of an ablation: a process of its own, by the code of `python -m fasttricks.train`.
+
+It is forked from a server that has torch and DALI imported and nothing else done, which saves their seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from fasttricks.ablation.jobs import RESULT, Job
+from fasttricks.config import TrainConfig, UserError, from_dict
+from fasttricks.config.cli import arguments_of
+from fasttricks.learning.divergence import DivergedError
+from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.distributed import join_world, keep_freed_memory
+from fasttricks.system.signals import StopRequest
+from fasttricks.trainer import Stopped, fit
+from fasttricks.training.build import build
+
+
+def run_job(job: Job) -> str:
+    """Train `job` in a process of its own, from where an earlier one left off. Returns what went wrong, '' for nothing.
+
+    What the trainer says goes to a log beside the run's folder. Ctrl-C and SIGTERM end the process too.
+    """
+    folder = job.folder
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        shutil.rmtree(folder)  # killed before it had begun
+    config = dataclasses.replace(job.config, resume=folder.is_dir())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader"])
+    process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(job.log)))
+    with _deaf_children():
+        process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    if process.exitcode == 0:
+        return ""
+    lines = job.log.read_text().strip().splitlines() if job.log.is_file() else []
+    last = lines[-1].strip() if lines else f"exit status {process.exitcode}"
+    return f"{last} ({job.log})"
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in the block never hear Ctrl-C, which a terminal sends to all: this one alone ends them, in order.
+
+    Blocked and not ignored, so that one that is pressed meanwhile is heard here at the end of the block.
+    """
+    resource_tracker.ensure_running()  # it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _train(values: dict[str, Any], ranks: int, log: str) -> None:
+    """The process of a run: what train.main does, with its words in `log`."""
+    if ranks == 1:
+        _end_with_parent()
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    config = from_dict(TrainConfig, json.loads(json.dumps(values)))
+    folder = Path(config.run_dir)
+    try:
+        try:
+            outcome = _fit(config) if ranks == 1 else _torchrun(config, ranks)
+        except DivergedError as error:
+            outcome = {"diverged": str(error)}
+        write_json(folder / RESULT, outcome | {"cpu_seconds": _cpu_seconds(), "ranks": ranks, "versions": versions()})
+    except Stopped as stopped:
+        print(f"stopped {stopped}", flush=True)
+        os._exit(1)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _fit(config: TrainConfig) -> dict[str, Any]:
+    keep_freed_memory()
+    with join_world(config.device, config.timeout_s) as world:
+        stop = StopRequest(world)
+        with stop.listening():
+            return fit(build(config, world, stop))
+
+
+def _torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    with subprocess.Popen([*launcher, "-m", "fasttricks.train", *arguments_of(config)]) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        _end_with_parent(process.kill)  # its ranks end with it
+        status = process.wait()
+    summary = Path(config.run_dir) / "summary.json"
+    if status or not summary.is_file():
+        raise UserError(f"torchrun ended with status {status}")
+    result: dict[str, Any] = json.loads(summary.read_text())
+    return result
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and its children, all threads; not those of an earlier, interrupted process."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def _end_with_parent(end: Callable[[], object] | None = None) -> None:
+    """End this process, after end(), where the ablation was killed: two would train in one folder once it is started again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        if end is not None:
+            end()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def tidy(job: Job, *, keep_checkpoints: bool) -> None:
+    """Remove what is no longer needed of a finished run."""
+    if not keep_checkpoints:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)

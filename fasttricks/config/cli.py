@@ -1,0 +1,135 @@
+"""Command lines from dataclasses: a recipe plus single fields, a wrong name answered with the nearest right one.
+
+The only importer of tyro.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import tyro
+
+from fasttricks.config import TrainConfig, TricksConfig, UserError
+from fasttricks.config.recipes import RECIPES, find_recipe, summary
+from fasttricks.config.tricks import TRICKS, apply_tricks
+
+T = TypeVar("T")
+C = TypeVar("C", bound=TrainConfig)
+_RANK = int(os.environ.get("RANK", 0))
+_RANK_0_SPEAKS_S = 3.0
+
+
+def parse(config: T, args: Sequence[str], *, prog: str, description: str) -> T:
+    """`config` with the fields that `args` name replaced.
+
+    Exits 2 at a wrong field, with the nearest right one, or a wrong value, with the rule; 0 after --help.
+    """
+    speaks = _RANK == 0
+    return tyro.cli(
+        type(config), default=config, args=list(args), prog=prog, description=description, console_outputs=speaks
+    )
+
+
+def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
+    """A TrainConfig from `RECIPE [--section.field value ...]`: the recipe, then --tricks, then the single fields.
+
+    So a field that is given besides a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
+    Raises ConfigError for an unknown recipe or trick.
+    """
+    return parse_extended(args, prog=prog, extend=lambda recipe: recipe)
+
+
+def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> C:
+    """As parse_recipe, for an entry point with fields of its own besides: `extend` adds them to the recipe's."""
+    if not args or args[0] in ("-h", "--help"):
+        print(recipe_help(prog))
+        raise SystemExit(0 if args else 2)
+    name, rest = args[0], args[1:]
+    recipe = find_recipe(name)()
+    about = f"{inspect.getdoc(find_recipe(name))}\n\n{_tricks_help()}"
+    tricks = _find_tricks(rest)
+    switched, unchanged = apply_tricks(recipe, on=tricks.on, off=tricks.off)
+    for trick in unchanged if _RANK == 0 else ():
+        now = "on" if trick in tricks.on else "off"
+        note = f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing"
+        print(f"note: {note}", file=sys.stderr)
+    config = parse(extend(switched), rest, prog=f"{prog} {name}", description=about)
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{name}")
+
+
+@dataclass(frozen=True)
+class _OnlyTricks:
+    tricks: TricksConfig = field(default_factory=TricksConfig)
+
+
+def _find_tricks(args: Sequence[str]) -> TricksConfig:
+    """What `args` say of --tricks, all else let pass: the other fields can only be judged once the tricks are applied."""
+    found, _ = tyro.cli(_OnlyTricks, args=list(args), return_unknown_args=True, add_help=False)
+    return found.tricks
+
+
+def arguments_of(config: TrainConfig) -> list[str]:
+    """What parse_recipe makes `config` from: its recipe, and each field that differs from the recipe's."""
+    recipe = find_recipe(config.recipe)()
+    return [config.recipe, *_flags(config, recipe, "")]
+
+
+def _flags(config: Any, recipe: Any, prefix: str) -> list[str]:
+    flags = []
+    for one in dataclasses.fields(recipe):
+        now, before, name = getattr(config, one.name), getattr(recipe, one.name), one.name.replace("_", "-")
+        if dataclasses.is_dataclass(now):
+            flags += _flags(now, before, f"{prefix}{name}.")
+        elif now == before or (prefix, name) == ("", "recipe"):
+            continue
+        elif isinstance(now, bool):
+            flags.append(f"--{prefix}{'' if now else 'no-'}{name}")
+        else:
+            flags += [f"--{prefix}{name}", *map(str, now if isinstance(now, tuple) else (now,))]
+    return flags
+
+
+def recipe_help(prog: str) -> str:
+    """The recipes with a line each, and how to go on."""
+    rows = [f"  {name:20s} {summary(name)}" for name in RECIPES]
+    usage = f"usage: {prog} RECIPE [--section.field value ...]"
+    return "\n".join(
+        [usage, "", "recipes:", *rows, "", f"{prog} RECIPE --help lists every field with its unit and range."]
+    )
+
+
+def _tricks_help() -> str:
+    rows = [f"  {trick.name:16s} {trick.section:4s} {trick.summary}" for trick in TRICKS.values()]
+    return "\n".join(["Tricks for --tricks.on and --tricks.off, with their section of the paper:", *rows])
+
+
+def run_main(main: Callable[[Sequence[str]], object]) -> None:
+    """Run an entry point on sys.argv: a UserError is printed as one line and exits 2, Ctrl-C says what to do and exits 130.
+
+    Under torchrun what is wrong for one rank is mostly wrong for all: rank 0 speaks first, and torchrun then ends the others.
+    """
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        _wait_for_rank_0(bool(end.code))
+        raise
+    except UserError as error:
+        _wait_for_rank_0(True)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        if _RANK == 0:
+            print(f"stopped; {stop}" if stop.args else "stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _wait_for_rank_0(failed: bool) -> None:
+    if failed and _RANK > 0:
+        time.sleep(_RANK_0_SPEAKS_S)

@@ -1,0 +1,122 @@
+"""The paper's tricks, one row each: what switches it on and off in a config. Help, docs and ablations come from here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
+from fasttricks.config.model_names import variant_of
+
+
+@dataclass(frozen=True)
+class Trick:
+    """One trick: its edits map a config field (dotted path) to a value, or to a function of the old value."""
+
+    name: str
+    section: str
+    summary: str
+    on: Mapping[str, Any]
+    off: Mapping[str, Any]
+
+
+_ROWS = (
+    Trick(
+        "linear_scaling", "3.1", "peak lr grows with the global batch: base_lr x batch / 256",
+        on={"optim.linear_scaling": True}, off={"optim.linear_scaling": False},
+    ),
+    Trick(
+        "warmup", "3.1", "lr rises from 0 to its peak over the first 5 epochs, batch by batch",
+        on={"schedule.warmup_epochs": 5.0}, off={"schedule.warmup_epochs": 0.0},
+    ),
+    Trick(
+        "zero_gamma", "3.1", "the last batch norm of every residual block starts at 0",
+        on={"model.zero_gamma": True}, off={"model.zero_gamma": False},
+    ),
+    Trick(
+        "no_bias_decay", "3.1", "weight decay on convolution and FC weights only",
+        on={"optim.bias_decay": False}, off={"optim.bias_decay": True},
+    ),
+    Trick(
+        "low_precision", "3.2", "half precision where the device has it",
+        on={"precision": "auto"}, off={"precision": "fp32"},
+    ),
+    Trick(
+        "resnet_d", "4", "deep stem, stride in the 3x3, average pool on the shortcut (variant D; off: A)",
+        on={"model.name": partial(variant_of, letter="d")}, off={"model.name": partial(variant_of, letter="a")},
+    ),
+    Trick(
+        "cosine", "5.1", "lr falls along half a cosine instead of in steps",
+        on={"schedule.decay": "cosine"}, off={"schedule.decay": "step"},
+    ),
+    Trick(
+        "label_smoothing", "5.2", "0.1 of the target goes to the other classes",
+        on={"loss.smoothing": 0.1}, off={"loss.smoothing": 0.0},
+    ),
+    Trick(
+        "distillation", "5.3", "learn from a trained ResNet-152-D too, or from another --distill.teacher",
+        on={"distill.teacher": "runs/resnet152d-teacher"}, off={"distill.teacher": ""},
+    ),
+    Trick(
+        "mixup", "5.4", "blend each image and its label with another, lambda ~ Beta(0.2, 0.2)",
+        on={"loss.mixup_alpha": 0.2}, off={"loss.mixup_alpha": 0.0},
+    ),
+    Trick(
+        "progressive_resizing", "none", "training images grow from half their side to all of it over the epochs; not the paper's",
+        on={"schedule.first_size": 0.5}, off={"schedule.first_size": 1.0},
+    ),
+)  # fmt: skip
+
+TRICKS: dict[str, Trick] = {trick.name: trick for trick in _ROWS}
+
+
+def find_trick(name: str) -> Trick:
+    """The trick called `name`. Raises ConfigError with the nearest right name."""
+    if name in TRICKS:
+        return TRICKS[name]
+    raise ConfigError(f"trick = {name!r}: {nearest(name, TRICKS)}; the tricks are {', '.join(TRICKS)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'unknown; did you mean X?', or 'unknown' where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"unknown; did you mean {close[0]!r}?" if close else "unknown"
+
+
+def _edit(config: TrainConfig, edits: Mapping[str, Any]) -> TrainConfig:
+    for path, value in edits.items():
+        config = replace_at(config, path, value(get_at(config, path)) if callable(value) else value)
+    return config
+
+
+def apply_tricks(
+    config: TrainConfig, *, on: Iterable[str] = (), off: Iterable[str] = ()
+) -> tuple[TrainConfig, list[str]]:
+    """`config` with the named tricks switched, and the names of those that were so already.
+
+    A trick that is on keeps the value that the recipe gives it: a warm-up of 1 epoch stays 1.
+    Raises ConfigError for an unknown trick, or one that does not fit the model.
+    """
+    unchanged = []
+    for name in off:
+        edited = _edit(config, find_trick(name).off)
+        unchanged += [name] if edited == config else []
+        config = edited
+    for name in on:
+        find_trick(name)
+        unchanged += [name] if is_on(config, name) else []
+        config = config if is_on(config, name) else _edit(config, TRICKS[name].on)
+    return config, unchanged
+
+
+def is_on(config: TrainConfig, name: str) -> bool:
+    """Whether `config` uses the trick: a plain field differs from its off value, a mapped one is as `on` makes it."""
+    trick = find_trick(name)
+    for path, value in trick.on.items():
+        now = get_at(config, path)
+        if value(now) != now if callable(value) else now == trick.off[path]:
+            return False
+    return True

@@ -1,0 +1,290 @@
+"""Pack a folder of images into shards (packed.py): re-encoded smaller where asked, several processes, resumable.
+
+Workers read and encode; this process writes their results in the order drawn from the seed, so the shards do not depend on the
+number of workers. A shard gets its name when it is whole and on the disk; what was packed before a kill is not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from fasttricks.config import require
+from fasttricks.data.packing.reencode import QUALITY, Packed, encode
+from fasttricks.data.sources.folder import DataError, Where, why_unreadable
+from fasttricks.data.sources.packed import FORMAT, INDEX, MANIFEST, PLAN, PackedImages, open_packed, write_index
+from fasttricks.system.files import write_whole
+
+_CHUNK = 16
+"""Images a task of a worker: handing one over costs 0.1 ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """How to pack. What is stored depends on these alone, not on the number of workers."""
+
+    short_side: int = 0
+    """Shrink images whose short side is longer to this, pixels, 32 or more (256 to 512 are usual); 0: keep their size."""
+    quality: int = 0
+    """JPEG quality, 1 to 100; 0: 90 where images shrink, else their bytes as they are."""
+    shard_images: int = 4096
+    """Images a shard, 1 or more: what a kill loses at most."""
+    seed: int = 0
+    """Of the order in which images are stored, 0 or more. The order of training does not depend on it."""
+    workers: int = 0
+    """Processes that read and encode; 0: one a CPU core."""
+
+    def __post_init__(self) -> None:
+        rule = "must be 0 (keep their size) or 32 pixels and more; 256 to 512 are usual"
+        require(self.short_side == 0 or self.short_side >= 32, "short_side", self.short_side, rule)
+        require(0 <= self.quality <= 100, "quality", self.quality, "must be 1 to 100, or 0 (90 where images shrink)")
+        require(self.shard_images >= 1, "shard_images", self.shard_images, "must be 1 or more")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        require(self.workers >= 0, "workers", self.workers, "must be 0 (one a CPU core) or more")
+
+    @property
+    def altered(self) -> str:
+        """What becomes of the images, in words; empty: nothing."""
+        if not self.short_side and not self.quality:
+            return ""
+        side = f"short side at most {self.short_side} pixels, " if self.short_side else ""
+        return f"{side}JPEG quality {self.quality or QUALITY}"
+
+
+class Packable(Protocol):
+    """What pack_split packs: an ImageFolder, or the images of an archive."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def files(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> tuple[int, ...]: ...
+    @property
+    def bad(self) -> Mapping[int, str]: ...
+    def __len__(self) -> int: ...
+    def fingerprint(self) -> str: ...
+    def locate(self, index: int) -> Where: ...
+
+
+class Report(NamedTuple):
+    """What became of a split."""
+
+    images: PackedImages
+    bytes: int
+    troubles: dict[str, str]
+    """Images that are left out because they cannot be read, or stored as they are because they cannot be decoded: name -> why."""
+
+
+def pack_split(source: Packable, out: Path, config: PackConfig, advance: Any = lambda count: None) -> Report:
+    """Pack `source` into the folder `out`, or finish what an earlier call began. `advance(n)` is called as n images are done.
+
+    The order stays that of the folder whatever an image is: one that is bad in `source` or cannot be read is stored as 0 bytes
+    and bad in the pack too; one that cannot be decoded is stored as it is. Both are reported. Raises DataError for a folder
+    that holds something else, a pack of other images or settings, one that is being packed, a full disk.
+    """
+    plan = _plan(source, config)
+    with _claimed(out, plan):
+        if (out / MANIFEST).exists():
+            advance(len(source))
+            return _report(out)
+        order = np.random.default_rng(config.seed).permutation(len(source))
+        parts = [order[start : start + config.shard_images] for start in range(0, len(order), config.shard_images)]
+        columns = {name: np.zeros(len(source), np.uint64) for name in ("shard", "offset", "length", "crc")}
+        bad: dict[str, str] = {}
+        troubles: dict[str, str] = {}
+        with _Workers(config) as workers:
+            for number, part in enumerate(parts):
+                if not (out / _shard(number)).exists():
+                    _write_shard(source, out, number, part, workers, advance)
+                else:
+                    advance(len(part))
+                with np.load(out / _record(number), allow_pickle=False) as record:
+                    for name in ("offset", "length", "crc"):
+                        columns[name][part] = record[name]
+                    columns["shard"][part] = number
+                    notes = json.loads(record["notes"].tobytes())
+                    bad, troubles = bad | notes["bad"], troubles | notes["troubles"]
+        columns["label"] = np.asarray(source.labels)
+        shards = {_shard(n): (out / _shard(n)).stat().st_size for n in range(len(parts))}
+        manifest = {
+            "format": FORMAT,
+            "classes": source.classes,
+            "shards": shards,
+            "index_digest": write_index(out / INDEX, list(source.files), columns),
+            "altered": config.altered,
+            "bad": bad,
+            "troubles": troubles,
+            "plan": plan,
+        }
+        write_whole(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for leftover in (PLAN, *map(_record, range(len(parts)))):
+            (out / leftover).unlink()
+        return _report(out)
+
+
+class _Workers:
+    """Processes that read and encode, or threads where bytes are only copied; a bound on how far they run ahead."""
+
+    def __init__(self, config: PackConfig) -> None:
+        self._settings = config.short_side, config.quality
+        self._count = config.workers or len(os.sched_getaffinity(0))
+        self._pool: Executor = ThreadPoolExecutor(self._count)
+        if config.altered:
+            self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encoded(self, places: list[Where | str]) -> Iterator[Packed]:
+        """The images at `places`, in that order; a str there says why there is none."""
+        ahead: deque[Future[list[Packed]]] = deque()
+        for start in range(0, len(places), _CHUNK):
+            ahead.append(self._pool.submit(_work, places[start : start + _CHUNK], *self._settings))
+            if len(ahead) > 4 * self._count:
+                yield from ahead.popleft().result()
+        for future in ahead:
+            yield from future.result()
+
+
+def _work(places: list[Where | str], short_side: int, quality: int) -> list[Packed]:
+    return [_pack_one(place, short_side, quality) for place in places]
+
+
+def _pack_one(place: Where | str, short_side: int, quality: int) -> Packed:
+    """The image there; a str says why there is none."""
+    if isinstance(place, str):
+        return Packed(b"", 0, bad=place)
+    try:
+        content = read_at(place)
+    except OSError as error:
+        return Packed(b"", 0, bad=why_unreadable(error))
+    return encode(content, short_side, quality)
+
+
+def read_at(place: Where) -> bytes:
+    """The bytes there. Raises OSError."""
+    descriptor = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a file")
+        file.seek(place.start)
+        return file.read(place.length)
+
+
+def _write_shard(
+    source: Packable, out: Path, number: int, part: NDArray[np.int64], workers: _Workers, advance: Any
+) -> None:
+    """Write shard `number`, the images `part`, and the record of what lies where in it."""
+    notes: dict[str, dict[str, str]] = {"bad": {}, "troubles": {}}
+    lengths, crcs = [], []
+    temporary = out / f".{_shard(number)}.part"
+    try:
+        with open(temporary, "wb", buffering=1 << 20) as file:
+            images = workers.encoded([source.bad.get(index) or source.locate(index) for index in part.tolist()])
+            for index, image in zip(part.tolist(), images, strict=True):
+                file.write(image.content)
+                lengths.append(len(image.content))
+                crcs.append(image.crc)
+                if image.bad:
+                    notes["bad"][str(index)] = image.bad
+                if image.bad or image.trouble:
+                    notes["troubles"][source.files[index]] = image.bad or image.trouble
+                advance(1)
+            file.flush()
+            os.fsync(file.fileno())
+        record = io.BytesIO()
+        offsets = np.cumsum([0, *lengths[:-1]])
+        text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+        np.savez(record, offset=offsets, length=np.array(lengths), crc=np.array(crcs), notes=text)
+        write_whole(out / _record(number), record.getvalue())
+        os.replace(temporary, out / _shard(number))
+    except BrokenProcessPool as error:
+        rule = "a worker process died, perhaps for want of memory; give fewer --workers"
+        raise DataError(f"{out}: {rule}; the same command goes on where it stopped") from error
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        what = f"{error.filename or out}: {error.strerror or error}"
+        raise DataError(
+            f"{what}; set that right and give the same command again: it goes on at shard {number}"
+        ) from error
+
+
+def _plan(source: Packable, config: PackConfig) -> dict[str, Any]:
+    """What a pack is of: a resumed one must be of the same."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
+    encoder = f"Pillow {PIL.__version__}" if config.altered else "none"
+    return {"images": len(source), "files": source.fingerprint(), **settings, "encoder": encoder}
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """`out` made for this plan, or found to be of it; no other process packs into it meanwhile."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made ({error.strerror}); give another OUT") from error
+    known = next((out / name for name in (MANIFEST, PLAN) if (out / name).exists()), None)
+    if known is None and any(entry.name != ".lock" for entry in out.iterdir()):
+        raise DataError(f"{out}: holds something that is no pack; give a folder that is empty or not there yet")
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{out}: another process is packing into it; wait for it, or end it") from error
+        if known is None:
+            write_whole(out / PLAN, json.dumps(plan).encode())
+        else:
+            _same_plan(known, plan)
+        yield
+
+
+def _same_plan(known: Path, plan: dict[str, Any]) -> None:
+    try:
+        saved = json.loads(known.read_text())
+        saved = saved["plan"] if known.name == MANIFEST else saved
+        differing = [name for name in plan if saved.get(name) != plan[name]]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{known}: damaged ({error!r}); remove the folder and pack anew") from error
+    if differing:
+        name = differing[0]
+        raise DataError(
+            f"{known.parent}: was packed with {name} = {saved.get(name)!r}, now {plan[name]!r}; give the same, or another OUT"
+        )
+
+
+def _report(out: Path) -> Report:
+    manifest = json.loads((out / MANIFEST).read_text())
+    return Report(open_packed(out), sum(manifest["shards"].values()), manifest["troubles"])
+
+
+def _shard(number: int) -> str:
+    return f"shard-{number:05d}.bin"
+
+
+def _record(number: int) -> str:
+    return f".shard-{number:05d}.npz"

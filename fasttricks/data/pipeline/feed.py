@@ -1,0 +1,185 @@
+"""What goes into the pipeline: the encoded images of a rank, read ahead by threads, in an order known beforehand.
+
+A bad file neither stops nor shifts an epoch. In training the next good image of its class takes its place, with its
+random numbers; in validation it is left out, as another in its place would count twice. Which image that is depends on
+the files alone. No DALI and no torch here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasttricks.config import DataConfig
+from fasttricks.data.pipeline.draws import epoch_order
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.sources.folder import DataError, show_name, why_unreadable
+from fasttricks.data.sources.headers import problem
+
+_Read = tuple[int, int, bytes]
+
+READ_THREADS = 4
+"""Cold and network disks answer many requests at once; more threads than this only wait for each other on a warm one."""
+READ_AHEAD = 4
+"""Batches that are read before they are asked for: the memory is theirs, encoded."""
+
+
+class Source(Protocol):
+    """Encoded images by number."""
+
+    @property
+    def root(self) -> Path:
+        """Where they are, for messages."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """labels[i] is the class of image i."""
+
+    @property
+    def bad(self) -> Mapping[int, str]:
+        """Images that are known beforehand not to be used, by number, and why."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The file of image `index`, as it lies on the disk. Called from several threads. Raises OSError."""
+
+    def name(self, index: int) -> str:
+        """What to call it in a message."""
+
+    def fingerprint(self) -> str:
+        """The same for the same names and labels in the same order."""
+
+
+class Job(NamedTuple):
+    """A batch before it is decoded. N may be 0."""
+
+    epoch: int
+    step: int
+    places: NDArray[np.int64]
+    """(N,): the images whose turn it is, by number; they decide the random numbers."""
+    images: NDArray[np.int64]
+    """(N,): the images that are shown; another than in `places` where that one is bad."""
+    labels: NDArray[np.int64]
+    """(N,), of `images`."""
+    encoded: list[bytes]
+    """N files."""
+
+
+class Feed:
+    """The jobs of one rank, in order, from any (epoch, step) on; epochs follow each other without end.
+
+    training: in a new random order each epoch, equal on all ranks for equal seeds; else in the order of `source`.
+    bad: what an earlier Feed of this rank found.
+
+    Raises DataError for more bad files than config.max_bad allows, while reading too.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        shards: Shards,
+        config: DataConfig,
+        *,
+        training: bool,
+        seed: int,
+        rank: int,
+        bad: Mapping[int, str],
+    ) -> None:
+        self._source, self._shards, self._config = source, shards, config
+        self._training, self._seed = training, seed
+        self.bad = {**source.bad, **bad}
+        """Bad images found so far, by number, and why."""
+        self._part = shards.part(rank)
+        self._labels = np.asarray(source.labels, np.int64)
+        self._check_bad()
+        self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The images of this rank by number, in the order of `epoch`, bad ones too."""
+        count = len(self._source)
+        order = epoch_order(self._seed, epoch, count) if self._training else np.arange(count)
+        return order[self._part.start : self._part.stop]
+
+    def jobs(self, epoch: int, step: int) -> Iterator[Job]:
+        """From batch `step` of `epoch` on. READ_AHEAD batches are under way while the caller works on one."""
+        waiting: deque[tuple[int, int, list[Future[list[_Read]]]]] = deque()
+        try:
+            while True:
+                order, size = self.order(epoch), self._shards.batch_size
+                for at in range(step, len(self._shards)):
+                    places = order[at * size : (at + 1) * size]
+                    parts = np.array_split(places, min(READ_THREADS, max(1, len(places))))
+                    waiting.append((epoch, at, [self._pool.submit(self._read, part.tolist()) for part in parts]))
+                    if len(waiting) > READ_AHEAD:
+                        yield self._job(*waiting.popleft())
+                epoch, step = epoch + 1, 0
+        finally:
+            for _, _, parts_left in waiting:
+                for part_left in parts_left:
+                    part_left.cancel()
+
+    def _job(self, epoch: int, step: int, parts: list[Future[list[_Read]]]) -> Job:
+        read = [one for part in parts for one in part.result()]
+        places, images = np.array([one[:2] for one in read], np.int64).reshape(-1, 2).T
+        return Job(epoch, step, places, images, self._labels[images], [file for _, _, file in read])
+
+    def _read(self, places: list[int]) -> list[_Read]:
+        """(place, image, file) of each place that has an image. In a thread of the pool."""
+        read = []
+        for place in places:
+            for image in self._candidates(place):
+                file = self._good(image)
+                if file is not None:
+                    read.append((place, image, file))
+                    break
+            else:
+                if self._training:
+                    raise DataError(f"{self._source.root}: not one good image is left; {list(self.bad.values())[-1]}")
+        return read
+
+    def _candidates(self, place: int) -> Iterator[int]:
+        """The image, then, in training, who may stand in for it: those of its class after it and round, then all."""
+        yield place
+        if self._training:
+            mates = np.flatnonzero(self._labels == self._labels[place])
+            yield from np.roll(mates, -1 - int(np.searchsorted(mates, place))).tolist()
+            yield from range(place + 1, len(self._labels))
+            yield from range(place)
+
+    def _good(self, image: int) -> bytes | None:
+        """Its file; None where it is bad, which is then known."""
+        if image in self.bad:
+            return None
+        try:
+            file = self._source.read(image)
+            reason = problem(file, self._config.max_pixels)
+        except OSError as error:
+            reason = why_unreadable(error)
+        if reason is None:
+            return file
+        self.mark(image, reason)
+        return None
+
+    def mark(self, image: int, reason: str) -> None:
+        """Note that an image is bad. What was read ahead is as it was: ask for new jobs. Raises DataError for too many."""
+        self.bad[image] = reason
+        self._check_bad()
+
+    def _check_bad(self) -> None:
+        count, limit = len(self._source), self._config.max_bad
+        if len(self.bad) <= limit * count and len(self.bad) < count:
+            return
+        image, why = list(self.bad.items())[-1]
+        if len(self.bad) == count:  # there would be no end to the search for one
+            raise DataError(f"{self._source.root}: not one good image is left; {why}")
+        raise DataError(
+            f"{self._source.root}: {len(self.bad)} of {count} images are bad, over data.max_bad = {limit:g} of them (one is "
+            f"{show_name(self._source.name(image))}: {why}); repair or remove them, or raise --data.max-bad"
+        )

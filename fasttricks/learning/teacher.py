@@ -1,0 +1,154 @@
+"""The teacher of a distillation (section 5.3): a trained network that says how alike the classes are to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fasttricks.config import TIMM, ConfigError, DistillConfig, ModelConfig, require
+from fasttricks.data.pipeline import color
+from fasttricks.learning.precision import halve
+from fasttricks.models.external import pretrained_timm_model
+from fasttricks.runs.checkpoint import CheckpointError, load_checkpoint
+from fasttricks.runs.restore import restore_model, saved_config
+from fasttricks.system.distributed import World
+
+
+class Teacher(nn.Module):
+    """`model` in evaluation mode, its logits without gradient.
+
+    name: the network's. digest: of its weights. statistics: (mean, std) that its images were normalised by, each three
+    numbers in 0 to 255; where they are not ours, each image is converted, which commutes with mixup. dtype: float16 or
+    float32, of its activations. Costs a forward pass a step; no sync.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        digest: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.digest, self.dtype = name, digest, dtype
+        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.dtype == torch.float16:
+            self.model = _half(self.model)
+        self.eval().requires_grad_(False)
+        self.conversion: tuple[Tensor, Tensor] | None = None
+        """Factor and shift, each (3, 1, 1), from our normalised images to its; None where they are the same."""
+        if statistics is not None and not _are_ours(*statistics):
+            mean, std = (torch.tensor(values, dtype=torch.float64) for values in statistics)
+            ours = torch.from_numpy(color.MEAN), torch.from_numpy(color.STD)
+            factor, shift = ours[1] / std, (ours[0] - mean) / std
+            self.conversion = tuple(x.to(device, self.dtype).view(3, 1, 1) for x in (factor, shift))  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Logits (N, K), in the teacher's dtype, of images that were normalised, and maybe mixed, for the student."""
+        images = images_NCHW.to(self.dtype)
+        if self.conversion is not None:
+            factor, shift = self.conversion
+            images = torch.addcmul(shift, images, factor)
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def _half(model: nn.Module) -> nn.Module:
+    """FP16 as a run has it where batch norm is all there is besides; else everything."""
+    try:
+        return halve(model)
+    except ConfigError:
+        return model.half()
+
+
+def _are_ours(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether images come out the same to within half of one of 255 grey levels: 0.485 is 123.675, and ours is 123.68."""
+    pairs = zip((*mean, *std), (*color.MEAN, *color.STD), strict=True)
+    return all(abs(theirs - ours) < 0.5 for theirs, ours in pairs)
+
+
+def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int, world: World) -> Teacher:
+    """The teacher that `config` names, on the rank's device.
+
+    classes: of the training images, in their order; a checkpoint's must be the very same, timm's as many. image_size:
+    pixels, which it must take. Raises ConfigError for these, for weights that are not those of config.digest, and where
+    timm is absent or cannot get its weights; CheckpointError as load_checkpoint.
+    """
+    statistics = None
+    if config.teacher.startswith(TIMM):
+        model, statistics = pretrained_timm_model(config.teacher)
+        name = config.teacher
+    else:
+        state = _load(config.teacher)
+        model, name = restore_model(state), saved_config(state).model.name
+        _check_classes(config, state["classes"], classes)
+    digest = weights_digest(model)
+    rule = f"the teacher's weights ({config.teacher}) are {digest}: not those it was taught by; give that teacher again"
+    require(config.digest in ("", digest), "distill.digest", config.digest, rule)
+    dtype = teacher_dtype(world.device)
+    teacher = Teacher(model, name=name, digest=digest, device=world.device, dtype=dtype, statistics=statistics)
+    _check_output(teacher, config, len(classes), image_size, world.device)
+    return teacher
+
+
+def teacher_dtype(device: torch.device) -> torch.dtype:
+    """FP16 on CUDA; FP32 on the CPU, where FP16 is several times slower."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def teacher_network(config: DistillConfig) -> ModelConfig:
+    """What kind of network the teacher is, its weights aside. Raises CheckpointError as load_checkpoint."""
+    if config.teacher.startswith(TIMM):
+        return ModelConfig(name=config.teacher)
+    return saved_config(_load(config.teacher)).model
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hex digits of names, shapes and values of all parameters and buffers. Reads them on the host: 0.2 s per 100 MB."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        return load_checkpoint(Path(path))
+    except CheckpointError as error:
+        way_out = (
+            "train it first, by the recipe of that name where it is runs/RECIPE, or give another --distill.teacher"
+        )
+        raise CheckpointError(f"distill.teacher: {error}; {way_out}") from error
+
+
+def _check_classes(config: DistillConfig, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    rule = f"knows {len(theirs)} classes, the training images have {len(ours)}; give a teacher of these very classes"
+    require(len(theirs) == len(ours), "distill.teacher", config.teacher, rule)
+    other = next((pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]), None)
+    rule = f"must know the classes of the training images, in their order; its first other one is {other}"
+    require(other is None, "distill.teacher", config.teacher, rule)
+
+
+def _check_output(
+    teacher: Teacher, config: DistillConfig, num_classes: int, image_size: int, device: torch.device
+) -> None:
+    """See what it makes of an image of this size."""
+    try:
+        logits = teacher(torch.zeros(1, 3, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError) as error:
+        rule = f"takes no images of data.image_size ({image_size}) pixels ({str(error).splitlines()[0]}); give another teacher"
+        raise ConfigError(f"distill.teacher = {config.teacher!r}: {rule}") from error
+    found = logits.shape[-1]
+    rule = f"knows {found} classes, the training images have {num_classes}; give a teacher of these very classes"
+    require(logits.shape == (1, num_classes), "distill.teacher", config.teacher, rule)

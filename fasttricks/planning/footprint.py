@@ -1,0 +1,251 @@
+"""What a training step of a config needs, counted in a real train_step on fake tensors: memory by kind, FLOPs, traffic.
+
+Fake tensors have shape, dtype and storage but no data: a step of ResNet-152 at any batch size takes seconds and no memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from fasttricks.config import ModelConfig, TrainConfig
+from fasttricks.data import Batch
+from fasttricks.learning.divergence import LossGuard
+from fasttricks.learning.optim import build_optimizer
+from fasttricks.learning.precision import image_dtype, make_autocast, make_loss_scale
+from fasttricks.learning.schedule import learning_rate
+from fasttricks.learning.teacher import Teacher, teacher_network
+from fasttricks.models import build_model
+from fasttricks.system.distributed import World
+from fasttricks.trainer import train_step
+from fasttricks.training.build import place
+from fasttricks.training.run import Run, count_steps
+
+if TYPE_CHECKING:
+    from fasttricks.data import Loader
+    from fasttricks.data.pipeline.shards import Shards
+
+aten = torch.ops.aten
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """A training step of one rank, in bytes and FLOPs (a multiplication and an addition are two)."""
+
+    at_peak: Counter[str]
+    """Bytes of live tensors at the moment they are most, by kind: parameters, statistics (of batch norm), gradients, optimizer,
+    average (of the weights), teacher (its weights), input (all micro-batches of the step), activations (all else)."""
+    num_parameters: int
+    gradient_bytes: int
+    """All gradients together: what the ranks sum over the link, once a step."""
+    flops: int
+    """Of the convolutions and matrix products, forward and backward."""
+    traffic_bytes: int
+    """Read and written by the operators one by one, each input and output once: what eager mode moves at least."""
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows each storage that an operator returns until it is freed: bytes live now and at their most, by kind.
+
+    A storage counts once, with its whole size, however many views it has. What an operator takes and gives back inside
+    itself (a convolution's workspace) is not seen. Counts FLOPs and traffic besides. The oracle,
+    torch.profiler's memory events of the same step on the CPU, is in tests/test_plan.py.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], str]] = {}
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.flops = self.traffic_bytes = 0
+
+    def restart(self) -> None:
+        """Count peak, FLOPs and traffic from here on."""
+        self.peak = self.now.copy()
+        self.flops = self.traffic_bytes = 0
+
+    def label(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count `tensors` as `kind` from now on."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, num_bytes = storage._cdata, storage.nbytes()
+            if key in self._live:
+                self.now[self._live[key][1]] -= num_bytes
+            self._live[key] = weakref.ref(storage, lambda _, key=key, size=num_bytes: self._freed(key, size)), kind  # type: ignore[misc]
+            self.now[kind] += num_bytes
+
+    def _freed(self, key: int, num_bytes: int) -> None:
+        self.now[self._live.pop(key)[1]] -= num_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        new = [tensor for tensor in outputs if tensor.untyped_storage()._cdata not in self._live]
+        self.label(new, "activations")
+        if self.now.total() > self.peak.total():
+            self.peak = self.now.copy()
+        if func is aten.convolution_backward.default:
+            self.flops += convolution_backward_flops(*args)
+        elif func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        if not _moves_nothing(func):
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.traffic_bytes += sum(tensor.nbytes for tensor in inputs + outputs)
+        return out
+
+
+def convolution_backward_flops(grad_out: Tensor, images: Tensor, weight: Tensor, *options: Any) -> int:
+    """As many as forward for each gradient asked for. torch's own formula takes a grouped convolution's for a whole one's."""
+    of_images, of_weight, _ = options[-1]
+    return 2 * weight.numel() * grad_out[:, 0].numel() * (bool(of_images) + bool(of_weight))
+
+
+def _moves_nothing(func: Any) -> bool:
+    """Whether an operator only asks of a tensor, makes a view, or returns uninitialised memory."""
+    is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    return is_view or func.namespace == "prim" or "empty" in func._schema.name
+
+
+def footprint(config: TrainConfig, shards: Shards, num_classes: int, teacher: ModelConfig | None = None) -> Footprint:
+    """Count a step of one of the ranks that `shards` has, in the middle of a run: momentum is there, gradients are freed.
+
+    teacher: of a distillation; where it is not given, config.distill's.
+
+    config.precision: fp32, bf16 or fp16, not auto. The step is eager; of its micro-batches two are run, as the others are
+    like the second. Several ranks keep their gradients in buckets all the time, as DistributedDataParallel does.
+    """
+    micro_batches = min(config.accumulate, 2)
+    # on meta first: a module of fake tensors can be made, but not be converted to channels-last or FP16
+    with torch.device("meta"):
+        built = build_model(config.model, num_classes)
+        model = place(built, _world(shards, torch.device("meta")), config.precision)
+        teacher = teacher or (teacher_network(config.distill) if config.distill.teacher else None)
+        judge = blank_teacher(teacher, num_classes) if teacher is not None else None
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
+        model.to_empty(device="cpu")
+        live.label(model.parameters(), "parameters")
+        live.label(model.buffers(), "statistics")
+        run = paper_run(config, shards, model, _world(shards, _CPU))
+        average = blank_average(model) if config.ema_decay else []
+        live.label(average, "average")
+        if judge is not None:
+            run.teacher = judge.to_empty(device="cpu")
+            live.label((*run.teacher.parameters(), *run.teacher.buffers()), "teacher")
+        fill_optimizer_state(run)
+        live.label((v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
+        keep_gradients(run, live, micro_batches)
+        batches = [blank_batch(config, shards.batch_size) for _ in range(micro_batches)]
+        live.label((tensor for batch in batches for tensor in batch), "input")
+        live.restart()
+        train_step(run, batches)
+    parameters = list(model.parameters())
+    repeat = config.accumulate / micro_batches
+    # the trainer takes all micro-batches of a step from the loader before the first is used
+    live.peak["input"] = round(live.peak["input"] * repeat)
+    return Footprint(
+        at_peak=live.peak,
+        num_parameters=sum(p.numel() for p in parameters),
+        gradient_bytes=sum(p.nbytes for p in parameters),
+        flops=round(live.flops * repeat),
+        traffic_bytes=round(live.traffic_bytes * repeat),
+    )
+
+
+def _world(shards: Shards, device: torch.device) -> World:
+    return World(rank=0, size=shards.world_size, local_rank=0, local_size=1, device=device)
+
+
+def paper_run(config: TrainConfig, shards: Shards, model: nn.Module, world: World) -> Run:
+    """A Run with what train_step asks of it, as build() makes it, but no data, log and average; the rest is None.
+
+    config.precision: not auto.
+    """
+    loader = cast("Loader", shards)  # train_step asks a loader for its arithmetic only
+    optim = config.optim if config.optim.backend != "apex" else dataclasses.replace(config.optim, backend="torch")
+    steps = count_steps(shards, config)
+    schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
+    asked: dict[str, Any] = {
+        "config": config,
+        "world": world,
+        "model": model,
+        "forward": model,
+        "optimizer": build_optimizer(model, optim, config.precision),
+        "loss_scale": make_loss_scale(config.optim, config.precision, world.device),
+        "train_loader": loader,
+        "autocast": make_autocast(config.precision, world.device),
+        "lr_at": partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
+        "log": _NoLog(),
+        "guard": LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
+    }
+    required = (field.name for field in dataclasses.fields(Run) if field.default is dataclasses.MISSING)
+    unasked: dict[str, Any] = dict.fromkeys(required)
+    return Run(**{**unasked, **asked})
+
+
+def blank_teacher(network: ModelConfig, num_classes: int) -> Teacher:
+    """The teacher of a distillation, as load_teacher makes it on CUDA, without weights. Its statistics are taken to be ours."""
+    model = build_model(network, num_classes)
+    return Teacher(model, name="", digest="", device=torch.device("meta"), dtype=torch.float16)
+
+
+class _NoLog:
+    def add(self, loss_sum: Tensor, num_images: int) -> None:
+        """Nothing."""
+
+
+def blank_batch(config: TrainConfig, batch_size: int) -> Batch:
+    """A micro-batch as the loader gives it, of zeros."""
+    size, dtype = config.data.image_size, image_dtype(config.precision, _CPU)
+    images = torch.zeros(batch_size, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return Batch(images, torch.zeros(batch_size, dtype=torch.int64))
+
+
+def blank_average(model: nn.Module) -> list[Tensor]:
+    """Of the size of optim.WeightAverage, which copies the model (fake tensors cannot be) and then updates it in place."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [torch.zeros_like(t, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in tensors]
+
+
+def fill_optimizer_state(run: Run) -> None:
+    """Have the optimizer make its momentum and masters, which come with its first step."""
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def keep_gradients(run: Run, live: LiveTensors, micro_batches: int) -> None:
+    """Count gradients as such and, on several ranks, keep them as DistributedDataParallel does with gradient_as_bucket_view.
+
+    That is, a step's last micro-batch moves each gradient into a bucket, which stays.
+    """
+    parameters = list(run.model.parameters())
+    several = run.world.size > 1
+    buckets: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in parameters} if several else {}
+    live.label(buckets.values(), "gradients")
+    seen: Counter[Tensor] = Counter()
+
+    def keep(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        seen[parameter] += 1
+        if several and seen[parameter] == micro_batches:
+            buckets[parameter].copy_(parameter.grad)
+            parameter.grad = buckets[parameter]
+        live.label([parameter.grad], "gradients")
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]

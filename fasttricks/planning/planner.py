@@ -1,0 +1,220 @@
+"""A run on a machine, on paper: batch, steps, memory, and the time that compute, memory traffic, link and loader take.
+
+Arithmetic, data sheets and a step on fake tensors: no GPU is asked, and nothing is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from fasttricks.config import TrainConfig, require
+from fasttricks.planning.cards import Card, find_card
+
+if TYPE_CHECKING:
+    from fasttricks.data.pipeline.shards import Shards
+    from fasttricks.planning.footprint import Footprint
+
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+NODE = 8
+"""GPUs of a node."""
+USABLE = 0.8
+"""Share of a card's memory that what is counted may take; the rest is for what is not modelled."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(TrainConfig):
+    """A recipe and the machine to train it on."""
+
+    gpus: int = 8
+    """GPUs of the run, 1 or more, eight a node; must divide global_batch_size / accumulate."""
+    gpu: str = "v100"
+    """v100 (16 GB), v100-32gb, a100 (40 GB), a100-80gb or h100 (80 GB)."""
+    images: int = 0
+    """Training images; 0: as many as data.root has, or ImageNet where there is none."""
+    efficiency: float = 0.2
+    """Share of the card's peak FLOP/s that a step reaches, above 0 to 1: assumed. Published runs of ResNet-50 made 0.1 to 0.3."""
+    network_gbit: float = 100.0
+    """Network of a node, 10^9 bits/s each way, above 0; used from two nodes on."""
+    loader_rate: float = 0.0
+    """Images/s that the loader of one node was measured to deliver; 0: not known, so it is left out of the bottleneck."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_card(self.gpu)
+        require(self.gpus >= 1, "gpus", self.gpus, "must be 1 or more")
+        require(self.images >= 0, "images", self.images, "must be 1 or more, or 0 (count data.root, else ImageNet)")
+        require(0 < self.efficiency <= 1, "efficiency", self.efficiency, "must be above 0 and at most 1")
+        require(self.network_gbit > 0, "network_gbit", self.network_gbit, "must be above 0")
+        require(self.loader_rate >= 0, "loader_rate", self.loader_rate, "must be above 0, or 0 (not known)")
+
+    @property
+    def nodes(self) -> int:
+        """Machines that hold the GPUs."""
+        return -(-self.gpus // NODE)
+
+
+class DataSize(NamedTuple):
+    """What a plan has to know of the training data."""
+
+    images: int
+    classes: int
+    source: str
+    """Where the numbers are from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would be, in numbers."""
+
+    config: PlanConfig
+    """Its precision is not auto, but what a GPU gets for it."""
+    data: DataSize
+    shards: Shards
+    steps_per_epoch: int
+    footprint: Footprint
+
+    @property
+    def card(self) -> Card:
+        """The GPU."""
+        return find_card(self.config.gpu)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps below the peak lr, and the first at it: as schedule.learning_rate has them."""
+        steps = round(self.config.schedule.warmup_epochs * self.steps_per_epoch)
+        return min(steps, self.config.epochs * self.steps_per_epoch - 1)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of a GPU by kind: live tensors at their most, and the batches prefetched besides."""
+        kinds = dict(self.footprint.at_peak)
+        batch = kinds["input"] // self.config.accumulate
+        return kinds | {"input": kinds["input"] + self.config.data.prefetch * batch}
+
+    @property
+    def memory_bytes(self) -> int:
+        """All kinds together."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it leaves the card room for what is not modelled."""
+        return self.memory_bytes <= USABLE * self.card.memory_gib * GIB
+
+    @property
+    def link_bytes(self) -> float:
+        """Bytes that a GPU sends, and takes in, a step: a ring all-reduce of n ranks sends 2 (n - 1) / n of what it sums."""
+        return 2 * (self.config.gpus - 1) / self.config.gpus * self.footprint.gradient_bytes
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes/s of the ring: NVLink's in a node; over nodes the network's, which a node's GPUs share, where that is slower."""
+        network = self.config.network_gbit * 1e9 / 8
+        return self.card.link_bandwidth if self.config.nodes == 1 else min(network, self.card.link_bandwidth)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Time of a step by what does it. All work at once, so the longest decides.
+
+        The loader is left out where its rate is not known.
+        """
+        config = self.config
+        seconds = {
+            "compute": self.footprint.flops / (self.card.peak_flops[config.precision] * config.efficiency),
+            "traffic": self.footprint.traffic_bytes / self.card.memory_bandwidth,
+            "link": self.link_bytes / self.link_bandwidth,
+        }
+        return seconds | ({"loader": self.node_images / config.loader_rate} if config.loader_rate else {})
+
+    @property
+    def node_images(self) -> float:
+        """Images that a full node takes a step."""
+        return self.config.global_batch_size / self.config.gpus * min(self.config.gpus, NODE)
+
+    @property
+    def loader_need(self) -> float:
+        """Images/s that a node's loader must deliver so that nothing waits for it."""
+        return self.node_images / max(time for name, time in self.seconds.items() if name != "loader")
+
+    @property
+    def bottleneck(self) -> str:
+        """What takes longest: compute, traffic, link or loader."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def images_per_sec(self) -> float:
+        """Over all GPUs."""
+        return self.config.global_batch_size / self.seconds[self.bottleneck]
+
+
+def make_plan(config: PlanConfig) -> Plan:
+    """Count the run that `config` describes.
+
+    Raises ConfigError for GPUs that do not divide the batch, a batch above the number of images and a precision that the
+    card lacks; DataError for fewer images than GPUs and as find_dataset.
+    """
+    import torch
+
+    from fasttricks.learning.precision import resolve_precision
+
+    precision = resolve_precision(config.precision, torch.device("cuda"))
+    has = find_card(config.gpu).peak_flops
+    require(precision in has, "precision", precision, f"the {config.gpu} has {' and '.join(has)} only")
+    check_gpus(config)
+    return count(dataclasses.replace(config, precision=precision), find_data_size(config))
+
+
+def count(config: PlanConfig, data: DataSize) -> Plan:
+    """The plan of a checked config."""
+    from fasttricks.data.pipeline.shards import Shards
+    from fasttricks.planning.footprint import footprint
+    from fasttricks.training.build import check_batch
+    from fasttricks.training.run import count_steps
+
+    batch_size = config.micro_batch_size(config.gpus)
+    shards = Shards(num_images=data.images, batch_size=batch_size, world_size=config.gpus, source=data.source)
+    check_batch(config, data.images)
+    return Plan(
+        config=config,
+        data=data,
+        shards=shards,
+        steps_per_epoch=count_steps(shards, config),
+        footprint=footprint(config, shards, data.classes),
+    )
+
+
+def check_gpus(config: PlanConfig) -> None:
+    """Raise ConfigError, with the nearest number that does, where the GPUs do not divide the batch."""
+    config.micro_batch_size(1)
+    share = config.global_batch_size // config.accumulate
+    fitting = [n for n in range(1, share + 1) if share % n == 0]
+    nearest = min(fitting, key=lambda n: abs(n - config.gpus))
+    parts = f"global_batch_size / accumulate ({config.global_batch_size} / {config.accumulate})"
+    require(config.gpus in fitting, "gpus", config.gpus, f"must divide {parts}; the nearest is {nearest}")
+
+
+def find_data_size(config: PlanConfig) -> DataSize:
+    """Of --images, else of data.root, else of ImageNet. Raises DataError as find_dataset."""
+    if config.images or not config.data.root:
+        classes = config.model.num_classes or IMAGENET_CLASSES
+        return DataSize(config.images or IMAGENET_IMAGES, classes, "--images" if config.images else "ImageNet")
+    from fasttricks.data import find_dataset
+    from fasttricks.training.build import num_classes
+
+    train, _ = find_dataset(config.data.root)
+    return DataSize(len(train), num_classes(config.model, train), str(train.root))
+
+
+def with_more_accumulation(plan: Plan) -> Plan | None:
+    """The plan with as few more micro-batches as make it fit the card; None where not even one image at once does."""
+    config = plan.config
+    for accumulate in range(config.accumulate + 1, config.global_batch_size // config.gpus + 1):
+        if config.global_batch_size % (config.gpus * accumulate) == 0:
+            other = count(dataclasses.replace(config, accumulate=accumulate), plan.data)
+            if other.fits:
+                return other
+    return None

@@ -1,0 +1,178 @@
+"""A run's folder: config.json, metrics.jsonl, TensorBoard events, curves.png, checkpoints/, summary.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fasttricks
+from fasttricks.config import ConfigError, TrainConfig, from_dict
+from fasttricks.system.files import write_whole
+from fasttricks.system.process import launch_token
+
+_MAY_DIFFER = (
+    *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
+    *("tricks.on", "tricks.off"),
+    *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
+    *(
+        "data.root",
+        "data.threads",
+        "data.prefetch",
+        "data.max_bad",
+        "eval.batch_size",
+        "distill.teacher",
+        "distill.cache",
+    ),
+)
+"""Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
+have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest."""
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with: python, the packages that matter, and the source's commit where it is a checkout."""
+    return releases() | {"commit": _commit()}
+
+
+def releases() -> dict[str, str]:
+    """Of python and the packages that matter, by name; the commit, which takes a process of git, is left out."""
+    found = {"python": platform.python_version(), "fasttricks": fasttricks.__version__}
+    for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _commit() -> str:
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return "unknown"  # installed: git would answer for whatever repository lies around site-packages
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def check_run_dir(config: TrainConfig) -> None:
+    """See that the run may be written to config.run_dir. Changes nothing.
+
+    Raises ConfigError where a run is there and --resume is not given, and where it is a run of another config.
+    """
+    folder = Path(config.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: must be a folder, but a file is there; give another --run-dir"
+        )
+    if not folder.is_dir() or _half_made(folder):
+        return
+    if not config.resume:
+        rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
+        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir"
+        )
+    lenient = ("accumulate",) if config.allow_other_ranks else ()  # resume.py knows where that may differ
+    changed = differences(read_config(folder), config, lenient)
+    if changed:
+        rule = f"a run resumes only with its own config; changed: {'; '.join(changed)}"
+        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
+
+
+def _half_made(folder: Path) -> bool:
+    """Whether `folder` is empty, or holds no more than open_run had made of it when it was killed."""
+    config_json = [path for path in folder.iterdir() if path.name.startswith(".config.json.")]
+    rest = [path for path in folder.iterdir() if path not in config_json]
+    return all(path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()) for path in rest)
+
+
+def made_by_this_launch(run_dir: str) -> bool:
+    """Whether the torchrun that started this process has made this run, in an earlier start of its ranks."""
+    try:
+        saved = json.loads((Path(run_dir) / "config.json").read_text())
+        return bool(launch_token()) and saved["launch"] == launch_token()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def open_run(config: TrainConfig) -> Path:
+    """Make the run's folder and write config.json into it. For the main rank, after check_run_dir.
+
+    Raises ConfigError where it cannot be made.
+    """
+    folder = Path(config.run_dir)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".config.json.*.tmp"):  # by a kill
+            left.unlink()
+        made = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
+        write_json(folder / "config.json", made)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})"
+        ) from error
+    return folder
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The resolved config of the run in `folder`. Raises ConfigError where config.json is none that a run wrote."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text())["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"config = {str(file)!r}: must be what fasttricks.train wrote ({error!r})") from error
+    return from_dict(TrainConfig, values)
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The fields of `config` that decide what a run trains, by dotted name."""
+    fields = _flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as the lists that JSON has
+    return {name: value for name, value in fields.items() if name not in _MAY_DIFFER}
+
+
+def differences(before: TrainConfig, now: TrainConfig, lenient: Collection[str] = ()) -> list[str]:
+    """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains; all but the lenient."""
+    old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
+    if now.distill.teacher and not now.distill.digest:  # its weights are not read yet
+        del new["distill.digest"]
+    names = [name for name in new if name not in _MAY_DIFFER and name not in lenient]
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in names if old[name] != new[name]]
+
+
+def fingerprint(config: TrainConfig, **more: object) -> str:
+    """12 hex digits of what makes a difference to the run, and of `more`: equal for configs that train the same.
+
+    Fields at their default are left out, so that a field that is added later, with a default that means what was before,
+    changes nothing.
+    """
+    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
+    sections = {f.name: f.default_factory() for f in dataclasses.fields(TrainConfig) if callable(f.default_factory)}
+    defaults = _flatten(fields | {name: dataclasses.asdict(section) for name, section in sections.items()})
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    flat = _flatten({n: dataclasses.asdict(v) if n in sections else v for n, v in values.items()})
+    kept = {n: v for n, v in flat.items() if n not in _MAY_DIFFER and (n not in defaults or defaults[n] != v)}
+    text = json.dumps({"config": kept, **more}, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` to `path` as JSON, whole or not at all, after a power cut too."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode(), temporary)

@@ -1,0 +1,192 @@
+"""The log of a run: sums on the device, one host copy an interval, then progress bar, files and curves.png.
+
+metrics.jsonl has a record a line, the TensorBoard events the same numbers.
+Only the main rank shows and writes; the others' calls do the sums and return. All ranks must make the same calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fasttricks.system.distributed import World
+
+
+class RunLog:
+    """What a run says while it goes, and keeps in `folder`.
+
+    add() is called in the training step and never waits for the device. flush(), at every interval, is the only sync.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        first_step: int = 0,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """first_step: updates done before. state: what state() gave after them, on this rank."""
+        self.folder, self.world = folder, world
+        self.steps_per_epoch = steps_per_epoch
+        self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
+        self._started = time.perf_counter()
+        self._seconds, self._records, self._pending = 0.0, 0, False  # of the interval, seconds of an earlier process
+        if state is not None:
+            self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=world.device)
+            self._seconds, self._records = state["seconds"], state["records"]
+            self._pending = self._seconds > 0
+        self.console = Console(quiet=not world.is_main, soft_wrap=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._progress = Progress(*columns, console=self.console, refresh_per_second=4, speed_estimate_period=3600)
+        self._task = self._progress.add_task("starting", total=num_steps, completed=first_step)
+        self._file = self._board = None
+        if world.is_main:
+            _keep_first(folder / "metrics.jsonl", self._records)
+            self._file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
+            self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def print(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        self.console.print(text, highlight=False, markup=False)
+        self.console.file.flush()  # into a pipe or a file too, as it happens
+
+    def start(self) -> None:
+        """Show the progress bar, and count time from here."""
+        if self.world.is_main:
+            self._progress.start()
+        self.resume_clock()
+
+    def add(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
+        """Take in a micro-batch: the loss summed over its images, a scalar on the device. No sync."""
+        self._sums[0] += loss_sum
+        self._sums[1] += num_images
+        self._pending = True
+
+    def resume_clock(self) -> None:
+        """Count training time from here on; flush() stops the count."""
+        self._started = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """Where this rank's log stands, for a checkpoint; the records so far are on the disk then. A sync."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        seconds = self._seconds + time.perf_counter() - self._started if self._pending else 0.0
+        return {"sums": self._sums.tolist(), "seconds": seconds, "records": self._records}
+
+    def flush(self, step: int, lr: float, more: Callable[[], Mapping[str, float]] = dict) -> float:
+        """Report the steps since the last flush, as means over their images of all ranks; the one sync of training.
+
+        `step` counts the updates done; more() gives further values to record, and may wait for the device. Returns the
+        seconds that these steps took.
+        """
+        loss_sum, images = self.world.sum_(self._sums.clone()).tolist()
+        seconds = self._seconds + time.perf_counter() - self._started
+        self._sums.zero_()
+        self._seconds, self._pending = 0.0, False
+        if not images:
+            return seconds
+        loss = loss_sum / images
+        rate = images / seconds
+        self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate, **more()})
+        epoch = step / self.steps_per_epoch
+        text = f"epoch {epoch:5.1f}  loss {loss:.3f}  lr {lr:.4f}  {rate:,.0f} imgs/sec"
+        self._progress.update(self._task, completed=step, description=text)
+        self.resume_clock()
+        return seconds
+
+    def validated(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a validation after `step` updates."""
+        self._write(step, metrics)
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        self.print(f"epoch {step / self.steps_per_epoch:5.1f}  {shown}")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None or self._board is None:
+            return
+        record = {"step": step, "epoch": step / self.steps_per_epoch, **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._records += 1
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self, *, draw: bool = True) -> None:
+        """Take the progress bar away, close the files and draw curves.png, unless told not to; says so where the disk refuses.
+
+        It does not raise then: close() also runs after an error, and must not hide that a full disk lost a checkpoint.
+        """
+        self._progress.stop()
+        if self._file is None or self._board is None:
+            return
+        try:
+            self._file.close()
+            self._board.close()
+            if draw:
+                plot_curves(self.folder)
+        except OSError as error:
+            self.print(f"note: the last records or curves.png could not be written to {self.folder}: {error}")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, without the torn last line that a kill may leave."""
+    records = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _keep_first(path: Path, count: int) -> None:
+    """Drop all but the first `count` records: a resumed run writes the others again."""
+    kept = read_metrics(path.parent)[:count]
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a kill
+        left.unlink()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, path)  # a kill in between loses nothing
+
+
+def plot_curves(folder: Path) -> None:
+    """Draw loss, learning rate and accuracy by epoch from metrics.jsonl as curves.png. Draws nothing where no step was logged."""
+    from matplotlib.figure import Figure
+
+    records = read_metrics(folder)
+    train = [record for record in records if "train_loss" in record]
+    validation = [record for record in records if "top1" in record]
+    if not train:
+        return
+    epochs, val_epochs = [r["epoch"] for r in train], [r["epoch"] for r in validation]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss_axes, lr_axes, accuracy_axes = figure.subplots(1, 3)
+    loss_axes.plot(epochs, [r["train_loss"] for r in train], label="training", linewidth=1)
+    lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green")
+    if validation:
+        loss_axes.plot(val_epochs, [r["val_loss"] for r in validation], "o-", label="validation", markersize=3)
+        for name, label in (("top1", "top-1"), ("top5", "top-5")):
+            last = f"{label}, last {validation[-1][name]:.2f} %"
+            accuracy_axes.plot(val_epochs, [r[name] for r in validation], "o-", label=last, markersize=3)
+        accuracy_axes.legend(loc="lower right")
+    loss_axes.legend(loc="upper right")
+    loss_axes.set(title="Loss", ylabel="mean cross-entropy (nats)")
+    lr_axes.set(title="Learning rate", ylabel="learning rate of a step", ylim=(0, None))
+    accuracy_axes.set(title="Validation accuracy", ylabel="images classified right (%)")
+    for axes in (loss_axes, lr_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        axes.set(xlabel="epoch", xlim=(0, epochs[-1] * 1.02))
+    figure.savefig(folder / "curves.png", dpi=120)

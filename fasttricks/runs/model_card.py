@@ -1,0 +1,161 @@
+"""What an export says of itself: config.json, and a model card from the checkpoint and its run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fasttricks.config import TIMM, DataConfig, ModelConfig, TrainConfig
+from fasttricks.data.pipeline import color
+from fasttricks.config.tricks import TRICKS, is_on
+
+_LIBRARIES = {
+    "timm": 'timm.create_model("local-dir:DIR", pretrained=True)',
+    "torchvision": "torchvision.models.{name}(num_classes={num_classes}{more})",
+}
+
+
+def counterparts(config: ModelConfig) -> dict[str, str]:
+    """Package -> what it calls this very network: timm, torchvision, either or none.
+
+    Of variant A, whose weights fit torchvision's resnet50 though its outputs differ, there is none, nor of our own sizes.
+    """
+    if config.name.startswith(TIMM):
+        return {"timm": config.name.removeprefix(TIMM)}
+    if config.width != 1 or config.stem_stride != 4:
+        return {}
+    if config.name == "inception_v3":
+        return {"timm": "inception_v3", "torchvision": "inception_v3"}
+    if config.name == "mobilenet_v1":
+        return {"timm": "mobilenetv1_100"}
+    depth, letter = int(config.name[len("resnet") : -1]), config.name[-1]
+    same_as_b = letter == "b" or (letter == "a" and depth in (18, 34))  # a basic block has no first 1x1 to stride in
+    if depth in (18, 34, 50, 101, 152) and same_as_b:
+        return {"timm": f"resnet{depth}", "torchvision": f"resnet{depth}"}
+    in_timm = (18, 34, 50, 101, 152) if letter == "d" else (50, 101, 152) if letter == "c" else ()
+    return {"timm": config.name} if depth in in_timm else {}
+
+
+def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """config.json as timm reads it from a folder (`local-dir:`) or the hub; of a network it does not know, the same fields."""
+    data = config.data
+    return {
+        "architecture": counterparts(config.model).get("timm", config.model.name),
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        "pretrained_cfg": {
+            "input_size": [3, data.image_size, data.image_size],
+            "mean": (color.MEAN / 255).tolist(),
+            "std": (color.STD / 255).tolist(),
+            "interpolation": {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "lanczos"}[data.interpolation],
+            "crop_pct": data.image_size / data.val_resize,
+            "crop_mode": "center",
+            "num_classes": len(classes),
+        },
+    }
+
+
+def describe_transform(data: DataConfig) -> str:
+    """What becomes of an image before the network, in words: the validation transform."""
+    filters = {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "Lanczos"}
+    antialias = "with antialiasing, as PIL does" if data.antialias else "without antialiasing"
+    resize = f"{filters[data.interpolation]}, {antialias}; sizes rounded to the nearest pixel"
+    return (
+        f"decode to RGB, upright; resize the short side to {data.val_resize} pixels, keeping the aspect ratio ({resize}); "
+        f"crop the centre {data.image_size} x {data.image_size} (offsets rounded down)"
+    )
+
+
+def model_card(
+    state: Mapping[str, Any],
+    config: TrainConfig,
+    counterparts: Mapping[str, str],
+    run_folder: Path | None,
+    with_onnx: bool,
+) -> str:
+    """Markdown, with the front matter that the Hugging Face hub reads.
+
+    state: the checkpoint. counterparts: what timm and torchvision call this network. run_folder: where config.json and
+    summary.json are read from; None or without them: the card says what is not known.
+    """
+    summary, versions = _read(run_folder, "summary.json"), _read(run_folder, "config.json").get("versions", {})
+    parts = [
+        _front_matter(counterparts),
+        f"# {config.model.name}, {len(state['classes'])} classes",
+        f"Trained by the recipe `{config.recipe}` of fasttricks, after [Bag of Tricks](https://arxiv.org/abs/1812.01187).",
+        "## Result",
+        _result(summary, state, config),
+        "## Use",
+        _use(config, counterparts, len(state["classes"]), with_onnx),
+        "## How it was trained",
+        _training(config, summary, versions),
+        "## Classes",
+        ", ".join(state["classes"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    if folder is None or not (folder / name).is_file():
+        return {}
+    values: dict[str, Any] = json.loads((folder / name).read_text())
+    return values
+
+
+def _front_matter(counterparts: Mapping[str, str]) -> str:
+    library = "library_name: timm\n" if "timm" in counterparts else ""
+    return f"---\ntags:\n- image-classification\n{library}pipeline_tag: image-classification\n---"
+
+
+def _result(summary: Mapping[str, Any], state: Mapping[str, Any], config: TrainConfig) -> str:
+    if not summary or summary["steps"] != state["step"]:
+        return f"Not known: the checkpoint is of step {state['step']}, epoch {state['epoch']} of {config.epochs}."
+    scores = f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} %, loss {summary['val_loss']:.4f}"
+    flip = ", logits averaged with the mirror image's" if config.eval.flip else ""
+    return f"On {summary['val_images']:,} validation images: {scores} (precision {summary['precision']}{flip})."
+
+
+def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:
+    mean, std = (" ".join(f"{x:g}" for x in values) for values in (color.MEAN, color.STD))
+    lines = [
+        f"Images: {describe_transform(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
+        "",
+        "`model.safetensors` holds the weights, FP32:",
+        "",
+    ]
+    for package, name in counterparts.items():
+        inception = f", aux_logits={config.model.aux_head}, transform_input=False, init_weights=False"
+        more = inception if name == "inception_v3" else ""
+        lines.append(f"    {_LIBRARIES[package].format(name=name, num_classes=num_classes, more=more)}  # {package}")
+    if not counterparts:
+        lines.append(f"    fasttricks.models.build_model({config.model}, {num_classes})")
+        lines += ["", "timm and torchvision have no such network, though it uses their names."]
+    if with_onnx:
+        lines += [
+            "",
+            "`model.onnx` takes RGB pixels, (N, 3, S, S) float32, 0 to 255, normalises them itself and gives logits.",
+        ]
+    return "\n".join(lines)
+
+
+def _training(config: TrainConfig, summary: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    data, schedule = config.data, config.schedule
+    tricks = ", ".join(name for name in TRICKS if is_on(config, name)) or "none"
+    rows = {
+        "tricks": tricks,
+        "epochs": f"{config.epochs}",
+        "global batch": f"{config.global_batch_size} images",
+        "learning rate": f"peak {config.peak_lr:g}, warm-up {schedule.warmup_epochs:g} epochs, then {schedule.decay}",
+        "images": f"{data.image_size} pixels, colour {data.color}, crops of {data.area[0]:g} to {data.area[1]:g} of the area",
+        "average of weights": f"decay {config.ema_decay:g}" if config.ema_decay else "none",
+        "seed": f"{config.seed}",
+    }
+    if config.distill.teacher:
+        rows["teacher"] = f"{config.distill.teacher}, weights {config.distill.digest}"
+    if summary:
+        rows["hardware"] = f"{summary['ranks']} x {summary['device']}, {summary['train_seconds']:,.0f} s of training"
+    if versions:
+        rows["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

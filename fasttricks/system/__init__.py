@@ -1,0 +1,1 @@
+"""Ranks, signals, processes, GPU readings."""

@@ -1,0 +1,181 @@
+"""The ranks of a run, and what a trainer may set for its own process. One process without torchrun is a world of one.
+
+Under torchrun every rank is a process with one device: nccl joins GPUs, gloo joins CPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fasttricks.config import ConfigError
+from fasttricks.system.process import restart_count
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among the ranks, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+    timeout_s: int = 600
+    """How long a collective waits for a rank that hangs."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes files."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device in words: the GPU's name, or the CPU's with its number of threads."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+    def gather(self, value: bytes) -> list[bytes]:
+        """`value` of every rank, by rank, on every rank. A collective, and a sync."""
+        if self.size == 1:
+            return [value]
+        values: list[bytes] = [b""] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def collect(self, value: bytes) -> list[bytes]:
+        """As gather(), for large values: on the main rank only, and empty on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[bytes] | None = [b""] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Sum `values`, (any shape, on the rank's device), over all ranks, in place. A collective: every rank must call it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+_LOST = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed with `error` because another rank ended, or hung for longer than the timeout."""
+    return any(words in str(error).lower() for words in _LOST)
+
+
+class Vote:
+    """Whether any rank says yes, told to all ranks alike: a sum on the host, through gloo beside the device's backend.
+
+    With several ranks a call returns the answers to the call before, which have mostly come in meanwhile: no rank waits for
+    one that is less than a call behind, and none waits for a device.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._alone, self._timeout = world.size == 1, timedelta(seconds=world.timeout_s)
+        self._group: dist.ProcessGroup | None = None
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        """Cast this rank's vote; True where any rank's was yes (the last time, with several). A collective."""
+        if self._alone:
+            return yes
+        if self._group is None:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=self._timeout))
+        answer, ballot = self._take(), torch.tensor([int(yes)], dtype=torch.int32)
+        self._pending = ballot, dist.all_reduce(ballot, group=self._group, async_op=True)
+        return answer
+
+    def _take(self) -> bool:
+        if self._pending is None:
+            return False
+        (ballot, work), self._pending = self._pending, None
+        work.wait()
+        return bool(ballot.item())
+
+    def close(self) -> None:
+        """Wait for the votes that are still under way."""
+        self._take()
+
+
+def cpu_name() -> str:
+    """The CPU's model name as Linux gives it, or its architecture."""
+    with open("/proc/cpuinfo") as file:
+        names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        return next(names, platform.machine())
+
+
+def resolve_device(wanted: str, local_rank: int) -> torch.device:
+    """The torch device for `wanted` (auto, cpu or cuda). Raises ConfigError for cuda where there is none."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        built = f"this torch ({torch.__version__}) finds no CUDA device"
+        raise ConfigError(
+            f"device = 'cuda': {built}; use --device cpu, or see that nvidia-smi works and suits this torch build"
+        )
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        rule = f"needs {local_rank + 1} GPUs on this machine, which has {torch.cuda.device_count()}; lower --nproc-per-node"
+        raise ConfigError(f"local rank = {local_rank}: {rule}")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
+    """Join the ranks that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), and leave them at the end.
+
+    timeout_s: how long a collective waits for a rank that hangs before it raises. Each restart by torchrun meets under
+    keys of its own in torchrun's store: among those of the failed one before, ranks of both would find each other.
+    After an error the group is left standing: to tear it down would break the collective that another rank waits in, and
+    its traceback would bury the message that matters. torchrun ends all ranks once one has exited.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world = World(rank, size, local_rank, local_size, resolve_device(device, local_rank), timeout_s)
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if size > 1:
+        backend, timeout = "nccl" if world.device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        own = dist.PrefixStore(f"fasttricks_{restart_count()}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+    yield world
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def keep_freed_memory() -> str:
+    """Have glibc keep freed activations for the next step. Returns what was set, or could not be, in words.
+
+    By default glibc hands large blocks back to the system when they are freed and asks for them anew, zeroed page by page, in
+    every step. Set here: no mmap, never trim, grow by 256 MiB. Costs memory that was used once and stays with the process;
+    of no use to what a GPU holds. What else was tried is in docs/log.md.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # as <malloc.h> numbers them
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return "as the C library has it: it is not glibc"
+    # never trim is -1: any other threshold would be an int's 2 GiB at most, which a step's activations exceed
+    settings = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 256 << 20))
+    if not all(mallopt(option, value) == 1 for option, value in settings):
+        return "as glibc has it: it refused mallopt"
+    return "freed memory stays with the process"

@@ -1,0 +1,208 @@
+"""What a resumed run goes on from: the newest whole checkpoint of this very run, or a refusal that names what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fasttricks.config import ConfigError, TrainConfig
+from fasttricks.data import Images
+from fasttricks.learning.losses import arithmetic
+from fasttricks.learning.optim import WeightAverage
+from fasttricks.learning.precision import LossScale, resolve_precision
+from fasttricks.runs.checkpoint import (
+    CheckpointError,
+    DamagedError,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    set_aside,
+)
+from fasttricks.runs.folder import identity, releases
+from fasttricks.system.distributed import World
+
+_ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
+"""For the defaults of its fields."""
+_RANKS = ("ranks", "accumulate")
+"""What --allow-other-ranks lets differ."""
+_SOFTWARE = ("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy")
+"""What --allow-other-versions lets differ: each computes or draws numbers that end up in the weights."""
+
+
+@dataclass
+class Resumed:
+    """A checkpoint to go on from; an empty one for a run that begins."""
+
+    state: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of how it was found."""
+    damaged: list[Path] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.state)
+
+    @property
+    def path(self) -> str:
+        """The checkpoint's file; empty where there is none."""
+        return str(self.state.get("path", ""))
+
+    def rank(self, world: World) -> dict[str, Any]:
+        """What this rank alone kept. At an epoch's end, where ranks may have changed in number, rank 0's will do."""
+        ranks: list[dict[str, Any]] = self.state["ranks"]
+        return ranks[world.rank] if len(ranks) == world.size else ranks[0]
+
+    def log_state(self, world: World) -> dict[str, Any] | None:
+        """For RunLog."""
+        return self.rank(world)["log"] if self else None
+
+    def position(self, world: World, batch_size: int) -> bytes | None:
+        """For the training Loader of this rank."""
+        if not self:
+            return None
+        saved = json.loads(self.rank(world)["loader"])
+        if not self.state["step_in_epoch"]:  # at an epoch's end nothing else depends on how it is shared out
+            saved |= {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
+        return json.dumps(saved).encode()
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss_scale: LossScale, config: TrainConfig
+    ) -> WeightAverage | None:
+        """Load all that ranks share into model, optimizer and loss scale; returns the average of the weights, where one is kept.
+
+        It is made here because the masters must be loaded before.
+        """
+        if self:
+            load_weights(model, self.state["model"], source=self.path)
+            optimizer.load_state_dict(self.state["optimizer"])
+            loss_scale.load_state_dict(self.state["loss_scale"])
+        average = WeightAverage(model, config.ema_decay, optimizer) if config.ema_decay else None
+        if self and average is not None:
+            load_weights(average.model, self.state["average"], source=self.path)
+            average.num_updates = self.state["average_updates"]
+        return average
+
+    def restore_statistics(self, model: nn.Module, average: WeightAverage | None, world: World) -> None:
+        """Give this rank back its own batch-norm statistics. After DDP was made, which broadcasts those of rank 0."""
+        if not self:
+            return
+        mine = self.rank(world)
+        _restore_buffers(model, mine["buffers"])
+        if average is not None:
+            _restore_buffers(average.model, mine["average_buffers"])
+
+
+def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    own = dict(model.named_buffers())
+    for name, value in buffers.items():
+        own[name].copy_(value)
+
+
+# ---------------------------------------------------------------------------------------------------- the fingerprint
+def fingerprint(config: TrainConfig, world: World, folders: Sequence[Images]) -> dict[str, Any]:
+    """All that must be the same for a resumed run to be the same run, by name. Of images: names and labels, in order."""
+    found = {package: version for package, version in releases().items() if package in _SOFTWARE}
+    if world.device.type == "cpu":
+        found.pop("triton", None)  # the CPU runs none of its kernels
+        found["cross-entropy"] = arithmetic()
+    return {
+        "recipe": config.recipe,
+        **identity(config),
+        "resolved precision": resolve_precision(config.precision, world.device),
+        "ranks": world.size,
+        "training images": f"{len(folders[0])}, {folders[0].fingerprint()}",
+        "validation images": f"{len(folders[1])}, {folders[1].fingerprint()}",
+        "device kind": world.device.type,
+        **found,
+    }
+
+
+def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], config: TrainConfig, *, at: str, edge: str) -> None:
+    """Raise ConfigError, naming every field that differs and the way out.
+
+    at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
+    """
+    saved = identity(_ANY) | saved  # a field that was added since had, before, what its default means
+    if "cross-entropy" in now:
+        saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
+    changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
+    ranks = [changed.pop(name) for name in _RANKS if name in changed]
+    software = [changed.pop(name) for name in _SOFTWARE if name in changed]
+    where = f"run_dir = {config.run_dir!r}"
+    if changed:
+        raise ConfigError(f"{where}: a run resumes only with its own config; changed: {'; '.join(changed.values())}")
+    if software and not config.allow_other_versions:
+        rule = f"began with another; changed: {'; '.join(software)}"
+        raise ConfigError(f"{where}: {rule}; go back, or go on with --allow-other-versions, no longer bit for bit")
+    if not ranks:
+        return
+    if not config.allow_other_ranks:
+        rule = f"must be the same to resume; changed: {'; '.join(ranks)}"
+        raise ConfigError(f"{where}: {rule}; --allow-other-ranks lets them differ from the end of an epoch on")
+    if at:
+        can = f"the last checkpoint that can is {edge}: move newer ones out of its folder" if edge else "none here can"
+        rule = f"may differ only at the end of an epoch, and the newest checkpoint is {at}"
+        raise ConfigError(f"{where}: {'; '.join(ranks)}: {rule}; {can}, or go on with the ranks it began with")
+
+
+# ------------------------------------------------------------------------------------------------------- finding one
+def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resumed:
+    """The newest whole checkpoint of config.run_dir, whose fingerprint is `now`; empty where none is to be or none is there.
+
+    A damaged one is passed over, with a note. Raises CheckpointError where all are, and ConfigError for another run's.
+    """
+    found, folder = Resumed(), Path(config.run_dir) / "checkpoints"
+    paths = checkpoints(folder) if config.resume else []
+    for path in paths:
+        try:
+            found.state = load_checkpoint(path)
+            break
+        except DamagedError as error:
+            found.damaged.append(path)
+            found.notes.append(f"{error}; going back to the one before")
+    if paths and not found:
+        rule = "every checkpoint there is damaged; give another --run-dir, or delete this one to begin anew"
+        raise CheckpointError(f"run_dir = {config.run_dir!r}: {rule}:\n" + "\n".join(found.notes))
+    if found:
+        _check(found, config, world, now)
+    _check_same_on_all_ranks(found, world)
+    return found
+
+
+def _check(found: Resumed, config: TrainConfig, world: World, now: dict[str, Any]) -> None:
+    state, at, edge = found.state, "", ""
+    if state["step_in_epoch"]:
+        at = f"in mid-epoch ({state['path']}, {state['step_in_epoch']} steps into epoch {state['epoch'] + 1})"
+        edge = _newest_edge(Path(state["path"]).parent) if config.allow_other_ranks else ""
+    check_fingerprint(json.loads(state["fingerprint"]), now, config, at=at, edge=edge)
+    if state["hardware"] != world.device_name:
+        began = f"began on {state['hardware']} and goes on on {world.device_name}"
+        found.notes.append(f"the run {began}: weights may differ in their last bits from those of one machine")
+
+
+def _newest_edge(folder: Path) -> str:
+    for path in checkpoints(folder):
+        try:
+            if not load_checkpoint(path)["step_in_epoch"]:
+                return str(path)
+        except CheckpointError:
+            continue
+    return ""
+
+
+def _check_same_on_all_ranks(found: Resumed, world: World) -> None:
+    step = found.state.get("step", -1)
+    total = int(world.sum_(torch.tensor(step, dtype=torch.int64, device=world.device)).item())
+    if total != step * world.size:
+        rule = "must be seen alike by all ranks, on one shared disk"
+        raise CheckpointError(f"checkpoints: {rule}; this rank (number {world.rank}) found that of step {step}")
+    if world.is_main and found.damaged:
+        try:
+            set_aside(found.damaged)
+        except OSError as error:
+            found.notes.append(f"the damaged file stays where it is ({error})")
