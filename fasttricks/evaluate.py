@@ -11,8 +11,8 @@ from fasttricks.config import DataConfig, EvalConfig, Precision
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
-    from fasttricks.learning.evaluation import Metrics
     from fasttricks.system.distributed import World
+    from fasttricks.tasks.classification import Metrics
 
 PROG = "python -m fasttricks.evaluate"
 USAGE = f"""usage: {PROG} CHECKPOINT [--section.field value ...]
@@ -41,9 +41,9 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
     from fasttricks.data import Loader, find_root, open_split
-    from fasttricks.learning.evaluation import evaluate
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.runs.restore import restore_model, saved_config
+    from fasttricks.tasks.classification import evaluate
     from fasttricks.training.build import place
 
     check_precision(config.precision, world.device)

@@ -66,9 +66,9 @@ def predict(state: dict[str, Any], paths: Sequence[str], config: PredictConfig, 
     """
     import torch
 
-    from fasttricks.learning.evaluation import evaluation_logits
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
     from fasttricks.runs.restore import restore_model
+    from fasttricks.tasks.classification import evaluation_logits
     from fasttricks.training.build import place
 
     check_precision(config.precision, world.device)

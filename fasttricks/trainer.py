@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.data import Batch
 from fasttricks.learning.compiled import compiled_graphs
-from fasttricks.learning.evaluation import Metrics, evaluate
-from fasttricks.learning.losses import Targets, draw_lam, mix_batch, training_loss
 from fasttricks.learning.optim import set_lr
 from fasttricks.system.distributed import lost_rank
 from fasttricks.system.process import command_to_resume
 from fasttricks.system.spans import span, spanned
+from fasttricks.tasks.classification import Metrics, evaluate
+from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 from fasttricks.training.run import Run
 from fasttricks.training.saving import check_losses, save, summarize
 

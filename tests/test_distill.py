@@ -22,12 +22,12 @@ from fasttricks import train
 from fasttricks.config import ConfigError, DistillConfig, LossConfig, UserError
 from fasttricks.data import Batch
 from fasttricks.data.pipeline import color
-from fasttricks.learning.evaluation import evaluate
-from fasttricks.learning.losses import Targets, training_loss
 from fasttricks.learning.teacher import Teacher, load_teacher, weights_digest
 from fasttricks.planning.planner import PlanConfig, make_plan
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.restore import restore_model
+from fasttricks.tasks.classification import evaluate
+from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.run import Run
 

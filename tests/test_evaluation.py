@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttricks.data import Batch
-from fasttricks.learning.evaluation import Metrics, count_correct, evaluate
 from fasttricks.system.distributed import World
+from fasttricks.tasks.classification import Metrics, count_correct, evaluate
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 nan, inf = float("nan"), float("inf")

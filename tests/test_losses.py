@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasttricks.config import LossConfig
-from fasttricks.learning.losses import Targets, draw_lam, mix_batch, training_loss
+from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 
 N, K = 6, 3  # three classes: a thousand would hide whether smoothing goes to K or to K - 1 of them
 

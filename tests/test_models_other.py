@@ -16,9 +16,9 @@ from tiny import ALONE, configure
 from torch import Tensor, nn
 
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, TrainConfig
-from fasttricks.learning.losses import Targets, training_loss
 from fasttricks.learning.precision import halve
 from fasttricks.models import MODELS, build_model
+from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build, check_sizes
 

@@ -27,7 +27,7 @@ from fasttricks.learning.optim import master_state_dict
 from fasttricks.training.build import build
 from fasttricks.data import Batch
 from fasttricks.system.distributed import join_world
-from fasttricks.learning.losses import Targets
+from fasttricks.tasks.losses import Targets
 from fasttricks_kernels import mixup
 
 STEPS = 20

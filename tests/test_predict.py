@@ -16,10 +16,10 @@ from tiny import ALONE, FinishedRun, call, environment
 from fasttricks import predict
 from fasttricks.data import Loader, scan_folder
 from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
-from fasttricks.learning.evaluation import evaluation_logits
 from fasttricks.predict import PredictConfig, Prediction
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.restore import restore_model, saved_config
+from fasttricks.tasks.classification import evaluation_logits
 
 
 def validation_images(run: FinishedRun) -> list[str]:

@@ -15,10 +15,10 @@ from torch import nn
 from fasttricks.config import ConfigError
 from fasttricks.data import Loader, find_dataset
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-from fasttricks.learning.losses import draw_lam
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.system.distributed import World
+from fasttricks.tasks.losses import draw_lam
 from fasttricks.training.build import build
 
 # The command of a user, and after it what each rank was left with.

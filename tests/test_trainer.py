@@ -20,8 +20,8 @@ from fasttricks import trainer
 from fasttricks.config import DistillConfig, EvalConfig, LossConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data import Batch
-from fasttricks.learning.losses import Targets, draw_lam
 from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.tasks.losses import Targets, draw_lam
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run

@@ -13,7 +13,6 @@ from torch import nn
 
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.data import Images
-from fasttricks.learning.losses import arithmetic
 from fasttricks.learning.optim import WeightAverage
 from fasttricks.learning.precision import LossScale, resolve_precision
 from fasttricks.runs.checkpoint import (
@@ -26,6 +25,7 @@ from fasttricks.runs.checkpoint import (
 )
 from fasttricks.runs.folder import identity, releases
 from fasttricks.system.distributed import World
+from fasttricks.tasks.losses import arithmetic
 
 _ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
 """For the defaults of its fields."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from fasttricks.learning.divergence import MOST_SKIPPED, DivergedError, first_not_finite
-from fasttricks.learning.evaluation import Metrics
 from fasttricks.learning.optim import master_state_dict
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.runs.checkpoint import checkpoint_path, keep_newest, newest_checkpoint, save_checkpoint
 from fasttricks.runs.folder import write_json
+from fasttricks.tasks.classification import Metrics
 from fasttricks.training.run import Run
 
 KEPT_CHECKPOINTS = 2

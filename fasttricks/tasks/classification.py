@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fasttricks.data import Batch
+from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+
+_PANEL = "Validation accuracy", "images classified right (%)"
+METRICS = (Metric("top1", "top-1", "%", _PANEL), Metric("top5", "top-5", "%", _PANEL))
+"""The first is the headline: what runs are compared by."""
 
 
 class Metrics(NamedTuple):

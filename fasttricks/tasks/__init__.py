@@ -1,0 +1,1 @@
+"""What a run learns, from what, and by what it is judged: all that knows what a batch holds."""
