@@ -27,7 +27,7 @@ from tiny import SMALLEST, call, environment, on_terminal, write_images
 
 from fasttricks import ablate
 from fasttricks.ablation.cells import extend
-from fasttricks.ablation.jobs import Job, claimed, identity, plan_cells
+from fasttricks.ablation.jobs import Job, claimed, plan_cells, training_name
 from fasttricks.ablation.paper import table6
 from fasttricks.ablation.queue import POLL_S
 from fasttricks.config import ConfigError, DistillConfig
@@ -120,19 +120,19 @@ def test_a_second_call_trains_nothing(ablated: SimpleNamespace, capsys: pytest.C
 
 
 def test_a_distillation_is_known_by_its_teachers_weights(ablated: SimpleNamespace) -> None:
-    """A cell's identity: another teacher, another run; one of other classes is refused."""
+    """Another teacher, another run; one of other classes is refused."""
     config = extend(RECIPES["cifar10-ablate"]())
-    identities = set()
+    names = set()
     for folder in finished(ablated.folder):
         taught = dataclasses.replace(config, distill=DistillConfig(teacher=str(folder)))
         rows = [cell for cell in plan_cells(table6(), taught, ("ant", "bee", "cat")) if cell.config]
         assert [cell.cell.row for cell in rows] == [cell.row for cell in table6().cells[:6]], (
             "none waits, none is another's"
         )
-        identities.add(identity(rows[3].config, 1, torch.device("cpu")))
+        names.add(training_name(rows[3].config, 1, torch.device("cpu")))
         with pytest.raises(ConfigError, match="knows 3 classes, the training images have 2"):
             plan_cells(table6(), taught, ("ant", "bee"))
-    assert len(identities) == 2
+    assert len(names) == 2
 
 
 def test_other_data_is_refused(ablated: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,13 @@ from tiny import call
 
 from fasttricks import ablate
 from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, resolve
-from fasttricks.ablation.jobs import identity, make_job, plan_cells
+from fasttricks.ablation.jobs import make_job, plan_cells, training_name
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
 from fasttricks.config import ConfigError, TrainConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import is_on
-from fasttricks.runs.folder import differences, fingerprint
+from fasttricks.runs.folder import config_digest, differences
 
 CLASSES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def test_tables_share_their_cells() -> None:
     """Table 5's A is the last of table 4, table 6 begins with table 5's D: one run of each on the CPU."""
 
     def name(cell: Cell) -> str:
-        return identity(resolve(cell, SMALL), 1, CPU)
+        return training_name(resolve(cell, SMALL), 1, CPU)
 
     large = cells(table4(), "large")
     assert name(table5().cells[0]) == name(large[-1]) == name(large[-2])
@@ -194,15 +194,15 @@ def test_a_warm_up_that_is_on_keeps_the_recipes_length(name: str) -> None:
     assert lengths == {0.0, RECIPES["cifar10"]().schedule.warmup_epochs}
 
 
-# ------------------------------------------------------------------------------------------- identity and command lines
-def test_identity_is_of_what_makes_a_difference() -> None:
+# ------------------------------------------------------------------------------------------- - names and command lines
+def test_a_training_is_named_by_what_makes_a_difference() -> None:
     run = resolve(table5().cells[3], SMALL)
     same = dataclasses.replace(run, run_dir="elsewhere", recipe="other", log_steps=7, seed=5)
-    assert identity(same, 1, CPU) == identity(run, 1, CPU)
+    assert training_name(same, 1, CPU) == training_name(run, 1, CPU)
     for path, value in (("epochs", 3), ("loss.smoothing", 0.05), ("precision", "bf16"), ("data.area", (0.5, 1.0))):
-        assert identity(replace_at(run, path, value), 1, CPU) != identity(run, 1, CPU), path
-    assert identity(run, 2, CPU) != identity(run, 1, CPU), "batch norm is each rank's own"
-    assert fingerprint(run) != fingerprint(dataclasses.replace(run, seed=1))
+        assert training_name(replace_at(run, path, value), 1, CPU) != training_name(run, 1, CPU), path
+    assert training_name(run, 2, CPU) != training_name(run, 1, CPU), "batch norm is each rank's own"
+    assert config_digest(run) != config_digest(dataclasses.replace(run, seed=1))
 
 
 def test_each_run_has_a_folder_of_its_own() -> None:
@@ -214,8 +214,8 @@ def test_each_run_has_a_folder_of_its_own() -> None:
     assert {job.config.seed for job in jobs} == {0, 1, 2}
     by_folder: dict[Path, set[str]] = {}
     for job in jobs:
-        by_folder.setdefault(job.folder, set()).add(fingerprint(job.config))
-    assert all(len(prints) == 1 for prints in by_folder.values())
+        by_folder.setdefault(job.folder, set()).add(config_digest(job.config))
+    assert all(len(digests) == 1 for digests in by_folder.values())
 
 
 def changed(config: TrainConfig) -> TrainConfig:

@@ -27,7 +27,7 @@ from fasttricks.data import find_dataset
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.teacher import load_teacher
 from fasttricks.models import build_model
-from fasttricks.runs.folder import differences, fingerprint, read_config
+from fasttricks.runs.folder import config_digest, differences, read_config
 from fasttricks.system.distributed import World, resolve_device
 from fasttricks.training.build import check_batch, num_classes
 from fasttricks.training.saving import KEPT_CHECKPOINTS
@@ -95,7 +95,7 @@ def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> 
             planned.append(PlannedCell(cell, None, reason))
             continue
         resolved = with_digest(resolved, classes)
-        key = identity(resolved, config.ranks, device)
+        key = training_name(resolved, config.ranks, device)
         if (cell.column, key) in seen:
             same = f"the same run as '{seen[cell.column, key]}': on this device the trick changes nothing"
             low = " (precision auto is fp32 on the CPU; --precision fp16 forces it)" if device.type == "cpu" else ""
@@ -134,17 +134,17 @@ def _digest(config: DistillConfig, classes: tuple[str, ...], image_size: int) ->
     return load_teacher(config, classes, image_size, World(0, 1, 0, 1, torch.device("cpu"))).digest
 
 
-def identity(config: TrainConfig, ranks: int, device: torch.device) -> str:
+def training_name(config: TrainConfig, ranks: int, device: torch.device) -> str:
     """A name made of what makes a difference to the result, the seed aside: equal for equal trainings."""
     precision = resolve_precision(config.precision, device)
-    return fingerprint(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks)
+    return config_digest(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks)
 
 
 def make_job(planned: PlannedCell, config: AblateConfig, table: Table, seed: int) -> Job:
     """The run of `planned` with the seed number `seed`, counted from 0."""
     assert planned.config is not None
     device = resolve_device(config.device, 0)
-    name = identity(planned.config, config.ranks, device)
+    name = training_name(planned.config, config.ranks, device)
     run = dataclasses.replace(
         planned.config,
         precision=resolve_precision(planned.config.precision, device),

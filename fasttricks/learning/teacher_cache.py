@@ -20,7 +20,7 @@ from torch import Tensor
 from fasttricks.config import ConfigError, TrainConfig, require
 from fasttricks.data import Batch, Images, LoadedBatch
 from fasttricks.learning.teacher import Teacher
-from fasttricks.runs.folder import fingerprint
+from fasttricks.runs.folder import config_digest
 
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
 
@@ -103,6 +103,6 @@ def open_cache(teacher: Teacher, config: TrainConfig, train_folder: Images, *, o
     operators: which code makes the pixels. Raises ConfigError as CachedTeacher.
     """
     shown = TrainConfig(recipe="", epochs=6, global_batch_size=1, seed=config.seed, data=config.data)
-    name = fingerprint(shown, teacher=teacher.digest, files=train_folder.fingerprint(), operators=operators)
+    name = config_digest(shown, teacher=teacher.digest, files=train_folder.fingerprint(), operators=operators)
     file = Path(config.distill.cache) / f"{name}.{str(teacher.dtype)[6:]}"
     return CachedTeacher(teacher, file, num_images=len(train_folder), num_classes=len(train_folder.classes))

@@ -134,7 +134,7 @@ def read_config(folder: Path) -> TrainConfig:
     return from_dict(TrainConfig, values)
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
+def deciding_fields(config: TrainConfig) -> dict[str, Any]:
     """The fields of `config` that decide what a run trains, by dotted name."""
     fields = _flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as the lists that JSON has
     return {name: value for name, value in fields.items() if name not in _MAY_DIFFER}
@@ -149,7 +149,7 @@ def differences(before: TrainConfig, now: TrainConfig, lenient: Collection[str] 
     return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in names if old[name] != new[name]]
 
 
-def fingerprint(config: TrainConfig, **more: object) -> str:
+def config_digest(config: TrainConfig, **more: object) -> str:
     """12 hex digits of what makes a difference to the run, and of `more`: equal for configs that train the same.
 
     Fields at their default are left out, so that a field that is added later, with a default that means what was before,

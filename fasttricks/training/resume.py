@@ -23,7 +23,7 @@ from fasttricks.runs.checkpoint import (
     load_weights,
     set_aside,
 )
-from fasttricks.runs.folder import identity, releases
+from fasttricks.runs.folder import deciding_fields, releases
 from fasttricks.system.distributed import World
 from fasttricks.tasks.losses import arithmetic
 
@@ -112,7 +112,7 @@ def fingerprint(config: TrainConfig, world: World, folders: Sequence[Images]) ->
         found["cross-entropy"] = arithmetic()
     return {
         "recipe": config.recipe,
-        **identity(config),
+        **deciding_fields(config),
         "resolved precision": resolve_precision(config.precision, world.device),
         "ranks": world.size,
         "training images": f"{len(folders[0])}, {folders[0].fingerprint()}",
@@ -127,7 +127,7 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], config: TrainC
 
     at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
     """
-    saved = identity(_ANY) | saved  # a field that was added since had, before, what its default means
+    saved = deciding_fields(_ANY) | saved  # a field that was added since had, before, what its default means
     if "cross-entropy" in now:
         saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
