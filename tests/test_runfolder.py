@@ -243,9 +243,9 @@ def test_versions_are_those_in_use() -> None:
 
 
 def make_package(checkout: Path) -> str:
-    """A package file in `checkout`, as runfolder's own __file__."""
-    (checkout / "fasttricks").mkdir(parents=True)
-    file = checkout / "fasttricks" / "runfolder.py"
+    """A package file in `checkout`, as the module's own __file__."""
+    file = checkout / "fasttricks" / "runs" / "folder.py"
+    file.parent.mkdir(parents=True)
     file.touch()
     return str(file)
 
@@ -263,7 +263,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.
     git(tmp_path, "commit", "-q", "-m", "x")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert versions()["commit"] == commit[:12]
-    (tmp_path / "fasttricks" / "runfolder.py").write_text("changed")
+    (tmp_path / "fasttricks" / "runs" / "folder.py").write_text("changed")
     assert versions()["commit"] == f"{commit[:12]}-dirty"
 
 

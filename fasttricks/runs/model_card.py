@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fasttricks.config import TIMM, DataConfig, ModelConfig, TrainConfig
-from fasttricks.data.pipeline import color
 from fasttricks.config.tricks import TRICKS, is_on
+from fasttricks.data.pipeline import color
 
 _LIBRARIES = {
     "timm": 'timm.create_model("local-dir:DIR", pretrained=True)',

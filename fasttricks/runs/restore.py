@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from fasttricks.runs.checkpoint import load_weights
 from fasttricks.config import TrainConfig, from_dict
 from fasttricks.models import build_model
+from fasttricks.runs.checkpoint import load_weights
 
 
 def saved_config(state: Mapping[str, Any]) -> TrainConfig:
