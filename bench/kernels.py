@@ -26,7 +26,7 @@ ROWS = 4
 def bytes_report() -> str:
     """Forward and backward of cross-entropy with smoothing 0.1, bytes a row over the floor of 2 K e + 12."""
     from fasttricks_kernels import cross_entropy, cross_entropy_loss_and_grad
-    from fasttricks_kernels._ledger import ledger
+    from fasttricks_kernels.proof.ledger import ledger
 
     def pair(z: Tensor, target: Tensor) -> None:
         leaf = z.requires_grad_()

@@ -6,17 +6,17 @@ import pytest
 import torch
 from interpreter import interpreted
 
-from fasttricks_kernels import _cases
-from fasttricks_kernels._cases import Case
+from fasttricks_kernels.proof import cases
+from fasttricks_kernels.proof.cases import Case
 
 ONE_PASS = {
-    **{("cross_entropy", form): _cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup")},
-    **{("distillation", form): _cases.distillation_cases(form) for form in ("loss_and_grad", "mixup")},
-    "mixup": _cases.mixup_cases(),
-    "augment": _cases.augment_cases(),
-    "sgd": _cases.sgd_cases(),
+    **{("cross_entropy", form): cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup")},
+    **{("distillation", form): cases.distillation_cases(form) for form in ("loss_and_grad", "mixup")},
+    "mixup": cases.mixup_cases(),
+    "augment": cases.augment_cases(),
+    "sgd": cases.sgd_cases(),
 }
-CASES = {case.name: case for cases in ONE_PASS.values() for case in cases}
+CASES = {case.name: case for family in ONE_PASS.values() for case in family}
 # Two FP32 rows of 21,843 do not fit the registers (held by 8 warps, sm_80 had 255 registers and 108 local accesses a
 # thread): they are asked for twice. Each byte is still needed once.
 READ_TWICE = {name for name in CASES if name.startswith("distillation") and name.endswith("K=21843-fp32")}
@@ -30,7 +30,7 @@ def parametrized(slow: bool) -> pytest.MarkDecorator:
 
 
 def check(case: Case) -> None:
-    from fasttricks_kernels._ledger import ledger
+    from fasttricks_kernels.proof.ledger import ledger
 
     with ledger() as book:
         case.run()
@@ -62,25 +62,25 @@ def test_one_pass_of_long_rows(name: str) -> None:
 @interpreted
 def test_the_autograd_pair(dtype: str) -> None:
     """Forward and backward of cross-entropy: at most 3 K e + 32 bytes a row, at every K."""
-    from fasttricks_kernels._ledger import ledger
+    from fasttricks_kernels.proof.ledger import ledger
 
-    by_name = {c.name: c for form in ("forward", "backward") for c in _cases.cross_entropy_cases(form)}
+    by_name = {c.name: c for form in ("forward", "backward") for c in cases.cross_entropy_cases(form)}
     for num_classes in (10, 100, 1000, 1001):
         total = 0
         for form in ("forward", "backward"):
             with ledger() as book:
                 by_name[f"cross_entropy {form}-K={num_classes}-{dtype}"].run()
             total += book.total
-        size = torch.empty(0, dtype=_cases.DTYPES[dtype]).element_size()
-        assert total <= _cases.rows_a_launch(num_classes) * (3 * num_classes * size + 32)
+        size = torch.empty(0, dtype=cases.DTYPES[dtype]).element_size()
+        assert total <= cases.rows_a_launch(num_classes) * (3 * num_classes * size + 32)
 
 
 @interpreted
 def test_the_ledger_sees_a_second_read() -> None:
     """The ledger itself: a kernel run twice asks for twice the bytes, at the same addresses."""
-    from fasttricks_kernels._ledger import ledger
+    from fasttricks_kernels.proof.ledger import ledger
 
-    case = _cases.cross_entropy_cases("forward")[0]
+    case = cases.cross_entropy_cases("forward")[0]
     with ledger() as once:
         case.run()
     with ledger() as twice:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from fasttricks_kernels import _cases
-from fasttricks_kernels._aot import inspect, record_launches
-from fasttricks_kernels._cases import Case
+from fasttricks_kernels.proof import cases
+from fasttricks_kernels.proof.aot import inspect, record_launches
+from fasttricks_kernels.proof.cases import Case
 
 CASES = {
     case.name: case
-    for cases in (
-        *(_cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
-        *(_cases.distillation_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
-        _cases.mixup_cases(),
-        _cases.augment_cases(),
-        _cases.sgd_cases(),
+    for family in (
+        *(cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
+        *(cases.distillation_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
+        cases.mixup_cases(),
+        cases.augment_cases(),
+        cases.sgd_cases(),
     )
-    for case in cases
+    for case in family
 }
 ARCHITECTURES = (70, 80, 90, 100)
 # What misses "no spills": rows of 21,843, which fill the registers. Local loads and stores in the code, as seen, by architecture.
@@ -76,8 +76,8 @@ def test_the_gate_sees_narrow_accesses() -> None:
     """The gate itself: logits at an address that 16 does not divide must show no wide load."""
     import torch
 
-    from fasttricks_kernels._loss_kernels import launch_cross_entropy
-    from fasttricks_kernels._options import Labels
+    from fasttricks_kernels.losses._kernels import launch_cross_entropy
+    from fasttricks_kernels.losses._options import Labels
 
     logits = torch.zeros(4 * 1000 + 1, dtype=torch.float16)[1:].view(4, 1000)
     (launch,) = record_launches(lambda: launch_cross_entropy(logits, Labels(torch.zeros(4, dtype=torch.int64))))

@@ -6,7 +6,6 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fasttricks_kernels as fk
-from fasttricks_kernels import cpu
-from fasttricks_kernels._options import Labels, Weights
+from fasttricks_kernels.losses import _cpu, cross_entropy
+from fasttricks_kernels.losses._options import Labels, Weights
 
 GUARD = 777.0
 
@@ -24,15 +23,15 @@ GUARD = 777.0
 @pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     """One label too takes the way of the many logits."""
-    monkeypatch.setattr(import_module("fasttricks_kernels.cross_entropy"), "OWN_FROM", 0)
+    monkeypatch.setattr(cross_entropy, "OWN_FROM", 0)
 
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CC", "no-such-compiler")
-    cpu.compiled.cache_clear()
+    _cpu.compiled.cache_clear()
     yield
-    cpu.compiled.cache_clear()
+    _cpu.compiled.cache_clear()
 
 
 def draw(num_rows: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,7 +55,7 @@ def by_torch(logits: Tensor, pairs: list[tuple[Tensor, Any]], smoothing: float) 
 @pytest.mark.parametrize("num_classes", [1, 7, 8, 9, 16, 100, 1000, 1001, 21843])
 def test_errors_are_at_most_torchs(num_classes: int, smoothing: float) -> None:
     """Losses and gradients, hard labels and mixed ones, a seventh ignored: against float64, beside float32 in torch."""
-    assert cpu.compiled() is not None
+    assert _cpu.compiled() is not None
     logits, target, target_b, lam = draw(15, num_classes)
     for target_b_, share in ((None, None), (target_b, 0.3), (target_b, torch.tensor(0.3)), (target_b, lam)):
         weight = 1.0 if share is None else torch.as_tensor(share).double()
@@ -104,12 +103,12 @@ def test_distillations_errors_are_at_most_torchs(num_classes: int, temperature: 
 def test_exp_is_within_two_ulp_over_its_range() -> None:
     """The gradient at K = 2 is exp(d) / (1 + exp(d)): for d from 0 to where a float32 ends."""
     d = torch.linspace(-86.9, 0, 200_001)
-    _, grad = cpu.cross_entropy(
+    _, grad = _cpu.cross_entropy(
         torch.stack([torch.zeros_like(d), d], 1), Labels(torch.zeros(len(d), dtype=torch.int64))
     )
     exact = d.double().exp() / (1 + d.double().exp())
     assert ((grad[:, 1] - exact).abs() / exact).max() < 4 * 2**-24
-    _, below = cpu.cross_entropy(torch.tensor([[0.0, -88.0, -104.0, -math.inf]]), Labels(torch.tensor([0])))
+    _, below = _cpu.cross_entropy(torch.tensor([[0.0, -88.0, -104.0, -math.inf]]), Labels(torch.tensor([0])))
     assert below.tolist() == [[0.0, 0.0, 0.0, 0.0]], "below 1e-38: 0"
 
 
@@ -150,7 +149,7 @@ def test_what_is_not_finite_comes_out_as_torchs(row: list[float], smoothing: flo
 @pytest.mark.parametrize("distill", [False, True])
 @pytest.mark.parametrize("num_classes", [5, 8, 19])
 def test_nothing_is_written_beside_the_outputs(num_classes: int, distill: bool) -> None:
-    function = cpu.compiled()
+    function = _cpu.compiled()
     assert function is not None
     logits, target, _, _ = draw(3, num_classes)
     loss, grad = (torch.full((n + 16,), GUARD) for n in (3, 3 * num_classes))
@@ -166,7 +165,7 @@ def test_nothing_is_written_beside_the_outputs(num_classes: int, distill: bool) 
         }
         rows |= {"loss": loss[8:].data_ptr(), "grad": grad[8:].data_ptr(), "chunk": 2}
         rows |= {"teacher": teacher.data_ptr()} if distill else {}
-        return function(cpu.Batch(**rows, smoothing=0.1, temperature=20.0, hard=1.0, soft=1.0, **more), 1)
+        return function(_cpu.Batch(**rows, smoothing=0.1, temperature=20.0, hard=1.0, soft=1.0, **more), 1)
 
     assert status(ignore=-100, has_ignore=1) == 0
     for buffer in (loss, grad):
@@ -183,16 +182,16 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(cpu, "LOGITS_A_THREAD", 1)
-            of_teacher = cpu.distillation(logits, logits.flip(0), labels, Weights(20.0, 1.0, 1.0))
-            found.append((*cpu.cross_entropy(logits, labels), *of_teacher))
+            monkeypatch.setattr(_cpu, "LOGITS_A_THREAD", 1)
+            of_teacher = _cpu.distillation(logits, logits.flip(0), labels, Weights(20.0, 1.0, 1.0))
+            found.append((*_cpu.cross_entropy(logits, labels), *of_teacher))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
     target[:] = 0
     target[6] = 1001
     with pytest.raises(IndexError, match=r"target\[6\] is 1001"):
-        cpu.cross_entropy(logits, labels)
+        _cpu.cross_entropy(logits, labels)
 
 
 def test_views_and_other_dtypes() -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 import fasttricks_kernels as fk
-from fasttricks_kernels.color import IMAGENET_MEAN, IMAGENET_STD, LUMA, PCA_VALUES, PCA_VECTORS, RGB_TO_YIQ
+from fasttricks_kernels.images.color import IMAGENET_MEAN, IMAGENET_STD, LUMA, PCA_VALUES, PCA_VECTORS, RGB_TO_YIQ
 
 REVERSE = torch.tensor([3, 2, 1, 0])
 

@@ -267,7 +267,7 @@ def test_views_and_empty_batches() -> None:
 @interpreted
 def test_reads_and_writes_stay_inside_the_tensors() -> None:
     """Neighbours on both sides of the logits and of nothing else are read; a wild store would show in them."""
-    from fasttricks_kernels._ledger import ledger
+    from fasttricks_kernels.proof.ledger import ledger
 
     for num_classes in (10, 1001):
         around = torch.zeros(3 + 2 * 1024, num_classes, dtype=torch.float16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasttricks_kernels as fk
+from fasttricks_kernels.losses import cross_entropy
 
 K = 3  # three classes: a thousand would hide whether smoothing goes to K or to K - 1 of them
 
@@ -56,7 +56,7 @@ def test_cross_entropy_is_that_of_dense_targets(smoothing: float, over: Any) -> 
 def few_logits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """One label on the CPU goes to torch's loss or to the operator, by the number of logits: here both for a few."""
     if not request.param:
-        monkeypatch.setattr(import_module("fasttricks_kernels.cross_entropy"), "OWN_FROM", 0)
+        monkeypatch.setattr(cross_entropy, "OWN_FROM", 0)
 
 
 @pytest.mark.usefixtures("few_logits")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fasttricks.config import DistillConfig, LossConfig
 from fasttricks_kernels import cross_entropy, distillation_loss, mixup
-from fasttricks_kernels.cpu import compiled
+from fasttricks_kernels.losses._cpu import compiled
 
 
 class Targets(NamedTuple):

@@ -1,11 +1,11 @@
 """Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import."""
 
-from .augment import augment
-from .color import color_matrix, random_color_matrix
-from .cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
-from .distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
-from .mixup import mixup
-from .sgd import MasterSGD, overflow, sgd_step
+from .images.augment import augment
+from .images.color import color_matrix, random_color_matrix
+from .images.mixup import mixup
+from .losses.cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
+from .losses.distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
+from .optim.sgd import MasterSGD, overflow, sgd_step
 
 __all__ = [
     "CrossEntropyLoss",

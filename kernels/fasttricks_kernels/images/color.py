@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from . import _checks
+from .. import _checks
 
 Array = npt.NDArray[np.float64]
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ._loss_kernels import launch_cross_entropy, launch_distillation
-from ._options import Labels, Weights
-from ._sgd_kernels import launch_overflow, launch_sgd
-from .augment import launch_augment
-from .mixup import launch_mixup
+from ..images.augment import launch_augment
+from ..images.mixup import launch_mixup
+from ..losses._kernels import launch_cross_entropy, launch_distillation
+from ..losses._options import Labels, Weights
+from ..optim._kernels import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import broadcast_stride, dense_rows, on_device_of, tile_of_rows
+from .._launch import broadcast_stride, dense_rows, on_device_of, tile_of_rows
 from ._options import Labels, Weights
 from ._rows import (
     columns_of,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _checks, cpu, reference
-from ._launch import NAMESPACE, runs_triton
-from ._loss_kernels import launch_cross_entropy
+from .. import _checks, reference
+from .._launch import NAMESPACE, runs_triton
+from . import _cpu
+from ._kernels import launch_cross_entropy
 from ._options import (
     LABELS,
     SCALE,
@@ -41,14 +42,14 @@ def _forward(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
     labels = Labels(*options)
     if runs_triton(logits):
         return launch_cross_entropy(logits, labels, want_grad=False)[0], logits.new_empty(0)
-    if cpu.keeps_grad(logits):
-        return cpu.cross_entropy(logits, labels)
+    if _cpu.keeps_grad(logits):
+        return _cpu.cross_entropy(logits, labels)
     return reference.cross_entropy(logits, **labels.named), logits.new_empty(0)
 
 
 @_forward.register_fake
 def _(logits, *options) -> tuple[Tensor, Tensor]:
-    return cpu.fake(logits)
+    return _cpu.fake(logits)
 
 
 @torch.library.custom_op(
@@ -60,8 +61,8 @@ def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, *options) -> Tens
     labels = Labels(*options)
     if runs_triton(logits):
         return launch_cross_entropy(logits, labels, grad_loss, want_loss=False)[1]
-    if cpu.keeps_grad(logits):
-        return cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
+    if _cpu.keeps_grad(logits):
+        return _cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
     return reference.cross_entropy_grad(grad_loss, logits, **labels.named)
 
 
@@ -80,9 +81,9 @@ def _loss_and_grad(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
     labels = Labels(*parts)
     if runs_triton(logits):
         return launch_cross_entropy(logits, labels, scale_N, scale)
-    if cpu.keeps_grad(logits):
-        loss, grad = cpu.cross_entropy(logits, labels)
-        return loss, cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
+    if _cpu.keeps_grad(logits):
+        loss, grad = _cpu.cross_entropy(logits, labels)
+        return loss, _cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
     loss = reference.cross_entropy(logits, **labels.named)
     return loss, reference.cross_entropy_grad(row_scale(loss, scale_N, scale), logits, **labels.named)
 
@@ -119,10 +120,10 @@ def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
         return None, *nothing
     kept, logits, *tensors = ctx.saved_tensors
     labels = Labels(*tensors, *ctx.numbers)
-    if cpu.may_spend(kept):
-        kept = cpu.cross_entropy(logits, labels)[1] if ctx.spent else kept.data
+    if _cpu.may_spend(kept):
+        kept = _cpu.cross_entropy(logits, labels)[1] if ctx.spent else kept.data
         ctx.spent = True
-        return cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
+        return _cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
     return _backward(grad_loss, kept, logits, *labels), *nothing
 
 

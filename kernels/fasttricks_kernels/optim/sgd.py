@@ -7,9 +7,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from . import _checks, reference
-from ._launch import NAMESPACE, runs_triton
-from ._sgd_kernels import launch_overflow, launch_sgd
+from .. import _checks, reference
+from .._launch import NAMESPACE, runs_triton
+from ._kernels import launch_overflow, launch_sgd
 
 # ----------------------------------------------------------------------------------------------------- custom ops
 # No autograd: the step is under no_grad, and changes its arguments.

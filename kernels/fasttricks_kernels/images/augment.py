@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _checks, reference
-from ._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
+from .. import _checks, reference
+from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
 from .mixup import share_of
 
 BLOCK = 2048  # pixels of an image a program takes

@@ -7,7 +7,7 @@ Shape suffixes: R rows of a program, C lanes along a row (lane 0 is column 0, or
 import triton
 import triton.language as tl
 
-from ._launch import INTERPRETED
+from .._launch import INTERPRETED
 
 PTX = tl.constexpr(not INTERPRETED)
 

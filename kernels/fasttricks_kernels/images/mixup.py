@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _checks, reference
-from ._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
+from .. import _checks, reference
+from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
 
 BLOCK = 2048  # elements of an image a program takes: 16 bytes a lane in FP16, twice that in FP32, at 8 warps
 

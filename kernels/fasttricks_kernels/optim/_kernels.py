@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import PINNED, on_device_of
+from .._launch import PINNED, on_device_of
 
 BLOCK = 1024  # elements a program updates: with 2048 a thread holds twice as many registers
 OVERFLOW_BLOCK = 4096  # elements a program checks

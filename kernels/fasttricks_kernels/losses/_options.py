@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 Reduction = Literal["mean", "sum", "none"]
 SmoothingOver = Literal["all", "others"]

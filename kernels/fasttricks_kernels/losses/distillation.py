@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, cpu, reference
-from ._launch import NAMESPACE, runs_triton
-from ._loss_kernels import launch_distillation
+from .. import _checks, reference
+from .._launch import NAMESPACE, runs_triton
+from . import _cpu
+from ._kernels import launch_distillation
 from ._options import (
     LABELS,
     SCALE,
@@ -54,15 +55,15 @@ def _forward(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Tensor, 
     if runs_triton(logits):
         loss, _ = launch_distillation(logits, teacher_logits, labels, weights, want_grad=False)
         return loss, logits.new_empty(0)
-    if cpu.keeps_grad(logits):
-        return cpu.distillation(logits, teacher_logits, labels, weights)
+    if _cpu.keeps_grad(logits):
+        return _cpu.distillation(logits, teacher_logits, labels, weights)
     loss = reference.distillation(logits, teacher_logits, **labels.named, **weights._asdict())
     return loss, logits.new_empty(0)
 
 
 @_forward.register_fake
 def _(logits, teacher_logits, *options) -> tuple[Tensor, Tensor]:
-    return cpu.fake(logits)
+    return _cpu.fake(logits)
 
 
 @torch.library.custom_op(
@@ -74,8 +75,8 @@ def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, teacher_logits: T
     labels, weights = parted(options)
     if runs_triton(logits):
         return launch_distillation(logits, teacher_logits, labels, weights, grad_loss, want_loss=False)[1]
-    if cpu.keeps_grad(logits):
-        return cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
+    if _cpu.keeps_grad(logits):
+        return _cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
     return reference.distillation_grad(grad_loss, logits, teacher_logits, **labels.named, **weights._asdict())
 
 
@@ -94,9 +95,9 @@ def _loss_and_grad(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Te
     labels, weights = parted(parts)
     if runs_triton(logits):
         return launch_distillation(logits, teacher_logits, labels, weights, scale_N, scale)
-    if cpu.keeps_grad(logits):
-        loss, grad = cpu.distillation(logits, teacher_logits, labels, weights)
-        return loss, cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
+    if _cpu.keeps_grad(logits):
+        loss, grad = _cpu.distillation(logits, teacher_logits, labels, weights)
+        return loss, _cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
     both = {**labels.named, **weights._asdict()}
     loss = reference.distillation(logits, teacher_logits, **both)
     return loss, reference.distillation_grad(row_scale(loss, scale_N, scale), logits, teacher_logits, **both)
@@ -125,11 +126,11 @@ def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
     nothing = (None,) * (1 + len(options))
     if grad_loss is None:
         return None, *nothing
-    if cpu.may_spend(kept):
+    if _cpu.may_spend(kept):
         labels, weights = parted(options)
-        kept = cpu.distillation(logits, teacher_logits, labels, weights)[1] if ctx.spent else kept.data
+        kept = _cpu.distillation(logits, teacher_logits, labels, weights)[1] if ctx.spent else kept.data
         ctx.spent = True
-        return cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
+        return _cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
     return _backward(grad_loss, kept, logits, teacher_logits, *options), *nothing
 
 

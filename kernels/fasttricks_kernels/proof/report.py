@@ -1,4 +1,4 @@
-"""`python -m fasttricks_kernels.report`: what the kernels become on GPUs that are not here, as Markdown.
+"""`python -m fasttricks_kernels.proof.report`: what the kernels become on GPUs that are not here, as Markdown.
 
 Machine code: registers, shared memory, occupancy, widths of loads and stores, spills, atomics, for each kernel and
 architecture. Bytes: what each kernel asks for, against the least that it can move. Neither is a measurement of time.
@@ -13,27 +13,27 @@ import sys
 from collections import Counter
 from importlib.metadata import version
 
-from . import _cases
-from ._cases import Case
+from . import cases
+from .cases import Case
 
 LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
 
 
-def cases(dtypes: list[str], only: str) -> list[Case]:
+def choose(dtypes: list[str], only: str) -> list[Case]:
     """Every case of these dtypes whose name contains `only`."""
     every = [
-        *(case for form in LOSS_FORMS for case in _cases.cross_entropy_cases(form)),
-        *(case for form in LOSS_FORMS for case in _cases.distillation_cases(form)),
-        *_cases.mixup_cases(),
-        *_cases.augment_cases(),
-        *_cases.sgd_cases(),
+        *(case for form in LOSS_FORMS for case in cases.cross_entropy_cases(form)),
+        *(case for form in LOSS_FORMS for case in cases.distillation_cases(form)),
+        *cases.mixup_cases(),
+        *cases.augment_cases(),
+        *cases.sgd_cases(),
     ]
     return [case for case in every if case.dtype in dtypes and only in case.name]
 
 
 def machine_code_table(chosen: list[Case], architectures: list[int]) -> str:
     """One line a case and architecture. sm_70 is read from PTX, which names no registers."""
-    from ._aot import inspect, record_launches
+    from .aot import inspect, record_launches
 
     lines = [
         "| kernel | shape | dtype | sm | warps | registers | shared B | occupancy | loads, by bits | stores | local | atomics |",
@@ -58,7 +58,7 @@ def _widths(counts: Counter[int]) -> str:
 
 def bytes_table(chosen: list[Case]) -> str:
     """One line a case. Needs the interpreter: TRITON_INTERPRET=1 before this package is imported."""
-    from ._ledger import ledger
+    from .ledger import ledger
 
     lines = [
         "| kernel | shape | dtype | floor, bytes | asked for | ratio | unique ratio |",
@@ -77,11 +77,11 @@ def bytes_table(chosen: list[Case]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Machine code and bytes of the kernels, as Markdown.")
     parser.add_argument("--arch", type=int, nargs="+", default=[70, 80, 90, 100], help="compute capabilities")
-    parser.add_argument("--dtype", nargs="+", default=["fp16", "fp32"], choices=list(_cases.DTYPES))
+    parser.add_argument("--dtype", nargs="+", default=["fp16", "fp32"], choices=list(cases.DTYPES))
     parser.add_argument("--only", default="", help="cases whose name contains this, e.g. K=1000")
     parser.add_argument("--bytes-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    chosen = cases(options.dtype, options.only)
+    chosen = choose(options.dtype, options.only)
     if options.bytes_only:
         print(bytes_table(chosen))
         return

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import _checks, native, reference
-from ._launch import dense_rows, runs_triton
+from .. import _checks, native, reference
+from .._launch import dense_rows, runs_triton
+from ..reference import wide
 from ._options import Labels, Weights
-from .reference import wide
 
 SOURCE = Path(__file__).with_name("losses.c")
 LOGITS_A_THREAD = 32_768  # as torch has it
