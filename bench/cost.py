@@ -94,9 +94,9 @@ def _turn(batches: Iterable[Any]) -> tuple[float, float]:
     """(CPU ms an image, images a second) over COUNTED batches."""
     images, cpu, start, seconds = 0, 0.0, 0.0, 0.0
     endless = chain.from_iterable(repeat(batches))  # ours goes on where a turn before this one left it
-    for index, (_, labels) in enumerate(endless):
+    for index, batch in enumerate(endless):
         if index >= loader.SKIPPED:
-            images += len(labels)
+            images += loader.count_images(batch)
         if index == loader.SKIPPED - 1:
             cpu, start = _cpu_seconds(), time.perf_counter()
         if index == loader.SKIPPED + COUNTED - 1:

@@ -12,7 +12,7 @@ import torch
 
 from bench.pairs import Row
 from fasttricks.config import TrainConfig
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import World
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build
@@ -66,7 +66,7 @@ def _endless(run: Run) -> Iterator[Batch]:
     """Full batches, epoch after epoch."""
     size = run.config.micro_batch_size(run.world.size)
     while True:
-        yield from (batch for batch in run.train_loader if len(batch.labels) == size)
+        yield from (batch for batch in run.train_loader if len(batch) == size)
 
 
 def bounds(rows: list[Row], cores: int, *, shared: bool) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from fasttricks.config import DataConfig, Operators
 from fasttricks.data import ImageFolder, Images, Loader, scan_folder
+from fasttricks.data.batch import Batch
 
 BATCH_SIZE, IMAGE_SIZE, SKIPPED = 64, 224, 4
 """The first batches of a pass are not counted: they may have been prepared ahead."""
@@ -45,8 +46,8 @@ def one_pass(loader: Iterable[Any]) -> Callable[[], float]:
 
     def measure() -> float:
         counted, start = 0, 0.0
-        for index, (_, labels) in enumerate(loader):
-            counted += len(labels) if index >= SKIPPED else 0
+        for index, batch in enumerate(loader):
+            counted += count_images(batch) if index >= SKIPPED else 0
             if index == SKIPPED - 1:
                 start = time.perf_counter()
         seconds = time.perf_counter() - start
@@ -54,6 +55,11 @@ def one_pass(loader: Iterable[Any]) -> Callable[[], float]:
         return counted / seconds
 
     return measure
+
+
+def count_images(batch: Any) -> int:
+    """Images of a batch of any contestant: ours, or a pair of images and labels."""
+    return len(batch) if isinstance(batch, Batch) else len(batch[1])
 
 
 def fasttricks(images: Images, workers: int, operators: Operators = "auto") -> Iterable[Any]:

@@ -27,7 +27,7 @@ import torch.multiprocessing as mp
 from fasttricks import trainer
 from fasttricks.config.cli import parse, run_main
 from fasttricks.config.recipes import find_recipe
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.distributed import Vote, World, cpu_name, keep_freed_memory, resolve_device
 from fasttricks.training import build

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.precision import image_dtype, make_autocast
 from fasttricks.models import build_model

@@ -130,7 +130,7 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
     """One train_step of the network on random images that lie on the device, which ends when the device is done."""
     import torch
 
-    from fasttricks.data import Batch
+    from fasttricks.data.batch import Batch
     from fasttricks.data.pipeline.shards import Shards
     from fasttricks.learning.precision import image_dtype
     from fasttricks.learning.teacher import Teacher, teacher_dtype

@@ -107,8 +107,8 @@ def load(paths: Sequence[str], config: PredictConfig, world: World) -> tuple[dic
     loader = Loader(folder, data, training=False, batch_size=len(files), device=world.device, dtype=dtype)
     with redirect_stderr(StringIO()):  # where the loader names bad files by another name; the caller has them below
         try:
-            ((pixels, labels),) = loader
-            images = {files[label]: image for label, image in zip(labels.tolist(), pixels, strict=True)}
+            (batch,) = loader
+            images = {files[label]: image for label, image in zip(batch.labels.tolist(), batch.images, strict=True)}
         except DataError:
             if len(loader.bad) < len(files):
                 raise

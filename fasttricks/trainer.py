@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.learning.compiled import compiled_graphs
 from fasttricks.learning.optim import set_lr
 from fasttricks.system.distributed import lost_rank
@@ -46,7 +46,7 @@ def train_step(run: Run, batches: list[Batch]) -> None:
                 logits = run.forward(images)
             with span("backward"):
                 loss = training_loss(logits, targets, config.loss, config.distill)
-                loss, counted = run.guard.judge(loss, len(batch.labels), run.step)
+                loss, counted = run.guard.judge(loss, len(batch), run.step)
                 torch.autograd.backward(loss * scale)
         run.log.add(*counted)
     with span("step"):

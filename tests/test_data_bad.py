@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Batch, DataError, Loader, scan_folder
+from fasttricks.data import DataError, Loader, scan_folder
+from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import draws, reference
 from fasttricks.data.sources.headers import problem
 
@@ -170,7 +171,7 @@ PLACE = 7  # of b/2.jpg
 
 
 def epoch(loader: Loader) -> list[Batch]:
-    return [Batch(images.clone(), labels.clone()) for images, labels in loader]
+    return [Batch(batch.images.clone(), batch.labels.clone()) for batch in loader]
 
 
 def two_epochs(root: Path, *, training: bool, config: DataConfig = CONFIG) -> tuple[Loader, list[torch.Tensor]]:

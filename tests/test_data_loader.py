@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Batch, DataError, ImageFolder, Loader
+from fasttricks.data import DataError, ImageFolder, Loader
+from fasttricks.data.batch import Batch
 
 CPU = torch.device("cpu")
 SMALL = DataConfig(image_size=8, val_resize=8, threads=2)
@@ -39,7 +40,7 @@ def loader(root: Path, count: int = 64, config: DataConfig = SMALL, **arguments:
 
 
 def epoch(loader: Loader) -> list[Batch]:
-    return [Batch(images.clone(), labels.clone()) for images, labels in loader]
+    return [Batch(batch.images.clone(), batch.labels.clone()) for batch in loader]
 
 
 def order(loader: Loader) -> list[int]:
@@ -131,7 +132,9 @@ def test_what_an_image_gets_depends_on_seed_and_epoch_alone(root: Path) -> None:
         made = [loader(root, 61, rank=r, world_size=ranks, **arguments) for r in range(ranks)]
         for one in made:
             epoch(one)
-        seen = [(label, image) for one in made for b in epoch(one) for image, label in zip(*b, strict=True)]
+        seen = [
+            (label, image) for one in made for b in epoch(one) for image, label in zip(b.images, b.labels, strict=True)
+        ]
         assert len(seen) == 61
         return {int(label): image for label, image in seen}
 
@@ -144,7 +147,7 @@ def test_what_an_image_gets_depends_on_seed_and_epoch_alone(root: Path) -> None:
 def test_batches_outlive_the_iteration(root: Path) -> None:
     """Tensors share memory with DALI: it must not be written again while a batch is alive."""
     made = loader(root)
-    kept = [(images, images.clone()) for _ in range(2) for images, _ in made]
+    kept = [(batch.images, batch.images.clone()) for _ in range(2) for batch in made]
     assert all(torch.equal(images, clone) for images, clone in kept)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fasttricks import train
 from fasttricks.config import ConfigError, DistillConfig, LossConfig, UserError
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import color
 from fasttricks.learning.teacher import Teacher, load_teacher, weights_digest
 from fasttricks.planning.planner import PlanConfig, make_plan

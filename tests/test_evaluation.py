@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import Metrics, count_correct, evaluate
 

@@ -25,7 +25,7 @@ from torch import nn
 from fasttricks import trainer
 from fasttricks.learning.optim import master_state_dict
 from fasttricks.training.build import build
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import join_world
 from fasttricks.tasks.losses import Targets
 from fasttricks_kernels import mixup

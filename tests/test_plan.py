@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from fasttricks.config.cli import parse_extended
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.schedule import learning_rate

@@ -31,7 +31,7 @@ from fasttricks.train import main
 def witness(run):
     summary = fit(run)
     average = run.average.model.state_dict()
-    sizes = [len(labels) for _, labels in run.train_loader]
+    sizes = [len(batch) for batch in run.train_loader]
     torch.save({"model": run.model.state_dict(), "average": average, "summary": summary, "sizes": sizes,
                 "optimizer": run.optimizer.state_dict()}, f"{sys.argv[1]}/rank-{run.world.rank}.pt")
     return summary
@@ -90,10 +90,11 @@ def test_the_ranks_end_where_plain_sgd_on_all_their_images_does(two_ranks: Path,
     step = 0
     for _ in range(config.epochs):
         for batches in zip(*loaders, strict=True):
-            count = sum(len(labels) for _, labels in batches)
-            for rank, (replica, (pixels, labels)) in enumerate(zip(replicas, batches, strict=True)):
+            count = sum(map(len, batches))
+            for rank, (replica, batch) in enumerate(zip(replicas, batches, strict=True)):
                 replica.zero_grad()
-                if len(labels):
+                if len(batch):
+                    pixels, labels = batch.images, batch.labels
                     lam = draw_lam(0.2, seed=config.seed, step=step, rank=rank)
                     (dense_loss(replica(lam * pixels + (1 - lam) * pixels.flip(0)), labels, lam) / count).backward()
             for first, second in zip(*(replica.parameters() for replica in replicas), strict=True):

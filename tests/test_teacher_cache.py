@@ -17,7 +17,7 @@ from tiny import ALONE, configure
 from torch import Tensor
 
 from fasttricks.config import ConfigError, DistillConfig
-from fasttricks.data import Batch, LoadedBatch
+from fasttricks.data.batch import Batch
 from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
@@ -52,7 +52,7 @@ def test_images_of_a_fixed_augmentation_are_those_of_the_first_epoch(start: Call
             {
                 int(place): image.clone()
                 for batch in loader
-                for place, image in zip(batch.sources[0], batch.images, strict=True)
+                for place, image in zip(batch.places, batch.images, strict=True)
             }
             for _ in range(2)
         ]
@@ -81,9 +81,8 @@ class Counting:
 def batch_of(*images: int, shown: list[int] | None = None) -> Batch:
     numbers = np.array(images, np.int64)
     pixels = torch.tensor(images, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 2, 2)
-    batch = LoadedBatch(pixels, torch.zeros(len(images), dtype=torch.int64))
-    batch.sources = numbers, np.array(shown or images, np.int64)
-    return batch
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    return Batch(pixels, labels, places=numbers, shown=np.array(shown or images, np.int64))
 
 
 def opened(file: Path, teacher: Any) -> CachedTeacher:

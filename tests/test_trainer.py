@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fasttricks import trainer
 from fasttricks.config import DistillConfig, EvalConfig, LossConfig
 from fasttricks.config.recipes import RECIPES
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.tasks.losses import Targets, draw_lam
 from fasttricks.trainer import fit, train_step
@@ -93,7 +93,7 @@ def test_an_epoch_is_plain_sgd_on_the_mean_loss(
     """Against torch's own loss and unfused SGD on whole batches; of 45 images the last step has fewer, unequally split."""
     begin = partial(start, *PLAIN, "--model.no-zero-gamma", data_dir=square_data, global_batch_size=batch)
     reference = frozen_statistics(begin())
-    plain, batches = reference.model, [Batch(*map(torch.clone, pair)) for pair in reference.train_loader]
+    plain, batches = reference.model, [Batch(b.images.clone(), b.labels.clone()) for b in reference.train_loader]
     run = frozen_statistics(begin(accumulate=accumulate))
     config = run.config.optim
     named = dict(plain.named_parameters())
@@ -104,11 +104,11 @@ def test_an_epoch_is_plain_sgd_on_the_mean_loss(
         lr=0.1, momentum=config.momentum, nesterov=True, fused=False, foreach=False,
     )  # fmt: skip
     before = weights(run)
-    for step, (images, labels) in enumerate(batches):
+    for step, batch in enumerate(batches):
         for group in sgd.param_groups:
             group["lr"] = run.lr_at(step)
         sgd.zero_grad()
-        paper_smoothing(plain(images), labels, run.config.loss.smoothing).backward()
+        paper_smoothing(plain(batch.images), batch.labels, run.config.loss.smoothing).backward()
         sgd.step()
     for group in groups(run):
         train_step(run, group)
@@ -173,7 +173,7 @@ def dense_loss(logits: Tensor, targets: Targets, config: LossConfig, distill: Di
 def test_the_step_never_waits(precision: str, start: Callable[..., Run]) -> None:
     run = start(*TRICKS, "--precision", precision, accumulate=2)
     steps = list(groups(run))
-    assert [len(labels) for _, labels in steps[-1]] == [8, 5], "the short last step is a part of what is watched"
+    assert [len(batch) for batch in steps[-1]] == [8, 5], "the short last step is a part of what is watched"
     with NoHostCopy(), NoHostSync():
         for group in steps:
             train_step(run, group)

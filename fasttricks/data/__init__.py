@@ -7,27 +7,21 @@ imported at first use, so that scanning a folder needs neither.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fasttricks.data.sources.folder import DataError, ImageFolder, scan_dataset, scan_folder
 from fasttricks.data.sources.packed import PackedImages, is_packed, open_packed
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
     from fasttricks.data.pipeline.loader import Loader
 
 Images = ImageFolder | PackedImages
 """The images of a split, as folders of files or packed."""
 
 __all__ = [
-    "Batch",
     "DataError",
     "ImageFolder",
     "Images",
-    "LoadedBatch",
     "Loader",
     "find_dataset",
     "find_root",
@@ -35,23 +29,6 @@ __all__ = [
     "scan_dataset",
     "scan_folder",
 ]
-
-
-class Batch(NamedTuple):
-    """N images and their labels on the device. N may be smaller at the end of an epoch, and 0."""
-
-    images: Tensor
-    """(N, 3, S, S), channels-last in memory, normalised, in the dtype asked for."""
-    labels: Tensor
-    """(N,) int64, 0 to number of classes - 1."""
-
-
-class LoadedBatch(Batch):
-    """A batch that says which images it has: what a Loader yields for training. Unpacks as (images, labels)."""
-
-    sources: tuple[NDArray[np.int64], NDArray[np.int64]]
-    """Each (N,), on the host: the numbers of the images whose turn it was, which decide crop, flip and colour; and of those
-    that are shown, which differ where an image is bad."""
 
 
 def find_root(root: str) -> Path:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fasttricks.config import ConfigError, TrainConfig, require
-from fasttricks.data import Batch, Images, LoadedBatch
+from fasttricks.data import Images
+from fasttricks.data.batch import Batch
 from fasttricks.learning.teacher import Teacher
 from fasttricks.runs.folder import config_digest
 
@@ -59,19 +60,18 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits (N, K), in the teacher's dtype, on the batch's device."""
-        if not isinstance(batch, LoadedBatch):
+        if batch.places is None or batch.shown is None:
             raise TypeError("a cache of the teacher's logits needs batches that name their images, as a Loader's do")
-        places, images = batch.sources
-        rows = self._rows[places]  # a copy
+        rows = self._rows[batch.places]  # a copy
         device = batch.images.device
-        if len(rows) and all(map(_holds, rows, images)):
+        if len(rows) and all(map(_holds, rows, batch.shown)):
             cached = torch.from_numpy(np.ascontiguousarray(rows["logits"]))
             return cached.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else cached
         self.asked += 1
         logits: Tensor = self.teacher(batch.images)
-        rows["image"], rows["logits"] = images + 1, logits.cpu().numpy()
+        rows["image"], rows["logits"] = batch.shown + 1, logits.cpu().numpy()
         rows["crc"] = [_checksum(row) for row in rows]
-        self._rows[places] = rows
+        self._rows[batch.places] = rows
         return logits
 
 

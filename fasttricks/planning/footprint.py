@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fasttricks.config import ModelConfig, TrainConfig
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.learning.divergence import LossGuard
 from fasttricks.learning.optim import build_optimizer
 from fasttricks.learning.precision import image_dtype, make_autocast, make_loss_scale
@@ -149,7 +149,7 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int, teacher: Mo
         live.label((v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
         keep_gradients(run, live, micro_batches)
         batches = [blank_batch(config, shards.batch_size) for _ in range(micro_batches)]
-        live.label((tensor for batch in batches for tensor in batch), "input")
+        live.label((tensor for batch in batches for tensor in (batch.images, batch.labels)), "input")
         live.restart()
         train_step(run, batches)
     parameters = list(model.parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 
@@ -74,13 +74,13 @@ def evaluate(
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
-    for images, labels in batches:
-        if not len(labels):
+    for batch in batches:
+        if not len(batch):
             continue
-        logits = evaluation_logits(model, images, flip=flip, autocast=autocast)
-        loss += functional.cross_entropy(logits.double(), labels, reduction="sum")
-        counts[:2] += count_correct(logits, labels)
-        counts[2] += len(labels)
+        logits = evaluation_logits(model, batch.images, flip=flip, autocast=autocast)
+        loss += functional.cross_entropy(logits.double(), batch.labels, reduction="sum")
+        counts[:2] += count_correct(logits, batch.labels)
+        counts[2] += len(batch)
     model.train(was_training)
     world.sum_(counts)
     world.sum_(loss)

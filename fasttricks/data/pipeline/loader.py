@@ -21,13 +21,13 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Batch, DataError, LoadedBatch
+from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.draws import image_draws
 from fasttricks.data.pipeline.feed import Feed, Job, Source
 from fasttricks.data.pipeline.fused import Callback, choose_callback
 from fasttricks.data.pipeline.graph import augmentation, image_graph
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.data.sources.folder import show_name
+from fasttricks.data.sources.folder import DataError, show_name
 from fasttricks_kernels import augment
 
 _SHOWN = 20
@@ -200,9 +200,7 @@ class Loader:
             self._pipeline.schedule_run()
             break
         labels = self._on_device(torch.from_numpy(job.labels))
-        batch = LoadedBatch(images.to(self._dtype), labels)
-        batch.sources = job.places, job.images
-        return batch
+        return Batch(images.to(self._dtype), labels, job.places, job.images)
 
     def _finished(self, images: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """The graph's (N, S, S, 3) as normalised (N, 3, S, S), channels-last in memory; uint8 is coloured, in one launch.
