@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tiny import FinishedRun, arguments, on_terminal, write_images
+
+from lib.tiny import ALONE, FinishedRun, arguments, call, configure, on_terminal, write_images
+
+if TYPE_CHECKING:
+    from fasttricks.training.run import Run
 
 DATA_VARIABLE = "FASTTRICKS_TEST_DATA"
 
@@ -73,3 +78,33 @@ def finished_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> F
     code, shown = on_terminal(sys.executable, "-m", "fasttricks.train", *args)
     assert code == 0, shown
     return FinishedRun(folder, tiny_data, args, shown)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a wider network than `start` builds. Not to be changed."""
+    from fasttricks import train
+
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    args = arguments(tiny_data, folder, "--model.width", "0.25", "--ema-decay", "0.9", "--optim.base-lr", "1")
+    assert call(train.main, *args) == 0
+    return folder
+
+
+@pytest.fixture
+def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
+    """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
+    from fasttricks.training.build import build  # with DALI, which few test files need
+
+    runs: list[Run] = []
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)  # half a second each, tested elsewhere
+
+    def make(*more: str, **changes: Any) -> Run:
+        run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")
+        data = changes.pop("data_dir", tiny_data)
+        runs.append(build(configure(data, Path(run_dir), *more, **changes), ALONE))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.log.close()

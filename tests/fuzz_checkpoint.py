@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzzing import settings_for, take_turns
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fasttricks.runs.checkpoint import CHECKSUM_MARK, FORMAT, KEYS, CheckpointError, load_checkpoint, save_checkpoint
+from lib.fuzzing import settings_for, take_turns
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(),

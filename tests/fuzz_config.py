@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fuzzing import settings_for, take_turns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.runs.folder import check_run_dir, made_by_this_launch, read_config
+from lib.fuzzing import settings_for, take_turns
 
 SETTINGS = settings_for(50)
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -15,14 +15,14 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
-from fuzzing import settings_for, take_turns
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data_bad import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
 
 from fasttricks.config import DataConfig
 from fasttricks.data import Loader, scan_folder
 from fasttricks.data.packing.scan import examine
+from lib.fuzzing import settings_for, take_turns
+from lib.images import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
 
 SETTINGS = settings_for(10)
 LONGEST_S = 60

@@ -23,7 +23,6 @@ from unittest import mock
 import pytest
 import torch
 from PIL import Image
-from tiny import SMALLEST, call, environment, on_terminal, write_images
 
 from fasttricks import ablate
 from fasttricks.ablation.cells import extend
@@ -34,6 +33,7 @@ from fasttricks.config import ConfigError, DistillConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.folder import read_config
+from lib.tiny import SMALLEST, call, environment, on_terminal, write_images
 
 
 def arguments(data: Path, folder: Path, *more: str, design: str = "leave-one-out", epochs: int = 1) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import call
 
 from fasttricks import ablate
 from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, resolve
@@ -21,6 +20,7 @@ from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import is_on
 from fasttricks.runs.folder import config_digest, differences
+from lib.tiny import call
 
 CLASSES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FinishedRun, arguments, call
 
 from fasttricks import evaluate, export, predict, train, trainer
 from fasttricks.runs import checkpoint
+from lib.tiny import FinishedRun, arguments, call
 
 EPOCH_1 = "step-0000000003.pt"
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import call, write_images
 
 from bench import compare, end_to_end, images, losses, pairs, published, report, step
 from bench.pairs import Row, by_turns
 from bench.report import BenchConfig, BenchData, step_cases
 from fasttricks.config import ConfigError
 from fasttricks.data import scan_folder
+from lib.tiny import call, write_images
 
 
 def scripted(*rates: float) -> Callable[[], float]:

@@ -20,7 +20,6 @@ from fasttricks.config import ModelConfig
 from fasttricks.models import build_model
 from fasttricks.runs.checkpoint import (
     FORMAT,
-    KEYS,
     CheckpointError,
     DamagedError,
     checkpoint_path,
@@ -32,29 +31,9 @@ from fasttricks.runs.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from lib.states import same, state
 
 ROOT = Path(__file__).parents[1]
-
-
-def state(step: int = 3, size: int = 100) -> dict[str, Any]:
-    return dict.fromkeys(KEYS) | {
-        "config": '{"epochs": 3}',
-        "classes": ["cat", "dog"],
-        "step": step,
-        "train_seconds": 1.5,
-        "model": {"weight": torch.full((size,), float(step)), "count": torch.tensor(7)},
-        "ranks": [{"loader": '{"epoch": 1}'}],
-    }
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    return a == b
 
 
 # ------------------------------------------------------------------------------------------------- save and load
@@ -105,7 +84,7 @@ SAVE_UNTIL_KILLED = f"""
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from test_checkpoint import state
+from lib.states import state
 from fasttricks.runs.checkpoint import checkpoint_path, keep_newest, load_checkpoint, newest_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)

@@ -11,24 +11,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_config import leaves
 
 from fasttricks import config as config_module
 from fasttricks.config import ConfigError, TrainConfig, UserError, get_at
 from fasttricks.config.cli import parse_recipe, run_main
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
+from lib.configs import leaves, plain
 
 ROOT = Path(__file__).parents[1]
 
 
 def parse(*args: str) -> TrainConfig:
     return parse_recipe(args, prog="train")
-
-
-def plain(text: str) -> str:
-    """The words of tyro's boxes on one line."""
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", text)
 
 
 # ------------------------------------------------------------------------------------------------ a wrong name

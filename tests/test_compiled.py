@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, configure
 from torch import nn
 
 from fasttricks.config import ConfigError
@@ -16,6 +15,7 @@ from fasttricks.learning.optim import master_state_dict
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
+from lib.tiny import ALONE, configure
 
 
 def start(data: Path, folder: Path, *more: str) -> Run:

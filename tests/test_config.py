@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import pytest
@@ -20,6 +19,7 @@ from fasttricks.config import (
     get_at,
     replace_at,
 )
+from lib.configs import leaves
 
 nan, inf = math.nan, math.inf
 PLAIN = TrainConfig(recipe="test", epochs=120, global_batch_size=256)
@@ -103,16 +103,6 @@ EDGES: dict[str, tuple[Any, ...]] = {
     "loss.mixup_alpha": (0.0,),
     "eval.batch_size": (0,),
 }
-
-
-def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:
-    """(dotted path, class that has it, field name) of every field that is not itself a section."""
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, cls, field.name
 
 
 def rows(table: dict[str, tuple[Any, ...]]) -> list[tuple[str, Any]]:

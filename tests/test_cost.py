@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_models import multiply_adds, on_meta
-from tiny import ALONE, call
 
 from fasttricks import cost
 from fasttricks.config import ConfigError
 from fasttricks.cost import Cost, CostConfig, count, ratio, table, time_by_turns
 from fasttricks.models import MODELS
+from lib.networks import multiply_adds, on_meta
+from lib.tiny import ALONE, call
 
 SMALL = ["--networks", "resnet8a", "resnet8d", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
 

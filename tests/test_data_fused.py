@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import arguments, on_terminal
 
 from fasttricks.config import ConfigError, DataConfig
 from fasttricks.data import Loader, scan_dataset
 from fasttricks.data.pipeline import fused, reference
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
+from lib.tiny import arguments, on_terminal
 
 IDENTITY = np.eye(3, 4, dtype=np.float32)
 

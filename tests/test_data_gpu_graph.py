@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from interpreter import interpreted
 from nvidia.dali import backend, pipeline_def
 
 from fasttricks.config import DataConfig
 from fasttricks.data import Loader
 from fasttricks.data.pipeline import graph
+from lib.interpreter import interpreted
 
 
 class Operator(NamedTuple):

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from scipy.io import savemat
-from tiny import call
 
 from fasttricks.data import DataError, find_dataset, prepare, scan_dataset
 from fasttricks.data.packing.imagenet import open_imagenet
 from fasttricks.data.packing.pack import read_at
+from lib.tiny import call
 
 CLASSES = ("n01440764", "n01443537", "n02085620")
 NUMBERS = {"n02085620": 1, "n01440764": 2, "n01443537": 3}

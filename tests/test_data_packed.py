@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import arguments, call
 
 from fasttricks.config import ConfigError, DataConfig
 from fasttricks.data import DataError, ImageFolder, Loader, find_dataset, prepare, scan_folder
@@ -27,6 +26,7 @@ from fasttricks.data.pipeline.feed import Feed
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources.packed import PackedImages, open_packed
 from fasttricks.data.sources.quarantine import write_quarantine
+from lib.tiny import arguments, call
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_bad import FULL, KINDS, encoded, put, smooth
-from tiny import call
 
 from fasttricks.config import DataConfig
 from fasttricks.data import ImageFolder, prepare, scan_folder
 from fasttricks.data.packing.scan import examine, list_files, scan_files
 from fasttricks.data.sources.headers import problem
+from lib.images import FULL, KINDS, encoded, put, smooth
+from lib.tiny import call
 
 LIMIT = DataConfig().max_pixels
 

@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from syncs import NoHostCopy, NoHostSync
-from test_trainer import Stop, final_state, groups, interrupt, records, same, start
-from tiny import ALONE, arguments, call, configure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,19 +27,13 @@ from fasttricks.tasks.classification import evaluate
 from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.run import Run
+from lib.runs import final_state, groups, interrupt, records
+from lib.states import same
+from lib.syncs import NoHostCopy, NoHostSync
+from lib.tiny import ALONE, arguments, call, configure
 
 timm = pytest.importorskip("timm")
-__all__ = ["Stop", "start"]  # a fixture is found by its name
 K = 3
-
-
-@pytest.fixture(scope="module")
-def teacher_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a wider network than the students'."""
-    folder = tmp_path_factory.mktemp("teacher") / "run"
-    args = arguments(tiny_data, folder, "--model.width", "0.25", "--ema-decay", "0.9", "--optim.base-lr", "1")
-    assert call(train.main, *args) == 0
-    return folder
 
 
 # ------------------------------------------------------------------------------------------------------------ the loss

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from syncs import NoHostCopy, NoHostSync
-from tiny import ALONE, configure
 from torch import Tensor, nn
 
 from fasttricks import trainer
@@ -24,6 +22,8 @@ from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
 from fasttricks.training.saving import save
+from lib.syncs import NoHostCopy, NoHostSync
+from lib.tiny import ALONE, configure
 
 
 @pytest.fixture

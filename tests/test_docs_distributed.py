@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import REPOSITORY, arguments, environment, write_images
 from torch.distributed.run import get_args_parser
 
 from fasttricks.config import ConfigError, TrainConfig
@@ -22,6 +21,7 @@ from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import find_recipe
 from fasttricks.learning.precision import FIRST_SCALE
 from fasttricks.system.monitor import _ENERGY_COUNTER, _readers
+from lib.tiny import REPOSITORY, arguments, environment, write_images
 
 PAGE = (REPOSITORY / "docs" / "distributed.md").read_text()
 SCRIPT = PAGE.partition("```bash\n")[2].partition("```")[0]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import FinishedRun, call, configure, environment, torchrun
 
 from fasttricks import evaluate
 from fasttricks.models import build_model
 from fasttricks.runs.checkpoint import load_checkpoint
+from lib.tiny import FinishedRun, call, configure, environment, torchrun
 
 LINE = re.compile(r"top-1 ([\d.]+) %  top-5 ([\d.]+) %  loss ([\d.]+)  (\d+) images  (.*)")
 

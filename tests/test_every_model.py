@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALONE, configure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,7 @@ from fasttricks.models import MODELS, build_model
 from fasttricks.planning.footprint import footprint
 from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.training.build import place
+from lib.tiny import ALONE, configure
 
 every_model = pytest.mark.parametrize("name", MODELS)
 KINDS = ("resnet8d", "resnet50d", "inception_v3", "mobilenet_v1")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, SHRINK, arguments, call
 from torch import nn
 
 from fasttricks import train
@@ -15,6 +14,7 @@ from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build
+from lib.tiny import ALONE, SHRINK, arguments, call
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -14,8 +14,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from test_models import with_random_norms
-from tiny import FinishedRun, call
 from torch import nn
 
 from fasttricks import export
@@ -28,6 +26,8 @@ from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.model_card import counterparts, hub_config
 from fasttricks.runs.restore import restore_model, saved_config
 from fasttricks.system import extras
+from lib.networks import with_random_norms
+from lib.tiny import FinishedRun, call
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import ALONE
 
 from fasttricks.config.cli import parse_recipe
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
+from lib.tiny import ALONE
 
 SEEDS = range(5)
 STUDENT_T = 2.776

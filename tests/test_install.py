@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import REPOSITORY
+
+from lib.tiny import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

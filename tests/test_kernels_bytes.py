@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import interpreted
 
 from fasttricks_kernels.proof import cases
 from fasttricks_kernels.proof.cases import Case
+from lib.interpreter import interpreted
 
 ONE_PASS = {
     **{("cross_entropy", form): cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup")},

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import interpreted
 from torch import Tensor
 from torch.nn import functional as F
 
 import fasttricks_kernels as fk
 from fasttricks_kernels import reference
+from lib.interpreter import interpreted
 
 # One class; a part of one program's tile; a tile of several rows; 16-byte rows; none; a row of several chunks.
 CLASSES = [1, 10, 100, 1000, 1001, 4099]

@@ -6,9 +6,8 @@ import json
 import subprocess
 import sys
 
-from tiny import environment
-
 from fasttricks.system import distributed
+from lib.tiny import environment
 
 WORK = """
 import ctypes, json, resource, sys

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fasttricks.models import MODELS
 from fasttricks.models.resnet import LAYOUTS, Block, ResNet, ResNetSpec, resnet_a, resnet_d
+from lib.networks import multiply_adds, on_meta, with_random_norms
 
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
@@ -44,29 +44,6 @@ PUBLISHED_DEPTHS = (18, 34, 50, 101, 152)
 EVERY_REFERENCE = [(depth, letter) for depth in PUBLISHED_DEPTHS for letter in REFERENCES]
 # One class makes all depths: 18 and 50 try both blocks in every variant, 34 the longer stages.
 OUTPUT_REFERENCES = [(18, letter) for letter in "abcd"] + [(34, "d")] + [(50, letter) for letter in "abcd"]
-
-
-def with_random_norms(model: nn.Module) -> nn.Module:
-    """Every batch norm's four tensors drawn at random: the defaults 0 and 1 would hide a wrong order."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model
-
-
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return make()
-
-
-def multiply_adds(model: nn.Module, side: int = 224) -> int:
-    """Of one image's forward pass, convolutions and classifier; torch counts two FLOPs for each."""
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, side, side, device="meta"))
-    return counter.get_total_flops() // 2
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import multiply_adds, on_meta, with_random_norms
-from tiny import ALONE, configure
 from torch import Tensor, nn
 
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -21,6 +19,8 @@ from fasttricks.models import MODELS, build_model
 from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build, check_sizes
+from lib.networks import multiply_adds, on_meta, with_random_norms
+from lib.tiny import ALONE, configure
 
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")

@@ -16,9 +16,9 @@ import numpy as np
 import pynvml
 import pytest
 import torch
-from tiny import environment
 
 from fasttricks.system.monitor import GpuMonitor, start_monitor
+from lib.tiny import environment
 
 CUDA = torch.device("cuda", 0)
 UUIDS = ("11111111-2222-3333-4444-555555555555", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, configure
 from torch import distributed as dist
 from torch import nn
 
@@ -16,6 +15,7 @@ from fasttricks.system.distributed import World
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
+from lib.tiny import ALONE, configure
 
 pytestmark = pytest.mark.gpu
 TRICKS = ["--loss.mixup-alpha", "0.2", "--ema-decay", "0.9", "--device", "cuda"]

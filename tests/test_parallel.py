@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import torchrun, write_images
+
+from lib.tiny import torchrun, write_images
 
 # Images of rank 0, of rank 1, precision. One process takes the images of both ranks.
 CASES = {"equal": (8, 8, "fp32"), "unequal": (8, 5, "fp32"), "fp16": (8, 5, "fp16")}
@@ -19,7 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from tiny import configure
+from lib.tiny import configure
 from torch import nn
 
 from fasttricks import trainer

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from test_cli import plain
-from tiny import ALONE, REPOSITORY, call
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -34,6 +32,8 @@ from fasttricks.system.distributed import World
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build, wrap
 from fasttricks.training.run import Run
+from lib.configs import plain
+from lib.tiny import ALONE, REPOSITORY, call
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from syncs import NoHostCopy, NoHostSync
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from fasttricks.learning.precision import (
 )
 from fasttricks.models import MODELS, build_model
 from fasttricks_kernels import MasterSGD
+from lib.syncs import NoHostCopy, NoHostSync
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(weight_decay=1e-4)

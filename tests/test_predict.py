@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import ALONE, FinishedRun, call, environment
 
 from fasttricks import predict
 from fasttricks.data import Loader, scan_folder
@@ -20,6 +19,7 @@ from fasttricks.predict import PredictConfig, Prediction
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.restore import restore_model, saved_config
 from fasttricks.tasks.classification import evaluation_logits
+from lib.tiny import ALONE, FinishedRun, call, environment
 
 
 def validation_images(run: FinishedRun) -> list[str]:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import environment
 
 from fasttricks.runs.folder import made_by_this_launch
 from fasttricks.system import process
 from fasttricks.system.process import command_to_resume, launch_token
+from lib.tiny import environment
 
 # A launcher that starts a rank, says its number and waits.
 LAUNCHER = """

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import arguments, call, write_images
 
 from fasttricks import train
 from fasttricks.system import profiling
 from fasttricks.system.profiling import StepProfiler, table
+from lib.tiny import arguments, call, write_images
 
 
 def event(key: str, total: float, own: float, count: int = 2, device: float = 0.0) -> SimpleNamespace:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import arguments, call, write_images
 
 from fasttricks import train
 from fasttricks.config import ConfigError, DataConfig, ScheduleConfig, TrainConfig
 from fasttricks.data import Loader, scan_folder
 from fasttricks.learning.schedule import image_size, image_sizes
+from lib.tiny import arguments, call, write_images
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, arguments, configure, torchrun, write_images
 from torch import nn
 
 from fasttricks.config import ConfigError
@@ -20,6 +19,7 @@ from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.system.distributed import World
 from fasttricks.tasks.losses import draw_lam
 from fasttricks.training.build import build
+from lib.tiny import ALONE, arguments, configure, torchrun, write_images
 
 # The command of a user, and after it what each rank was left with.
 WITNESS = """

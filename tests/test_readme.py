@@ -8,7 +8,6 @@ import shlex
 from importlib.util import find_spec
 
 import pytest
-from tiny import REPOSITORY
 
 from fasttricks import config, evaluate
 from fasttricks.ablation.cells import extend
@@ -16,6 +15,7 @@ from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
 from fasttricks.data.packing.imagenet import ImagenetConfig
+from lib.tiny import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 INDENTED = [line.strip() for line in re.sub(r" \\\n +", " ", README).splitlines() if line.startswith("    ")]

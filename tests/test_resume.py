@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import final_state, interrupt, records, same
-from tiny import ALONE, configure
 
 from fasttricks import trainer
 from fasttricks.config import ConfigError, TrainConfig, replace_at
@@ -27,6 +25,9 @@ from fasttricks.training import resume
 from fasttricks.training.build import build
 from fasttricks.training.resume import check_fingerprint, find_state
 from fasttricks.training.run import Run
+from lib.runs import final_state, interrupt, records
+from lib.states import same
+from lib.tiny import ALONE, configure
 
 EVERYTHING = shlex.split(
     "--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --accumulate 2 --precision fp16 "

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_config import leaves
 
 import fasttricks
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at
 from fasttricks.config.recipes import resnet50d_tricks
 from fasttricks.runs import folder as runfolder
 from fasttricks.runs.folder import check_run_dir, differences, open_run, read_config, versions, write_json
+from lib.configs import leaves
 
 
 def config_in(folder: Path, **changes: Any) -> TrainConfig:

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import ALONE, arguments, call, environment
 
 from fasttricks import train, trainer
 from fasttricks.runs.checkpoint import checkpoints, step_of
 from fasttricks.system.signals import StopRequest
+from lib.tiny import ALONE, arguments, call, environment
 
 # Main thread in a call that does not return, as in a collective whose other rank is gone.
 DEAF = """

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import REPOSITORY, environment
 
 from bench.soak import table
 from fasttricks.config.recipes import demo
+from lib.tiny import REPOSITORY, environment
 
 
 def soak(output: Path, *args: str) -> dict[str, Any]:

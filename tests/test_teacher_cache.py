@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_distill import teacher_run
-from test_trainer import final_state, same, start
-from tiny import ALONE, configure
 from torch import Tensor
 
 from fasttricks.config import ConfigError, DistillConfig
@@ -22,8 +19,9 @@ from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
-
-__all__ = ["start", "teacher_run"]  # fixtures are found by their names
+from lib.runs import final_state
+from lib.states import same
+from lib.tiny import ALONE, configure
 
 
 def distilled(teacher_run: Path, cache: Path | None, *more: str) -> list[str]:

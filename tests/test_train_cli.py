@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import FinishedRun, arguments, call, on_terminal
 
 import fasttricks
 from fasttricks import train
 from fasttricks.config import TrainConfig
 from fasttricks.runs.folder import read_config
+from lib.tiny import FinishedRun, arguments, call, on_terminal
 
 
 def records(folder: Path) -> list[dict[str, float]]:

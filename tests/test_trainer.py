@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from syncs import NoHostCopy, NoHostSync
-from tiny import ALONE, configure, write_images
 from torch import Tensor, nn
 
 from fasttricks import trainer
@@ -23,51 +20,19 @@ from fasttricks.data.batch import Batch
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.tasks.losses import Targets, draw_lam
 from fasttricks.trainer import fit, train_step
-from fasttricks.training.build import build
 from fasttricks.training.run import Run
+from lib.runs import final_state, groups, interrupt, records
+from lib.states import same
+from lib.syncs import NoHostCopy, NoHostSync
+from lib.tiny import write_images
 
 PLAIN = shlex.split("--data.area 1 1 --data.aspect 1 1 --data.flip 0 --data.color none --data.pca-noise 0")
 TRICKS = shlex.split("--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --data.pca-noise 0.1")
 
 
-@pytest.fixture
-def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
-    """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
-    runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)  # half a second each, tested elsewhere
-
-    def make(*more: str, **changes: Any) -> Run:
-        run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")
-        data = changes.pop("data_dir", tiny_data)
-        runs.append(build(configure(data, Path(run_dir), *more, **changes), ALONE))
-        return runs[-1]
-
-    yield make
-    for run in runs:
-        run.log.close()
-
-
-def groups(run: Run) -> Iterator[list[Batch]]:
-    """The micro-batches of each step of one epoch."""
-    batches = list(run.train_loader)
-    for first in range(0, len(batches), run.config.accumulate):
-        yield batches[first : first + run.config.accumulate]
-
-
 def weights(run: Run) -> dict[str, Tensor]:
     """A copy of the weights and statistics."""
     return {name: value.clone() for name, value in run.model.state_dict().items()}
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nests of dicts, lists, tensors and plain values are equal, bit for bit."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 @pytest.fixture(scope="module")
@@ -224,14 +189,6 @@ def test_a_planted_wait_is_found(
 
 
 # ------------------------------------------------------------------------------------------------------- same seed, same run
-def final_state(run: Run) -> dict[str, Any]:
-    """The newest checkpoint without names and times."""
-    state = load_checkpoint(run.folder)
-    for key in ("path", "config", "train_seconds"):
-        del state[key]
-    for rank in state["ranks"]:
-        del rank["log"]["seconds"]
-    return state
 
 
 def test_the_seed_decides_every_bit(start: Callable[..., Run]) -> None:
@@ -265,29 +222,6 @@ def test_mixup_draws_for_each_micro_batch_of_each_step(
 
 
 # ------------------------------------------------------------------------------------------------------------- resume
-class Stop(Exception):
-    """What ends a run in these tests, wherever it stands."""
-
-
-def interrupt(run: Run, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> None:
-    """Run until `at_step` updates are done, then stop as a kill would: nothing more is saved."""
-    step = trainer.train_step
-
-    def stopping(run: Run, group: list[Batch]) -> None:
-        if run.step == at_step:
-            raise Stop
-        step(run, group)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", stopping)
-        with pytest.raises(Stop):
-            fit(run)
-
-
-def records(run: Run) -> list[dict[str, Any]]:
-    """metrics.jsonl without its timings."""
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "images_per_sec"} for line in lines]
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(

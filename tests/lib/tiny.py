@@ -26,7 +26,7 @@ from fasttricks.system.distributed import World
 
 torch.set_num_threads(1)  # these networks are too small for more, and the tests share few cores
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 SHRINK = shlex.split(
     "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 "
@@ -103,13 +103,13 @@ def torchrun(
 ) -> subprocess.CompletedProcess[str]:
     """`module`, found in the folder `path` too, on so many ranks of this machine, on a port of its own.
 
-    tests: it imports from this folder.
+    tests: it imports what tests share, as lib.NAME.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*launcher, "-m", module, *args]
     env = environment()
     env["PYTHONPATH"] += f"{os.pathsep}{path}" if path else ""
-    env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}" if tests else ""
+    env["PYTHONPATH"] += f"{os.pathsep}{REPOSITORY / 'tests'}" if tests else ""
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
 

@@ -1,0 +1,32 @@
+"""What is asked of a network: its cost, its shape without memory, batch norms that are not the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def with_random_norms(model: nn.Module) -> nn.Module:
+    """Every batch norm's four tensors drawn at random: the defaults 0 and 1 would hide a wrong order."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+def multiply_adds(model: nn.Module, side: int = 224) -> int:
+    """Of one image's forward pass, convolutions and classifier; torch counts two FLOPs for each."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops() // 2

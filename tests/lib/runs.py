@@ -1,0 +1,57 @@
+"""Runs in this process: stopped at a step, and what they leave that has to be the same in another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fasttricks import trainer
+from fasttricks.data import Batch
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.trainer import fit
+from fasttricks.training.run import Run
+
+
+def groups(run: Run) -> Iterator[list[Batch]]:
+    """The micro-batches of each step of one epoch."""
+    batches = list(run.train_loader)
+    for first in range(0, len(batches), run.config.accumulate):
+        yield batches[first : first + run.config.accumulate]
+
+
+class Stop(Exception):
+    """What ends a run in these tests, wherever it stands."""
+
+
+def interrupt(run: Run, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> None:
+    """Run until `at_step` updates are done, then stop as a kill would: nothing more is saved."""
+    step = trainer.train_step
+
+    def stopping(run: Run, group: list[Batch]) -> None:
+        if run.step == at_step:
+            raise Stop
+        step(run, group)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", stopping)
+        with pytest.raises(Stop):
+            fit(run)
+
+
+def records(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without its timings."""
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "images_per_sec"} for line in lines]
+
+
+def final_state(run: Run) -> dict[str, Any]:
+    """The newest checkpoint without names and times."""
+    state = load_checkpoint(run.folder)
+    for key in ("path", "config", "train_seconds"):
+        del state[key]
+    for rank in state["ranks"]:
+        del rank["log"]["seconds"]
+    return state
