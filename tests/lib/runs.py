@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fasttricks import trainer
-from fasttricks.data import Batch
+from fasttricks.data.batch import Batch
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.trainer import fit
 from fasttricks.training.run import Run
