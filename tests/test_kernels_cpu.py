@@ -55,7 +55,7 @@ def by_torch(logits: Tensor, pairs: list[tuple[Tensor, Any]], smoothing: float) 
 @pytest.mark.parametrize("num_classes", [1, 7, 8, 9, 16, 100, 1000, 1001, 21843])
 def test_errors_are_at_most_torchs(num_classes: int, smoothing: float) -> None:
     """Losses and gradients, hard labels and mixed ones, a seventh ignored: against float64, beside float32 in torch."""
-    assert _cpu.compiled() is not None
+    assert fk.losses_compiled()
     logits, target, target_b, lam = draw(15, num_classes)
     for target_b_, share in ((None, None), (target_b, 0.3), (target_b, torch.tensor(0.3)), (target_b, lam)):
         weight = 1.0 if share is None else torch.as_tensor(share).double()
@@ -238,6 +238,7 @@ def test_without_a_compiler_it_says_so_once_and_gives_the_same() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fk.cross_entropy_loss_and_grad(logits, target, **arguments)
+        assert not fk.losses_compiled()
     exact = fk.cross_entropy_loss_and_grad(logits.double(), target, **arguments)
     torch.testing.assert_close(got, exact, check_dtype=False, rtol=1e-5, atol=1e-6)
     got = fk.distillation_loss_and_grad(logits, logits.flip(0), target, **arguments)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fasttricks.config import DistillConfig, LossConfig
-from fasttricks_kernels import cross_entropy, distillation_loss, mixup
-from fasttricks_kernels.losses._cpu import compiled
+from fasttricks_kernels import cross_entropy, distillation_loss, losses_compiled, mixup
 
 
 class Targets(NamedTuple):
@@ -99,4 +98,4 @@ def softened_entropy(logits: Tensor, temperature: float) -> Tensor:
 
 def arithmetic() -> str:
     """What computes cross-entropy on this machine's CPU: compiled C, or torch where no compiler is; each has other last bits."""
-    return "torch" if compiled() is None else "compiled"
+    return "compiled" if losses_compiled() else "torch"

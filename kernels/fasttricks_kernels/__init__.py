@@ -1,8 +1,13 @@
-"""Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import."""
+"""Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import.
+
+Public beside the names below: `native` (C compiled at first use), `reference` (the maths in plain PyTorch), `images.color`
+(the published constants too) and `proof` (machine code and bytes, without a GPU). A name with an underscore may change.
+"""
 
 from .images.augment import augment
 from .images.color import color_matrix, random_color_matrix
 from .images.mixup import mixup
+from .losses._cpu import losses_compiled
 from .losses.cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .losses.distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
 from .optim.sgd import MasterSGD, overflow, sgd_step
@@ -17,6 +22,7 @@ __all__ = [
     "cross_entropy_loss_and_grad",
     "distillation_loss",
     "distillation_loss_and_grad",
+    "losses_compiled",
     "mixup",
     "overflow",
     "random_color_matrix",

@@ -69,6 +69,14 @@ def compiled() -> Callable[[Batch, int], int] | None:
     return lambda batch, threads: int(function(batch, threads, pool))
 
 
+def losses_compiled() -> bool:
+    """Whether the losses of float32 and 16-bit logits on this CPU are compiled C; else they are torch's, of other last bits.
+
+    The first call compiles, a second, where the cache lacks it; a RuntimeWarning says, once, why there is none.
+    """
+    return compiled() is not None
+
+
 # ------------------------------------------------------------------------------------------- what the operators ask for
 
 
