@@ -169,10 +169,31 @@ def test_what_happens_to_a_file_during_the_run(good: Path, tmp_path: Path, damag
         assert torch.equal(images[rest], others[rest])
         assert torch.equal(torch.cat([b.labels for b in batches]), torch.cat([b.labels for b in expected]))
         assert number < 3 or not torch.equal(images[at], others[at])
-    restored = Loader(scan_folder(root), CONFIG, state=loader.state(), **options)
+    restored = Loader(scan_folder(root), CONFIG, **options)
+    restored.load_state_dict(loader.state_dict())
     for one, two in zip(epoch(loader), epoch(restored), strict=True):
         assert torch.equal(one.images, two.images)
     assert restored.bad == loader.bad
+
+
+def test_a_bad_file_is_named_once_a_run_resumed_or_not(
+    good: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By rank 0 alone where the scan found it already; and to know too many from a state is an error."""
+    shutil.copytree(good, tmp_path / "train")
+    (tmp_path / "train" / "b" / "2.jpg").write_bytes(b"text")
+    options: dict[str, Any] = {"training": True, "batch_size": 4, "device": CPU, "world_size": 2}
+    folder = scan_folder(tmp_path / "train")
+    loaders = [Loader(folder, CONFIG, rank=rank, **options) for rank in (0, 1)]
+    [epoch(loader) for loader in loaders]
+    assert capfd.readouterr().err.count("bad image b/2.jpg") == 1
+    restored = Loader(folder, CONFIG, rank=0, **options)
+    restored.load_state_dict(loaders[0].state_dict())
+    epoch(restored)
+    assert "bad image" not in capfd.readouterr().err
+    strict = Loader(scan_folder(good), replace(CONFIG, max_bad=0), rank=0, **options)
+    with pytest.raises(DataError, match=r"1 of 15 images are bad, over data\.max_bad = 0 "):
+        strict.load_state_dict(loaders[0].state_dict())
 
 
 def test_one_percent_of_a_thousand(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

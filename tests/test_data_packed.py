@@ -53,9 +53,7 @@ def test_order_and_bytes_are_those_of_the_folder(many: ImageFolder, tmp_path: Pa
     assert abs(np.corrcoef(place, np.arange(1500))[0, 1]) < 0.1
     shards = Shards(num_images=1500, batch_size=64, world_size=world_size, source="")
     for rank in range(world_size):
-        feeds = [
-            Feed(source, shards, DataConfig(), training=True, seed=7, rank=rank, bad={}) for source in (many, packed)
-        ]
+        feeds = [Feed(source, shards, DataConfig(), training=True, seed=7, rank=rank) for source in (many, packed)]
         jobs = [feed.jobs(0, 0) for feed in feeds]
         orders: list[list[int]] = [[], [], []]
         for _ in range(3 * len(shards)):
@@ -79,13 +77,15 @@ def test_a_run_may_change_over_from_folder_to_pack(few: ImageFolder, tmp_path: P
     batches = iter(first)
     for _ in range(2):
         next(batches)
-    rest = [batch.images.clone() for batch in Loader(packed, config, **arguments, state=first.state())]
+    second = Loader(packed, config, **arguments)
+    second.load_state_dict(first.state_dict())
+    rest = [batch.images.clone() for batch in second]
     assert len(rest) == len(whole) - 2
     assert all(torch.equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
     smaller = pack_split(few, tmp_path / "smaller", PackConfig(short_side=32)).images
     assert smaller.fingerprint() != few.fingerprint()
     with pytest.raises(DataError, match="the saved position has files"):
-        Loader(smaller, config, **arguments, state=first.state())
+        Loader(smaller, config, **arguments).load_state_dict(first.state_dict())
 
 
 def test_a_killed_pack_goes_on(tmp_path: Path, tiny_data: Path) -> None:
@@ -251,10 +251,7 @@ def test_bad_images_move_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert Image.open(io.BytesIO(packed.read(6))).size == (43, 32)
     shards = Shards(num_images=8, batch_size=8, world_size=1, source="")
     config = DataConfig(max_bad=0.9)
-    jobs = [
-        next(Feed(source, shards, config, training=True, seed=1, rank=0, bad={}).jobs(0, 0))
-        for source in (folder, packed)
-    ]
+    jobs = [next(Feed(source, shards, config, training=True, seed=1, rank=0).jobs(0, 0)) for source in (folder, packed)]
     assert jobs[0].images.tolist() == jobs[1].images.tolist()
     assert not set(jobs[0].images.tolist()) & {2, 3, 4, 5}
     assert call(prepare.main, "check", str(out)) == 0

@@ -207,7 +207,6 @@ def make_loaders(
     """Training and validation batches of this rank, the first where `resumed` left off."""
     batch_size = config.micro_batch_size(world.size)
     make = partial(Loader, config=config.data, device=world.device, rank=world.rank, world_size=world.size)
-    position = resumed.position(world, batch_size)
     dtype = image_dtype(config.precision, world.device)
     size_at = partial(image_size, config=config.schedule, full=config.data.image_size, epochs=config.epochs)
     train_loader = make(
@@ -217,8 +216,9 @@ def make_loaders(
         dtype=dtype,
         seed=config.seed,
         image_size_at=size_at,
-        state=position,
     )
+    if (position := resumed.position(world, batch_size)) is not None:
+        train_loader.load_state_dict(position)
     val_dtype = torch.float32 if config.ema_decay else dtype  # the average is FP32, the network may be FP16
     val_batch_size = config.eval.batch_size or batch_size
     return train_loader, make(val_folder, training=False, batch_size=val_batch_size, dtype=val_dtype)

@@ -61,14 +61,14 @@ class Resumed:
         """For RunLog."""
         return self.rank(world)["log"] if self else None
 
-    def position(self, world: World, batch_size: int) -> bytes | None:
+    def position(self, world: World, batch_size: int) -> dict[str, Any] | None:
         """For the training Loader of this rank."""
         if not self:
             return None
-        saved = json.loads(self.rank(world)["loader"])
+        saved: dict[str, Any] = json.loads(self.rank(world)["loader"])
         if not self.state["step_in_epoch"]:  # at an epoch's end nothing else depends on how it is shared out
             saved |= {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
-        return json.dumps(saved).encode()
+        return saved
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss_scale: LossScale, config: TrainConfig

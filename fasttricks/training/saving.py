@@ -60,7 +60,7 @@ def rank_state(run: Run) -> dict[str, Any]:
     apart = run.world.size > 1 and run.step_in_epoch > 0
     average = run.average.model if run.average is not None else None
     return {
-        "loader": run.train_loader.state().decode(),
+        "loader": json.dumps(run.train_loader.state_dict()),
         "log": run.log.state(),
         "buffers": dict(run.model.named_buffers()) if apart else {},
         "average_buffers": dict(average.named_buffers()) if apart and average is not None else {},

@@ -76,7 +76,6 @@ class Feed:
     """The jobs of one rank, in order, from any (epoch, step) on; epochs follow each other without end.
 
     training: in a new random order each epoch, equal on all ranks for equal seeds; else in the order of `source`.
-    bad: what an earlier Feed of this rank found.
 
     Raises DataError for more bad files than config.max_bad allows, while reading too.
     """
@@ -90,11 +89,10 @@ class Feed:
         training: bool,
         seed: int,
         rank: int,
-        bad: Mapping[int, str],
     ) -> None:
         self._source, self._shards, self._config = source, shards, config
         self._training, self._seed = training, seed
-        self.bad = {**source.bad, **bad}
+        self.bad = dict(source.bad)
         """Bad images found so far, by number, and why."""
         self._part = shards.part(rank)
         self._labels = np.asarray(source.labels, np.int64)
@@ -170,6 +168,11 @@ class Feed:
     def mark(self, image: int, reason: str) -> None:
         """Note that an image is bad. What was read ahead is as it was: ask for new jobs. Raises DataError for too many."""
         self.bad[image] = reason
+        self._check_bad()
+
+    def recall(self, bad: Mapping[int, str]) -> None:
+        """Know those images as bad that an earlier Feed of this rank knew, and no others. Raises DataError for too many."""
+        self.bad = {**self._source.bad, **bad}
         self._check_bad()
 
     def _check_bad(self) -> None:

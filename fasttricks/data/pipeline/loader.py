@@ -6,13 +6,11 @@ What DALI does to an image is in graph.py; which images, in what order, in feed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,10 +52,8 @@ class Loader:
         seed: of order and augmentation, 0 or more, equal on all ranks.
         rank, world_size: which of how many equal parts of each epoch this is.
         image_size_at: side of the images by epoch, at most config.image_size; None: always that.
-        state: what `state()` of a Loader of equal arguments gave: go on from there, bit for bit.
 
-    Raises DataError for fewer images than ranks, for a state of another data set, seed, batch size or sharding, and for
-    more bad files than config.max_bad allows, while iterating too.
+    Raises DataError for fewer images than ranks, and for more bad files than config.max_bad allows, while iterating too.
 
     Deterministic: order and augmentation are pure functions of (seed, epoch, image), see draws.py; threads and prefetch
     change no bit. Oracle: reference.py.
@@ -76,7 +72,6 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         image_size_at: Callable[[int], int] | None = None,
-        state: bytes | None = None,
     ) -> None:
         self._image_size_at = image_size_at or (lambda epoch: config.image_size)
         self.shards = Shards(
@@ -84,7 +79,7 @@ class Loader:
         )
         self._source, self._config, self._training, self._seed = source, config, training, seed
         self._device, self._dtype = device, dtype
-        self._identity = {
+        self._must_agree: dict[str, Any] = {
             "training": training,
             "batch_size": batch_size,
             "seed": seed,
@@ -99,11 +94,10 @@ class Loader:
         if training and device.type == "cpu":
             self._callback, self.note = choose_callback(config)
             # a machine without a compiler would go on with other bits
-            self._identity["operators"] = "fused" if self._callback else "dali"
-        self._epoch, self._step, bad = _unpack(state, self._identity, source.root)
-        self._feed = Feed(source, self.shards, config, training=training, seed=seed, rank=rank, bad=bad)
-        self._named = set(bad) | (set(source.bad) if rank else set())  # each rank knows those; one names them
-        self._name_bad()
+            self._must_agree["operators"] = "fused" if self._callback else "dali"
+        self._epoch = self._step = 0
+        self._feed = Feed(source, self.shards, config, training=training, seed=seed, rank=rank)
+        self._named = set(source.bad) if rank else set()  # each rank knows those; one names them
         self._in_flight: deque[tuple[Job, dict[str, Any]]] = deque()
         """Jobs in the pipeline and, as it does not copy them, what was handed over for them."""
         self._pipeline: Any = None
@@ -114,12 +108,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, or what is left of it after a restored state or an iteration left early."""
-        side = self._image_size_at(self._epoch)
-        # an undecodable image is met while iterating, never in the constructor
-        if self._pipeline is None or side != self._config.image_size:
-            self._config = dataclasses.replace(self._config, image_size=side)  # what was read ahead is of the old size
-            self._start()
+        if self._image_size_at(self._epoch) != self._config.image_size:
+            self._pipeline = None  # what was read ahead is of the old size
         while self._step < len(self):
+            if self._pipeline is None:  # an undecodable image is met while iterating, never in the constructor
+                self._start()
             batch = self._next()
             self._step += 1
             yield batch
@@ -143,18 +136,37 @@ class Loader:
     @property
     def operators(self) -> str:
         """What makes the pixels of training images: fused or dali on the CPU, gpu on CUDA. Each has other last bits."""
-        return str(self._identity.get("operators", "gpu"))
+        return str(self._must_agree.get("operators", "gpu"))
 
-    def state(self) -> bytes:
-        """Where it stands after the batches yielded so far, and the bad files: JSON, 0.2 KB without any.
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands after the batches yielded so far, and the bad files: plain values, 0.2 KB as JSON without any.
 
         What was read ahead is no part of it.
         """
         position = {"epoch": self._epoch, "step": self._step, "bad": sorted(self._feed.bad.items())}
-        return json.dumps({**self._identity, **position}).encode()
+        return {**self._must_agree, **position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on, bit for bit, where a Loader of equal arguments stood when its state_dict() gave `state`, or its JSON.
+
+        Raises DataError for a state of another data set, seed, batch size or sharding, and as the constructor for bad files.
+        Cost: after the first batch, what was read ahead is thrown away.
+        """
+        for field, value in self._must_agree.items():
+            if state.get(field) != value:
+                raise DataError(
+                    f"{self._source.root}: the saved position has {field} = {state.get(field)}, this run {value}; resume "
+                    f"with the same, or start a new run"
+                )
+        self._epoch, self._step, bad = state["epoch"], state["step"], dict(state["bad"])
+        self._feed.recall(bad)
+        self._named |= set(bad)
+        self._pipeline = None
 
     def _start(self) -> None:
         """Build the pipeline and give it its first jobs, those from the present position on."""
+        self._name_bad()
+        self._config = dataclasses.replace(self._config, image_size=self._image_size_at(self._epoch))
         self._in_flight.clear()
         self._pipeline = self._build(self.shards.batch_size, self._config.prefetch)
         self._jobs = self._feed.jobs(self._epoch, self._step)
@@ -232,7 +244,7 @@ class Loader:
             if inputs:
                 self._feed_graph(self._pipeline, inputs)
                 return
-        rank, ranks = self._identity["rank"], self.shards.world_size
+        rank, ranks = self._must_agree["rank"], self.shards.world_size
         raise DataError(
             f"{self._source.root}: rank {rank} of {ranks} has no good image; repair them, or take fewer ranks"
         )
@@ -301,20 +313,6 @@ class Loader:
         if len(new) > _SHOWN:
             print(f"{len(new) - _SHOWN} more bad images: {then}; the run's summary.json names all", file=sys.stderr)
         self._named.update(new)
-
-
-def _unpack(state: bytes | None, identity: dict[str, Any], root: Path) -> tuple[int, int, dict[int, str]]:
-    """(epoch, step, bad files) of a state that must be of this very data set, seed and sharding."""
-    if state is None:
-        return 0, 0, {}
-    saved = json.loads(state)
-    for field, value in identity.items():
-        if saved.get(field) != value:
-            raise DataError(
-                f"{root}: the saved position has {field} = {saved.get(field)}, this run {value}; resume with the same, "
-                f"or start a new run"
-            )
-    return saved["epoch"], saved["step"], dict(saved["bad"])
 
 
 def _threads_per_rank() -> int:
