@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from fasttricks import ablate
-from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, resolve
+from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, training_of
 from fasttricks.ablation.jobs import make_job, plan_cells, training_name
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
-from fasttricks.config import ConfigError, TrainConfig, replace_at
+from fasttricks.config import ConfigError, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES
-from fasttricks.config.tricks import is_on
+from fasttricks.config.resolve import require_resolved, resolve
+from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.runs.folder import config_digest, differences
 from lib.tiny import call
 
@@ -57,7 +58,7 @@ def cells(table: Table, column: str) -> Sequence[Cell]:
 )
 def test_a_cell_is_the_papers_recipe(cell: Cell, recipe: str) -> None:
     """Field by field, at the paper's scale; the recipes are held to the paper in test_recipes.py."""
-    assert differences(RECIPES[recipe](), resolve(cell, PAPER)) == []
+    assert differences(RECIPES[recipe](), training_of(cell, PAPER)) == []
 
 
 STEPS = {
@@ -82,7 +83,7 @@ def test_a_row_changes_only_what_it_names(table: Table, config: AblateConfig) ->
         for before, cell in itertools.pairwise(rows):
             if cell.row not in STEPS:
                 continue
-            changed = differences(resolve(before, config), resolve(cell, config))
+            changed = differences(training_of(before, config), training_of(cell, config))
             assert {change.partition(":")[0] for change in changed} == STEPS[cell.row], cell
             seen.add(cell.row)
     assert seen == {cell.row for cell in table.cells} & set(STEPS)
@@ -90,7 +91,7 @@ def test_a_row_changes_only_what_it_names(table: Table, config: AblateConfig) ->
 
 def test_every_cell_of_the_small_recipe_sees_as_many_images() -> None:
     runs = [
-        resolve(cell, SMALL) for table in (table4(), table5(), table6()) for cell in table.cells if not cell.network
+        training_of(cell, SMALL) for table in (table4(), table5(), table6()) for cell in table.cells if not cell.network
     ]
     assert {run.epochs for run in runs} == {SMALL.epochs}
     assert {run.global_batch_size for run in runs} == {64, 512}
@@ -99,15 +100,15 @@ def test_every_cell_of_the_small_recipe_sees_as_many_images() -> None:
 
 
 def test_mixup_trains_for_longer_only_at_the_papers_scale() -> None:
-    assert {resolve(cell, PAPER).epochs for cell in table6().cells if "mixup" in cell.tricks} == {200}
-    assert {resolve(cell, PAPER).epochs for cell in table6().cells if "mixup" not in cell.tricks} == {120}
+    assert {training_of(cell, PAPER).epochs for cell in table6().cells if "mixup" in cell.tricks} == {200}
+    assert {training_of(cell, PAPER).epochs for cell in table6().cells if "mixup" not in cell.tricks} == {120}
 
 
 def test_tables_share_their_cells() -> None:
     """Table 5's A is the last of table 4, table 6 begins with table 5's D: one run of each on the CPU."""
 
     def name(cell: Cell) -> str:
-        return training_name(resolve(cell, SMALL), 1, CPU)
+        return training_name(training_of(cell, SMALL), 1, CPU)
 
     large = cells(table4(), "large")
     assert name(table5().cells[0]) == name(large[-1]) == name(large[-2])
@@ -173,15 +174,31 @@ def test_designs_switch_the_recipes_own_tricks() -> None:
     assert [cell.tricks for cell in alone.cells] == [(), *((name,) for name in on)]
     assert [cell.tricks for cell in without.cells] == [on, *(tuple(n for n in on if n != name) for name in on)]
     for cell in (*alone.cells, *without.cells):
-        run = resolve(cell, config)
+        run = training_of(cell, config)
         assert [name for name in on if is_on(run, name)] == list(cell.tricks)
         assert not is_on(run, "mixup") and not is_on(run, "zero_gamma"), "the recipe has them off"
+        require_resolved(dataclasses.replace(run, run_dir="runs/x"))
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_network_without_residual_blocks_has_designs_over_the_tricks_that_fit_it(name: str) -> None:
+    config = ablation("mobilenet-tricks", factors=("mixup", "cosine"))
+    for cell in DESIGNS[name](config).cells:
+        run = training_of(cell, config)
+        assert [trick for trick in TRICKS if is_on(run, trick)] == [trick for trick in TRICKS if trick in cell.tricks]
+
+
+def test_a_cell_lists_no_trick_of_the_ablations_own_command_line() -> None:
+    config = resolve(ablation("cifar10"), {"tricks.off": ["warmup"], "tricks.on": ["mixup"]})
+    runs = [training_of(cell, config) for cell in find_tables(["leave-one-out"], config)[0].cells]
+    assert {run.tricks for run in runs} == {TricksConfig()}
+    assert [is_on(runs[0], name) for name in ("warmup", "mixup")] == [False, True]
 
 
 def test_factorial_has_every_subset_of_its_factors() -> None:
     config = ablation("cifar10", factors=("mixup", "cosine", "warmup"))
     table = factorial(config)
-    runs = [resolve(cell, config) for cell in table.cells]
+    runs = [training_of(cell, config) for cell in table.cells]
     found = {tuple(is_on(run, name) for name in config.factors) for run in runs}
     assert len(found) == len(runs) == 8
     assert all(is_on(run, "label_smoothing") for run in runs), "no factor: as in the recipe"
@@ -190,13 +207,13 @@ def test_factorial_has_every_subset_of_its_factors() -> None:
 @pytest.mark.parametrize("name", DESIGNS)
 def test_a_warm_up_that_is_on_keeps_the_recipes_length(name: str) -> None:
     config = ablation("cifar10", factors=("warmup",))
-    lengths = {resolve(cell, config).schedule.warmup_epochs for cell in DESIGNS[name](config).cells}
+    lengths = {training_of(cell, config).schedule.warmup_epochs for cell in DESIGNS[name](config).cells}
     assert lengths == {0.0, RECIPES["cifar10"]().schedule.warmup_epochs}
 
 
-# ------------------------------------------------------------------------------------------- - names and command lines
+# --------------------------------------------------------------------------------------------- names and command lines
 def test_a_training_is_named_by_what_makes_a_difference() -> None:
-    run = resolve(table5().cells[3], SMALL)
+    run = training_of(table5().cells[3], SMALL)
     same = dataclasses.replace(run, run_dir="elsewhere", recipe="other", log_steps=7, seed=5)
     assert training_name(same, 1, CPU) == training_name(run, 1, CPU)
     for path, value in (("epochs", 3), ("loss.smoothing", 0.05), ("precision", "bf16"), ("data.area", (0.5, 1.0))):
@@ -239,7 +256,7 @@ def changed(config: TrainConfig) -> TrainConfig:
 @pytest.mark.parametrize("recipe", ["cifar10", "cifar10-ablate", "resnet50d-tricks"])
 def test_the_command_line_of_a_run_gives_the_run(recipe: str) -> None:
     config = ablation(recipe)
-    runs = [resolve(cell, config) for make in PAPER_TABLES.values() for cell in make().cells]
+    runs = [training_of(cell, config) for make in PAPER_TABLES.values() for cell in make().cells]
     for run in (*runs[::7], changed(RECIPES[recipe]())):
         run = dataclasses.replace(run, run_dir=run.run_dir or "runs/one")
         assert parse_recipe(arguments_of(run), prog="test") == run

@@ -18,12 +18,12 @@ from torch import nn
 
 from fasttricks import export
 from fasttricks.config import ConfigError, ModelConfig
-from fasttricks.config.recipes import resnet50d_tricks
+from fasttricks.config.recipes import RECIPES, resnet50d_tricks
 from fasttricks.data import ImageFolder, Loader
 from fasttricks.data.pipeline.reference import decode, validation_pixels
 from fasttricks.models import MODELS, build_model
 from fasttricks.runs.checkpoint import load_checkpoint
-from fasttricks.runs.model_card import counterparts, hub_config
+from fasttricks.runs.model_card import counterparts, hub_config, model_card
 from fasttricks.runs.restore import restore_model, saved_config
 from fasttricks.system import extras
 from lib.networks import with_random_norms
@@ -163,6 +163,13 @@ def test_the_card_says_what_was_run_and_measured(finished_run: FinishedRun, tmp_
     assert "timm and torchvision have no such network" in card
     front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert front is not None and "pipeline_tag: image-classification" in front[1]
+
+
+@pytest.mark.parametrize("recipe", ["mobilenet-tricks", "inceptionv3-tricks"])
+def test_the_card_of_a_network_without_residual_blocks_names_the_tricks_that_fit_it(recipe: str) -> None:
+    card = model_card({"classes": ["ant"], "step": 3, "epoch": 1}, RECIPES[recipe](), {}, None, with_onnx=False)
+    used = "linear_scaling, warmup, no_bias_decay, low_precision, cosine, label_smoothing, mixup"
+    assert f"\n| tricks | {used} |\n" in card
 
 
 def test_a_lone_checkpoint_of_an_unfinished_run_has_no_result(finished_run: FinishedRun, tmp_path: Path) -> None:

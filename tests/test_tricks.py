@@ -15,7 +15,7 @@ from fasttricks.config.recipes import (
     resnet50d_tricks,
     resnet50d_tricks_distill,
 )
-from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on
+from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_off, is_on
 
 # Typed from the paper's sections: the field of a trick, and its value with the trick and without.
 FIELDS: dict[str, tuple[str, str, Any, Any]] = {
@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[str, str, Any, Any]] = {
 FOR_RESNETS = ("zero_gamma", "resnet_d")
 OURS = ("progressive_resizing",)
 """Not the paper's, and off in its recipes."""
+PAPERS = tuple(trick for trick in FIELDS if trick not in OURS)
 EVERY = [
     (recipe, trick)
     for recipe in RECIPES
@@ -50,7 +51,7 @@ def test_the_tricks_are_these() -> None:
     assert all(len(trick.summary) > 15 for trick in TRICKS.values())
 
 
-@pytest.mark.parametrize("trick", [name for name in FIELDS if name not in OURS])
+@pytest.mark.parametrize("trick", PAPERS)
 def test_on_and_off_give_the_papers_values(trick: str) -> None:
     _, path, with_trick, without = FIELDS[trick]
     everything, nothing = resnet50d_tricks_distill(), resnet50_baseline()
@@ -58,8 +59,8 @@ def test_on_and_off_give_the_papers_values(trick: str) -> None:
     assert is_on(everything, trick)
     assert get_at(nothing, path) == without
     assert not is_on(nothing, trick)
-    assert get_at(apply_tricks(everything, off=[trick])[0], path) == without
-    assert get_at(apply_tricks(nothing, on=[trick])[0], path) == with_trick
+    assert get_at(apply_tricks(everything, off=[trick]), path) == without
+    assert get_at(apply_tricks(nothing, on=[trick]), path) == with_trick
 
 
 @pytest.mark.parametrize(("recipe", "trick"), EVERY)
@@ -67,52 +68,52 @@ def test_switching_changes_the_tricks_own_field_alone(recipe: str, trick: str) -
     config, path = RECIPES[recipe](), FIELDS[trick][1]
     before = get_at(config, path)
     for switch in ({"on": [trick]}, {"off": [trick]}):
-        switched, unchanged = apply_tricks(config, **switch)
+        switched = apply_tricks(config, **switch)
         assert replace_at(switched, path, before) == config
         assert is_on(switched, trick) == ("on" in switch)
-        assert (unchanged == [trick]) == (switched == config)
+        assert is_off(switched, trick) == ("off" in switch)
+        assert (is_on if "on" in switch else is_off)(config, trick) == (switched == config)
 
 
 @pytest.mark.parametrize(("recipe", "trick"), EVERY)
 def test_a_trick_that_is_on_keeps_the_recipes_value(recipe: str, trick: str) -> None:
     config = RECIPES[recipe]()
     if is_on(config, trick):
-        assert apply_tricks(config, on=[trick]) == (config, [trick])
+        assert apply_tricks(config, on=[trick]) == config
     if trick == "warmup" and config.epochs <= FIELDS["warmup"][2]:  # the paper's warm-up is longer than the run
         with pytest.raises(ConfigError, match=r"schedule\.warmup_epochs = 5\.0: must be below epochs"):
-            apply_tricks(apply_tricks(config, off=[trick])[0], on=[trick])
+            apply_tricks(apply_tricks(config, off=[trick]), on=[trick])
         return
-    again = apply_tricks(apply_tricks(config, off=[trick])[0], on=[trick])[0]
+    again = apply_tricks(apply_tricks(config, off=[trick]), on=[trick])
     assert is_on(again, trick)
-    assert apply_tricks(again, on=[trick]) == (again, [trick])
+    assert apply_tricks(again, on=[trick]) == again
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_not_the_papers_is_off_in_every_recipe(recipe: str) -> None:
     assert not any(is_on(RECIPES[recipe](), trick) for trick in OURS)
-    assert all(is_on(apply_tricks(RECIPES[recipe](), on=[trick])[0], trick) for trick in OURS)
+    assert all(is_on(apply_tricks(RECIPES[recipe](), on=[trick]), trick) for trick in OURS)
 
 
 def test_off_and_on_brings_every_paper_recipe_back() -> None:
     for recipe in (resnet50_efficient(), resnet50d_tricks(), resnet50d_tricks_distill()):
         used = [trick for trick in TRICKS if is_on(recipe, trick)]
-        bare, unchanged = apply_tricks(recipe, off=used)
-        assert unchanged == []
+        bare = apply_tricks(recipe, off=used)
         assert not any(is_on(bare, trick) for trick in TRICKS)
-        assert apply_tricks(bare, on=used) == (recipe, [])
+        assert apply_tricks(bare, on=used) == recipe
 
 
 def test_the_papers_recipes_differ_by_their_tricks_batch_and_length() -> None:
     """The whole ladder of the paper is the baseline plus tricks: so what the table does not name, no recipe changes."""
-    ladder, _ = apply_tricks(resnet50_baseline(), on=[name for name in TRICKS if name not in OURS])
+    ladder = apply_tricks(resnet50_baseline(), on=PAPERS)
     top = resnet50d_tricks_distill()
     assert dataclasses.replace(ladder, recipe=top.recipe, epochs=200, global_batch_size=1024) == top
 
 
 def test_tricks_work_on_every_model_with_variants() -> None:
     config = replace_at(resnet50d_tricks(), "model.name", "resnet101b")
-    assert apply_tricks(config, on=["resnet_d"])[0].model.name == "resnet101d"
-    assert apply_tricks(config, off=["resnet_d"])[0].model.name == "resnet101a"
+    assert apply_tricks(config, on=["resnet_d"]).model.name == "resnet101d"
+    assert apply_tricks(config, off=["resnet_d"]).model.name == "resnet101a"
 
 
 @pytest.mark.parametrize("recipe", ["inceptionv3-tricks", "mobilenet-tricks"])
@@ -121,7 +122,9 @@ def test_tricks_of_residual_blocks_are_refused_where_there_are_none(recipe: str)
         apply_tricks(RECIPES[recipe](), on=["zero_gamma"])
     with pytest.raises(ConfigError, match=r"has no variants a to d, so the trick resnet_d does not apply"):
         apply_tricks(RECIPES[recipe](), on=["resnet_d"])
-    assert apply_tricks(RECIPES[recipe](), off=["zero_gamma"])[1] == ["zero_gamma"]
+    assert apply_tricks(RECIPES[recipe](), off=["zero_gamma"]) == RECIPES[recipe]()
+    used = [trick for trick in TRICKS if is_on(RECIPES[recipe](), trick)]
+    assert used == [trick for trick in PAPERS if trick not in (*FOR_RESNETS, "distillation")]
 
 
 def test_the_other_networks_recipes_are_the_resnets_but_for_what_does_not_apply() -> None:

@@ -1,6 +1,6 @@
 """What an ablation trains: cells of the paper's tables, or of a design over a recipe's tricks, as TrainConfigs.
 
-`resolve` makes the training of a cell on top of a recipe that has every trick on. fasttricks/ablate.py is the entry point.
+`training_of` makes the training of a cell on top of a recipe that has every trick on. fasttricks/ablate.py is the entry point.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from itertools import combinations
 from typing import Any
 
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table
-from fasttricks.config import ConfigError, DistillConfig, ModelConfig, TrainConfig, get_at, replace_at, require
+from fasttricks.config import (
+    ConfigError,
+    DistillConfig,
+    ModelConfig,
+    TrainConfig,
+    TricksConfig,
+    get_at,
+    replace_at,
+    require,
+)
 from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on, nearest
 
 MAX_FACTORS = 6
@@ -72,19 +81,17 @@ def extend(recipe: TrainConfig) -> AblateConfig:
     return AblateConfig(**values | settings)
 
 
-def resolve(cell: Cell, config: AblateConfig) -> TrainConfig:
-    """The training of `cell`: config with its tricks on and all others off, its batch and its edits.
+def training_of(cell: Cell, config: AblateConfig) -> TrainConfig:
+    """The training of `cell`: config with its tricks on and all others off, its batch and its edits; its tricks lists empty.
 
     A trick that is on keeps the value of the recipe. Raises ConfigError where a trick does not fit the model.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    run = TrainConfig(**values)
+    run = TrainConfig(**values | {"tricks": TricksConfig()})
     if cell.network:
         run = dataclasses.replace(run, model=ModelConfig(name=cell.network, num_classes=run.model.num_classes))
     names = [name for name in TRICKS if fits(run, name)]
-    run, _ = apply_tricks(
-        run, off=[n for n in names if n not in cell.tricks], on=[n for n in names if n in cell.tricks]
-    )
+    run = apply_tricks(run, off=[n for n in names if n not in cell.tricks], on=[n for n in names if n in cell.tricks])
     small = config.small_batch or max(1, config.global_batch_size // 4)
     run = dataclasses.replace(run, global_batch_size=small if cell.batch == "small" else config.global_batch_size)
     if "mixup" in cell.tricks and config.mixup_epochs:

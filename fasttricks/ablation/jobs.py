@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fasttricks.ablation.cells import AblateConfig, resolve
+from fasttricks.ablation.cells import AblateConfig, training_of
 from fasttricks.ablation.paper import Cell, Table
 from fasttricks.config import TIMM, ConfigError, DistillConfig, TrainConfig, UserError
 from fasttricks.config.recipes import RECIPES
@@ -90,7 +90,7 @@ def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> 
     planned: list[PlannedCell] = []
     seen: dict[tuple[str, str], str] = {}
     for cell in table.cells:
-        resolved = resolve(cell, config)
+        resolved = training_of(cell, config)
         if reason := _lacks(cell, resolved, config):
             planned.append(PlannedCell(cell, None, reason))
             continue

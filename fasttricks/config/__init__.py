@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -389,10 +390,32 @@ class TrainConfig:
         return self.global_batch_size // parts
 
 
-def replace_at(config: Any, path: str, value: Any) -> Any:
+def replace_fields(config: T, values: Mapping[str, Any]) -> T:
+    """A copy of `config` with the fields at the dotted paths of `values` replaced, all at once.
+
+    So a rule that relates two of them is judged on what both become.
+    """
+    own = {path: value for path, value in values.items() if "." not in path}
+    nested: dict[str, dict[str, Any]] = {}
+    for path in values.keys() - own.keys():
+        section, _, rest = path.partition(".")
+        nested.setdefault(section, {})[rest] = values[path]
+    sections = {name: replace_fields(getattr(config, name), inner) for name, inner in nested.items()}
+    return dataclasses.replace(config, **own, **sections)  # type: ignore[type-var]
+
+
+def replace_at(config: T, path: str, value: Any) -> T:
     """A copy of `config` with the field at the dotted `path` replaced: replace_at(c, "loss.smoothing", 0.1)."""
-    head, _, rest = path.partition(".")
-    return dataclasses.replace(config, **{head: replace_at(getattr(config, head), rest, value) if rest else value})
+    return replace_fields(config, {path: value})
+
+
+def field_kinds(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> type, of every field of the dataclass `cls` and its sections that is not itself a section."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(cls).items():
+        section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        found |= field_kinds(kind, f"{prefix}{name}.") if section else {prefix + name: kind}
+    return found
 
 
 def get_at(config: Any, path: str) -> Any:
@@ -412,14 +435,14 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
     kinds = get_type_hints(cls)
-    made = {name: _from_plain(kinds[name], value, path + name) for name, value in values.items()}
+    made = {name: from_plain(kinds[name], value, path + name) for name, value in values.items()}
     try:
         return cls(**made)
     except TypeError as error:  # a field is missing
         raise ConfigError(f"{cls.__name__}: {error}") from error
 
 
-def _from_plain(kind: Any, value: Any, name: str) -> Any:
+def from_plain(kind: Any, value: Any, name: str) -> Any:
     """`value`, of JSON, as the field `name` of `kind` holds it; Literals are left to the dataclass, which names the choices."""
     if dataclasses.is_dataclass(kind):
         return from_dict(cast(type, kind), value, name + ".")
@@ -427,7 +450,7 @@ def _from_plain(kind: Any, value: Any, name: str) -> Any:
         return value
     if get_origin(kind) is tuple:
         require(isinstance(value, (list, tuple)), name, value, "must be a list")
-        return tuple(_from_plain(get_args(kind)[0], item, name) for item in value)
+        return tuple(from_plain(get_args(kind)[0], item, name) for item in value)
     accepted = (int, float) if kind is float else kind
     ok = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     require(ok, name, value, f"must be of the kind {kind.__name__}")

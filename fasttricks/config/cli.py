@@ -5,7 +5,6 @@ The only importer of tyro.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -16,12 +15,12 @@ from typing import Any, TypeVar
 
 import tyro
 
-from fasttricks.config import TrainConfig, TricksConfig, UserError
+from fasttricks.config import TrainConfig, TricksConfig, UserError, field_kinds, get_at
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
-from fasttricks.config.tricks import TRICKS, apply_tricks
+from fasttricks.config.resolve import C, resolve
+from fasttricks.config.tricks import TRICKS, is_off, is_on
 
 T = TypeVar("T")
-C = TypeVar("C", bound=TrainConfig)
 _RANK = int(os.environ.get("RANK", 0))
 _RANK_0_SPEAKS_S = 3.0
 
@@ -38,7 +37,7 @@ def parse(config: T, args: Sequence[str], *, prog: str, description: str) -> T:
 
 
 def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
-    """A TrainConfig from `RECIPE [--section.field value ...]`: the recipe, then --tricks, then the single fields.
+    """A resolved TrainConfig from `RECIPE [--section.field value ...]`: the recipe, then --tricks, then the single fields.
 
     So a field that is given besides a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
     Raises ConfigError for an unknown recipe or trick.
@@ -52,16 +51,13 @@ def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainCon
         print(recipe_help(prog))
         raise SystemExit(0 if args else 2)
     name, rest = args[0], args[1:]
-    recipe = find_recipe(name)()
-    about = f"{inspect.getdoc(find_recipe(name))}\n\n{_tricks_help()}"
+    recipe, about = extend(find_recipe(name)()), f"{inspect.getdoc(find_recipe(name))}\n\n{_tricks_help()}"
     tricks = _find_tricks(rest)
-    switched, unchanged = apply_tricks(recipe, on=tricks.on, off=tricks.off)
-    for trick in unchanged if _RANK == 0 else ():
-        now = "on" if trick in tricks.on else "off"
-        note = f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing"
-        print(f"note: {note}", file=sys.stderr)
-    config = parse(extend(switched), rest, prog=f"{prog} {name}", description=about)
-    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{name}")
+    switched = resolve(recipe, {"tricks.on": tricks.on, "tricks.off": tricks.off})
+    if _RANK == 0:
+        _note_needless(name, recipe, tricks)
+    config = parse(switched, rest, prog=f"{prog} {name}", description=about)
+    return resolve(switched, _changes(switched, config))
 
 
 @dataclass(frozen=True)
@@ -75,25 +71,31 @@ def _find_tricks(args: Sequence[str]) -> TricksConfig:
     return found.tricks
 
 
+def _note_needless(name: str, recipe: TrainConfig, tricks: TricksConfig) -> None:
+    needless = [("off", trick) for trick in tricks.off if is_off(recipe, trick)]
+    needless += [("on", trick) for trick in tricks.on if is_on(recipe, trick)]
+    for now, trick in needless:
+        note = f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing"
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _changes(before: C, now: C) -> dict[str, Any]:
+    """Dotted path -> value in `now`, of the fields that differ."""
+    pairs = {path: (get_at(before, path), get_at(now, path)) for path in field_kinds(type(now))}
+    return {path: new for path, (old, new) in pairs.items() if new != old}
+
+
 def arguments_of(config: TrainConfig) -> list[str]:
-    """What parse_recipe makes `config` from: its recipe, and each field that differs from the recipe's."""
-    recipe = find_recipe(config.recipe)()
-    return [config.recipe, *_flags(config, recipe, "")]
-
-
-def _flags(config: Any, recipe: Any, prefix: str) -> list[str]:
+    """What parse_recipe makes `config`, which is resolved, from: its recipe, and each field that differs from the recipe's."""
     flags = []
-    for one in dataclasses.fields(recipe):
-        now, before, name = getattr(config, one.name), getattr(recipe, one.name), one.name.replace("_", "-")
-        if dataclasses.is_dataclass(now):
-            flags += _flags(now, before, f"{prefix}{name}.")
-        elif now == before or (prefix, name) == ("", "recipe"):
-            continue
-        elif isinstance(now, bool):
-            flags.append(f"--{prefix}{'' if now else 'no-'}{name}")
+    for path, value in _changes(find_recipe(config.recipe)(), config).items():
+        section, _, name = path.replace("_", "-").rpartition(".")
+        prefix = f"--{section}." if section else "--"
+        if isinstance(value, bool):
+            flags.append(f"{prefix}{'' if value else 'no-'}{name}")
         else:
-            flags += [f"--{prefix}{name}", *map(str, now if isinstance(now, tuple) else (now,))]
-    return flags
+            flags += [f"{prefix}{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return [config.recipe, *flags]
 
 
 def recipe_help(prog: str) -> str:

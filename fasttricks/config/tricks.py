@@ -6,10 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
+from fasttricks.config import ConfigError, TrainConfig, get_at, replace_fields
 from fasttricks.config.model_names import variant_of
+
+C = TypeVar("C", bound=TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -86,37 +88,45 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"unknown; did you mean {close[0]!r}?" if close else "unknown"
 
 
-def _edit(config: TrainConfig, edits: Mapping[str, Any]) -> TrainConfig:
-    for path, value in edits.items():
-        config = replace_at(config, path, value(get_at(config, path)) if callable(value) else value)
+def _edit(config: C, edits: Mapping[str, Any]) -> C:
+    return replace_fields(config, {p: v(get_at(config, p)) if callable(v) else v for p, v in edits.items()})
+
+
+def apply_tricks(config: C, *, on: Iterable[str] = (), off: Iterable[str] = ()) -> C:
+    """`config` with the named tricks switched. One that is on keeps the value that it has: a warm-up of 1 epoch stays 1.
+
+    Raises ConfigError for an unknown trick, or one that does not fit the model.
+    """
+    for name in off:
+        config = _edit(config, find_trick(name).off)
+    for name in on:
+        config = config if is_on(config, name) else _edit(config, TRICKS[name].on)
     return config
 
 
-def apply_tricks(
-    config: TrainConfig, *, on: Iterable[str] = (), off: Iterable[str] = ()
-) -> tuple[TrainConfig, list[str]]:
-    """`config` with the named tricks switched, and the names of those that were so already.
-
-    A trick that is on keeps the value that the recipe gives it: a warm-up of 1 epoch stays 1.
-    Raises ConfigError for an unknown trick, or one that does not fit the model.
-    """
-    unchanged = []
-    for name in off:
-        edited = _edit(config, find_trick(name).off)
-        unchanged += [name] if edited == config else []
-        config = edited
-    for name in on:
-        find_trick(name)
-        unchanged += [name] if is_on(config, name) else []
-        config = config if is_on(config, name) else _edit(config, TRICKS[name].on)
-    return config, unchanged
-
-
 def is_on(config: TrainConfig, name: str) -> bool:
-    """Whether `config` uses the trick: a plain field differs from its off value, a mapped one is as `on` makes it."""
+    """Whether `config` uses the trick: a plain field differs from its off value, a mapped one is as `on` makes it.
+
+    One that does not fit the model is not on.
+    """
     trick = find_trick(name)
     for path, value in trick.on.items():
-        now = get_at(config, path)
-        if value(now) != now if callable(value) else now == trick.off[path]:
+        used = _is_as(config, {path: value}) if callable(value) else get_at(config, path) != trick.off[path]
+        if not used:
             return False
     return True
+
+
+def is_off(config: TrainConfig, name: str) -> bool:
+    """Whether `config` is as switching the trick off would make it: a ResNet-B has resnet_d neither on nor off.
+
+    One that does not fit the model is not off.
+    """
+    return _is_as(config, find_trick(name).off)
+
+
+def _is_as(config: TrainConfig, edits: Mapping[str, Any]) -> bool:
+    try:
+        return _edit(config, edits) == config
+    except ConfigError:
+        return False

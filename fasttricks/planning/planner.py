@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from fasttricks.config import TrainConfig, require
+from fasttricks.config.resolve import require_switched
 from fasttricks.planning.cards import Card, find_card
 
 if TYPE_CHECKING:
@@ -154,13 +155,14 @@ class Plan:
 def make_plan(config: PlanConfig) -> Plan:
     """Count the run that `config` describes.
 
-    Raises ConfigError for GPUs that do not divide the batch, a batch above the number of images and a precision that the
-    card lacks; DataError for fewer images than GPUs and as find_dataset.
+    Raises ConfigError for a trick that is not as listed, GPUs that do not divide the batch, a batch above the number of
+    images and a precision that the card lacks; DataError for fewer images than GPUs and as find_dataset.
     """
     import torch
 
     from fasttricks.learning.precision import resolve_precision
 
+    require_switched(config)
     precision = resolve_precision(config.precision, torch.device("cuda"))
     has = find_card(config.gpu).peak_flops
     require(precision in has, "precision", precision, f"the {config.gpu} has {' and '.join(has)} only")

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, replace_at, require
+from fasttricks.config.resolve import require_resolved
 from fasttricks.data import Images, Loader, find_dataset
 from fasttricks.learning.compiled import CompiledModel
 from fasttricks.learning.divergence import LossGuard
@@ -47,6 +48,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None) ->
     Nothing is written before every check has passed. Raises ConfigError, DataError or CheckpointError.
     A collective: every rank must call it.
     """
+    require_resolved(config)
     check_run_dir(config)
     check_precision(config.precision, world.device)
     config.micro_batch_size(world.size)
