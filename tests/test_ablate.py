@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 
 from fasttricks import ablate
+from fasttricks.ablation.cell_runs import plan_cells, training_name
 from fasttricks.ablation.cells import extend
-from fasttricks.ablation.jobs import Job, claimed, plan_cells, training_name
+from fasttricks.ablation.jobs import Job, claimed
 from fasttricks.ablation.paper import table6
 from fasttricks.ablation.queue import POLL_S
 from fasttricks.config import ConfigError, DistillConfig
@@ -171,7 +172,7 @@ def test_too_little_disk_is_refused(
     """4 runs of ResNet-50 with an average: 25.6 M weights, three times in a checkpoint; two are kept, one is written."""
     args = arguments(tiny_data, tmp_path / "a", "--model.name", "resnet50d", "--model.width", "1", "--ema-decay", "0.9")
     free = SimpleNamespace(free=10_000_000)
-    with mock.patch("fasttricks.ablation.jobs.shutil.disk_usage", return_value=free):
+    with mock.patch("fasttricks.ablation.preflight.shutil.disk_usage", return_value=free):
         assert call(ablate.main, *args, *(["--keep-checkpoints"] if keep else [])) == 2
     error = capsys.readouterr().err
     found = re.search(r"4 runs need about ([\d,]+) MB there \(a checkpoint is ([\d.]+) MB\), but 10 MB are free", error)

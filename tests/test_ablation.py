@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from fasttricks import ablate
+from fasttricks.ablation.cell_runs import CellRuns, plan_cells, training_name
 from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, training_of
-from fasttricks.ablation.jobs import make_job, plan_cells, training_name
+from fasttricks.ablation.jobs import Job
+from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
 from fasttricks.config import ConfigError, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
@@ -21,7 +24,7 @@ from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import require_resolved, resolve
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.runs.folder import config_digest, differences
-from lib.tiny import call
+from lib.tiny import REPOSITORY, call
 
 CLASSES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")
@@ -78,8 +81,8 @@ STEPS = {
 @pytest.mark.parametrize("table", [table4(), table5(), table6()], ids=lambda table: table.name)
 def test_a_row_changes_only_what_it_names(table: Table, config: AblateConfig) -> None:
     seen = set()
-    for column in table.columns:
-        rows = [cell for cell in table.column(column) if not cell.network]
+    for column in {cell.column for cell in table.cells}:
+        rows = [cell for cell in cells(table, column) if not cell.network]
         for before, cell in itertools.pairwise(rows):
             if cell.row not in STEPS:
                 continue
@@ -146,9 +149,7 @@ def test_distillation_waits_for_its_teacher() -> None:
 def test_figures_carry_their_marks() -> None:
     """Those that can be asserted are; every other says that it is recalled."""
     figures = {(cell.column, cell.row): cell.paper for table in (table5(), table6()) for cell in table.cells}
-    sure = {
-        place: str(figure) for place, figure in figures.items() if figure and "M" not in (figure.mark, figure.top5_mark)
-    }
+    sure = {place: str(figure) for place, figure in figures.items() if figure and "M" not in figure.marks}
     resnet = "ResNet-D (the paper: ResNet-50-D)"
     assert sure == {
         (resnet, "+ distillation and mixup"): "79.29 [V] / 94.63 [V]",
@@ -164,6 +165,23 @@ def test_figures_carry_their_marks() -> None:
             assert re.fullmatch(
                 r"\d\d\.\d\d \[[VXM]\] / \d\d\.\d\d \[[VXM]\](, [\d.]+ min \[[VXM]\])?", str(cell.paper)
             )
+
+
+@pytest.mark.parametrize("name", ["table4", "table5", "table6"])
+def test_the_record_is_what_is_printed_of_its_results(name: str) -> None:
+    """docs/ablation.md of bench/results/cifar10-ablate.json, to the letter; the plots' lines aside."""
+    record = json.loads((REPOSITORY / "bench" / "results" / "cifar10-ablate.json").read_text())
+    found = {(c["table"], c["column"], c["row"]): c for c in record["cells"]}
+    table, cells = PAPER_TABLES[name](), []
+    for cell in table.cells:
+        saved = found[name, cell.column, cell.row]
+        config = parse_recipe(saved["train"].split(), prog="test") if saved["train"] else None
+        jobs = (Job(config, 1, ""),) if config else ()
+        results = {int(seed): run | {"versions": {"commit": run["commit"]}} for seed, run in saved["runs"].items()}
+        cells.append(CellRuns(cell, jobs, "".join(saved["notes"]), results))
+    printed = markdown(table, cells, SMALL, record["data"], command=record["command"])
+    docs = re.sub(r"!\[.*\n\n", "", (REPOSITORY / "docs" / "ablation.md").read_text())
+    assert printed in docs
 
 
 # ------------------------------------------------------------------------------------------------------------ designs
@@ -223,10 +241,8 @@ def test_a_training_is_named_by_what_makes_a_difference() -> None:
 
 
 def test_each_run_has_a_folder_of_its_own() -> None:
-    planned = [
-        cell for table in (table4(), table5(), table6()) for cell in plan_cells(table, SMALL, CLASSES) if cell.config
-    ]
-    jobs = [make_job(cell, SMALL, table4(), seed) for cell in planned for seed in range(3)]
+    tables = (table4(), table5(), table6())
+    jobs = [job for table in tables for cell in plan_cells(table, SMALL, CLASSES) for job in cell.jobs]
     assert len({job.folder for job in jobs}) == 14 * 3
     assert {job.config.seed for job in jobs} == {0, 1, 2}
     by_folder: dict[Path, set[str]] = {}

@@ -1,7 +1,7 @@
 """The paper's tables 2 to 6 as plain data: which tricks are on in each cell, and what the paper printed of it.
 
 A table is rows and columns of cells. A cell says which tricks are on (all others are off) and which of the two batch
-sizes it takes; ablation.py makes trainings of it.
+sizes it takes; cells.py makes trainings of it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ EFFICIENT = ("linear_scaling", "warmup", "zero_gamma", "no_bias_decay", "low_pre
 
 @dataclass(frozen=True)
 class Figure:
-    """Accuracy that the paper printed, percent, each with how sure this project is of the number (MARKS)."""
+    """What the paper printed of a training, each value with how sure this project is of the number (MARKS)."""
 
-    top1: float
-    top5: float
-    mark: Mark
-    top5_mark: Mark
+    values: tuple[float, ...]
+    """In the order of the task's metrics: of the paper's task, top-1 and top-5 accuracy in percent."""
+    marks: tuple[Mark, ...]
+    """One a value."""
     time: str = ""
     """Minutes of an epoch on 8 V100, with its mark, where the paper printed them."""
 
     def __str__(self) -> str:
-        time = f", {self.time}" if self.time else ""
-        return f"{self.top1:.2f} [{self.mark}] / {self.top5:.2f} [{self.top5_mark}]{time}"
+        values = " / ".join(f"{value:.2f} [{mark}]" for value, mark in zip(self.values, self.marks, strict=True))
+        return f"{values}, {self.time}" if self.time else values
 
 
 def _paper(top1: float, top5: float, mark: Mark, top5_mark: Mark | None = None, time: str = "") -> Figure:
-    return Figure(top1, top5, mark, top5_mark or mark, time)
+    return Figure((top1, top5), (mark, top5_mark or mark), time)
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,6 @@ class Table:
     cells: tuple[Cell, ...]
     factors: tuple[str, ...] = ()
     """Of a factorial design: the tricks whose main effects are to be told."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(cell.column for cell in self.cells))
-
-    def column(self, name: str) -> tuple[Cell, ...]:
-        return tuple(cell for cell in self.cells if cell.column == name)
 
 
 def _variant(letter: str) -> Mapping[str, Any]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from fasttricks.ablation.cell_runs import HEADLINE, CellRuns, Plan, by_column, plan_cells
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import (
-    Job,
-    PlannedCell,
-    check_data,
-    check_disk,
-    claimed,
-    make_job,
-    plan_cells,
-    results_of,
-)
+from fasttricks.ablation.jobs import Job, claimed
 from fasttricks.ablation.paper import Table
-from fasttricks.ablation.report import Filled, FilledCell, write_report
+from fasttricks.ablation.preflight import check_data, check_disk
+from fasttricks.ablation.report import write_report
 from fasttricks.ablation.statistics import paired_difference
 from fasttricks.ablation.worker import run_job, tidy
 from fasttricks.runs.folder import write_json
 
-Plan = list[tuple[Table, list[PlannedCell]]]
 POLL_S = 1.0  # between looks at what another process is at
 
 
@@ -40,55 +31,50 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
     if not config.report:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "data.json", data)
-        first = jobs_of(plan, config, config.seeds)
+        first = jobs_of(plan, config.seeds)
         print(f"{len(first)} runs, {len(unfinished(first))} to do, in {folder}/", flush=True)
         check_disk(unfinished(first), config, data["classes"])
         try:
             work(first, config, failures)
-            more = jobs_of(plan, config, config.more_seeds, only_nearly_decided=True) if config.more_seeds else []
+            more = jobs_of(nearly_decided(plan, config.more_seeds), config.more_seeds) if config.more_seeds else []
             if unfinished(more):
                 print(f"{len(unfinished(more))} more runs where they would decide", flush=True)
                 check_disk(unfinished(more), config, data["classes"])
                 work(more, config, failures)
         except KeyboardInterrupt:
             left = len(unfinished(first))
-            write_report(fill(plan, config, failures), config, data, command=command)
+            write_report(read(plan, failures), config, data, command=command)
             raise KeyboardInterrupt(f"{left} of {len(first)} runs are left; the same command goes on") from None
-    print(write_report(fill(plan, config, failures), config, data, command=command))
+    print(write_report(read(plan, failures), config, data, command=command))
     return len(failures)
 
 
-def jobs_of(plan: Plan, config: AblateConfig, seeds: int, *, only_nearly_decided: bool = False) -> list[Job]:
-    """The runs of `plan`, each once: table by table, and in a table seed by seed, so that a part is a whole table."""
-    jobs: dict[str, Job] = {}
-    for table, cells in plan:
-        wanted = nearly_decided(table, cells, config) if only_nearly_decided else cells
+def read(plan: Plan, failures: Mapping[str, str]) -> Plan:
+    """`plan` with the results of what is finished; failures: run folder -> what went wrong."""
+    return [(table, [runs.read(failures) for runs in cells]) for table, cells in plan]
+
+
+def jobs_of(plan: Plan, seeds: int) -> list[Job]:
+    """The first `seeds` jobs of each cell, each once: table by table and seed by seed, so that a part is a whole table."""
+    jobs: dict[Path, Job] = {}
+    for _, cells in plan:
         for seed in range(seeds):
-            for cell in wanted:
-                if cell.config is not None:
-                    job = make_job(cell, config, table, seed)
-                    jobs.setdefault(job.config.run_dir, job)
+            for runs in cells:
+                for job in runs.jobs[seed : seed + 1]:
+                    jobs.setdefault(job.folder, job)
     return list(jobs.values())
 
 
-def nearly_decided(table: Table, cells: list[PlannedCell], config: AblateConfig) -> list[PlannedCell]:
-    """The cells whose difference more_seeds seeds would decide at the same spread, and the baselines of their columns."""
-    chosen = []
-    for column in table.columns:
-        own = [cell for cell in cells if cell.cell.column == column]
-        scores = [top1(results_of(cell, config, table)) for cell in own]
-        near = []
-        for cell, values in zip(own[1:], scores[1:], strict=True):
-            difference = paired_difference(values, scores[0])
-            if difference is not None and difference.would_be_decided_by(config.more_seeds):
-                near.append(cell)
-        chosen += [own[0], *near] if near else []
-    return chosen
+def nearly_decided(plan: Plan, seeds: int) -> Plan:
+    """The cells whose difference `seeds` seeds would decide at the same spread, and the baselines of their columns."""
 
+    def chosen(column: Sequence[CellRuns]) -> list[CellRuns]:
+        base, *others = [runs.read() for runs in column]
+        differences = [paired_difference(runs.scores(), base.scores()) for runs in others]
+        near = [r for r, d in zip(others, differences, strict=True) if d is not None and d.would_be_decided_by(seeds)]
+        return [base, *near] if near else []
 
-def top1(results: dict[int, dict[str, Any]]) -> dict[int, float]:
-    """Seed -> top-1, without the runs that diverged."""
-    return {seed: result["top1"] for seed, result in results.items() if "top1" in result}
+    return [(table, [runs for column in by_column(cells).values() for runs in chosen(column)]) for table, cells in plan]
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
@@ -130,26 +116,6 @@ def train(job: Job, config: AblateConfig, failures: dict[str, str], label: str) 
         outcome = f"failed: {failures[job.config.run_dir]}"
     else:
         tidy(job, keep_checkpoints=config.keep_checkpoints)
-        score = f"top-1 {result['top1']:.2f} %" if "top1" in result else "diverged"
+        score = HEADLINE.show(result[HEADLINE.name]) if HEADLINE.name in result else "diverged"
         outcome = f"{score}  {result['cpu_seconds']:.1f} CPU s  {time.monotonic() - started:.0f} s"
     print(f"{label}  {outcome}", flush=True)
-
-
-def fill(plan: Plan, config: AblateConfig, failures: dict[str, str]) -> list[Filled]:
-    """The tables with what is finished."""
-    filled = []
-    for table, cells in plan:
-        rows = []
-        for planned in cells:
-            seeds = range(max(config.seeds, config.more_seeds)) if planned.config else ()
-            jobs = [make_job(planned, config, table, seed) for seed in seeds]
-            notes = [
-                f"seed {job.config.seed} failed: {failures[job.config.run_dir]}"
-                for job in jobs
-                if job.config.run_dir in failures
-            ]
-            notes += [planned.reason] if planned.reason else []
-            example = jobs[0].config if jobs else None
-            rows.append(FilledCell(planned.cell, example, results_of(planned, config, table), tuple(notes)))
-        filled.append(Filled(table, rows))
-    return filled

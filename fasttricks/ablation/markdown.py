@@ -1,0 +1,139 @@
+"""A table of an ablation in Markdown: what was measured, the paper's figures beside it, what is blank, how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fasttricks.ablation.cell_runs import HEADLINE, CellRuns, by_column
+from fasttricks.ablation.cells import AblateConfig
+from fasttricks.ablation.paper import MARKS, Table
+from fasttricks.ablation.statistics import CONFIDENCE, Difference, deviation, mean, paired_difference
+from fasttricks.runs.metric import Metric
+from fasttricks.tasks.classification import METRICS
+
+
+def markdown(
+    table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, Any], *, command: str
+) -> str:
+    """The table with a section a column, what is blank and why, and how to read it."""
+    lines = [f"## {table.name}: {table.title}", "", f"{data_line(cells, config, data)}."]
+    for name, column in by_column(cells).items():
+        lines += ["", *_column(name, column)]
+    if table.factors:
+        lines += ["", *_main_effects(table.factors, cells)]
+    notes: dict[tuple[str, str], list[str]] = {}
+    for runs in cells:
+        for note in runs.notes:
+            notes.setdefault((runs.cell.column, note), []).append(runs.cell.row)
+    if notes:
+        blank = [f"- {column}, {'; '.join(rows)}: {note}" for (column, note), rows in notes.items()]
+        lines += ["", "Not run:", "", *blank]
+    return "\n".join([*lines, "", *_how_to_read(cells, command)])
+
+
+def data_line(cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, Any]) -> str:
+    """Data set, image size and length of training in one line, for titles."""
+    epochs = sorted({runs.config.epochs for runs in cells if runs.config}) or [config.epochs]
+    length = " or ".join(f"{n}" for n in epochs) + (" epoch" if epochs == [1] else " epochs")
+    images = f"{data['train_images']:,} training and {data['val_images']:,} validation images"
+    place = Path(data["root"]).name
+    return f"{place}: {images} of {data['classes']} classes, {config.data.image_size} pixels, {length}, recipe {config.recipe}"
+
+
+def heading(name: str, column: Sequence[CellRuns]) -> str:
+    """The column's name, and what was trained in it."""
+    batches = sorted({runs.config.global_batch_size for runs in column if runs.config})
+    models = list(dict.fromkeys(runs.config.model.name for runs in column if runs.config))
+    return f"{name}: {', '.join(models)}, batch {', '.join(map(str, batches))}" if models else f"{name}: not run"
+
+
+def score(runs: CellRuns, metric: Metric) -> str:
+    """mean ± standard deviation over the seeds; blank where nothing was run."""
+    values = list(runs.scores(metric).values())
+    if not values:
+        return ""
+    around = deviation(values)
+    return f"{mean(values):.2f}" + ("" if around is None else f" ± {around:.2f}")
+
+
+def _column(name: str, column: Sequence[CellRuns]) -> list[str]:
+    base = column[0]
+    labels = [metric.label for metric in METRICS]
+    heads = ["", *labels, "seeds", f"difference to {base.cell.row}", "", "s of training"]
+    heads += [f"the paper, {' / '.join(labels)}", "its difference"] if base.cell.paper else []
+    rows = [heads, ["---"] * len(heads), *(_row(runs, base) for runs in column)]
+    return [f"**{heading(name, column)}**", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
+
+
+def _row(runs: CellRuns, base: CellRuns) -> list[str]:
+    seeds = f"{len(runs.scores())}" if runs.results else ""
+    seeds += f", {runs.diverged} diverged" if runs.diverged else ""
+    times = [result["train_seconds"] for result in runs.results.values() if "train_seconds" in result]
+    seconds = f"{mean(times):,.0f}" if times else ""
+    scores = [score(runs, metric) for metric in METRICS]
+    row = [runs.cell.row, *scores, seeds, *_compared(runs, base), seconds]
+    paper, before = runs.cell.paper, base.cell.paper
+    if before is None:
+        return row
+    change = "" if paper is None or runs is base else f"{paper.values[0] - before.values[0]:+.2f}"
+    return [*row, str(paper or ""), change]
+
+
+def _compared(runs: CellRuns, base: CellRuns) -> tuple[str, str]:
+    """(difference with its interval, verdict), empty for the baseline itself and where nothing was run."""
+    if runs is base:
+        return "", ""
+    if runs.diverged or base.diverged:
+        return "", "a run diverged: not judged"
+    difference = paired_difference(runs.scores(), base.scores())
+    return (_spread(difference), difference.verdict) if difference else ("", "")
+
+
+def _spread(difference: Difference) -> str:
+    """The mean difference with its interval, in points."""
+    half = difference.half_width
+    if half is None:
+        return f"{difference.mean:+.2f}"
+    return f"{difference.mean:+.2f} ({difference.mean - half:+.2f} to {difference.mean + half:+.2f})"
+
+
+def _main_effects(factors: Sequence[str], cells: Sequence[CellRuns]) -> list[str]:
+    """Each factor's effect over all others: the mean of the cells with it less that of the cells without, seed by seed."""
+    lines = [f"| main effect | points of {HEADLINE.label} | |", "|---|---|---|"]
+    for factor in factors:
+        effect = _main_effect(factor, cells)
+        lines.append(f"| {factor} | {_spread(effect)} | {effect.verdict} |" if effect else f"| {factor} | | |")
+    return lines
+
+
+def _main_effect(factor: str, cells: Sequence[CellRuns]) -> Difference | None:
+    """Of `factor` in a factorial design; None unless all cells have a seed in common."""
+    scores = [runs.scores() for runs in cells]
+    shared = set.intersection(*map(set, scores)) if all(runs.jobs for runs in cells) else set()
+
+    def average(on: bool) -> dict[int, float]:
+        chosen = [own for own, runs in zip(scores, cells, strict=True) if (factor in runs.cell.tricks) == on]
+        return {seed: mean([own[seed] for own in chosen]) for seed in shared}
+
+    return paired_difference(average(True), average(False))
+
+
+def _how_to_read(cells: Sequence[CellRuns], command: str) -> list[str]:
+    lines = [
+        f"Mean ± standard deviation over seeds, percent. Differences are paired by seed, in points, with their {CONFIDENCE:.0%} "
+        "t interval; real: it leaves 0 out. Each interval stands alone: one in twenty leaves 0 out by chance.",
+    ]
+    shown = {mark for runs in cells if runs.cell.paper for mark in runs.cell.paper.marks}
+    if shown:
+        marks = "; ".join(f"[{mark}] {meaning}" for mark, meaning in MARKS.items() if mark in shown)
+        lines += ["", f"The paper's figures are of ImageNet at its own scale: {marks}."]
+    results = [result for runs in cells for result in runs.results.values()]
+    if results:
+        commits = ", ".join(sorted({result["versions"]["commit"] for result in results}))
+        seconds = sorted(result["cpu_seconds"] for result in results)
+        devices = ", ".join(sorted({result["device"] for result in results if "device" in result}))
+        spent = f"{seconds[0]:.0f} to {seconds[-1]:.0f} CPU seconds each"
+        lines += ["", f"{len(results)} runs on {devices}, {spent}; commit {commits}."]
+    return [*lines, "", f"    {command}"]

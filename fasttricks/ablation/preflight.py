@@ -1,0 +1,73 @@
+"""What is checked before the first run of an ablation: the data set, and the disk's room."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttricks.ablation.cells import AblateConfig
+from fasttricks.ablation.jobs import Job
+from fasttricks.config import ConfigError, TrainConfig, UserError
+from fasttricks.data import find_dataset
+from fasttricks.models import build_model
+from fasttricks.training.build import check_batch, num_classes
+from fasttricks.training.saving import KEPT_CHECKPOINTS
+
+LOG_BYTES = 1 << 20
+"""What is reckoned for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""
+
+
+def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the data set is, and its classes, after every check of it. Raises ConfigError or DataError.
+
+    The folder of an ablation is for one data set: another number of classes or images in it is an error.
+    """
+    train, val = find_dataset(config.data.root)
+    num_classes(config.model, train)
+    check_batch(config, len(train))
+    found = {
+        "root": str(Path(train.root).parent),
+        "classes": len(train.classes),
+        "train_images": len(train),
+        "val_images": len(val),
+    }
+    file = Path(config.run_dir) / "data.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [f"{n}: {before[n]} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
+        if changed:
+            rule = f"must be the data set that {config.run_dir} was begun with ({'; '.join(changed)})"
+            raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")
+    return found, train.classes
+
+
+def checkpoint_bytes(config: TrainConfig, classes: int) -> int:
+    """Bytes of one checkpoint: FP32 weights and momentum, and the averaged weights where they are kept."""
+    with torch.device("meta"):
+        model = build_model(config.model, classes)
+    state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return state * (3 if config.ema_decay else 2)
+
+
+def check_disk(jobs: Sequence[Job], config: AblateConfig, classes: int) -> None:
+    """Raise UserError where the disk has too little room for what is still to run."""
+    if not jobs:
+        return
+    sizes = {job.config.model: checkpoint_bytes(job.config, classes) for job in jobs}
+    one = max(sizes.values())
+    # a run being trained has those that are kept and the one being written
+    needed = one * (KEPT_CHECKPOINTS + 1) + len(jobs) * LOG_BYTES
+    if config.keep_checkpoints:
+        needed += KEPT_CHECKPOINTS * sum(sizes[job.config.model] for job in jobs)
+    folder = Path(config.run_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if free < needed:
+        need = f"{len(jobs)} runs need about {needed / 1e6:,.0f} MB there (a checkpoint is {one / 1e6:,.1f} MB)"
+        way_out = "leave out --keep-checkpoints, free some" if config.keep_checkpoints else "free some"
+        rule = f"{need}, but {free / 1e6:,.0f} MB are free; {way_out}, or give another --run-dir"
+        raise UserError(f"run_dir = {config.run_dir!r}: {rule}")
