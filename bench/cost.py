@@ -20,7 +20,7 @@ from rich.table import Table
 from bench import loader
 from bench.pairs import processes
 from fasttricks.config.cli import parse, run_main
-from fasttricks.data import scan_folder
+from fasttricks.data.sources.folder import scan_folder
 
 COUNTED = 5
 """Batches of a turn that count, after loader.SKIPPED that do not."""

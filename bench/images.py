@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fasttricks.data import scan_folder
+from fasttricks.data.sources.folder import scan_folder
 
 
 def link_images(source: Path, target: Path, count: int) -> Path:

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from fasttricks.config import DataConfig, Operators
-from fasttricks.data import ImageFolder, Images, Loader, scan_folder
 from fasttricks.data.batch import Batch
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources import Source
+from fasttricks.data.sources.folder import ImageFolder, scan_folder
 
 BATCH_SIZE, IMAGE_SIZE, SKIPPED = 64, 224, 4
 """The first batches of a pass are not counted: they may have been prepared ahead."""
@@ -62,7 +64,7 @@ def count_images(batch: Any) -> int:
     return len(batch) if isinstance(batch, Batch) else len(batch[1])
 
 
-def fasttricks(images: Images, workers: int, operators: Operators = "auto") -> Iterable[Any]:
+def fasttricks(images: Source, workers: int, operators: Operators = "auto") -> Iterable[Any]:
     """The training input of the project on the CPU, the paper's augmentation."""
     config = DataConfig(image_size=IMAGE_SIZE, threads=workers, operators=operators)
     return Loader(images, config, training=True, batch_size=BATCH_SIZE, device=torch.device("cpu"))

@@ -25,8 +25,11 @@ from bench import loader
 from bench.cost import measure, repeats
 from fasttricks.config import DataConfig
 from fasttricks.config.cli import parse, run_main
-from fasttricks.data import Images, Loader, scan_folder
 from fasttricks.data.packing.pack import PackConfig, pack_split
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources import Source
+from fasttricks.data.sources.folder import scan_folder
+from fasttricks.data.sources.listed import ListedImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ def main(args: list[str]) -> None:
         console.print(table)
 
 
-def measure_rates(sources: dict[str, Images], workers: int, rounds: int) -> dict[str, tuple[str, ...]]:
+def measure_rates(sources: dict[str, ListedImages], workers: int, rounds: int) -> dict[str, tuple[str, ...]]:
     """Of each source: CPU time and images a second, each with how much better than torchvision's from the folder."""
     folder = next(iter(sources.values()))
     times = repeats(len(folder))
@@ -79,9 +82,9 @@ def measure_rates(sources: dict[str, Images], workers: int, rounds: int) -> dict
     }
 
 
-def make_packs(folder: Any, config: Config, place: Path) -> dict[str, Images]:
+def make_packs(folder: Any, config: Config, place: Path) -> dict[str, ListedImages]:
     """A pack of each short side and quality, by a name that says which."""
-    packs: dict[str, Images] = {}
+    packs: dict[str, ListedImages] = {}
     for side in config.short_sides:
         for quality in config.qualities:
             name = f"{side or 'same size'}, quality {quality}"
@@ -89,7 +92,7 @@ def make_packs(folder: Any, config: Config, place: Path) -> dict[str, Images]:
     return packs
 
 
-def repeat(images: Images, times: int) -> Images:
+def repeat(images: ListedImages, times: int) -> ListedImages:
     """The same images so many times over."""
     more: dict[str, Any] = {"files": images.files * times, "labels": images.labels * times}
     if hasattr(images, "index"):
@@ -97,7 +100,7 @@ def repeat(images: Images, times: int) -> Images:
     return dataclasses.replace(images, **more)
 
 
-def validation_pixels(images: Images) -> np.ndarray:
+def validation_pixels(images: Source) -> np.ndarray:
     """(N, 224, 224, 3), 0 to 255: what validation sees."""
     batches = Loader(images, DataConfig(), training=False, batch_size=64, device=torch.device("cpu"))
     pixels = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).double().numpy()

@@ -28,7 +28,7 @@ from bench.step import StepCase
 from fasttricks.config import Precision, replace_at, require
 from fasttricks.config.cli import parse, run_main
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
-from fasttricks.data import find_root
+from fasttricks.data.sources import open_split
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.distributed import World, resolve_device
 from fasttricks.system.monitor import start_monitor
@@ -117,7 +117,7 @@ class Bench:
         """The training images to measure on: links to config.data.images of them."""
         target = self.folder / "images"
         if not target.exists():
-            link_images(find_root(self.config.data.root) / "train", target / "train", self.config.data.images)
+            link_images(open_split(self.config.data.root, "train").root, target / "train", self.config.data.images)
             (target / "val").symlink_to(target / "train")
         return target
 

@@ -40,7 +40,8 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
 
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
-    from fasttricks.data import Loader, find_root, open_split
+    from fasttricks.data.pipeline.loader import Loader
+    from fasttricks.data.sources import open_split
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.runs.restore import restore_model, saved_config
     from fasttricks.tasks.classification import evaluate
@@ -48,7 +49,7 @@ def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: Wo
 
     check_precision(config.precision, world.device)
     saved = saved_config(state)
-    folder = open_split(find_root(config.data.root) / "val", classes=tuple(state["classes"]))
+    folder = open_split(config.data.root, "val", classes=tuple(state["classes"]))
     precision = resolve_precision(config.precision, world.device)
     model = place(restore_model(state, average=config.average), world, precision)
     batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["ranks"]))

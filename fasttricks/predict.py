@@ -93,7 +93,9 @@ def predict(state: dict[str, Any], paths: Sequence[str], config: PredictConfig, 
 
 def load(paths: Sequence[str], config: PredictConfig, world: World) -> tuple[dict[str, Any], dict[str, str]]:
     """(path -> its pixels, (3, S, S), as validation has them; path -> why it has none), of one path or more."""
-    from fasttricks.data import DataError, ImageFolder, Loader
+    from fasttricks.data.pipeline.loader import Loader
+    from fasttricks.data.sources.errors import DataError
+    from fasttricks.data.sources.folder import ImageFolder
     from fasttricks.learning.precision import image_dtype
 
     named = {path: os.path.abspath(path).lstrip("/") for path in paths}

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Loader, scan_folder
 from fasttricks.data.packing.scan import examine
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.folder import scan_folder
 from lib.fuzzing import settings_for, take_turns
 from lib.images import JPEG, KINDS, PNG, WEBP, encoded, noise, smooth
 

@@ -16,7 +16,7 @@ from bench import compare, end_to_end, images, losses, pairs, published, report,
 from bench.pairs import Row, by_turns
 from bench.report import BenchConfig, BenchData, step_cases
 from fasttricks.config import ConfigError
-from fasttricks.data import scan_folder
+from fasttricks.data.sources.folder import scan_folder
 from lib.tiny import call, write_images
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fasttricks.config import DataConfig
-from fasttricks.data import ImageFolder, Loader, scan_folder
 from fasttricks.data.pipeline import draws, graph, reference
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.folder import ImageFolder, scan_folder
 
 CPU = torch.device("cpu")
 

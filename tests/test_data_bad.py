@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import DataError, Loader, scan_folder
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import draws, reference
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.headers import problem
 from lib.images import JPEG, KINDS, TURNED, encoded, png_bomb, put, smooth, webp_bomb
 
@@ -273,7 +275,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     code = """
 import resource, sys, time
 from pathlib import Path
-from fasttricks.data import ImageFolder
+from fasttricks.data.sources.folder import ImageFolder
 from fasttricks.data.sources.headers import problem
 for path in map(Path, sys.argv[1:]):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fasttricks.data import DataError, scan_dataset, scan_folder
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import scan_dataset, scan_folder
 from fasttricks.data.sources.quarantine import QuarantineError, write_quarantine
 
 
@@ -180,5 +181,5 @@ def test_dataset_root_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_scanning_needs_neither_torch_nor_dali() -> None:
-    code = "import sys, fasttricks.data; assert not {'torch', 'nvidia.dali'} & set(sys.modules), 'imported'"
+    code = "import sys, fasttricks.data.sources; assert not {'torch', 'nvidia.dali'} & set(sys.modules), 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from fasttricks.config import ConfigError, DataConfig
-from fasttricks.data import Loader, scan_dataset
 from fasttricks.data.pipeline import fused, reference
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.folder import scan_dataset
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
 from lib.tiny import arguments, on_terminal

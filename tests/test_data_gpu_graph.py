@@ -14,8 +14,8 @@ import torch
 from nvidia.dali import backend, pipeline_def
 
 from fasttricks.config import DataConfig
-from fasttricks.data import Loader
 from fasttricks.data.pipeline import graph
+from fasttricks.data.pipeline.loader import Loader
 from lib.interpreter import interpreted
 
 
@@ -124,7 +124,7 @@ def batches(folder: Any, config: DataConfig, *, color_last: bool, dtype: torch.d
 
 
 def check_colors_behind_the_graph(root: Path) -> None:
-    from fasttricks.data import scan_folder
+    from fasttricks.data.sources.folder import scan_folder
 
     folder = scan_folder(root)
     for color in ("paper", "published", "none"):
@@ -164,7 +164,7 @@ def test_the_check_can_fail() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_gpu_batches_are_the_cpu_batches(training: bool, test_data: Any) -> None:
     """Same draws on both; JPEG decoders differ by rounding."""
-    from fasttricks.data import scan_folder
+    from fasttricks.data.sources.folder import scan_folder
 
     folder = scan_folder(test_data("imagenet_samples") / "train")
     cpu, gpu = (

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from fasttricks.data import DataError, find_dataset, prepare, scan_dataset
+from fasttricks.data import prepare
 from fasttricks.data.packing.imagenet import open_imagenet
-from fasttricks.data.packing.pack import read_at
+from fasttricks.data.sources import find_dataset
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import scan_dataset
 from lib.tiny import call
 
 CLASSES = ("n01440764", "n01443537", "n02085620")
@@ -108,7 +110,7 @@ def test_archives_hold_what_the_unpacked_folder_holds(archives: Archives, tmp_pa
         assert found.classes == CLASSES
         assert (found.files, found.labels) == (folder.files, folder.labels)
         assert found.fingerprint() == folder.fingerprint()
-        assert [read_at(found.locate(i)) for i in range(len(found))] == [folder.read(i) for i in range(len(folder))]
+        assert [found.read(i) for i in range(len(found))] == [folder.read(i) for i in range(len(folder))]
 
 
 def test_the_command_packs_them(archives: Archives, tmp_path: Path) -> None:

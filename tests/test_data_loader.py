@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import DataError, ImageFolder, Loader
 from fasttricks.data.batch import Batch
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import ImageFolder
 
 CPU = torch.device("cpu")
 SMALL = DataConfig(image_size=8, val_resize=8, threads=2)

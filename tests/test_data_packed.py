@@ -18,12 +18,16 @@ import torch
 from PIL import Image
 
 from fasttricks.config import ConfigError, DataConfig
-from fasttricks.data import DataError, ImageFolder, Loader, find_dataset, prepare, scan_folder
+from fasttricks.data import prepare
 from fasttricks.data.packing import pack
 from fasttricks.data.packing.pack import PackConfig, pack_split
 from fasttricks.data.packing.reencode import encode
 from fasttricks.data.pipeline.feed import Feed
+from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.sources import find_dataset
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import ImageFolder, scan_folder
 from fasttricks.data.sources.packed import PackedImages, open_packed
 from fasttricks.data.sources.quarantine import write_quarantine
 from lib.tiny import arguments, call

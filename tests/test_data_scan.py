@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from fasttricks.config import DataConfig
-from fasttricks.data import ImageFolder, prepare, scan_folder
+from fasttricks.data import prepare
 from fasttricks.data.packing.scan import examine, list_files, scan_files
+from fasttricks.data.sources.folder import ImageFolder, scan_folder
 from fasttricks.data.sources.headers import problem
 from lib.images import FULL, KINDS, encoded, put, smooth
 from lib.tiny import call

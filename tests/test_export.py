@@ -19,8 +19,9 @@ from torch import nn
 from fasttricks import export
 from fasttricks.config import ConfigError, ModelConfig
 from fasttricks.config.recipes import RECIPES, resnet50d_tricks
-from fasttricks.data import ImageFolder, Loader
+from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.reference import decode, validation_pixels
+from fasttricks.data.sources.folder import ImageFolder
 from fasttricks.models import MODELS, build_model
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.model_card import counterparts, hub_config, model_card

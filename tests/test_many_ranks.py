@@ -19,9 +19,9 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fasttricks.config import ScheduleConfig, TrainConfig
-from fasttricks.data import DataError
 from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.sources.errors import DataError
 from fasttricks.planning.footprint import paper_run
 from fasttricks.system.distributed import World, join_world
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from fasttricks import predict
-from fasttricks.data import Loader, scan_folder
+from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
+from fasttricks.data.sources.folder import scan_folder
 from fasttricks.predict import PredictConfig, Prediction
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.restore import restore_model, saved_config

@@ -9,7 +9,8 @@ import torch
 
 from fasttricks import train
 from fasttricks.config import ConfigError, DataConfig, ScheduleConfig, TrainConfig
-from fasttricks.data import Loader, scan_folder
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.folder import scan_folder
 from fasttricks.learning.schedule import image_size, image_sizes
 from lib.tiny import arguments, call, write_images
 

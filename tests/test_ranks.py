@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fasttricks.config import ConfigError
-from fasttricks.data import Loader, find_dataset
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources import find_dataset
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.runs.checkpoint import load_checkpoint

@@ -13,7 +13,7 @@ import torch
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError
-from fasttricks.data import find_dataset
+from fasttricks.data.sources import find_dataset
 from fasttricks.models import build_model
 from fasttricks.training.build import check_batch, num_classes
 from fasttricks.training.saving import KEPT_CHECKPOINTS

@@ -13,7 +13,8 @@ from fasttricks.config import UserError, require
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
-    from fasttricks.data.packing.pack import Packable, PackConfig
+    from fasttricks.data.packing.pack import PackConfig
+    from fasttricks.data.sources import Source
 
 PROG = "python -m fasttricks.data.prepare"
 USAGE = f"""usage:
@@ -55,7 +56,7 @@ def scan(args: Sequence[str]) -> None:
     """Decode every image below DIR, a data set or a part of one, strictly; list the bad ones in DIR/quarantine.jsonl."""
     from fasttricks.config.cli import parse
     from fasttricks.data.packing.scan import list_files, scan_files
-    from fasttricks.data.sources.folder import DataError, show_name
+    from fasttricks.data.sources.errors import DataError, show_name
     from fasttricks.data.sources.quarantine import write_quarantine
 
     (root,), rest = _places(args, "scan", ("DIR",))
@@ -77,8 +78,8 @@ def scan(args: Sequence[str]) -> None:
 def pack(args: Sequence[str]) -> None:
     """DIR/train and DIR/val into OUT/train and OUT/val."""
     from fasttricks.config.cli import parse
-    from fasttricks.data import scan_dataset
     from fasttricks.data.packing.pack import PackConfig
+    from fasttricks.data.sources.folder import scan_dataset
 
     (root, out), rest = _places(args, "pack", ("DIR", "OUT"))
     config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
@@ -105,7 +106,7 @@ def imagenet(args: Sequence[str]) -> None:
 
 def check(args: Sequence[str]) -> None:
     """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
-    from fasttricks.data.sources.folder import show_name
+    from fasttricks.data.sources.errors import show_name
     from fasttricks.data.sources.packed import open_packed
 
     (out,), rest = _places(args, "check", ("OUT",))
@@ -129,10 +130,10 @@ def check(args: Sequence[str]) -> None:
     print(f"{out}: {count:,} images, all as they were packed")
 
 
-def pack_dataset(splits: dict[str, Packable], out: Path, config: PackConfig) -> None:
+def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> None:
     """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
     from fasttricks.data.packing.pack import pack_split
-    from fasttricks.data.sources.folder import show_name
+    from fasttricks.data.sources.errors import show_name
 
     for split, source in splits.items():
         try:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fasttricks.config import ConfigError, TrainConfig, require
-from fasttricks.data import Images
 from fasttricks.data.batch import Batch
+from fasttricks.data.sources import Source
 from fasttricks.learning.teacher import Teacher
 from fasttricks.runs.folder import config_digest
 
@@ -97,7 +97,7 @@ def check_cache(config: TrainConfig) -> None:
     require(config.schedule.first_size == 1, "distill.cache", cache, rule + grow)
 
 
-def open_cache(teacher: Teacher, config: TrainConfig, train_folder: Images, *, operators: str) -> CachedTeacher:
+def open_cache(teacher: Teacher, config: TrainConfig, train_folder: Source, *, operators: str) -> CachedTeacher:
     """The cache in the folder config.distill.cache, in a file of its own for each teacher, data set, seed and augmentation.
 
     operators: which code makes the pixels. Raises ConfigError as CachedTeacher.

@@ -34,7 +34,7 @@ from fasttricks.training.build import place
 from fasttricks.training.run import Run, count_steps
 
 if TYPE_CHECKING:
-    from fasttricks.data import Loader
+    from fasttricks.data.pipeline.loader import Loader
     from fasttricks.data.pipeline.shards import Shards
 
 aten = torch.ops.aten

@@ -204,7 +204,7 @@ def find_data_size(config: PlanConfig) -> DataSize:
     if config.images or not config.data.root:
         classes = config.model.num_classes or IMAGENET_CLASSES
         return DataSize(config.images or IMAGENET_IMAGES, classes, "--images" if config.images else "ImageNet")
-    from fasttricks.data import find_dataset
+    from fasttricks.data.sources import find_dataset
     from fasttricks.training.build import num_classes
 
     train, _ = find_dataset(config.data.root)

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.config import ConfigError, ModelConfig, Precision, TrainConfig, replace_at, require
 from fasttricks.config.resolve import require_resolved
-from fasttricks.data import Images, Loader, find_dataset
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources import Source, find_dataset
 from fasttricks.learning.compiled import CompiledModel
 from fasttricks.learning.divergence import LossGuard
 from fasttricks.learning.optim import build_optimizer
@@ -123,7 +124,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None) ->
     return run
 
 
-def with_teacher(config: TrainConfig, train_folder: Images, world: World) -> tuple[TrainConfig, Teacher | None]:
+def with_teacher(config: TrainConfig, train_folder: Source, world: World) -> tuple[TrainConfig, Teacher | None]:
     """The teacher of a distillation, and `config` with the digest of its weights, to be held against a resumed run's.
 
     Raises ConfigError or CheckpointError as load_teacher, and ConfigError as check_run_dir for another teacher.
@@ -164,7 +165,7 @@ def check_sizes(config: TrainConfig, num_classes: int, smallest_batch: int) -> N
             ) from error
 
 
-def num_classes(config: ModelConfig, train_folder: Images) -> int:
+def num_classes(config: ModelConfig, train_folder: Source) -> int:
     """Classes of the data. Raises ConfigError where the config asks for another number."""
     found = len(train_folder.classes)
     rule = f"must be the {found} classes of {train_folder.root}, or 0 to take them from there"
@@ -204,7 +205,7 @@ def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str
 
 
 def make_loaders(
-    config: TrainConfig, world: World, train_folder: Images, val_folder: Images, resumed: Resumed
+    config: TrainConfig, world: World, train_folder: Source, val_folder: Source, resumed: Resumed
 ) -> tuple[Loader, Loader]:
     """Training and validation batches of this rank, the first where `resumed` left off."""
     batch_size = config.micro_batch_size(world.size)
@@ -226,7 +227,7 @@ def make_loaders(
     return train_loader, make(val_folder, training=False, batch_size=val_batch_size, dtype=val_dtype)
 
 
-def describe(run: Run, val_folder: Images, resumed: Resumed) -> str:
+def describe(run: Run, val_folder: Source, resumed: Resumed) -> str:
     """The header of a run: what is trained, on what, how."""
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fasttricks.config import ConfigError, TrainConfig
-from fasttricks.data import Images
+from fasttricks.data.sources import Source
 from fasttricks.learning.optim import WeightAverage
 from fasttricks.learning.precision import LossScale, resolve_precision
 from fasttricks.runs.checkpoint import (
@@ -104,7 +104,7 @@ def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None
 
 
 # ---------------------------------------------------------------------------------------------------- the fingerprint
-def fingerprint(config: TrainConfig, world: World, folders: Sequence[Images]) -> dict[str, Any]:
+def fingerprint(config: TrainConfig, world: World, folders: Sequence[Source]) -> dict[str, Any]:
     """All that must be the same for a resumed run to be the same run, by name. Of images: names and labels, in order."""
     found = {package: version for package, version in releases().items() if package in _SOFTWARE}
     if world.device.type == "cpu":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fasttricks.config import TrainConfig
-from fasttricks.data import Loader
+from fasttricks.data.pipeline.loader import Loader
 from fasttricks.learning.divergence import LossGuard
 from fasttricks.learning.optim import WeightAverage
 from fasttricks.learning.precision import LossScale

@@ -11,13 +11,14 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fasttricks.data.packing.pack import PackConfig
-from fasttricks.data.sources.folder import DataError, ImageFolder, Where
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.listed import ListedImages, Where
 
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"(?:.*/)?(ILSVRC2012_val_\d{8}\.JPEG)")
@@ -37,28 +38,14 @@ class ImagenetConfig(PackConfig):
 
 
 @dataclass(frozen=True)
-class ArchiveImages:
-    """Images inside an archive, named and ordered as in the folder that it would be unpacked to, CLASS/IMAGE."""
+class ArchiveImages(ListedImages):
+    """Images inside the archive `root`, named and ordered as in the folder that it would be unpacked to."""
 
-    root: Path
-    """The archive."""
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
     places: tuple[tuple[int, int], ...]
     """(first byte, number of bytes) of each image."""
-    bad: Mapping[int, str] = field(default_factory=dict)
-    """None is known to be."""
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def fingerprint(self) -> str:
-        """That of the folder."""
-        return ImageFolder(self.root, self.classes, self.files, self.labels).fingerprint()
 
     def locate(self, index: int) -> Where:
-        """Where the bytes of image `index` lie."""
+        """The bytes of the archive that are image `index`."""
         return Where(str(self.root), *self.places[index])
 
 

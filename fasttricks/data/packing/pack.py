@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import io
 import json
 import multiprocessing
 import os
-import stat
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -29,7 +27,9 @@ from numpy.typing import NDArray
 
 from fasttricks.config import require
 from fasttricks.data.packing.reencode import QUALITY, Packed, encode
-from fasttricks.data.sources.folder import DataError, Where, why_unreadable
+from fasttricks.data.sources import Source
+from fasttricks.data.sources.errors import DataError, why_unreadable
+from fasttricks.data.sources.listed import Where, read_at
 from fasttricks.data.sources.packed import FORMAT, INDEX, MANIFEST, PLAN, PackedImages, open_packed, write_index
 from fasttricks.system.files import write_whole
 
@@ -69,24 +69,6 @@ class PackConfig:
         return f"{side}JPEG quality {self.quality or QUALITY}"
 
 
-class Packable(Protocol):
-    """What pack_split packs: an ImageFolder, or the images of an archive."""
-
-    @property
-    def root(self) -> Path: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def files(self) -> tuple[str, ...]: ...
-    @property
-    def labels(self) -> tuple[int, ...]: ...
-    @property
-    def bad(self) -> Mapping[int, str]: ...
-    def __len__(self) -> int: ...
-    def fingerprint(self) -> str: ...
-    def locate(self, index: int) -> Where: ...
-
-
 class Report(NamedTuple):
     """What became of a split."""
 
@@ -96,7 +78,7 @@ class Report(NamedTuple):
     """Images that are left out because they cannot be read, or stored as they are because they cannot be decoded: name -> why."""
 
 
-def pack_split(source: Packable, out: Path, config: PackConfig, advance: Any = lambda count: None) -> Report:
+def pack_split(source: Source, out: Path, config: PackConfig, advance: Any = lambda count: None) -> Report:
     """Pack `source` into the folder `out`, or finish what an earlier call began. `advance(n)` is called as n images are done.
 
     The order stays that of the folder whatever an image is: one that is bad in `source` or cannot be read is stored as 0 bytes
@@ -131,7 +113,7 @@ def pack_split(source: Packable, out: Path, config: PackConfig, advance: Any = l
             "format": FORMAT,
             "classes": source.classes,
             "shards": shards,
-            "index_digest": write_index(out / INDEX, list(source.files), columns),
+            "index_digest": write_index(out / INDEX, [source.name(index) for index in range(len(source))], columns),
             "altered": config.altered,
             "bad": bad,
             "troubles": troubles,
@@ -185,18 +167,8 @@ def _pack_one(place: Where | str, short_side: int, quality: int) -> Packed:
     return encode(content, short_side, quality)
 
 
-def read_at(place: Where) -> bytes:
-    """The bytes there. Raises OSError."""
-    descriptor = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a file")
-        file.seek(place.start)
-        return file.read(place.length)
-
-
 def _write_shard(
-    source: Packable, out: Path, number: int, part: NDArray[np.int64], workers: _Workers, advance: Any
+    source: Source, out: Path, number: int, part: NDArray[np.int64], workers: _Workers, advance: Any
 ) -> None:
     """Write shard `number`, the images `part`, and the record of what lies where in it."""
     notes: dict[str, dict[str, str]] = {"bad": {}, "troubles": {}}
@@ -212,7 +184,7 @@ def _write_shard(
                 if image.bad:
                     notes["bad"][str(index)] = image.bad
                 if image.bad or image.trouble:
-                    notes["troubles"][source.files[index]] = image.bad or image.trouble
+                    notes["troubles"][source.name(index)] = image.bad or image.trouble
                 advance(1)
             file.flush()
             os.fsync(file.fileno())
@@ -234,7 +206,7 @@ def _write_shard(
         ) from error
 
 
-def _plan(source: Packable, config: PackConfig) -> dict[str, Any]:
+def _plan(source: Source, config: PackConfig) -> dict[str, Any]:
     """What a pack is of: a resumed one must be of the same."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
     encoder = f"Pillow {PIL.__version__}" if config.altered else "none"

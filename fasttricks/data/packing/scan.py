@@ -19,8 +19,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from fasttricks.data.sources.folder import is_clutter, named_image, read_file, why_unreadable
+from fasttricks.data.sources.errors import why_unreadable
+from fasttricks.data.sources.folder import is_clutter, named_image
 from fasttricks.data.sources.headers import image_format, problem
+from fasttricks.data.sources.listed import Where, read_at
 
 _CHUNK = 64  # files a task: a tenth of a second
 
@@ -114,7 +116,7 @@ def _examine_files(root: str, names: list[str], max_pixels: int) -> tuple[int, d
     count, bad = 0, {}
     for name in names:
         try:
-            file = read_file(f"{root}{os.sep}{name}")
+            file = read_at(Where(f"{root}{os.sep}{name}"))
         except OSError as error:
             reason: str | None = why_unreadable(error)
         else:

@@ -8,10 +8,9 @@ the files alone. No DALI and no torch here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from fasttricks.config import DataConfig
 from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.data.sources.folder import DataError, show_name, why_unreadable
+from fasttricks.data.sources import Source
+from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
 from fasttricks.data.sources.headers import problem
 
 _Read = tuple[int, int, bytes]
@@ -28,33 +28,6 @@ READ_THREADS = 4
 """Cold and network disks answer many requests at once; more threads than this only wait for each other on a warm one."""
 READ_AHEAD = 4
 """Batches that are read before they are asked for: the memory is theirs, encoded."""
-
-
-class Source(Protocol):
-    """Encoded images by number."""
-
-    @property
-    def root(self) -> Path:
-        """Where they are, for messages."""
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """labels[i] is the class of image i."""
-
-    @property
-    def bad(self) -> Mapping[int, str]:
-        """Images that are known beforehand not to be used, by number, and why."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`, as it lies on the disk. Called from several threads. Raises OSError."""
-
-    def name(self, index: int) -> str:
-        """What to call it in a message."""
-
-    def fingerprint(self) -> str:
-        """The same for the same names and labels in the same order."""
 
 
 class Job(NamedTuple):

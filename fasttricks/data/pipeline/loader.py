@@ -21,11 +21,12 @@ from nvidia.dali.tensors import TensorCPU, TensorListCPU
 from fasttricks.config import DataConfig
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.draws import image_draws
-from fasttricks.data.pipeline.feed import Feed, Job, Source
+from fasttricks.data.pipeline.feed import Feed, Job
 from fasttricks.data.pipeline.fused import Callback, choose_callback
 from fasttricks.data.pipeline.graph import augmentation, image_graph
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.data.sources.folder import DataError, show_name
+from fasttricks.data.sources import Source
+from fasttricks.data.sources.errors import DataError, show_name
 from fasttricks_kernels import augment
 
 _SHOWN = 20
@@ -42,7 +43,7 @@ class Loader:
     many images a step has in all.
 
     Args:
-        source: what scan_folder found.
+        source: the images of the split.
         config: sizes, augmentation, threads.
         training: random crop, flip and colour, in an order shuffled anew each epoch; else short side to val_resize,
             centre crop, in the order of `source`.

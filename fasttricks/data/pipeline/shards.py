@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fasttricks.data.sources.folder import DataError
+from fasttricks.data.sources.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,100 @@
-"""Images on disk, by number."""
+"""Images on disk, by number: what a source of them is, and how the one that data.root names is opened. No torch, no DALI.
+
+A new kind of source is one new file here and one row of OPENERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import open_folder
+from fasttricks.data.sources.listed import Where
+from fasttricks.data.sources.packed import is_packed, open_packed
+
+Split = Literal["train", "val"]
+Classes = tuple[str, ...] | None
+"""The names that labels follow; None: those that the source has."""
+
+
+class Source(Protocol):
+    """The encoded images of one split, by number from 0 on. What it tells never changes; it may be asked from any thread."""
+
+    @property
+    def root(self) -> Path:
+        """Where they are: the folder or file of the split."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes, those of train for val too."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """labels[i] is the class of image i, 0 to len(classes) - 1."""
+
+    @property
+    def bad(self) -> Mapping[int, str]:
+        """Images that are known beforehand not to be used, by number, and why."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image `index`. Raises OSError."""
+
+    def locate(self, index: int) -> Where:
+        """Where the bytes of image `index` lie, for a process that reads without the source."""
+
+    def name(self, index: int) -> str:
+        """What to call image `index`, CLASS/IMAGE; no two share a name."""
+
+    def fingerprint(self) -> str:
+        """The same for the same names and labels in the same order, and for no others."""
+
+
+class Opener(NamedTuple):
+    """One kind of source."""
+
+    recognises: Callable[[str, Split], bool]
+    """Whether that split of what data.root names is of this kind."""
+    open: Callable[[str, Split, Classes], Source]
+    """That split of what data.root names, labelled by the classes. Raises DataError."""
+
+
+def _open_demo(root: str, split: Split, classes: Classes) -> Source:
+    from fasttricks.data.sources.demo import open_demo  # draws with Pillow, which no other kind needs
+
+    return open_demo(split, classes)
+
+
+OPENERS = [
+    Opener(lambda root, split: root == "demo", _open_demo),
+    Opener(
+        lambda root, split: is_packed(Path(root, split)),
+        lambda root, split, classes: open_packed(Path(root, split), classes=classes),
+    ),
+    Opener(lambda root, split: True, open_folder),
+]
+"""The kinds of source. The first that recognises a place opens it; the last takes any, and says what is wrong with it."""
+
+
+def find_dataset(root: str) -> tuple[Source, Source]:
+    """(train, val) of what data.root names: a folder, or the word demo for the embedded images, drawn at first use.
+
+    Raises DataError as open_split.
+    """
+    train = open_split(root, "train")
+    return train, open_split(root, "val", classes=train.classes)
+
+
+def open_split(root: str, split: Split, *, classes: Classes = None) -> Source:
+    """One split of what data.root names.
+
+    Raises DataError for an empty name, for images that break a rule of their kind (folder.py, packed.py), and where the
+    embedded images cannot be written.
+    """
+    if not root:
+        rule = "must be the folder that holds train/ and val/, or the word demo"
+        raise DataError(f"data.root = '': {rule}; give --data.root")
+    return next(opener for opener in OPENERS if opener.recognises(root, split)).open(root, split, classes)

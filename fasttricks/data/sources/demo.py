@@ -31,6 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fasttricks.data.sources import demo_images
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.folder import ImageFolder, scan_folder
 
 CLASSES = tuple(demo_images.SHAPES)
 SPLITS = ("train", "val")
@@ -68,6 +70,15 @@ def make_demo(
         way_out = "free 150 MB there, or set XDG_CACHE_HOME to a folder that can be written"
         raise OSError(f"the demo data cannot be written to {cache}: {error}; {way_out}") from error
     return root
+
+
+def open_demo(split: str, classes: tuple[str, ...] | None) -> ImageFolder:
+    """A split of the demo data. Raises DataError where it cannot be written, and as scan_folder."""
+    try:
+        root = make_demo()
+    except OSError as error:
+        raise DataError(f"data.root = 'demo': {error}") from error
+    return scan_folder(root / split, classes=classes)
 
 
 def _default_cache() -> Path:

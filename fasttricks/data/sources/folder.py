@@ -8,21 +8,17 @@ Layout: ROOT/train/<class>/<image> and ROOT/val/<class>/<image>; classes are num
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 import warnings
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from errno import EFBIG, EINVAL
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-from fasttricks.config import UserError
+from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
 from fasttricks.data.sources.headers import HEADER_BYTES, why_no_image
+from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.quarantine import QUARANTINE, read_quarantine
 
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
@@ -49,73 +45,17 @@ _NOT_READ = ["gif", "heic", "avif"]
 _EXTENSIONS = frozenset(_READ + _NOT_READ)
 """A file whose name ends so was meant to be an image."""
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", QUARANTINE})
-_LARGEST_FILE = 1 << 29  # bytes; more is no image, and would be read into memory
 _CHUNK = 2048  # files a task of the header check: large enough that handing out tasks costs nothing
 _NAMED = 5  # how many offenders an error names
 
 
-class DataError(UserError):
-    """Input data that breaks a rule. The message names the file or folder, the rule and the way out."""
-
-
-class Where(NamedTuple):
-    """Where the bytes of an image lie."""
-
-    path: str
-    start: int
-    length: int
-    """-1: the whole file."""
-
-
 @dataclass(frozen=True)
-class ImageFolder:
-    """The images of one split: `files[i]`, relative to `root`, is of class `classes[labels[i]]`."""
-
-    root: Path
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-    bad: Mapping[int, str] = field(default_factory=dict)
-    """Files that are known not to be read, by number, and why: no image, or in the quarantine list."""
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> bytes:
-        """The bytes of image `index`. Raises OSError."""
-        return read_file(f"{self.root}{os.sep}{self.files[index]}")
+class ImageFolder(ListedImages):
+    """The images of one split, each a file of `root`. `bad`: no image, or in the quarantine list."""
 
     def locate(self, index: int) -> Where:
-        """Where the bytes of image `index` lie."""
-        return Where(f"{self.root}{os.sep}{self.files[index]}", 0, -1)
-
-    def name(self, index: int) -> str:
-        """What to call image `index`: its path, relative to `root`."""
-        return self.files[index]
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of names and labels."""
-        names = hashlib.blake2b(os.fsencode("\0".join(self.files)), digest_size=8)
-        names.update(array("q", self.labels).tobytes())
-        return names.hexdigest()
-
-
-def read_file(path: str) -> bytes:
-    """The bytes of a file. Raises OSError, also for what is none, and for 0.5 GB or more. Never waits for a pipe's end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(EINVAL, "Is a directory" if stat.S_ISDIR(status.st_mode) else "not a file")
-        if size >= _LARGEST_FILE:
-            raise OSError(EFBIG, f"{size:,} bytes long")
-        content = os.read(descriptor, size)
-        while len(content) < size and (more := os.read(descriptor, size - len(content))):
-            content += more
-        return content
-    finally:
-        os.close(descriptor)
+        """The whole file of image `index`."""
+        return Where(f"{self.root}{os.sep}{self.files[index]}")
 
 
 def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> ImageFolder:
@@ -179,7 +119,19 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
 
 def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
     """(train, val) of the data set at `root`, labelled by the classes of train. Raises DataError as scan_folder."""
-    root = Path(root)
+    train = open_folder(str(root), "train", None)
+    return train, open_folder(str(root), "val", train.classes)
+
+
+def open_folder(root: str, split: str, classes: tuple[str, ...] | None) -> ImageFolder:
+    """The images of ROOT/SPLIT; of train only where val is there too. Raises DataError as scan_folder."""
+    if split == "train":
+        _check_layout(Path(root))
+    return scan_folder(Path(root, split), classes=classes)
+
+
+def _check_layout(root: Path) -> None:
+    """Raise DataError where `root` is no folder with train/ and val/ in it."""
     if not root.exists():
         raise DataError(f"{root}: no such folder; give the folder that holds train/ and val/ as --data.root")
     if not root.is_dir():
@@ -188,8 +140,6 @@ def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
     if missing:
         there = _names(sorted(os.listdir(root))) or "nothing"
         raise DataError(f"{root}: no folder {' and no folder '.join(missing)} in it (there is {there}); {LAYOUT}")
-    train = scan_folder(root / "train")
-    return train, scan_folder(root / "val", classes=train.classes)
 
 
 def _list_root(root: Path) -> tuple[list[str], list[str], list[str]]:
@@ -268,16 +218,6 @@ def _why_bad(path: str) -> str | None:
         return why_unreadable(error)
     finally:
         os.close(descriptor)
-
-
-def why_unreadable(error: OSError) -> str:
-    """The reason in words of a file that cannot be read."""
-    return f"unreadable: {error.strerror or error}"
-
-
-def show_name(name: str) -> str:
-    """A file name as one line that any terminal and file takes: what cannot be printed is escaped."""
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _names(names: Sequence[str]) -> str:

@@ -15,7 +15,6 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fasttricks.data.sources.folder import DataError, ImageFolder
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.listed import ListedImages, Where, read_range
 from fasttricks.system.files import write_whole
 
 MANIFEST, INDEX, PLAN = "pack.json", "index.npz", "packing.json"
@@ -33,48 +33,40 @@ REPACK = "copy it again from where it is whole, or pack the images anew into ano
 
 
 @dataclass(frozen=True)
-class PackedImages:
-    """The images of one packed split, in the order of the folder that was packed: a Source for the feed."""
+class PackedImages(ListedImages):
+    """The images of one packed split, in the order of the folder that was packed.
 
-    root: Path
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
+    `bad`: could not be read or were in the quarantine list when they were packed; 0 bytes here.
+    """
+
     shards: tuple[str, ...]
     index: dict[str, NDArray[Any]]
     """Columns shard, offset, length and crc (zlib's crc32), an entry an image."""
-    bad: Mapping[int, str] = field(default_factory=dict)
-    """Images that could not be read or were in the quarantine list when they were packed, by number, and why: 0 bytes here."""
     altered: str = ""
     """How the images differ from those of the folder, such as a short side of 256 pixels; empty: byte for byte the same."""
     _open: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def locate(self, index: int) -> Where:
+        """The shard, first byte and length of image `index`."""
+        shard, start, length = (int(self.index[column][index]) for column in ("shard", "offset", "length"))
+        return Where(f"{self.root}{os.sep}{self.shards[shard]}", start, length)
 
     def read(self, index: int) -> bytes:
         """The encoded image `index`. From any thread. Raises OSError, also where its checksum says that it is damaged.
 
-        The checksum costs 0.27 ms a megabyte.
+        Shards stay open. The checksum costs 0.27 ms a megabyte.
         """
         shard, start, length, crc = (int(self.index[name][index]) for name in ("shard", "offset", "length", "crc"))
-        descriptor = self._descriptor(shard)
-        content = os.pread(descriptor, length, start)
-        while len(content) < length and (more := os.pread(descriptor, length - len(content), start + len(content))):
-            content += more
+        content = read_range(self._descriptor(shard), start, length)
         if len(content) < length or zlib.crc32(content) != crc:
             place = f"bytes {start} to {start + length} of {self.shards[shard]}"
             raise OSError(errno.EIO, f"{place} fail their checksum: the shard is damaged; {REPACK}")
         return content
 
-    def name(self, index: int) -> str:
-        """What to call image `index`: its path in the folder that was packed."""
-        return self.files[index]
-
     def fingerprint(self) -> str:
         """That of the folder that was packed, where the images are its own byte for byte, so that a run may change over."""
-        same = ImageFolder(self.root, self.classes, self.files, self.labels).fingerprint()
+        same = super().fingerprint()
         return same + (hashlib.blake2b(self.altered.encode(), digest_size=4).hexdigest() if self.altered else "")
 
     def _descriptor(self, shard: int) -> int:
@@ -125,9 +117,8 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
             )
         labels = np.array([classes.index(name) for name in known], np.uint32)[labels]
         known = classes
-    return PackedImages(
-        root, tuple(known), files, tuple(labels.tolist()), tuple(shards), columns, bad, str(manifest["altered"])
-    )
+    named = root, tuple(known), files, tuple(labels.tolist())
+    return PackedImages(*named, tuple(shards), columns, str(manifest["altered"]), bad=bad)
 
 
 def write_index(path: Path, files: list[str], columns: dict[str, NDArray[Any]]) -> str:

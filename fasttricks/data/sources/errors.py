@@ -1,0 +1,19 @@
+"""What is said of data that cannot be used. No torch, no DALI."""
+
+from __future__ import annotations
+
+from fasttricks.config import UserError
+
+
+class DataError(UserError):
+    """Input data that breaks a rule. The message names the file or folder, the rule and the way out."""
+
+
+def why_unreadable(error: OSError) -> str:
+    """The reason in words of a file that cannot be read."""
+    return f"unreadable: {error.strerror or error}"
+
+
+def show_name(name: str) -> str:
+    """A file name as one line that any terminal and file takes: what cannot be printed is escaped."""
+    return name if name.isprintable() else repr(name)[1:-1]

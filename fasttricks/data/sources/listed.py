@@ -1,0 +1,85 @@
+"""Images that are listed by name, each of them a range of bytes of a file: what all sources of this package are.
+
+No torch, no DALI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from errno import EFBIG, EINVAL
+from pathlib import Path
+from typing import NamedTuple
+
+_LARGEST_IMAGE = 1 << 29  # bytes; more is no image, and would be read into memory
+
+
+class Where(NamedTuple):
+    """Where the bytes of an image lie."""
+
+    path: str
+    start: int = 0
+    length: int = -1
+    """-1: the whole file."""
+
+
+@dataclass(frozen=True)
+class ListedImages(ABC):
+    """The images of one split: `files[i]` is of class `classes[labels[i]]`."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    """CLASS/IMAGE, as in a folder of class folders."""
+    labels: tuple[int, ...]
+    bad: Mapping[int, str] = field(default_factory=dict, kw_only=True)
+    """Images that are known not to be used, by number, and why."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @abstractmethod
+    def locate(self, index: int) -> Where:
+        """Where the bytes of image `index` lie."""
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`. From any thread. Raises OSError."""
+        return read_at(self.locate(index))
+
+    def name(self, index: int) -> str:
+        """What to call image `index`: its path in the folder."""
+        return self.files[index]
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of names and labels."""
+        names = hashlib.blake2b(os.fsencode("\0".join(self.files)), digest_size=8)
+        names.update(array("q", self.labels).tobytes())
+        return names.hexdigest()
+
+
+def read_at(place: Where) -> bytes:
+    """The bytes there. Raises OSError, also for what is no file, and for 0.5 GB or more. Never waits for a pipe's end."""
+    descriptor = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(EINVAL, "Is a directory" if stat.S_ISDIR(status.st_mode) else "not a file")
+        length = status.st_size if place.length < 0 else place.length
+        if length >= _LARGEST_IMAGE:
+            raise OSError(EFBIG, f"{length:,} bytes long")
+        return read_range(descriptor, place.start, length)
+    finally:
+        os.close(descriptor)
+
+
+def read_range(descriptor: int, start: int, length: int) -> bytes:
+    """`length` bytes of an open file from `start` on, or as many as it has. From any thread. Raises OSError."""
+    content = os.pread(descriptor, length, start)
+    while len(content) < length and (more := os.pread(descriptor, length - len(content), start + len(content))):
+        content += more
+    return content
