@@ -116,21 +116,19 @@ def psnr_of(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 def evaluate(console: Console, config: Config, place: Path) -> None:
     """Print the top-1 of a checkpoint on its validation images, as they are and re-encoded."""
     from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-    from fasttricks.runs.checkpoint import load_checkpoint
-    from fasttricks.runs.restore import saved_config
+    from fasttricks.runs.saved import read_saved
     from fasttricks.system.distributed import World
 
-    state = load_checkpoint(Path(config.checkpoint))
-    saved = saved_config(state)
-    folder = scan_folder(Path(config.root) / "val", classes=state["classes"])
-    table = Table("quality", "MB", "top-1 %", title=f"{state['path']} on {folder.root}, {len(folder):,} images")
+    saved = read_saved(Path(config.checkpoint))
+    folder = scan_folder(Path(config.root) / "val", classes=saved.classes)
+    table = Table("quality", "MB", "top-1 %", title=f"{saved.path} on {folder.root}, {len(folder):,} images")
     for quality in (0, *config.qualities):
         out = place / str(quality)
         report = pack_split(folder, out / "val", PackConfig(quality=quality))
-        data = dataclasses.replace(saved.data, root=str(out))
+        data = dataclasses.replace(saved.config.data, root=str(out))
         world = World(0, 1, 0, 1, torch.device("cpu"))
-        metrics = evaluate_checkpoint(EvaluateConfig(data=data, eval=saved.eval), state, world)
-        table.add_row(str(quality or "as they are"), f"{report.bytes / 1e6:.1f}", f"{metrics.top1:.2f}")
+        metrics = evaluate_checkpoint(EvaluateConfig(data=data, eval=saved.config.eval), saved, world)
+        table.add_row(str(quality or "as they are"), f"{report.bytes / 1e6:.1f}", f"{metrics['top1']:.2f}")
     console.print(table)
 
 

@@ -86,7 +86,7 @@ def measure(config: CostConfig, run_dir: str) -> dict[str, Any]:
     settings = replace(recipe, data=replace(recipe.data, root=config.root), run_dir=run_dir, compile="off")
     clock, device = Clock(), resolve_device("auto", 0)
     with (
-        mock.patch.object(build, "fingerprint", clock.around("fingerprint", build.fingerprint)),
+        mock.patch.object(build, "conditions", clock.around("fingerprint", build.conditions)),
         mock.patch.object(build, "find_state", clock.around("search for a checkpoint", build.find_state)),
     ):
         run = build.build(settings, World(rank=0, size=1, local_rank=0, local_size=1, device=device))

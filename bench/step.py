@@ -28,13 +28,15 @@ from torch.nn.parallel import DistributedDataParallel
 from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.learner import make_learner
+from fasttricks.learning.network import place, wrap
 from fasttricks.learning.precision import image_dtype, make_autocast
 from fasttricks.models import build_model
-from fasttricks.planning.footprint import footprint, paper_run
+from fasttricks.planning.footprint import footprint
 from fasttricks.planning.planner import IMAGENET_CLASSES, IMAGENET_IMAGES
 from fasttricks.system.distributed import World, join_world, keep_freed_memory
+from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import train_step
-from fasttricks.training.build import place, wrap
 
 SMOOTHING, LR = 0.1, 0.01
 GEMM_SIDES = (1024, 2048, 3072)
@@ -173,10 +175,15 @@ def _fasttricks(
     keep_freed_memory()
     config = dataclasses.replace(case.config, compile="default") if compiled else case.config
     model = place(build_model(config.model, IMAGENET_CLASSES), world, config.precision)
-    run = paper_run(config, case.shards, model, world)
-    run.forward = wrap(model, config, world, print)
+    forward = wrap(model, config, world, print)
+    learner = make_learner(CLASSIFICATION, config, world, case.shards, model, forward=forward)
     images = images.to(image_dtype(config.precision, world.device)).contiguous(memory_format=torch.channels_last)
-    return lambda: train_step(run, [Batch(images, labels)])
+    batch = Batch(images, labels)
+
+    def step() -> None:
+        train_step(learner, [batch])
+
+    return step
 
 
 def _timm(

@@ -130,30 +130,29 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
     """One train_step of the network on random images that lie on the device, which ends when the device is done."""
     import torch
 
-    from fasttricks.data.batch import Batch
     from fasttricks.data.pipeline.shards import Shards
+    from fasttricks.learning.learner import make_learner
+    from fasttricks.learning.network import place
     from fasttricks.learning.precision import image_dtype
     from fasttricks.learning.teacher import Teacher, teacher_dtype
     from fasttricks.models import build_model
-    from fasttricks.planning.footprint import paper_run
+    from fasttricks.tasks.classification import CLASSIFICATION
     from fasttricks.trainer import train_step
-    from fasttricks.training.build import place
 
     torch.manual_seed(0)
-    training_config, size = training(name, config, precision), config.batch_size
-    model = place(build_model(training_config.model, NUM_CLASSES), world, precision)
+    run, size = training(name, config, precision), config.batch_size
+    model = place(build_model(run.model, NUM_CLASSES), world, precision)
     shards = Shards(num_images=size, batch_size=size, world_size=1, source="")
-    run = paper_run(training_config, shards, model, world)
+    learner = make_learner(CLASSIFICATION, run, world, shards, model)
     if teacher := name.partition("+")[2]:
         network = build_model(ModelConfig(name=teacher), NUM_CLASSES)
-        run.teacher = Teacher(network, name=teacher, digest="", device=world.device, dtype=teacher_dtype(world.device))
-    side = training_config.data.image_size
-    images = torch.randn(size, 3, side, side, device=world.device, dtype=image_dtype(precision, world.device))
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, NUM_CLASSES, (size,), device=world.device)
+        dtype = teacher_dtype(world.device)
+        learner.teacher = Teacher(network, name=teacher, digest="", device=world.device, dtype=dtype)
+    dtype = image_dtype(precision, world.device)
+    batch = CLASSIFICATION.example(run.data, size, NUM_CLASSES, device=world.device, dtype=dtype)
 
     def step() -> None:
-        train_step(run, [Batch(images, labels)])
+        train_step(learner, [batch])
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
 

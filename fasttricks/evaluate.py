@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fasttricks.config import DataConfig, EvalConfig, Precision
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
+    from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
-    from fasttricks.tasks.classification import Metrics
 
 PROG = "python -m fasttricks.evaluate"
 USAGE = f"""usage: {PROG} CHECKPOINT [--section.field value ...]
@@ -35,36 +35,25 @@ class EvaluateConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-def evaluate_checkpoint(config: EvaluateConfig, state: dict[str, Any], world: World) -> Metrics:
-    """Metrics of the model of `state`, as load_checkpoint returned it, over the validation images of config.data.root.
+def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
+    """Metrics of the network of `saved` over the validation images of config.data.root, by name; val_loss and val_images too.
 
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
-    from fasttricks.data.pipeline.loader import Loader
     from fasttricks.data.sources import open_split
+    from fasttricks.learning.network import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
-    from fasttricks.runs.restore import restore_model, saved_config
-    from fasttricks.tasks.classification import evaluate
-    from fasttricks.training.build import place
+    from fasttricks.tasks import find_task
 
     check_precision(config.precision, world.device)
-    saved = saved_config(state)
-    folder = open_split(config.data.root, "val", classes=tuple(state["classes"]))
+    task = find_task(saved.task)
+    images = open_split(config.data.root, "val", classes=saved.classes)
     precision = resolve_precision(config.precision, world.device)
-    model = place(restore_model(state, average=config.average), world, precision)
-    batch_size = config.eval.batch_size or saved.micro_batch_size(len(state["ranks"]))
-    loader = Loader(
-        folder,
-        config.data,
-        training=False,
-        batch_size=batch_size,
-        device=world.device,
-        dtype=image_dtype(precision, world.device),
-        rank=world.rank,
-        world_size=world.size,
-    )
-    autocast = make_autocast(precision, world.device)
-    return evaluate(model, loader, world, flip=config.eval.flip, autocast=autocast)
+    model = place(saved.network(average=config.average), world, precision)
+    batch_size = config.eval.batch_size or saved.config.micro_batch_size(saved.ranks)
+    dtype = image_dtype(precision, world.device)
+    batches = task.val_batches(config.data, images, world, batch_size=batch_size, dtype=dtype)
+    return task.evaluate(model, batches, world, config.eval, make_autocast(precision, world.device))
 
 
 def main(args: Sequence[str]) -> None:
@@ -76,18 +65,19 @@ def main(args: Sequence[str]) -> None:
 
     keep_freed_memory()
     from fasttricks.config.cli import parse
-    from fasttricks.runs.checkpoint import load_checkpoint
-    from fasttricks.runs.restore import saved_config
+    from fasttricks.runs.metric import show_all
+    from fasttricks.runs.saved import read_saved
+    from fasttricks.tasks import find_task
 
-    state = load_checkpoint(Path(args[0]))
-    saved = saved_config(state)
-    default = EvaluateConfig(device=saved.device, precision=saved.precision, data=saved.data, eval=saved.eval)
-    config = parse(default, args[1:], prog=f"{PROG} {args[0]}", description=f"Evaluate {state['path']}.")
+    saved = read_saved(Path(args[0]))
+    run = saved.config
+    default = EvaluateConfig(device=run.device, precision=run.precision, data=run.data, eval=run.eval)
+    config = parse(default, args[1:], prog=f"{PROG} {args[0]}", description=f"Evaluate {saved.path}.")
     with join_world(config.device) as world:
-        metrics = evaluate_checkpoint(config, state, world)
+        found = evaluate_checkpoint(config, saved, world)
         if world.is_main:
-            scores = f"top-1 {metrics.top1:.2f} %  top-5 {metrics.top5:.2f} %  loss {metrics.loss:.4f}"
-            print(f"{scores}  {metrics.images} images  {state['path']}")
+            scores = f"{show_all(find_task(saved.task).metrics, found)}  loss {found['val_loss']:.4f}"
+            print(f"{scores}  {found['val_images']} images  {saved.path}")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fasttricks.config import ConfigError
 from fasttricks.system.extras import require_extra, require_train_extra
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fasttricks.runs.saved import Saved
 
 PROG = "python -m fasttricks.export"
 USAGE = f"""usage: {PROG} CHECKPOINT [--output DIR] [--no-onnx] [--no-average]
@@ -108,25 +110,25 @@ def write_onnx(model: nn.Module, path: Path, image_size: int, metadata: dict[str
             raise ConfigError(f"onnx = {str(path)!r}: {rule}")
 
 
-def export(state: dict[str, Any], config: ExportConfig, run_folder: Path | None) -> Path:
-    """Write the folder; all of it or nothing. state: as load_checkpoint returned it. Returns the folder.
+def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
+    """Write the folder; all of it or nothing. Returns the folder.
 
     Raises ConfigError where it exists or cannot be made, and as write_onnx.
     """
     from fasttricks.runs.model_card import counterparts, describe_transform, hub_config, model_card
-    from fasttricks.runs.restore import restore_model, saved_config
+    from fasttricks.tasks import find_task
 
-    target = Path(config.output or (run_folder or Path(state["path"]).parent) / "export")
+    target = Path(config.output or (run_folder or saved.path.parent) / "export")
     if target.exists():
         raise ConfigError(f"output = {str(target)!r}: is there already and is never overwritten; give another --output")
-    saved, classes = saved_config(state), state["classes"]
-    model = restore_model(state, average=config.average)
-    hub = hub_config(saved, classes)
+    run, classes = saved.config, saved.classes
+    model = saved.network(average=config.average)
+    hub = hub_config(run, classes)
     metadata = {
         "format": "pt",
         "architecture": hub["architecture"],
-        "model": saved.model.name,
-        "transform": describe_transform(saved.data),
+        "model": run.model.name,
+        "transform": describe_transform(run.data),
         "classes": json.dumps(list(classes)),
     }
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -134,10 +136,10 @@ def export(state: dict[str, Any], config: ExportConfig, run_folder: Path | None)
         temporary.mkdir(parents=True)
         write_safetensors(model, temporary / "model.safetensors", metadata)
         if config.onnx:
-            write_onnx(model, temporary / "model.onnx", saved.data.image_size, metadata)
+            write_onnx(model, temporary / "model.onnx", run.data.image_size, metadata)
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n")
         (temporary / "README.md").write_text(
-            model_card(state, saved, counterparts(saved.model), run_folder, config.onnx)
+            model_card(saved, find_task(saved.task).metrics, counterparts(run.model), run_folder, config.onnx)
         )
         os.rename(temporary, target)
     except OSError as error:
@@ -158,10 +160,10 @@ def main(args: Sequence[str]) -> None:
     if config.onnx:
         require_extra("export", ["safetensors", *ONNX_MODULES], "export (--no-onnx aside)")
     require_extra("export", ["safetensors"], "export")
-    from fasttricks.runs.checkpoint import load_checkpoint
+    from fasttricks.runs.saved import read_saved
 
     path = Path(args[0])
-    target = export(load_checkpoint(path), config, path if path.is_dir() else None)
+    target = export(read_saved(path), config, path if path.is_dir() else None)
     print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {target}/")
 
 

@@ -17,6 +17,7 @@ from fasttricks.config import DataConfig, Precision, UserError, require
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
+    from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
 PROG = "python -m fasttricks.predict"
@@ -58,23 +59,22 @@ class Prediction(NamedTuple):
     """Why it cannot."""
 
 
-def predict(state: dict[str, Any], paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Prediction]:
+def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Prediction]:
     """The likeliest classes of each image, in the order given, a batch at a time.
 
-    state: as load_checkpoint returned it. Images go through the validation pipeline (data.Loader). One that cannot be read
+    Images go through the validation pipeline (data.Loader). One that cannot be read
     or decoded has an error and no classes; the others are as they would be without it.
     """
     import torch
 
+    from fasttricks.learning.network import place
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
-    from fasttricks.runs.restore import restore_model
     from fasttricks.tasks.classification import evaluation_logits
-    from fasttricks.training.build import place
 
     check_precision(config.precision, world.device)
     precision = resolve_precision(config.precision, world.device)
-    model = place(restore_model(state, average=config.average), world, precision)
-    autocast, names = make_autocast(precision, world.device), state["classes"]
+    model = place(saved.network(average=config.average), world, precision)
+    autocast, names = make_autocast(precision, world.device), saved.classes
     for first in range(0, len(paths), BATCH_SIZE):
         group = paths[first : first + BATCH_SIZE]
         images, errors = load(group, config, world)
@@ -136,20 +136,19 @@ def main(args: Sequence[str]) -> None:
         print(USAGE)
         raise SystemExit(0 if asks else 2)
     from fasttricks.config.cli import parse
-    from fasttricks.runs.checkpoint import load_checkpoint
-    from fasttricks.runs.restore import saved_config
+    from fasttricks.runs.saved import read_saved
     from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
-    state = load_checkpoint(Path(named[0]))
-    saved = saved_config(state)
-    default = PredictConfig(device=saved.device, precision=saved.precision, flip=saved.eval.flip, data=saved.data)
-    config = parse(default, options, prog=f"{PROG} {named[0]}", description=f"Predict by {state['path']}.")
+    saved = read_saved(Path(named[0]))
+    run = saved.config
+    default = PredictConfig(device=run.device, precision=run.precision, flip=run.eval.flip, data=run.data)
+    config = parse(default, options, prog=f"{PROG} {named[0]}", description=f"Predict by {saved.path}.")
     if len(named) == 1:
         raise UserError(f"images: none given; {PROG} {named[0]} IMAGE...")
     failed = False
     with join_world(config.device) as world:
-        for prediction in predict(state, named[1:], config, world):
+        for prediction in predict(saved, named[1:], config, world):
             failed |= bool(prediction.error)
             if prediction.error:
                 print(f"error: {prediction.path}: {prediction.error}", file=sys.stderr)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.data.batch import Batch
 from fasttricks.learning.compiled import compiled_graphs
+from fasttricks.learning.divergence import Counted
+from fasttricks.learning.learner import Learner
 from fasttricks.learning.optim import set_lr
 from fasttricks.system.distributed import lost_rank
 from fasttricks.system.process import command_to_resume
 from fasttricks.system.spans import span, spanned
-from fasttricks.tasks.classification import Metrics, evaluate
-from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 from fasttricks.training.run import Run
-from fasttricks.training.saving import check_losses, save, summarize
+from fasttricks.training.saving import check_losses, save
+from fasttricks.training.summary import summarize
+
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -29,55 +30,42 @@ class Stopped(Exception):
 
 
 # ------------------------------------------------------------------------------------------------ a training step
-def train_step(run: Run, batches: list[Batch]) -> None:
+def train_step(learner: Learner, batches: Sequence[Any]) -> list[Counted]:
     """One update from this rank's micro-batches. The gradient is the mean over the step's images on all ranks.
 
-    Nothing here waits for the device: no .item(), no copy to the host, no branch on a tensor; but for a cache of the
-    teacher's logits (distill.cache) while it is being filled.
+    Returns of each micro-batch (its loss, summed over its images; its images) for the log, on the device. Nothing here waits
+    for it: no .item(), no copy to the host, no branch on a tensor; but for a cache of the teacher's logits (distill.cache)
+    while it is being filled.
     """
-    config, world = run.config, run.world
+    config, world, counts = learner.config, learner.world, []
     # losses are sums over images; ranks' gradients are averaged
-    scale = run.loss_scale.value * (world.size / run.images_in_step())
-    seed_dropout(config.seed, step=run.step, rank=world.rank)
+    scale = learner.loss_scale.value * (world.size / learner.images_in_step())
+    seed_dropout(config.seed, step=learner.step, rank=world.rank)
     for index, batch in enumerate(batches):
-        images, targets = prepare(run, batch, draw=run.step * config.accumulate + index)
-        with synced_gradients(run, last=index == len(batches) - 1):
-            with span("forward"), run.autocast():
-                logits = run.forward(images)
+        with synced_gradients(learner, last=index == len(batches) - 1):
+            with span("forward"):
+                loss, images = learner.task.loss(learner, batch, draw=learner.step * config.accumulate + index)
+                loss, counted = learner.guard.judge(loss, images, learner.step)
             with span("backward"):
-                loss = training_loss(logits, targets, config.loss, config.distill)
-                loss, counted = run.guard.judge(loss, len(batch), run.step)
                 torch.autograd.backward(loss * scale)
-        run.log.add(*counted)
+        counts.append(counted)
     with span("step"):
-        set_lr(run.optimizer, run.lr_at(run.step))
-        run.loss_scale.step(run.optimizer, check=run.guard.skip)
-        run.optimizer.zero_grad()
-        if run.average is not None:
-            run.average.update()
-    run.step += 1
+        set_lr(learner.optimizer, learner.lr_at(learner.step))
+        learner.loss_scale.step(learner.optimizer, check=learner.guard.skip)
+        learner.optimizer.zero_grad()
+        if learner.average is not None:
+            learner.average.update()
+    learner.step += 1
+    return counts
 
 
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def prepare(run: Run, batch: Batch, draw: int) -> tuple[Tensor, Targets]:
-    """What the network is to see and to say: mixed, and judged by the teacher, as the config says. draw: which lambda."""
-    config, (images, targets) = run.config, (batch.images, Targets(batch.labels))
-    if config.loss.mixup_alpha > 0:
-        lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=run.world.rank)
-        images, targets = mix_batch(images, batch.labels, lam)
-    if run.teacher is not None:
-        with span("teacher"):
-            seen = run.teacher_cache(batch) if run.teacher_cache else run.teacher(images)
-            targets = targets._replace(teacher_logits=seen)
-    return images, targets
-
-
-def synced_gradients(run: Run, *, last: bool) -> AbstractContextManager[object]:
+def synced_gradients(learner: Learner, *, last: bool) -> AbstractContextManager[object]:
     """Let the last micro-batch alone sum the gradients over the ranks."""
-    if isinstance(run.forward, DistributedDataParallel) and not last:
-        return run.forward.no_sync()
+    if isinstance(learner.forward, DistributedDataParallel) and not last:
+        return learner.forward.no_sync()
     return nullcontext()
 
 
@@ -96,8 +84,8 @@ def fit(run: Run) -> dict[str, Any]:
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
     """
     config, metrics, draw = run.config, None, True
-    run.log.start()
     try:
+        run.log.start(run.step)
         while run.epoch < config.epochs or run.unmeasured:
             if not run.unmeasured:  # else stopped between an epoch and its validation
                 train_epoch(run)
@@ -127,7 +115,8 @@ def train_epoch(run: Run) -> None:
     run.monitor.take()  # what was read during validation is no part of the epoch
     batches = spanned("data", run.train_loader)
     while group := list(islice(batches, config.accumulate)):
-        train_step(run, group)
+        for loss, images in train_step(run, group):
+            run.log.add(loss, images)
         run.profiler.step()
         if run.step % config.log_steps == 0:
             run.train_seconds += report(run)
@@ -155,7 +144,7 @@ def stop_if_asked(run: Run) -> None:
         raise Stopped(f"after step {run.step}, saved; go on with: {command_to_resume()}")
 
 
-def stoppable(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
+def stoppable(run: Run, batches: Iterable[T]) -> Iterator[T]:
     """`batches` of a validation, which ends between two of them where the run is to stop."""
     for batch in batches:
         run.stop.poll()
@@ -189,17 +178,16 @@ def share_statistics(run: Run) -> None:
             run.world.sum_(buffer).div_(run.world.size)
 
 
-def measure(run: Run) -> Metrics:
+def measure(run: Run) -> dict[str, float]:
     """Validation metrics of the averaged weights, or of the weights where no average is kept."""
     model = run.average.model if run.average is not None else run.model
-    batches = stoppable(run, run.val_loader)
-    return evaluate(model, batches, run.world, flip=run.config.eval.flip, autocast=run.autocast)
+    return run.task.evaluate(model, stoppable(run, run.val_loader), run.world, run.config.eval, run.autocast)
 
 
-def validate(run: Run) -> Metrics:
-    """Measure, and record it."""
+def validate(run: Run) -> dict[str, float]:
+    """Measure, and record it; how many images that was only where some could not be used."""
     metrics = measure(run)
-    fewer = {"val_images": metrics.images} if metrics.images < run.val_loader.shards.num_images else {}  # bad files
-    run.log.validated(run.step, {"top1": metrics.top1, "top5": metrics.top5, "val_loss": metrics.loss, **fewer})
+    whole = metrics["val_images"] == run.val_loader.shards.num_images
+    run.log.validated(run.step, {name: value for name, value in metrics.items() if name != "val_images" or not whole})
     run.unmeasured = False
     return metrics

@@ -97,7 +97,7 @@ def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     from fasttricks.training.build import build  # with DALI, which few test files need
 
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)  # half a second each, tested elsewhere
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)  # half a second each, tested elsewhere
 
     def make(*more: str, **changes: Any) -> Run:
         run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")

@@ -42,7 +42,7 @@ def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
     compile_ = torch.compile
     if backend != "inductor":
         monkeypatch.setattr(torch, "compile", lambda model, mode: compile_(model, backend=backend))
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
     more = ["--epochs", "3", "--accumulate", str(accumulate), "--optim.base-lr", "0.01"]
     summaries = {}
     for mode in ("off", "default"):

@@ -22,7 +22,7 @@ from fasttricks.data.pipeline import color
 from fasttricks.learning.teacher import Teacher, load_teacher, weights_digest
 from fasttricks.planning.planner import PlanConfig, make_plan
 from fasttricks.runs.checkpoint import load_checkpoint
-from fasttricks.runs.restore import restore_model
+from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.classification import evaluate
 from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.trainer import fit, train_step
@@ -87,7 +87,7 @@ def test_a_step_is_plain_sgd_on_the_papers_loss_of_the_mixed_images(
     train_step(run, [batch])
     lam = mixing_factor(seen[0], batch)
     assert 0.01 < lam < 0.99, "nothing was mixed"
-    teacher = restore_model(load_checkpoint(teacher_run))
+    teacher = read_saved(teacher_run).network()
     with torch.no_grad():
         soft = F.softmax(teacher(seen[0]) / 20, 1)
     logits = student(seen[0])
@@ -216,7 +216,7 @@ def test_a_teacher_of_timms_sees_its_own_normalisation(
 
 
 def test_half_precision_is_close_to_full(teacher_run: Path) -> None:
-    model = restore_model(load_checkpoint(teacher_run))
+    model = read_saved(teacher_run).network()
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = model(images)
     statistics = ([127.5] * 3, [127.5] * 3)
@@ -286,7 +286,7 @@ def test_a_distilled_run_goes_on_bit_for_bit_wherever_its_teacher_lies(
     assert same(final_state(whole), final_state(resumed))
     assert records(whole) == records(resumed)
     digest = json.loads((folder / "config.json").read_text())["config"]["distill"]["digest"]
-    assert digest == weights_digest(restore_model(load_checkpoint(moved))) != ""
+    assert digest == weights_digest(read_saved(moved).network()) != ""
 
 
 def test_another_teacher_is_refused_on_resume(
@@ -308,7 +308,7 @@ def test_another_teacher_is_refused_on_resume(
 
 
 def test_one_bit_of_a_weight_changes_the_digest(teacher_run: Path) -> None:
-    model = restore_model(load_checkpoint(teacher_run))
+    model = read_saved(teacher_run).network()
     before = weights_digest(model)
     assert weights_digest(model) == before
     with torch.no_grad():
@@ -334,7 +334,7 @@ def test_the_plan_counts_the_teacher(teacher_run: Path, tiny_data: Path) -> None
         return make_plan(PlanConfig(**values, gpus=1)).footprint
 
     alone, taught = plan(), plan("--distill.teacher", str(teacher_run))
-    weights = restore_model(load_checkpoint(teacher_run))
+    weights = read_saved(teacher_run).network()
     halved = sum(t.nbytes // (2 if t.dim() > 1 or n.startswith("fc.") else 1) for n, t in weights.state_dict().items())
     assert taught.at_peak["teacher"] == halved
     assert alone.at_peak["teacher"] == 0
@@ -349,5 +349,5 @@ def test_a_distilled_checkpoint_is_an_ordinary_one(
     summary = fit(run)
     state = load_checkpoint(run.folder)
     assert set(state["model"]) == set(run.model.state_dict())
-    metrics = evaluate(restore_model(state), run.val_loader, ALONE, flip=run.config.eval.flip)
-    assert metrics.top1 == summary["top1"]
+    metrics = evaluate(read_saved(run.folder).network(), run.val_loader, ALONE, flip=run.config.eval.flip)
+    assert metrics["top1"] == summary["top1"]

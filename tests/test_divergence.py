@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fasttricks import trainer
 from fasttricks.config import ConfigError, OptimConfig
-from fasttricks.learning.divergence import DivergedError, LossGuard, bad_gradients, first_not_finite
+from fasttricks.learning.divergence import Counted, DivergedError, LossGuard, bad_gradients, first_not_finite
 from fasttricks.learning.optim import build_optimizer
 from fasttricks.learning.precision import make_loss_scale
 from fasttricks.runs.checkpoint import checkpoints, load_checkpoint
+from fasttricks.tasks import classification
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
@@ -30,7 +31,7 @@ from lib.tiny import ALONE, configure
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments) is a Run on the tiny data, its log closed at the end of the test."""
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
 
     def make(*more: str, **changes: Any) -> Run:
         runs.append(
@@ -45,13 +46,13 @@ def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int, loss: float = math.nan) -> None:
     """Give the loss of these steps (counted from 0) this value, and a gradient to match."""
-    real, calls = trainer.training_loss, iter(range(10**9))
+    real, calls = classification.training_loss, iter(range(10**9))
 
     def spoiled(*args: Any) -> Tensor:
         value: Tensor = real(*args)
         return value * (loss / value.detach()) if next(calls) in steps else value
 
-    monkeypatch.setattr(trainer, "training_loss", spoiled)
+    monkeypatch.setattr(classification, "training_loss", spoiled)
 
 
 # ---------------------------------------------------------------------------------------------------------- the guard
@@ -178,10 +179,11 @@ def test_a_bad_loss_is_skipped_and_counted_where_asked(
     run = start("--precision", precision, "--on-bad-loss", "skip", accumulate=2)
     step, moved = trainer.train_step, []
 
-    def watching(run: Run, group: Any) -> None:
+    def watching(run: Run, group: Any) -> list[Counted]:
         before = run.model.fc.weight.detach().clone()  # type: ignore[union-attr, operator]
-        step(run, group)
+        counts = step(run, group)
         moved.append(not torch.equal(before, run.model.fc.weight))  # type: ignore[union-attr, arg-type]
+        return counts
 
     monkeypatch.setattr(trainer, "train_step", watching)
     spoil(monkeypatch, 5, loss=loss)  # the second micro-batch of the third step

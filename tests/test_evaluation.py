@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import World
-from fasttricks.tasks.classification import Metrics, count_correct, evaluate
+from fasttricks.tasks.classification import count_correct, evaluate
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 nan, inf = float("nan"), float("inf")
@@ -113,7 +113,8 @@ def test_metrics_are_exact_whatever_the_batch_size(size: int, flip: bool) -> Non
         logits = (logits + model(torch.from_numpy(images.numpy()[:, :, :, ::-1].copy())).detach()) / 2
     top1, top5 = oracle(logits, labels)
     loss = F.cross_entropy(logits.double(), labels).item()
-    assert got == Metrics(100 * top1 / 23, 100 * top5 / 23, pytest.approx(loss, rel=1e-12), 23)
+    want = {"top1": 100 * top1 / 23, "top5": 100 * top5 / 23, "val_images": 23}
+    assert got == {**want, "val_loss": pytest.approx(loss, rel=1e-12)}
     assert 0 < top1 < top5 < 23
 
 
@@ -144,7 +145,7 @@ def test_the_forward_pass_runs_under_autocast_and_the_loss_does_not() -> None:
     assert set(seen) == {torch.bfloat16}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         want = F.cross_entropy(model(images).double(), labels).item()
-    assert got.loss == pytest.approx(want, rel=1e-3)
+    assert got["val_loss"] == pytest.approx(want, rel=1e-3)
 
 
 def test_a_nan_model_gets_nothing_right() -> None:
@@ -152,8 +153,8 @@ def test_a_nan_model_gets_nothing_right() -> None:
     model = Readout(3)
     nn.init.constant_(model.norm.weight, nan)
     got = evaluate(model, batches(images, labels, 8), WORLD)
-    assert (got.top1, got.top5, got.images) == (0, 0, 23)
-    assert np.isnan(got.loss)
+    assert (got["top1"], got["top5"], got["val_images"]) == (0, 0, 23)
+    assert np.isnan(got["val_loss"])
 
 
 def test_no_image_at_all_is_an_error() -> None:

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, model_options
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.network import place
 from fasttricks.learning.optim import parameter_groups
 from fasttricks.models import MODELS, build_model
 from fasttricks.planning.footprint import footprint
 from fasttricks.tasks.losses import Targets, training_loss
-from fasttricks.training.build import place
 from lib.tiny import ALONE, configure
 
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -25,8 +25,9 @@ from fasttricks.data.sources.folder import ImageFolder
 from fasttricks.models import MODELS, build_model
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.model_card import counterparts, hub_config, model_card
-from fasttricks.runs.restore import restore_model, saved_config
+from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.system import extras
+from fasttricks.tasks.classification import METRICS
 from lib.networks import with_random_norms
 from lib.tiny import FinishedRun, call
 
@@ -168,7 +169,11 @@ def test_the_card_says_what_was_run_and_measured(finished_run: FinishedRun, tmp_
 
 @pytest.mark.parametrize("recipe", ["mobilenet-tricks", "inceptionv3-tricks"])
 def test_the_card_of_a_network_without_residual_blocks_names_the_tricks_that_fit_it(recipe: str) -> None:
-    card = model_card({"classes": ["ant"], "step": 3, "epoch": 1}, RECIPES[recipe](), {}, None, with_onnx=False)
+    saved = Saved(
+        path=Path("step-0000000003.pt"), task="classification", config=RECIPES[recipe](), classes=("ant",), step=3, epoch=1,
+        ranks=1, weights={}, average=None,
+    )  # fmt: skip
+    card = model_card(saved, METRICS, {}, None, with_onnx=False)
     used = "linear_scaling, warmup, no_bias_decay, low_precision, cosine, label_smoothing, mixup"
     assert f"\n| tricks | {used} |\n" in card
 
@@ -240,8 +245,8 @@ def test_onnx_runtime_classifies_real_jpegs_as_the_validation_pipeline_does(
 ) -> None:
     """PIL prepares the pixels as the card says, ONNX Runtime does the rest; against DALI and the network."""
     files = sorted((test_data("imagenet_samples") / "train").rglob("*.*"))[:count]
-    state = load_checkpoint(finished_run.folder)
-    data = saved_config(state).data
+    saved = read_saved(finished_run.folder)
+    data = saved.config.data
     prepared = [validation_pixels(decode(f), image_size=data.image_size, val_resize=data.val_resize) for f in files]
     pixels = np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32)
     (found,) = session.run(None, {"pixels": pixels})
@@ -249,7 +254,7 @@ def test_onnx_runtime_classifies_real_jpegs_as_the_validation_pipeline_does(
     folder = ImageFolder(root=Path("/"), classes=("",), files=names, labels=(0,) * count)
     (batch,) = Loader(folder, data, training=False, batch_size=count, device=torch.device("cpu"))
     with torch.no_grad():
-        expected = restore_model(state)(batch.images).numpy()
+        expected = saved.network()(batch.images).numpy()
     assert abs(found - expected).max() < 0.02 * abs(expected).max()  # two JPEG decoders and resizes
     certain = np.sort(expected, 1)[:, -1] - np.sort(expected, 1)[:, -2] > 0.02 * abs(expected).max()
     assert certain.mean() > 0.7

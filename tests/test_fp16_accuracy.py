@@ -39,7 +39,7 @@ def test_fp16_is_as_good_as_fp32_over_five_seeds(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
     cifar = test_data("cifar10")
     link_part(cifar / "train", tmp_path / "data" / "train", 400)
     link_part(cifar / "val", tmp_path / "data" / "val", 200)

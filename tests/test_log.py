@@ -17,13 +17,18 @@ from torch import Tensor
 from fasttricks.runs import log as log_module
 from fasttricks.runs.log import RunLog, plot_curves, read_metrics
 from fasttricks.system.distributed import World
+from fasttricks.tasks.classification import METRICS
 
 CPU = torch.device("cpu")
 MAIN = World(rank=0, size=1, local_rank=0, local_size=1, device=CPU)
 
 
 def open_log(folder: Path, world: World = MAIN, *, first_step: int = 0, state: dict[str, Any] | None = None) -> RunLog:
-    return RunLog(folder, world, num_steps=20, steps_per_epoch=5, first_step=first_step, state=state)
+    log = RunLog(folder, world, METRICS, num_steps=20, steps_per_epoch=5)
+    if state is not None:
+        log.load_state_dict(state)
+    log.start(first_step)
+    return log
 
 
 def log_step(log: RunLog, step: int, loss: float = 2.0, images: int = 4) -> None:
@@ -41,7 +46,7 @@ def train(
         if step % 5 == 0:
             log.validated(step, {"top1": 10.0 * step / 5, "top5": 50.0 + step, "val_loss": 2 - step / 10})
         if step == 5:
-            state_after_5 = log.state()
+            state_after_5 = log.state_dict()
     if close:
         log.close()
     return state_after_5
@@ -51,7 +56,7 @@ def train(
 def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a second: only where the picture is what is tested."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(log_module, "plot_curves", lambda folder: None)
+        monkeypatch.setattr(log_module, "plot_curves", lambda *_: None)
 
 
 # --------------------------------------------------------------------------------------------------- metrics.jsonl
@@ -96,7 +101,6 @@ def test_the_mean_is_over_the_images_of_all_ranks_and_one_of_them_writes(tmp_pat
         folder = tmp_path / str(rank)
         folder.mkdir()
         log = open_log(folder, TwoRanks(rank=rank, size=2, local_rank=rank, local_size=2, device=CPU))
-        log.start()
         log_step(log, 1, loss=1.0, images=6)
         log.validated(1, {"top1": 1.0, "top5": 2.0, "val_loss": 3.0})
         log.close()
@@ -170,7 +174,7 @@ def test_a_log_goes_on_within_an_interval(tmp_path: Path, monkeypatch: pytest.Mo
     log.add(torch.tensor(8.0), 4)
     log.add(torch.tensor(4.0), 4)
     now[0] += 3
-    state = log.state()
+    state = log.state_dict()
     log.close()
     now[0] += 1000
     log = open_log(tmp_path, first_step=1, state=state)
@@ -219,7 +223,6 @@ def test_tensorboard_drops_the_steps_that_a_resumed_run_does_again(tmp_path: Pat
 
 def test_validation_is_printed_and_the_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = open_log(tmp_path)
-    log.start()
     log_step(log, 10)
     log.validated(10, {"top1": 12.345, "top5": 67.0, "val_loss": 1.5})
     log.print("[bold] runs/x [/bold]")
@@ -234,7 +237,7 @@ def test_validation_is_printed_and_the_progress_is_shown(tmp_path: Path, capsys:
 def test_a_disk_that_is_full_at_the_end_hides_no_earlier_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(folder: Path) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(log_module, "plot_curves", refuse)
@@ -265,7 +268,7 @@ def test_the_picture_is_drawn_and_shows_the_curves(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_run_without_validation_or_without_a_step(tmp_path: Path) -> None:
-    plot_curves(tmp_path)
+    plot_curves(tmp_path, METRICS)
     assert not (tmp_path / "curves.png").exists()
     train(tmp_path, 0, 1)
     assert pixels(tmp_path / "curves.png").shape == (432, 1440, 3)

@@ -22,8 +22,9 @@ from fasttricks.config import ScheduleConfig, TrainConfig
 from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources.errors import DataError
-from fasttricks.planning.footprint import paper_run
+from fasttricks.learning.learner import make_learner
 from fasttricks.system.distributed import World, join_world
+from fasttricks.tasks.classification import CLASSIFICATION
 
 RANKS, NUM_IMAGES, EPOCHS = 1024, 100_003, 3
 
@@ -84,7 +85,7 @@ def test_a_thousand_ranks_share_out_an_epoch(
             world.sum_(torch.ones(1))
             batch_size = config.micro_batch_size(world.size)
             shards = Shards(num_images=NUM_IMAGES, batch_size=batch_size, world_size=world.size, source="")
-            run = paper_run(config, shards, model, world)
+            run = make_learner(CLASSIFICATION, config, world, shards, model)
             part = shards.part(world.rank)
             times_seen[order[part]] += 1
             sizes[rank] = [len(part[batch_size * i : batch_size * (i + 1)]) for i in range(len(shards))]

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, TrainConfig
 from fasttricks.learning.precision import halve
 from fasttricks.models import MODELS, build_model
+from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.tasks.losses import Targets, training_loss
 from fasttricks.trainer import train_step
-from fasttricks.training.build import build, check_sizes
+from fasttricks.training.build import build
+from fasttricks.training.checks import check_sizes
 from lib.networks import multiply_adds, on_meta, with_random_norms
 from lib.tiny import ALONE, configure
 
@@ -184,18 +186,18 @@ def test_an_image_that_the_network_cannot_take_is_refused(
 ) -> None:
     config = small_config(tmp_path, tmp_path / "run", side, **options)
     if fits:
-        check_sizes(config, 3, smallest_batch=2)
+        check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
     else:
         with pytest.raises(ConfigError, match=rf"data\.image_size = {side}: is no size that {options['name']} takes"):
-            check_sizes(config, 3, smallest_batch=2)
+            check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
 
 
 @pytest.mark.parametrize(("name", "side"), [("mobilenet_v1", 32), ("inception_v3", 75), ("resnet10d", 32)])
 def test_one_image_that_shrinks_to_one_pixel_is_refused(name: str, side: int, tmp_path: Path) -> None:
     config = small_config(tmp_path, tmp_path / "run", side, name=name)
-    check_sizes(config, 3, smallest_batch=2)
+    check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
     with pytest.raises(ConfigError, match=rf"batch of one image, whose {side} pixels the network shrinks to 1"):
-        check_sizes(config, 3, smallest_batch=1)
+        check_sizes(CLASSIFICATION, config, 3, smallest_batch=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- timm's

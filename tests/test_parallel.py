@@ -23,7 +23,8 @@ import torch
 from lib.tiny import configure
 from torch import nn
 
-from fasttricks import trainer
+from fasttricks.tasks import classification
+from fasttricks.trainer import train_step
 from fasttricks.learning.optim import master_state_dict
 from fasttricks.training.build import build
 from fasttricks.data.batch import Batch
@@ -58,7 +59,7 @@ def work(world, folder, name, first, second, precision):
                "--model.no-zero-gamma", "--optim.base-lr", "0.5", "--schedule.decay", "step"]
     run = build(configure(folder / "data", folder / f"{name}-of-{world.size}", *options), world)
     run.log.close()
-    run.train_loader = Given(first + second)
+    run.shards = Given(first + second)
     for module in run.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(1))
@@ -68,15 +69,14 @@ def work(world, folder, name, first, second, precision):
     dtype = torch.float16 if precision == "fp16" else torch.float32
     losses = []
     with (
-        mock.patch.object(trainer, "mix_batch", mix),
-        mock.patch.object(trainer, "draw_lam", lambda alpha, *, seed, step, rank: 0.3 + 0.4 * (step % 2)),
-        mock.patch.object(run.log, "add", lambda loss, images: losses.append(loss.clone())),
+        mock.patch.object(classification, "mix_batch", mix),
+        mock.patch.object(classification, "draw_lam", lambda alpha, *, seed, step, rank: 0.3 + 0.4 * (step % 2)),
     ):
         for _ in range(STEPS):
             images = torch.randn(first + second, 3, 16, 16, generator=draws)
             labels = torch.randint(0, 3, (first + second,), generator=draws)
             own = images[mine].to(dtype).contiguous(memory_format=torch.channels_last)
-            trainer.train_step(run, [Batch(own, labels[mine])])
+            losses += [loss for loss, _ in train_step(run, [Batch(own, labels[mine])])]
     return {
         "losses": world.sum_(torch.stack(losses)) / (first + second),
         "weights": master_state_dict(run.model, run.optimizer),

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from fasttricks.config.cli import parse_extended
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.network import wrap
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.models import build_model
@@ -30,7 +31,7 @@ from fasttricks.planning.footprint import LiveTensors, fill_optimizer_state, foo
 from fasttricks.planning.planner import GIB, Plan, PlanConfig, find_data_size, make_plan
 from fasttricks.system.distributed import World
 from fasttricks.trainer import train_step
-from fasttricks.training.build import build, wrap
+from fasttricks.training.build import build
 from fasttricks.training.run import Run
 from lib.configs import plain
 from lib.tiny import ALONE, REPOSITORY, call

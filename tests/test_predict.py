@@ -17,8 +17,7 @@ from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.predict import PredictConfig, Prediction
-from fasttricks.runs.checkpoint import load_checkpoint
-from fasttricks.runs.restore import restore_model, saved_config
+from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.classification import evaluation_logits
 from lib.tiny import ALONE, FinishedRun, call, environment
 
@@ -28,19 +27,19 @@ def validation_images(run: FinishedRun) -> list[str]:
 
 
 def predictions(run: FinishedRun, paths: list[str], **options: object) -> list[Prediction]:
-    state = load_checkpoint(run.folder)
-    config = PredictConfig(data=saved_config(state).data, device="cpu", **options)  # type: ignore[arg-type]
-    return list(predict.predict(state, paths, config, ALONE))
+    saved = read_saved(run.folder)
+    config = PredictConfig(data=saved.config.data, device="cpu", **options)  # type: ignore[arg-type]
+    return list(predict.predict(saved, paths, config, ALONE))
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_probabilities_are_those_of_the_validation_images(finished_run: FinishedRun, flip: bool) -> None:
     """The run's own Loader over its val/, all images in one batch, and softmax by numpy in float64."""
-    state = load_checkpoint(finished_run.folder)
-    folder = scan_folder(finished_run.data / "val", classes=state["classes"])
-    loader = Loader(folder, saved_config(state).data, training=False, batch_size=14, device=torch.device("cpu"))
+    saved = read_saved(finished_run.folder)
+    folder = scan_folder(finished_run.data / "val", classes=saved.classes)
+    loader = Loader(folder, saved.config.data, training=False, batch_size=14, device=torch.device("cpu"))
     (batch,) = loader
-    model = restore_model(state)
+    model = saved.network()
     with torch.no_grad():
         logits = evaluation_logits(model, batch.images, flip=flip).double().numpy()
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -48,15 +47,15 @@ def test_probabilities_are_those_of_the_validation_images(finished_run: Finished
     found = predictions(finished_run, paths, flip=flip)
     assert [p.path for p in found] == paths
     for row, prediction in zip(shares, found, strict=True):
-        expected = sorted(zip(state["classes"], row, strict=True), key=lambda pair: -pair[1])
+        expected = sorted(zip(saved.classes, row, strict=True), key=lambda pair: -pair[1])
         assert [name for name, _ in prediction.classes] == [name for name, _ in expected]
         np.testing.assert_allclose([share for _, share in prediction.classes], [s for _, s in expected], rtol=1e-5)
     assert not np.allclose(shares, 1 / 3, atol=0.05), "the network knows nothing: any order would pass"
 
 
 def test_an_image_is_seen_as_pil_and_numpy_would_prepare_it(finished_run: FinishedRun) -> None:
-    state = load_checkpoint(finished_run.folder)
-    model, data = restore_model(state), saved_config(state).data
+    saved = read_saved(finished_run.folder)
+    model, data = saved.network(), saved.config.data
     path = validation_images(finished_run)[3]
     pixels = validation_pixels(decode(path), image_size=data.image_size, val_resize=data.val_resize)
     image = torch.from_numpy(normalise(pixels)).permute(2, 0, 1)[None].float()
@@ -64,7 +63,7 @@ def test_an_image_is_seen_as_pil_and_numpy_would_prepare_it(finished_run: Finish
         shares = model(image).double().softmax(1)[0]
     (found,) = predictions(finished_run, [path])
     for name, share in found.classes:
-        assert share == pytest.approx(float(shares[state["classes"].index(name)]), abs=0.01)  # two JPEG decoders
+        assert share == pytest.approx(float(shares[saved.classes.index(name)]), abs=0.01)  # two JPEG decoders
 
 
 def test_top_limits_the_classes_and_a_path_may_come_twice(finished_run: FinishedRun) -> None:
@@ -128,7 +127,9 @@ def test_other_formats_and_relative_paths(
         image.save("a.png")
         image.save("b.bmp")
     a, b = predictions(finished_run, ["a.png", "./b.bmp"])
-    assert a.classes == b.classes != []
+    assert [name for name, _ in a.classes] == [name for name, _ in b.classes] != []
+    # pixels are the same; the last bit of a convolution depends on where in a batch an image lies, on some CPUs
+    assert [share for _, share in a.classes] == pytest.approx([share for _, share in b.classes], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from fasttricks.system.distributed import World
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training import resume
 from fasttricks.training.build import build
-from fasttricks.training.resume import check_fingerprint, find_state
+from fasttricks.training.resume import check_conditions, find_state
 from fasttricks.training.run import Run
 from lib.runs import final_state, interrupt, records
 from lib.states import same
@@ -39,7 +39,7 @@ EVERYTHING = shlex.split(
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
 
     def make(*more: str, **changes: Any) -> Run:
         run_dir = changes.pop("run_dir", tmp_path / "run")
@@ -91,7 +91,7 @@ def test_a_run_that_is_asked_to_stop_saves_there_and_goes_on(
             patch.setattr(trainer, "validate", lambda run: (run.stop.poll(), trainer.stop_if_asked(run)))
         else:
             step = trainer.train_step
-            patch.setattr(trainer, "train_step", lambda run, group: (step(run, group), run.step == 5 and ask()))
+            patch.setattr(trainer, "train_step", lambda run, group: (step(run, group), run.step == 5 and ask())[0])
         with pytest.raises(Stopped, match=r"^after step [56], saved; go on with: .* --resume$"):
             fit(run)
     assert run.step == (5 if where == "in a step" else 6)
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_passed_over(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(resume, "set_aside", refuse)
-    found = find_state(harmed(whole, tmp_path, 1), ALONE, json.loads(whole.fingerprint))
+    found = find_state(harmed(whole, tmp_path, 1), ALONE, json.loads(json.dumps(whole.conditions)))
     assert found.state["step"] == 10
     assert "the damaged file stays where it is ([Errno 13] Permission denied)" in found.notes
 
@@ -204,29 +204,29 @@ def test_another_config_is_refused_by_the_checkpoint_itself(
 
 def test_another_resolved_precision_is_refused(whole: Run) -> None:
     """auto is fp16 on one machine and fp32 on another."""
-    saved = json.loads(whole.fingerprint)
+    saved = json.loads(json.dumps(whole.conditions))
     assert saved["resolved precision"] == "fp16"
     with pytest.raises(ConfigError, match=r"changed: resolved precision: 'fp16' -> 'fp32'$"):
         check(saved, whole.config, {"resolved precision": "fp32"})
 
 
 def test_a_field_that_a_checkpoint_is_too_old_to_have_was_at_its_default(whole: Run) -> None:
-    now = json.loads(whole.fingerprint)
+    now = json.loads(json.dumps(whole.conditions))
     old = {name: value for name, value in now.items() if name != "data.fixed_augmentation"}
-    check_fingerprint(old, now, whole.config, at="", edge="")
+    check_conditions(old, now, whole.config, at="", edge="")
     with pytest.raises(ConfigError, match=r"changed: data\.fixed_augmentation: False -> True$"):
-        check_fingerprint(old, now | {"data.fixed_augmentation": True}, whole.config, at="", edge="")
+        check_conditions(old, now | {"data.fixed_augmentation": True}, whole.config, at="", edge="")
 
 
 def test_losses_by_other_arithmetic_are_another_version(whole: Run) -> None:
     """A machine with a C compiler, and one without; checkpoints of before that was recorded are of torch's losses."""
-    now = json.loads(whole.fingerprint)
+    now = json.loads(json.dumps(whole.conditions))
     assert now["cross-entropy"] == "compiled"
     old = {name: value for name, value in now.items() if name != "cross-entropy"}
     for saved in (old, now | {"cross-entropy": "torch"}):
-        check_fingerprint(saved, now | {"cross-entropy": "torch"}, whole.config, at="", edge="")
+        check_conditions(saved, now | {"cross-entropy": "torch"}, whole.config, at="", edge="")
         with pytest.raises(ConfigError, match="changed: cross-entropy: 'torch' -> 'compiled'; go back, or go on with"):
-            check_fingerprint(saved, now, whole.config, at="", edge="")
+            check_conditions(saved, now, whole.config, at="", edge="")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -241,12 +241,12 @@ def test_another_data_set_is_refused(split: str, start: Callable[..., Run], tmp_
 
 
 def check(saved: dict[str, Any], config: TrainConfig, changes: dict[str, Any], *, at: str = "", edge: str = "") -> None:
-    check_fingerprint(saved, saved | changes, config, at=at, edge=edge)
+    check_conditions(saved, saved | changes, config, at=at, edge=edge)
 
 
 @pytest.mark.parametrize("package", ["torch", "nvidia-dali-cuda120", "numpy", "fasttricks"])
 def test_another_version_is_refused_but_where_it_is_meant(package: str, whole: Run) -> None:
-    saved = json.loads(whole.fingerprint)
+    saved = json.loads(json.dumps(whole.conditions))
     assert saved[package]
     rule = rf"changed: {package}: '.*' -> '0\.0'; go back, or go on with --allow-other-versions, no longer bit for bit"
     with pytest.raises(ConfigError, match=rule):
@@ -259,7 +259,7 @@ def test_other_hardware_is_said_aloud(start: Callable[..., Run], monkeypatch: py
     monkeypatch.setattr(World, "device_name", "a Cray-1")
     run = start("--epochs", "1", "--resume")
     config = run.config
-    found = find_state(config, ALONE, json.loads(run.fingerprint))
+    found = find_state(config, ALONE, json.loads(json.dumps(run.conditions)))
     assert re.search(
         "began on .* threads and goes on on a Cray-1: weights may differ in their last bits", found.notes[0]
     )
@@ -267,7 +267,7 @@ def test_other_hardware_is_said_aloud(start: Callable[..., Run], monkeypatch: py
 
 # --------------------------------------------------------------------------------------------------------- other ranks
 def test_other_ranks_take_an_option_and_the_end_of_an_epoch(whole: Run) -> None:
-    saved, allowed = json.loads(whole.fingerprint), dataclasses.replace(whole.config, allow_other_ranks=True)
+    saved, allowed = json.loads(json.dumps(whole.conditions)), dataclasses.replace(whole.config, allow_other_ranks=True)
     with pytest.raises(
         ConfigError, match="changed: ranks: 1 -> 2; --allow-other-ranks lets them differ from the end of"
     ):
@@ -299,7 +299,7 @@ def test_in_mid_epoch_the_last_checkpoint_that_can_is_named_and_there(
     run = again(accumulate=2)
     assert (run.step, run.epoch) == (6, 1)
     seen: list[int] = []
-    monkeypatch.setattr(trainer, "train_step", lambda run, group: seen.append(sum(map(len, group))))
+    monkeypatch.setattr(trainer, "train_step", lambda run, group: seen.append(sum(map(len, group))) or [])
     trainer.train_epoch(run)
     assert sum(seen) == 45, "each image once"
 

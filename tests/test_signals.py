@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fasttricks import train, trainer
+from fasttricks import train
 from fasttricks.runs.checkpoint import checkpoints, step_of
 from fasttricks.system.signals import StopRequest
+from fasttricks.tasks import classification
 from lib.tiny import ALONE, arguments, call, environment
 
 # Main thread in a call that does not return, as in a collective whose other rank is gone.
@@ -85,7 +86,7 @@ def test_a_second_ctrl_c_ends_a_process_that_hears_nothing() -> None:
 
 @pytest.fixture
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda folder: None)
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
 
 
 @pytest.mark.usefixtures("_no_picture")
@@ -94,7 +95,7 @@ def test_a_signal_saves_at_the_end_of_its_step_and_exits_0(
     number: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Sent in the middle of step 2 of 6."""
-    args, judge = arguments(tiny_data, tmp_path / "run"), trainer.training_loss
+    args, judge = arguments(tiny_data, tmp_path / "run"), classification.training_loss
     losses = iter(range(100))
 
     def judging(*of: object) -> object:
@@ -104,7 +105,7 @@ def test_a_signal_saves_at_the_end_of_its_step_and_exits_0(
         return judge(*of)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "training_loss", judging)
+        patch.setattr(classification, "training_loss", judging)
         assert call(train.main, *args) == 0
     assert [step_of(path) for path in checkpoints(tmp_path / "run" / "checkpoints")] == [2]
     last = capfd.readouterr().out.strip().splitlines()[-1]

@@ -38,7 +38,7 @@ def test_weights_are_those_without_it_and_the_teacher_sees_each_image_once(
         run = start(*distilled(teacher_run, folder, "--seed", seed), epochs=3)
         fit(run)
         states.append(final_state(run)["model"])
-        assert (run.teacher_cache.asked if run.teacher_cache else None) == asked
+        assert getattr(run.teacher, "asked", None) == asked
     assert same(states[0], states[1]) and same(states[0], states[2])
     assert len(list(cache.iterdir())) == 2
 
@@ -87,30 +87,34 @@ def opened(file: Path, teacher: Any) -> CachedTeacher:
     return CachedTeacher(teacher, file, num_images=5, num_classes=3)
 
 
+def judged(cache: CachedTeacher, batch: Batch) -> Tensor:
+    return cache.judge(batch, batch.images)
+
+
 def test_a_row_is_of_one_image_and_whole_or_none(tmp_path: Path) -> None:
     teacher, file = Counting(), tmp_path / "rows"
     cache = opened(file, teacher)
-    first = cache(batch_of(0, 3))
-    assert torch.equal(cache(batch_of(3, 0)), first.flip(0)) and teacher.batches == 1
-    assert torch.equal(opened(file, teacher)(batch_of(0, 3)), first) and teacher.batches == 1, "another process"
-    cache(batch_of(0, 4)), cache(batch_of(0, 3, shown=[0, 2]))
+    first = judged(cache, batch_of(0, 3))
+    assert torch.equal(judged(cache, batch_of(3, 0)), first.flip(0)) and teacher.batches == 1
+    assert torch.equal(judged(opened(file, teacher), batch_of(0, 3)), first) and teacher.batches == 1, "another process"
+    judged(cache, batch_of(0, 4)), judged(cache, batch_of(0, 3, shown=[0, 2]))
     assert teacher.batches == 3, "4 was never seen; in the place of 3 now stands 2"
-    assert not torch.equal(cache(batch_of(3)), first[1:]) and teacher.batches == 4
+    assert not torch.equal(judged(cache, batch_of(3)), first[1:]) and teacher.batches == 4
     size, rows = file.stat().st_size, file.read_bytes()
-    whole = cache(batch_of(0, 3))
+    whole = judged(cache, batch_of(0, 3))
     for offset in range(size // 5):  # every byte of the row of image 0
         file.write_bytes(rows[:offset] + bytes([rows[offset] ^ 1]) + rows[offset + 1 :])
         before = teacher.batches
-        opened(file, teacher)(batch_of(0))
+        judged(opened(file, teacher), batch_of(0))
         assert teacher.batches == before + 1, offset
     assert whole.shape == (2, 3)
 
 
 def test_an_empty_batch_and_one_that_names_no_images(tmp_path: Path) -> None:
     cache = opened(tmp_path / "rows", Counting())
-    assert cache(batch_of()).shape == (0, 3)
+    assert judged(cache, batch_of()).shape == (0, 3)
     with pytest.raises(TypeError, match="name their images"):
-        cache(Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64)))
+        judged(cache, Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fasttricks.config import DistillConfig, EvalConfig, LossConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.batch import Batch
 from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.tasks import classification
 from fasttricks.tasks.losses import Targets, draw_lam
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.run import Run
@@ -103,13 +104,13 @@ def test_the_kernels_losses_are_torchs_over_100_steps(
     for who in ("ours", "torch"):
         run = frozen_statistics(start("--optim.base-lr", "0.05", loss=loss_config))
         if who == "torch":
-            monkeypatch.setattr(trainer, "mix_batch", blend)
-            monkeypatch.setattr(trainer, "training_loss", dense_loss)
+            monkeypatch.setattr(classification, "mix_batch", blend)
+            monkeypatch.setattr(classification, "training_loss", dense_loss)
         taken = losses.setdefault(who, [])
-        monkeypatch.setattr(run.log, "add", lambda loss, images, taken=taken: taken.append(loss.item() / images))
         batches = list(run.train_loader)
         for step in range(100):
-            train_step(run, [batches[step % len(batches)]])
+            ((loss, images),) = train_step(run, [batches[step % len(batches)]])
+            taken.append(float(loss) / images)
     assert losses["ours"] == pytest.approx(losses["torch"], rel=1e-6, abs=1e-6)
     assert abs(losses["ours"][-1] - losses["ours"][0]) > 1e-2, "the run hardly moved: nothing was shown"
 
@@ -177,8 +178,8 @@ def test_a_planted_wait_is_found(
     planted: Callable[[Tensor], Any], start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start()
-    add = run.log.add
-    monkeypatch.setattr(run.log, "add", lambda loss, images: (planted(loss), add(loss, images)))
+    judge = run.guard.judge
+    monkeypatch.setattr(run.guard, "judge", lambda loss, *more: (planted(loss), judge(loss, *more))[1])
     group = next(groups(run))
     with (
         NoHostCopy(),
@@ -213,7 +214,7 @@ def test_mixup_draws_for_each_micro_batch_of_each_step(
         drawn.append((seed, step, rank, lam))
         return lam
 
-    monkeypatch.setattr(trainer, "draw_lam", spy)
+    monkeypatch.setattr(classification, "draw_lam", spy)
     run = start(*TRICKS, seed=7, accumulate=2)
     for group in groups(run):
         train_step(run, group)

@@ -15,7 +15,7 @@ from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.data.sources import find_dataset
 from fasttricks.models import build_model
-from fasttricks.training.build import check_batch, num_classes
+from fasttricks.training.checks import check_batch, num_classes
 from fasttricks.training.saving import KEPT_CHECKPOINTS
 
 LOG_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,10 @@ from fasttricks.system.distributed import World
 
 MOST_SKIPPED = 100
 """Bad micro-batches of a rank in a row, with nothing else between, after which skipping is no way out."""
+
+
+Counted = tuple[Tensor, int | Tensor]
+"""What the log counts of a micro-batch: its loss summed over its images, a scalar without a graph, and its images."""
 
 
 class DivergedError(UserError):
@@ -51,7 +55,7 @@ class LossGuard:
         self._step = torch.zeros((), dtype=torch.int64, device=world.device)
         self._loss = torch.zeros((), dtype=torch.float32, device=world.device)
 
-    def judge(self, loss_sum: Tensor, num_images: int, step: int) -> tuple[Tensor, tuple[Tensor, int | Tensor]]:
+    def judge(self, loss_sum: Tensor, num_images: int, step: int) -> tuple[Tensor, Counted]:
         """The loss to go backward from, and what the log shall count: (loss, images). loss_sum: over so many images."""
         self._judged += 1
         with torch.no_grad():
@@ -79,6 +83,14 @@ class LossGuard:
         self._count.zero_()
         self.skipped += count if self.skip else 0
         return bad
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps; what was noted since the last look is no part of it."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from what state_dict() gave."""
+        self.skipped = state["skipped"]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ What the trainer asks of an optimizer is `param_groups[i]["lr"]`, step(), zero_g
 
 import copy
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fasttricks.config import ConfigError, OptimConfig, Precision, require
+from fasttricks.runs.checkpoint import load_weights
 from fasttricks_kernels import MasterSGD
 
 
@@ -97,32 +99,47 @@ class WeightAverage:
 
     `model` is the averaged copy, to be evaluated. d is min(decay, (1 + n) / (10 + n)) at update n, counted from 0, so
     that a short run is not an average of its random start. Counters are copied. The average is FP32 and, given the
-    `optimizer` that keeps them, of the FP32 masters: in FP16 it would stand still. `source` and the masters must stay where
-    they are: make the average after moving the model to its device and after loading the optimizer's state. One fused pass
-    over the weights an update, no sync; memory: an FP32 copy of the model. The oracle, NumPy in float64, is in
-    tests/test_optim.py.
+    `optimizer` that keeps them, of the FP32 masters: in FP16 it would stand still. From the first update on, `source` and the
+    masters must stay where they are. One fused pass over the weights an update, no sync; memory: an FP32 copy of the model.
+    The oracle, NumPy in float64, is in tests/test_optim.py.
     """
 
     def __init__(self, source: nn.Module, decay: float, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.decay = decay
         self.num_updates = 0
         self.model = copy.deepcopy(source).float().requires_grad_(False)
-        sources = [master_of(optimizer, p) if optimizer is not None else p for p in source.parameters()]
-        pairs = list(zip(_tensors(self.model), [*sources, *source.buffers()], strict=True))
-        self._averaged = [average for average, _ in pairs if average.is_floating_point()]
-        self._sources = [weights for average, weights in pairs if average.is_floating_point()]
-        self._counters = [(average, counter) for average, counter in pairs if not average.is_floating_point()]
+        self._source, self._optimizer = source, optimizer
+        self._bound: tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the source's present weights into the average."""
+        self._bound = self._bound or self._bind()
+        averages, weights, counters = self._bound
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self._averaged, self._sources, 1.0 - decay)
-        for average, counter in self._counters:
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        for average, counter in counters:
             average.copy_(counter)
         self.num_updates += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """`model`: the averaged weights and statistics, no copy; `updates`: how many were taken in."""
+        return {"model": self.model.state_dict(), "updates": self.num_updates}
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, each once: one that two modules share must not be averaged twice in an update."""
-    return [*model.parameters(), *model.buffers()]
+    def load_state_dict(self, state: Mapping[str, Any], *, source: str) -> None:
+        """Go on from what state_dict() gave. source: where it is from, for an error. Raises CheckpointError as load_weights."""
+        load_weights(self.model, state["model"], source=source)
+        self.num_updates, self._bound = state["updates"], None
+
+    def _bind(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """(averages, what they are of, (average, counter) pairs), each tensor once: two modules may share one.
+
+        Not before the first update: to load an optimizer's state makes its masters anew.
+        """
+        source, optimizer = self._source, self._optimizer
+        weights = [p if optimizer is None else master_of(optimizer, p) for p in source.parameters()]
+        averages = [*self.model.parameters(), *self.model.buffers()]
+        pairs = list(zip(averages, [*weights, *source.buffers()], strict=True))
+        floats = [(average, weight) for average, weight in pairs if average.is_floating_point()]
+        counters = [(average, counter) for average, counter in pairs if not average.is_floating_point()]
+        return [average for average, _ in floats], [weight for _, weight in floats], counters

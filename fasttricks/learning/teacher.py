@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fasttricks.config import TIMM, ConfigError, DistillConfig, ModelConfig, require
+from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
 from fasttricks.models.external import pretrained_timm_model
-from fasttricks.runs.checkpoint import CheckpointError, load_checkpoint
-from fasttricks.runs.restore import restore_model, saved_config
+from fasttricks.runs.checkpoint import CheckpointError
+from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.system.distributed import World
 
 
@@ -51,6 +51,11 @@ class Teacher(nn.Module):
             factor, shift = ours[1] / std, (ours[0] - mean) / std
             self.conversion = tuple(x.to(device, self.dtype).view(3, 1, 1) for x in (factor, shift))  # type: ignore[assignment]
 
+    def judge(self, batch: Batch, images: Tensor) -> Tensor:
+        """Logits (N, K) of `images`, (N, 3, S, S), as the student sees those of `batch`: mixed and all."""
+        logits: Tensor = self(images)
+        return logits
+
     @torch.no_grad()
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, K), in the teacher's dtype, of images that were normalised, and maybe mixed, for the student."""
@@ -81,16 +86,16 @@ def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int,
 
     classes: of the training images, in their order; a checkpoint's must be the very same, timm's as many. image_size:
     pixels, which it must take. Raises ConfigError for these, for weights that are not those of config.digest, and where
-    timm is absent or cannot get its weights; CheckpointError as load_checkpoint.
+    timm is absent or cannot get its weights; CheckpointError as read_saved.
     """
     statistics = None
     if config.teacher.startswith(TIMM):
         model, statistics = pretrained_timm_model(config.teacher)
         name = config.teacher
     else:
-        state = _load(config.teacher)
-        model, name = restore_model(state), saved_config(state).model.name
-        _check_classes(config, state["classes"], classes)
+        saved = _read(config.teacher)
+        model, name = saved.network(), saved.config.model.name
+        _check_classes(config, saved.classes, classes)
     digest = weights_digest(model)
     rule = f"the teacher's weights ({config.teacher}) are {digest}: not those it was taught by; give that teacher again"
     require(config.digest in ("", digest), "distill.digest", config.digest, rule)
@@ -106,10 +111,10 @@ def teacher_dtype(device: torch.device) -> torch.dtype:
 
 
 def teacher_network(config: DistillConfig) -> ModelConfig:
-    """What kind of network the teacher is, its weights aside. Raises CheckpointError as load_checkpoint."""
+    """What kind of network the teacher is, its weights aside. Raises CheckpointError as read_saved."""
     if config.teacher.startswith(TIMM):
         return ModelConfig(name=config.teacher)
-    return saved_config(_load(config.teacher)).model
+    return _read(config.teacher).config.model
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -122,9 +127,9 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load(path: str) -> dict[str, Any]:
+def _read(path: str) -> Saved:
     try:
-        return load_checkpoint(Path(path))
+        return read_saved(Path(path))
     except CheckpointError as error:
         way_out = (
             "train it first, by the recipe of that name where it is runs/RECIPE, or give another --distill.teacher"

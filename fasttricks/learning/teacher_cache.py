@@ -58,8 +58,8 @@ class CachedTeacher:
         self.asked = 0
         """Batches that the teacher was run for."""
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits (N, K), in the teacher's dtype, on the batch's device."""
+    def judge(self, batch: Batch, images: Tensor) -> Tensor:
+        """Logits (N, K), in the teacher's dtype, on the batch's device. `images` are those of `batch`: check_cache sees to it."""
         if batch.places is None or batch.shown is None:
             raise TypeError("a cache of the teacher's logits needs batches that name their images, as a Loader's do")
         rows = self._rows[batch.places]  # a copy

@@ -10,8 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +20,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fasttricks.config import ModelConfig, TrainConfig
-from fasttricks.data.batch import Batch
-from fasttricks.learning.divergence import LossGuard
-from fasttricks.learning.optim import build_optimizer
-from fasttricks.learning.precision import image_dtype, make_autocast, make_loss_scale
-from fasttricks.learning.schedule import learning_rate
+from fasttricks.learning.learner import Learner, make_learner
+from fasttricks.learning.network import place
+from fasttricks.learning.precision import image_dtype
+from fasttricks.learning.task import Task
 from fasttricks.learning.teacher import Teacher, teacher_network
 from fasttricks.models import build_model
 from fasttricks.system.distributed import World
+from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import train_step
-from fasttricks.training.build import place
-from fasttricks.training.run import Run, count_steps
 
 if TYPE_CHECKING:
-    from fasttricks.data.pipeline.loader import Loader
     from fasttricks.data.pipeline.shards import Shards
 
 aten = torch.ops.aten
@@ -120,10 +116,17 @@ def _moves_nothing(func: Any) -> bool:
     return is_view or func.namespace == "prim" or "empty" in func._schema.name
 
 
-def footprint(config: TrainConfig, shards: Shards, num_classes: int, teacher: ModelConfig | None = None) -> Footprint:
+def footprint(
+    config: TrainConfig,
+    shards: Shards,
+    num_classes: int,
+    teacher: ModelConfig | None = None,
+    *,
+    task: Task = CLASSIFICATION,
+) -> Footprint:
     """Count a step of one of the ranks that `shards` has, in the middle of a run: momentum is there, gradients are freed.
 
-    teacher: of a distillation; where it is not given, config.distill's.
+    teacher: of a distillation; where it is not given, config.distill's. task: what is learnt.
 
     config.precision: fp32, bf16 or fp16, not auto. The step is eager; of its micro-batches two are run, as the others are
     like the second. Several ranks keep their gradients in buckets all the time, as DistributedDataParallel does.
@@ -131,27 +134,24 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int, teacher: Mo
     micro_batches = min(config.accumulate, 2)
     # on meta first: a module of fake tensors can be made, but not be converted to channels-last or FP16
     with torch.device("meta"):
-        built = build_model(config.model, num_classes)
-        model = place(built, _world(shards, torch.device("meta")), config.precision)
+        model = place(
+            task.make_model(config.model, num_classes), _world(shards, torch.device("meta")), config.precision
+        )
         teacher = teacher or (teacher_network(config.distill) if config.distill.teacher else None)
         judge = blank_teacher(teacher, num_classes) if teacher is not None else None
+    dtype = image_dtype(config.precision, _CPU)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         model.to_empty(device="cpu")
-        live.label(model.parameters(), "parameters")
-        live.label(model.buffers(), "statistics")
-        run = paper_run(config, shards, model, _world(shards, _CPU))
+        learner = make_learner(task, countable(config), _world(shards, _CPU), shards, model)
         average = blank_average(model) if config.ema_decay else []
-        live.label(average, "average")
-        if judge is not None:
-            run.teacher = judge.to_empty(device="cpu")
-            live.label((*run.teacher.parameters(), *run.teacher.buffers()), "teacher")
-        fill_optimizer_state(run)
-        live.label((v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
-        keep_gradients(run, live, micro_batches)
-        batches = [blank_batch(config, shards.batch_size) for _ in range(micro_batches)]
-        live.label((tensor for batch in batches for tensor in (batch.images, batch.labels)), "input")
+        learner.teacher = judge.to_empty(device="cpu") if judge is not None else None
+        label_state(learner, average, live)
+        keep_gradients(learner, live, micro_batches)
+        size = shards.batch_size
+        batches = [task.example(config.data, size, num_classes, device=_CPU, dtype=dtype) for _ in range(micro_batches)]
+        live.label((v for batch in batches for v in vars(batch).values() if isinstance(v, Tensor)), "input")
         live.restart()
-        train_step(run, batches)
+        train_step(learner, batches)
     parameters = list(model.parameters())
     repeat = config.accumulate / micro_batches
     # the trainer takes all micro-batches of a step from the loader before the first is used
@@ -165,35 +165,26 @@ def footprint(config: TrainConfig, shards: Shards, num_classes: int, teacher: Mo
     )
 
 
+def label_state(learner: Learner, average: list[Tensor], live: LiveTensors) -> None:
+    """Count what stays from step to step by kind; has the optimizer make its momentum and masters first."""
+    live.label(learner.model.parameters(), "parameters")
+    live.label(learner.model.buffers(), "statistics")
+    live.label(average, "average")
+    if isinstance(learner.teacher, Teacher):
+        live.label((*learner.teacher.parameters(), *learner.teacher.buffers()), "teacher")
+    fill_optimizer_state(learner)
+    states = learner.optimizer.state.values()
+    live.label((value for state in states for value in state.values() if isinstance(value, Tensor)), "optimizer")
+
+
 def _world(shards: Shards, device: torch.device) -> World:
     return World(rank=0, size=shards.world_size, local_rank=0, local_size=1, device=device)
 
 
-def paper_run(config: TrainConfig, shards: Shards, model: nn.Module, world: World) -> Run:
-    """A Run with what train_step asks of it, as build() makes it, but no data, log and average; the rest is None.
-
-    config.precision: not auto.
-    """
-    loader = cast("Loader", shards)  # train_step asks a loader for its arithmetic only
-    optim = config.optim if config.optim.backend != "apex" else dataclasses.replace(config.optim, backend="torch")
-    steps = count_steps(shards, config)
-    schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
-    asked: dict[str, Any] = {
-        "config": config,
-        "world": world,
-        "model": model,
-        "forward": model,
-        "optimizer": build_optimizer(model, optim, config.precision),
-        "loss_scale": make_loss_scale(config.optim, config.precision, world.device),
-        "train_loader": loader,
-        "autocast": make_autocast(config.precision, world.device),
-        "lr_at": partial(schedule, steps_per_epoch=steps, epochs=config.epochs),
-        "log": _NoLog(),
-        "guard": LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
-    }
-    required = (field.name for field in dataclasses.fields(Run) if field.default is dataclasses.MISSING)
-    unasked: dict[str, Any] = dict.fromkeys(required)
-    return Run(**{**unasked, **asked})
+def countable(config: TrainConfig) -> TrainConfig:
+    """`config` without what fake tensors cannot do: the average copies the model, and apex's SGD needs a GPU."""
+    backend = "torch" if config.optim.backend == "apex" else config.optim.backend
+    return dataclasses.replace(config, ema_decay=0.0, optim=dataclasses.replace(config.optim, backend=backend))
 
 
 def blank_teacher(network: ModelConfig, num_classes: int) -> Teacher:
@@ -202,39 +193,27 @@ def blank_teacher(network: ModelConfig, num_classes: int) -> Teacher:
     return Teacher(model, name="", digest="", device=torch.device("meta"), dtype=torch.float16)
 
 
-class _NoLog:
-    def add(self, loss_sum: Tensor, num_images: int) -> None:
-        """Nothing."""
-
-
-def blank_batch(config: TrainConfig, batch_size: int) -> Batch:
-    """A micro-batch as the loader gives it, of zeros."""
-    size, dtype = config.data.image_size, image_dtype(config.precision, _CPU)
-    images = torch.zeros(batch_size, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    return Batch(images, torch.zeros(batch_size, dtype=torch.int64))
-
-
 def blank_average(model: nn.Module) -> list[Tensor]:
     """Of the size of optim.WeightAverage, which copies the model (fake tensors cannot be) and then updates it in place."""
     tensors = [*model.parameters(), *model.buffers()]
     return [torch.zeros_like(t, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in tensors]
 
 
-def fill_optimizer_state(run: Run) -> None:
+def fill_optimizer_state(learner: Learner) -> None:
     """Have the optimizer make its momentum and masters, which come with its first step."""
-    for parameter in run.model.parameters():
+    for parameter in learner.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
 
 
-def keep_gradients(run: Run, live: LiveTensors, micro_batches: int) -> None:
+def keep_gradients(learner: Learner, live: LiveTensors, micro_batches: int) -> None:
     """Count gradients as such and, on several ranks, keep them as DistributedDataParallel does with gradient_as_bucket_view.
 
     That is, a step's last micro-batch moves each gradient into a bucket, which stays.
     """
-    parameters = list(run.model.parameters())
-    several = run.world.size > 1
+    parameters = list(learner.model.parameters())
+    several = learner.world.size > 1
     buckets: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in parameters} if several else {}
     live.label(buckets.values(), "gradients")
     seen: Counter[Tensor] = Counter()

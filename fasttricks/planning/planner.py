@@ -173,9 +173,9 @@ def make_plan(config: PlanConfig) -> Plan:
 def count(config: PlanConfig, data: DataSize) -> Plan:
     """The plan of a checked config."""
     from fasttricks.data.pipeline.shards import Shards
+    from fasttricks.learning.learner import count_steps
     from fasttricks.planning.footprint import footprint
-    from fasttricks.training.build import check_batch
-    from fasttricks.training.run import count_steps
+    from fasttricks.training.checks import check_batch
 
     batch_size = config.micro_batch_size(config.gpus)
     shards = Shards(num_images=data.images, batch_size=batch_size, world_size=config.gpus, source=data.source)
@@ -205,7 +205,7 @@ def find_data_size(config: PlanConfig) -> DataSize:
         classes = config.model.num_classes or IMAGENET_CLASSES
         return DataSize(config.images or IMAGENET_IMAGES, classes, "--images" if config.images else "ImageNet")
     from fasttricks.data.sources import find_dataset
-    from fasttricks.training.build import num_classes
+    from fasttricks.training.checks import num_classes
 
     train, _ = find_dataset(config.data.root)
     return DataSize(len(train), num_classes(config.model, train), str(train.root))

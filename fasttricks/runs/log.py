@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 
 
@@ -29,43 +30,34 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        world: World,
-        *,
-        num_steps: int,
-        steps_per_epoch: int,
-        first_step: int = 0,
-        state: Mapping[str, Any] | None = None,
+        self, folder: Path, world: World, metrics: Sequence[Metric], *, num_steps: int, steps_per_epoch: int
     ) -> None:
-        """first_step: updates done before. state: what state() gave after them, on this rank."""
+        """Writes nothing before start(). metrics: what validated() is given, and curves.png shows."""
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
+        self._metrics = metrics
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
         self._started = time.perf_counter()
         self._seconds, self._records, self._pending = 0.0, 0, False  # of the interval, seconds of an earlier process
-        if state is not None:
-            self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=world.device)
-            self._seconds, self._records = state["seconds"], state["records"]
-            self._pending = self._seconds > 0
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._progress = Progress(*columns, console=self.console, refresh_per_second=4, speed_estimate_period=3600)
-        self._task = self._progress.add_task("starting", total=num_steps, completed=first_step)
-        self._file = self._board = None
-        if world.is_main:
-            _keep_first(folder / "metrics.jsonl", self._records)
-            self._file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
-            self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self._task = self._progress.add_task("starting", total=num_steps)
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
 
     def print(self, text: str) -> None:
         """Print a line above the progress bar."""
         self.console.print(text, highlight=False, markup=False)
         self.console.file.flush()  # into a pipe or a file too, as it happens
 
-    def start(self) -> None:
-        """Show the progress bar, and count time from here."""
+    def start(self, step: int = 0) -> None:
+        """Open the files, without what comes after `step` updates, show the progress bar, and count time from here."""
         if self.world.is_main:
+            _keep_first(self.folder / "metrics.jsonl", self._records)
+            self._file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
+            self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
+            self._progress.update(self._task, completed=step)
             self._progress.start()
         self.resume_clock()
 
@@ -79,13 +71,19 @@ class RunLog:
         """Count training time from here on; flush() stops the count."""
         self._started = time.perf_counter()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where this rank's log stands, for a checkpoint; the records so far are on the disk then. A sync."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
         seconds = self._seconds + time.perf_counter() - self._started if self._pending else 0.0
         return {"sums": self._sums.tolist(), "seconds": seconds, "records": self._records}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state_dict() gave on this rank. Before start()."""
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.world.device)
+        self._seconds, self._records = state["seconds"], state["records"]
+        self._pending = self._seconds > 0
 
     def flush(self, step: int, lr: float, more: Callable[[], Mapping[str, float]] = dict) -> float:
         """Report the steps since the last flush, as means over their images of all ranks; the one sync of training.
@@ -135,7 +133,7 @@ class RunLog:
             self._file.close()
             self._board.close()
             if draw:
-                plot_curves(self.folder)
+                plot_curves(self.folder, self._metrics)
         except OSError as error:
             self.print(f"note: the last records or curves.png could not be written to {self.folder}: {error}")
 
@@ -162,31 +160,35 @@ def _keep_first(path: Path, count: int) -> None:
     os.replace(temporary, path)  # a kill in between loses nothing
 
 
-def plot_curves(folder: Path) -> None:
-    """Draw loss, learning rate and accuracy by epoch from metrics.jsonl as curves.png. Draws nothing where no step was logged."""
+def plot_curves(folder: Path, metrics: Sequence[Metric]) -> None:
+    """Draw loss, learning rate and `metrics` by epoch from metrics.jsonl as curves.png; nothing where no step was logged."""
     from matplotlib.figure import Figure
 
     records = read_metrics(folder)
     train = [record for record in records if "train_loss" in record]
-    validation = [record for record in records if "top1" in record]
+    validation = [record for record in records if "val_loss" in record]
     if not train:
         return
+    panels = list(dict.fromkeys(metric.panel for metric in metrics))
     epochs, val_epochs = [r["epoch"] for r in train], [r["epoch"] for r in validation]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss_axes, lr_axes, accuracy_axes = figure.subplots(1, 3)
+    figure = Figure(figsize=(4 * (2 + len(panels)), 3.6), layout="constrained")
+    loss_axes, lr_axes, *metric_axes = figure.subplots(1, 2 + len(panels))
     loss_axes.plot(epochs, [r["train_loss"] for r in train], label="training", linewidth=1)
     lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green")
     if validation:
         loss_axes.plot(val_epochs, [r["val_loss"] for r in validation], "o-", label="validation", markersize=3)
-        for name, label in (("top1", "top-1"), ("top5", "top-5")):
-            last = f"{label}, last {validation[-1][name]:.2f} %"
-            accuracy_axes.plot(val_epochs, [r[name] for r in validation], "o-", label=last, markersize=3)
-        accuracy_axes.legend(loc="lower right")
+        for metric in metrics:
+            axes = metric_axes[panels.index(metric.panel)]
+            last = f"{metric.label}, last {validation[-1][metric.name]:.2f} {metric.unit}"
+            axes.plot(val_epochs, [r[metric.name] for r in validation], "o-", label=last, markersize=3)
+        for axes in metric_axes:
+            axes.legend(loc="lower right")
     loss_axes.legend(loc="upper right")
     loss_axes.set(title="Loss", ylabel="mean cross-entropy (nats)")
     lr_axes.set(title="Learning rate", ylabel="learning rate of a step", ylim=(0, None))
-    accuracy_axes.set(title="Validation accuracy", ylabel="images classified right (%)")
-    for axes in (loss_axes, lr_axes, accuracy_axes):
+    for axes, (title, ylabel) in zip(metric_axes, panels, strict=True):
+        axes.set(title=title, ylabel=ylabel)
+    for axes in (loss_axes, lr_axes, *metric_axes):
         axes.grid(alpha=0.3)
         axes.set(xlabel="epoch", xlim=(0, epochs[-1] * 1.02))
     figure.savefig(folder / "curves.png", dpi=120)

@@ -10,7 +10,7 @@ class Metric(NamedTuple):
     """One of a task's metrics. Higher is better."""
 
     name: str
-    """Its key in metrics.jsonl, summary.json and result.json, as `top1`."""
+    """Its key in metrics.jsonl, summary.json and result.json."""
     label: str
     """Its name in words and tables, as `top-1`."""
     unit: str

@@ -10,6 +10,8 @@ from typing import Any
 from fasttricks.config import TIMM, DataConfig, ModelConfig, TrainConfig
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.data.pipeline import color
+from fasttricks.runs.metric import Metric
+from fasttricks.runs.saved import Saved
 
 _LIBRARIES = {
     "timm": 'timm.create_model("local-dir:DIR", pretrained=True)',
@@ -69,30 +71,31 @@ def describe_transform(data: DataConfig) -> str:
 
 
 def model_card(
-    state: Mapping[str, Any],
-    config: TrainConfig,
+    saved: Saved,
+    metrics: Sequence[Metric],
     counterparts: Mapping[str, str],
     run_folder: Path | None,
     with_onnx: bool,
 ) -> str:
     """Markdown, with the front matter that the Hugging Face hub reads.
 
-    state: the checkpoint. counterparts: what timm and torchvision call this network. run_folder: where config.json and
+    metrics: of its task. counterparts: what timm and torchvision call this network. run_folder: where config.json and
     summary.json are read from; None or without them: the card says what is not known.
     """
+    config, classes = saved.config, saved.classes
     summary, versions = _read(run_folder, "summary.json"), _read(run_folder, "config.json").get("versions", {})
     parts = [
         _front_matter(counterparts),
-        f"# {config.model.name}, {len(state['classes'])} classes",
+        f"# {config.model.name}, {len(classes)} classes",
         f"Trained by the recipe `{config.recipe}` of fasttricks, after [Bag of Tricks](https://arxiv.org/abs/1812.01187).",
         "## Result",
-        _result(summary, state, config),
+        _result(summary, saved, metrics),
         "## Use",
-        _use(config, counterparts, len(state["classes"]), with_onnx),
+        _use(config, counterparts, len(classes), with_onnx),
         "## How it was trained",
         _training(config, summary, versions),
         "## Classes",
-        ", ".join(state["classes"]),
+        ", ".join(classes),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -109,12 +112,13 @@ def _front_matter(counterparts: Mapping[str, str]) -> str:
     return f"---\ntags:\n- image-classification\n{library}pipeline_tag: image-classification\n---"
 
 
-def _result(summary: Mapping[str, Any], state: Mapping[str, Any], config: TrainConfig) -> str:
-    if not summary or summary["steps"] != state["step"]:
-        return f"Not known: the checkpoint is of step {state['step']}, epoch {state['epoch']} of {config.epochs}."
-    scores = f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} %, loss {summary['val_loss']:.4f}"
-    flip = ", logits averaged with the mirror image's" if config.eval.flip else ""
-    return f"On {summary['val_images']:,} validation images: {scores} (precision {summary['precision']}{flip})."
+def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric]) -> str:
+    if not summary or summary["steps"] != saved.step:
+        return f"Not known: the checkpoint is of step {saved.step}, epoch {saved.epoch} of {saved.config.epochs}."
+    scores = ", ".join(metric.show(summary[metric.name]) for metric in metrics)
+    flip = ", logits averaged with the mirror image's" if saved.config.eval.flip else ""
+    how = f"(precision {summary['precision']}{flip})"
+    return f"On {summary['val_images']:,} validation images: {scores}, loss {summary['val_loss']:.4f} {how}."
 
 
 def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:

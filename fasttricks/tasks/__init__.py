@@ -1,1 +1,17 @@
 """What a run learns, from what, and by what it is judged: all that knows what a batch holds."""
+
+from __future__ import annotations
+
+from fasttricks.config import ConfigError
+from fasttricks.learning.task import Task
+from fasttricks.tasks.classification import CLASSIFICATION
+
+TASKS: dict[str, Task] = {CLASSIFICATION.name: CLASSIFICATION}
+"""By the name that a checkpoint records."""
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`. Raises ConfigError for one that this release does not know."""
+    if name in TASKS:
+        return TASKS[name]
+    raise ConfigError(f"task = {name!r}: this release knows {', '.join(TASKS)}; take the one that wrote the checkpoint")

@@ -1,31 +1,115 @@
-"""Validation: exact sums over each image once, whatever the batch size and the number of ranks."""
+"""Classification: the one place that knows a label an image, top-1 and top-5. Its losses are in losses.py beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from fasttricks.data.batch import Batch
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources import Source, find_dataset
+from fasttricks.learning.learner import Learner
+from fasttricks.learning.precision import image_dtype
+from fasttricks.learning.schedule import image_size
+from fasttricks.learning.task import Autocast
+from fasttricks.models import build_model
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+from fasttricks.system.spans import span
+from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 
 _PANEL = "Validation accuracy", "images classified right (%)"
 METRICS = (Metric("top1", "top-1", "%", _PANEL), Metric("top5", "top-5", "%", _PANEL))
 """The first is the headline: what runs are compared by."""
 
 
-class Metrics(NamedTuple):
-    """Validation over `images` images: top1 and top5 in percent, loss as the mean cross-entropy in nats."""
+class Classification:
+    """One label an image, of the classes of data.root: see learning/task.py for what each method owes."""
 
-    top1: float
-    top5: float
-    loss: float
-    images: int
+    name = "classification"
+    metrics = METRICS
+
+    def open_data(self, root: str) -> tuple[Source, Source]:
+        """As data.sources.find_dataset."""
+        return find_dataset(root)
+
+    def train_batches(self, config: TrainConfig, source: Source, world: World) -> Loader:
+        """Images of the precision's dtype, cropped, flipped and coloured at random, their side by the epoch."""
+        size_at = partial(image_size, config=config.schedule, full=config.data.image_size, epochs=config.epochs)
+        return Loader(
+            source,
+            config.data,
+            training=True,
+            batch_size=config.micro_batch_size(world.size),
+            device=world.device,
+            dtype=image_dtype(config.precision, world.device),
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.size,
+            image_size_at=size_at,
+        )
+
+    def val_batches(
+        self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
+    ) -> Loader:
+        """The centre of each image, once."""
+        return Loader(
+            source,
+            config,
+            training=False,
+            batch_size=batch_size,
+            device=world.device,
+            dtype=dtype,
+            rank=world.rank,
+            world_size=world.size,
+        )
+
+    def make_model(self, config: ModelConfig, num_classes: int) -> nn.Module:
+        """As models.build_model."""
+        return build_model(config, num_classes)
+
+    def loss(self, learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, int]:
+        """Cross-entropy, smoothed, of images and labels that are mixed and judged by the teacher as the config says."""
+        config, (images, targets) = learner.config, prepare(learner, batch, draw)
+        with learner.autocast():
+            logits = learner.forward(images)
+        return training_loss(logits, targets, config.loss, config.distill), len(batch)
+
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Batch], world: World, config: EvalConfig, autocast: Autocast
+    ) -> dict[str, float]:
+        """As evaluate() below."""
+        return evaluate(model, batches, world, flip=config.flip, autocast=autocast)
+
+    def example(
+        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+    ) -> Batch:
+        """Normal noise of the images' mean and deviation, and any labels, from torch's global generator."""
+        side = config.image_size
+        images = torch.randn(batch_size, 3, side, side, device=device, dtype=dtype)
+        labels = torch.randint(num_classes, (batch_size,), device=device)
+        return Batch(images.contiguous(memory_format=torch.channels_last), labels)
+
+
+CLASSIFICATION = Classification()
+
+
+def prepare(learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, Targets]:
+    """What the network is to see and to say: mixed, and judged by the teacher, as the config says. draw: which lambda."""
+    config, (images, targets) = learner.config, (batch.images, Targets(batch.labels))
+    if config.loss.mixup_alpha > 0:
+        lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=learner.world.rank)
+        images, targets = mix_batch(images, batch.labels, lam)
+    if learner.teacher is not None:
+        with span("teacher"):
+            targets = targets._replace(teacher_logits=learner.teacher.judge(batch, images))
+    return images, targets
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -47,7 +131,7 @@ def evaluation_logits(
     images: Tensor,
     *,
     flip: bool = False,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    autocast: Autocast = nullcontext,
 ) -> Tensor:
     """Float32 logits (N, K) of `images`; flip: the mean of theirs and their mirror images'."""
     with autocast():
@@ -62,12 +146,12 @@ def evaluate(
     world: World,
     *,
     flip: bool = False,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Metrics:
-    """Top-1, top-5 and mean loss of `model`, in eval mode, over `batches` of this rank and those of all others.
+    autocast: Autocast = nullcontext,
+) -> dict[str, float]:
+    """top1 and top5 in percent, val_loss, the mean cross-entropy in nats, and val_images, over the batches of all ranks.
 
-    Counts are integers and the loss is summed in float64, so neither batch size nor ranks change them. flip: average the
-    logits of an image and its mirror image. The model's mode is put back. Two collectives and one sync, at the end.
+    `model` is in eval mode meanwhile. Counts are integers and the loss is summed in float64, so neither batch size nor ranks
+    change them. flip: average the logits of an image and its mirror image. Two collectives and one sync, at the end.
     Raises ValueError where no rank has an image.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)
@@ -84,7 +168,7 @@ def evaluate(
     model.train(was_training)
     world.sum_(counts)
     world.sum_(loss)
-    top1, top5, images_seen = counts.tolist()
-    if not images_seen:
+    top1, top5, seen = counts.tolist()
+    if not seen:
         raise ValueError("evaluate() got no image on any rank; scan_dataset refuses an empty val/ before this")
-    return Metrics(100 * top1 / images_seen, 100 * top5 / images_seen, loss.item() / images_seen, images_seen)
+    return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "val_loss": loss.item() / seen, "val_images": seen}

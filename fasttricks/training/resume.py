@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.data.sources import Source
-from fasttricks.learning.optim import WeightAverage
-from fasttricks.learning.precision import LossScale, resolve_precision
+from fasttricks.learning.precision import resolve_precision
+from fasttricks.learning.task import Task
 from fasttricks.runs.checkpoint import (
     CheckpointError,
     DamagedError,
     checkpoints,
     load_checkpoint,
-    load_weights,
     set_aside,
 )
 from fasttricks.runs.folder import deciding_fields, releases
@@ -52,82 +49,37 @@ class Resumed:
         """The checkpoint's file; empty where there is none."""
         return str(self.state.get("path", ""))
 
-    def rank(self, world: World) -> dict[str, Any]:
-        """What this rank alone kept. At an epoch's end, where ranks may have changed in number, rank 0's will do."""
-        ranks: list[dict[str, Any]] = self.state["ranks"]
-        return ranks[world.rank] if len(ranks) == world.size else ranks[0]
 
-    def log_state(self, world: World) -> dict[str, Any] | None:
-        """For RunLog."""
-        return self.rank(world)["log"] if self else None
+# ---------------------------------------------------------------------------------------------------- the conditions
+def conditions(task: Task, config: TrainConfig, world: World, train: Source, val: Source) -> dict[str, Any]:
+    """All that must be the same for a resumed run to be the same run, by name. Of images: names and labels, in order.
 
-    def position(self, world: World, batch_size: int) -> dict[str, Any] | None:
-        """For the training Loader of this rank."""
-        if not self:
-            return None
-        saved: dict[str, Any] = json.loads(self.rank(world)["loader"])
-        if not self.state["step_in_epoch"]:  # at an epoch's end nothing else depends on how it is shared out
-            saved |= {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
-        return saved
-
-    def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss_scale: LossScale, config: TrainConfig
-    ) -> WeightAverage | None:
-        """Load all that ranks share into model, optimizer and loss scale; returns the average of the weights, where one is kept.
-
-        It is made here because the masters must be loaded before.
-        """
-        if self:
-            load_weights(model, self.state["model"], source=self.path)
-            optimizer.load_state_dict(self.state["optimizer"])
-            loss_scale.load_state_dict(self.state["loss_scale"])
-        average = WeightAverage(model, config.ema_decay, optimizer) if config.ema_decay else None
-        if self and average is not None:
-            load_weights(average.model, self.state["average"], source=self.path)
-            average.num_updates = self.state["average_updates"]
-        return average
-
-    def restore_statistics(self, model: nn.Module, average: WeightAverage | None, world: World) -> None:
-        """Give this rank back its own batch-norm statistics. After DDP was made, which broadcasts those of rank 0."""
-        if not self:
-            return
-        mine = self.rank(world)
-        _restore_buffers(model, mine["buffers"])
-        if average is not None:
-            _restore_buffers(average.model, mine["average_buffers"])
-
-
-def _restore_buffers(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    own = dict(model.named_buffers())
-    for name, value in buffers.items():
-        own[name].copy_(value)
-
-
-# ---------------------------------------------------------------------------------------------------- the fingerprint
-def fingerprint(config: TrainConfig, world: World, folders: Sequence[Source]) -> dict[str, Any]:
-    """All that must be the same for a resumed run to be the same run, by name. Of images: names and labels, in order."""
+    A checkpoint holds them as `fingerprint`.
+    """
     found = {package: version for package, version in releases().items() if package in _SOFTWARE}
     if world.device.type == "cpu":
         found.pop("triton", None)  # the CPU runs none of its kernels
         found["cross-entropy"] = arithmetic()
     return {
+        "task": task.name,
         "recipe": config.recipe,
         **deciding_fields(config),
         "resolved precision": resolve_precision(config.precision, world.device),
         "ranks": world.size,
-        "training images": f"{len(folders[0])}, {folders[0].fingerprint()}",
-        "validation images": f"{len(folders[1])}, {folders[1].fingerprint()}",
+        "training images": f"{len(train)}, {train.fingerprint()}",
+        "validation images": f"{len(val)}, {val.fingerprint()}",
         "device kind": world.device.type,
         **found,
     }
 
 
-def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], config: TrainConfig, *, at: str, edge: str) -> None:
+def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainConfig, *, at: str, edge: str) -> None:
     """Raise ConfigError, naming every field that differs and the way out.
 
     at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
     """
     saved = deciding_fields(_ANY) | saved  # a field that was added since had, before, what its default means
+    saved.setdefault("task", "classification")  # as in every run before there were others
     if "cross-entropy" in now:
         saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
@@ -152,7 +104,7 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], config: TrainC
 
 # ------------------------------------------------------------------------------------------------------- finding one
 def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resumed:
-    """The newest whole checkpoint of config.run_dir, whose fingerprint is `now`; empty where none is to be or none is there.
+    """The newest whole checkpoint of config.run_dir, whose conditions are `now`; empty where none is to be or none is there.
 
     A damaged one is passed over, with a note. Raises CheckpointError where all are, and ConfigError for another run's.
     """
@@ -179,7 +131,7 @@ def _check(found: Resumed, config: TrainConfig, world: World, now: dict[str, Any
     if state["step_in_epoch"]:
         at = f"in mid-epoch ({state['path']}, {state['step_in_epoch']} steps into epoch {state['epoch'] + 1})"
         edge = _newest_edge(Path(state["path"]).parent) if config.allow_other_ranks else ""
-    check_fingerprint(json.loads(state["fingerprint"]), now, config, at=at, edge=edge)
+    check_conditions(json.loads(state["fingerprint"]), now, config, at=at, edge=edge)
     if state["hardware"] != world.device_name:
         began = f"began on {state['hardware']} and goes on on {world.device_name}"
         found.notes.append(f"the run {began}: weights may differ in their last bits from those of one machine")

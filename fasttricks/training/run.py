@@ -1,60 +1,39 @@
-"""A run and all it is made of. build.py puts it together, trainer.py goes through it, saving.py writes it down."""
+"""A Run: a Learner with loaders, log, folder and stop. build.py puts it together, trainer.py goes through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from fasttricks.config import TrainConfig
-from fasttricks.data.pipeline.loader import Loader
-from fasttricks.learning.divergence import LossGuard
-from fasttricks.learning.optim import WeightAverage
-from fasttricks.learning.precision import LossScale
-from fasttricks.learning.teacher import Teacher
-from fasttricks.learning.teacher_cache import CachedTeacher
+from fasttricks.learning.learner import Learner
+from fasttricks.learning.task import Batches
 from fasttricks.runs.log import RunLog
-from fasttricks.system.distributed import World
 from fasttricks.system.monitor import GpuMonitor
 from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest
 
 
-@dataclass
-class Run:
+@dataclass(kw_only=True)
+class Run(Learner):
     """`step` counts updates done, `epoch` epochs done."""
 
-    config: TrainConfig
-    world: World
     classes: tuple[str, ...]
-    num_train_images: int
-    model: nn.Module
-    forward: nn.Module
-    """`model`, or what wraps it to sum the gradients over ranks."""
-    optimizer: torch.optim.Optimizer
-    loss_scale: LossScale
-    average: WeightAverage | None
-    train_loader: Loader
-    val_loader: Loader
-    autocast: Callable[[], AbstractContextManager[object]]
-    lr_at: Callable[[int], float]
+    train_loader: Batches
+    val_loader: Batches
     folder: Path
     log: RunLog
     monitor: GpuMonitor
     profiler: StepProfiler
-    guard: LossGuard
     stop: StopRequest
-    teacher: Teacher | None = None
-    """Of a distillation; None without."""
-    teacher_cache: CachedTeacher | None = None
-    """Asked in the teacher's place where the config says so."""
-    fingerprint: str = "{}"
-    """JSON of what must be the same to resume (resume.py)."""
-    step: int = 0
+    conditions: dict[str, Any] = field(default_factory=dict)
+    """What must be the same to resume (resume.py)."""
     epoch: int = 0
     unmeasured: bool = False
     """The last epoch is trained and its validation is still to come."""
@@ -62,23 +41,58 @@ class Run:
     """Epochs that an earlier process had done, of a resumed run."""
     train_seconds: float = 0.0
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates an epoch; the last may have fewer images, and fewer micro-batches."""
-        return count_steps(self.train_loader, self.config)
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds, on the main rank; the others' is without `ranks`. A collective and a sync."""
+        return {
+            **super().state_dict(),
+            "task": self.task.name,
+            "config": json.dumps(dataclasses.asdict(self.config)),
+            "classes": list(self.classes),
+            "fingerprint": json.dumps(self.conditions),
+            "hardware": self.world.device_name,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "unmeasured": self.unmeasured,
+            "train_seconds": self.train_seconds,
+            "ranks": [_decode(rank) for rank in self.world.collect(_encode(self.rank_state_dict()))],
+        }
 
-    @property
-    def step_in_epoch(self) -> int:
-        """Updates done of the epoch at hand; 0 at an epoch's end, when all ranks have one model."""
-        return self.step % self.steps_per_epoch
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept. Not a collective, but the same for all ranks.
 
-    def images_in_step(self) -> int:
-        """Images of the step at hand, over all its micro-batches and ranks. Arithmetic only, no collective."""
-        first = self.step_in_epoch * self.config.accumulate
-        last = min(first + self.config.accumulate, len(self.train_loader))
-        return sum(map(self.train_loader.global_count, range(first, last)))
+        Raises CheckpointError for another network's weights, DataError for a position in other data.
+        """
+        super().load_state_dict(state)
+        self.epoch = self.first_epoch = state["epoch"]
+        self.unmeasured, self.train_seconds = state["unmeasured"], state["train_seconds"]
+        # at an epoch's end, where ranks may have changed in number, rank 0's will do
+        ranks = state["ranks"]
+        self.load_rank_state_dict(ranks[self.world.rank] if len(ranks) == self.world.size else ranks[0])
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """What this rank alone knows: where its loader and its log stand besides."""
+        position = json.dumps(self.train_loader.state_dict())
+        return {"loader": position, "log": self.log.state_dict(), **super().rank_state_dict()}
+
+    def load_rank_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what rank_state_dict() gave on this rank."""
+        super().load_rank_state_dict(state)
+        position = json.loads(state["loader"])
+        if not self.step_in_epoch:  # at an epoch's end nothing else depends on how it is shared out
+            world, batch_size = self.world, self.shards.batch_size
+            position |= {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
+        self.train_loader.load_state_dict(position)
+        self.log.load_state_dict(state["log"])
 
 
-def count_steps(loader: Sized, config: TrainConfig) -> int:
-    """Updates an epoch takes with `loader`, whose length is its batches an epoch."""
-    return -(-len(loader) // config.accumulate)
+def _encode(state: dict[str, Any]) -> bytes:
+    """`state` as torch.save writes it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _decode(state: bytes) -> dict[str, Any]:
+    """What _encode() was given, on the CPU."""
+    decoded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
+    return decoded

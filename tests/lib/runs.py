@@ -10,6 +10,7 @@ import pytest
 
 from fasttricks import trainer
 from fasttricks.data.batch import Batch
+from fasttricks.learning.divergence import Counted
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.trainer import fit
 from fasttricks.training.run import Run
@@ -30,10 +31,10 @@ def interrupt(run: Run, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> Non
     """Run until `at_step` updates are done, then stop as a kill would: nothing more is saved."""
     step = trainer.train_step
 
-    def stopping(run: Run, group: list[Batch]) -> None:
+    def stopping(run: Run, group: list[Batch]) -> list[Counted]:
         if run.step == at_step:
             raise Stop
-        step(run, group)
+        return step(run, group)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", stopping)

@@ -1,0 +1,150 @@
+"""A Learner: the network and all that a training step changes or reads. training/run.py makes a Run of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fasttricks.config import TrainConfig
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.divergence import LossGuard
+from fasttricks.learning.optim import WeightAverage, build_optimizer, master_state_dict
+from fasttricks.learning.precision import LossScale, make_autocast, make_loss_scale, resolve_precision
+from fasttricks.learning.schedule import learning_rate
+from fasttricks.learning.task import Autocast, Task
+from fasttricks.learning.teacher import Teacher
+from fasttricks.learning.teacher_cache import CachedTeacher
+from fasttricks.runs.checkpoint import load_weights
+from fasttricks.system.distributed import World
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """What trainer.train_step() needs, and no more. make_learner() makes one; nothing of it is of a disk or a screen."""
+
+    task: Task
+    config: TrainConfig
+    world: World
+    shards: Shards
+    """How an epoch is shared out: arithmetic on the host, no loader."""
+    model: nn.Module
+    forward: nn.Module
+    """`model`, or what wraps it to compile it and to sum the gradients over ranks."""
+    optimizer: torch.optim.Optimizer
+    loss_scale: LossScale
+    average: WeightAverage | None
+    autocast: Autocast
+    lr_at: Callable[[int], float]
+    guard: LossGuard
+    teacher: Teacher | CachedTeacher | None = None
+    """Of a distillation; None without."""
+    step: int = 0
+    """Updates done."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates an epoch; the last may have fewer images, and fewer micro-batches."""
+        return count_steps(self.shards, self.config)
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Updates done of the epoch at hand; 0 at an epoch's end, when all ranks have one model."""
+        return self.step % self.steps_per_epoch
+
+    def images_in_step(self) -> int:
+        """Images of the step at hand, over all its micro-batches and ranks. Arithmetic only, no collective."""
+        first = self.step_in_epoch * self.config.accumulate
+        last = min(first + self.config.accumulate, len(self.shards))
+        return sum(map(self.shards.global_count, range(first, last)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all ranks share, as a checkpoint holds it; no copy. FP32 masters stand in the place of FP16 weights."""
+        average = {"model": None, "updates": 0} if self.average is None else self.average.state_dict()
+        return {
+            "step": self.step,
+            "skipped_losses": self.guard.state_dict()["skipped"],
+            "model": master_state_dict(self.model, self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
+            "average": average["model"],
+            "average_updates": average["updates"],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state_dict() gave and a checkpoint kept, whose file is `path` in it.
+
+        Raises CheckpointError for weights that are not this network's.
+        """
+        load_weights(self.model, state["model"], source=state["path"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_scale.load_state_dict(state["loss_scale"])
+        self.guard.load_state_dict({"skipped": state["skipped_losses"]})
+        if self.average is not None:
+            average = {"model": state["average"], "updates": state["average_updates"]}
+            self.average.load_state_dict(average, source=state["path"])
+        self.step = state["step"]
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """What this rank alone knows: within an epoch its batch-norm statistics, which are of its own images."""
+        apart = self.world.size > 1 and self.step_in_epoch > 0
+        average = self.average.model if self.average is not None else None
+        return {
+            "buffers": dict(self.model.named_buffers()) if apart else {},
+            "average_buffers": dict(average.named_buffers()) if apart and average is not None else {},
+        }
+
+    def load_rank_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give this rank its own statistics back. After `forward` was made: DistributedDataParallel broadcasts rank 0's."""
+        _copy_buffers(self.model, state["buffers"])
+        if self.average is not None:
+            _copy_buffers(self.average.model, state["average_buffers"])
+
+
+def _copy_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_buffers())
+    for name, value in buffers.items():
+        own[name].copy_(value)
+
+
+def count_steps(batches: Sized, config: TrainConfig) -> int:
+    """Updates an epoch takes of so many batches of a rank: of Shards or a loader."""
+    return -(-len(batches) // config.accumulate)
+
+
+def make_learner(
+    task: Task,
+    config: TrainConfig,
+    world: World,
+    shards: Shards,
+    model: nn.Module,
+    *,
+    forward: nn.Module | None = None,
+    teacher: Teacher | CachedTeacher | None = None,
+) -> Learner:
+    """A Learner at its first step. model: placed (network.place); forward: what wraps it (network.wrap); None: itself.
+
+    Raises ConfigError for an optimizer that cannot be had.
+    """
+    precision = resolve_precision(config.precision, world.device)
+    optimizer = build_optimizer(model, config.optim, precision)
+    schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
+    return Learner(
+        task=task,
+        config=config,
+        world=world,
+        shards=shards,
+        model=model,
+        forward=model if forward is None else forward,
+        optimizer=optimizer,
+        loss_scale=make_loss_scale(config.optim, precision, world.device),
+        average=WeightAverage(model, config.ema_decay, optimizer) if config.ema_decay else None,
+        autocast=make_autocast(precision, world.device),
+        lr_at=partial(schedule, steps_per_epoch=count_steps(shards, config), epochs=config.epochs),
+        guard=LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
+        teacher=teacher,
+    )

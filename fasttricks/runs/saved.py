@@ -1,0 +1,61 @@
+"""A checkpoint as evaluation, prediction, export and distillation read it: its network, and what the network was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fasttricks.config import TrainConfig, from_dict
+from fasttricks.models import build_model
+from fasttricks.runs.checkpoint import load_checkpoint, load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint holds beside what only a resumed run needs."""
+
+    path: Path
+    """The checkpoint's file."""
+    task: str
+    config: TrainConfig
+    """Of the run that wrote it."""
+    classes: tuple[str, ...]
+    """Names of the classifier's outputs, in their order."""
+    step: int
+    epoch: int
+    ranks: int
+    weights: Mapping[str, Tensor]
+    """FP32, on the CPU."""
+    average: Mapping[str, Tensor] | None
+    """Of the weights, where the run kept one (ema_decay)."""
+
+    def network(self, *, average: bool = True) -> nn.Module:
+        """Its network: FP32, on the CPU, in evaluation mode.
+
+        average: with the averaged weights where the run kept an average. Raises CheckpointError for weights that are not
+        this network's.
+        """
+        model = build_model(self.config.model, len(self.classes))
+        averaged = self.average if average else None
+        load_weights(model, self.weights if averaged is None else averaged, source=str(self.path))
+        return model.eval()
+
+
+def read_saved(path: Path) -> Saved:
+    """The checkpoint at `path`: a file, or a run folder, of which the newest is taken. Raises as load_checkpoint."""
+    state = load_checkpoint(path)
+    return Saved(
+        path=Path(state["path"]),
+        task=state.get("task", "classification"),  # as in every checkpoint before there were others
+        config=from_dict(TrainConfig, json.loads(state["config"])),
+        classes=tuple(state["classes"]),
+        step=state["step"],
+        epoch=state["epoch"],
+        ranks=len(state["ranks"]),
+        weights=state["model"],
+        average=state["average"],
+    )

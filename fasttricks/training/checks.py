@@ -1,0 +1,51 @@
+"""What can be said of a config, a network and a data set before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from fasttricks.config import ConfigError, ModelConfig, TrainConfig, require
+from fasttricks.data.sources import Source
+from fasttricks.learning.schedule import image_size
+from fasttricks.learning.task import Task
+
+
+def check_batch(config: TrainConfig, num_images: int) -> None:
+    """Raise ConfigError where one step would take more images than there are."""
+    rule = f"must be at most the {num_images} training images; lower --global-batch-size"
+    require(config.global_batch_size <= num_images, "global_batch_size", config.global_batch_size, rule)
+
+
+def num_classes(config: ModelConfig, train: Source) -> int:
+    """Classes of the data. Raises ConfigError where the config asks for another number."""
+    found = len(train.classes)
+    rule = f"must be the {found} classes of {train.root}, or 0 to take them from there"
+    require(config.num_classes in (0, found), "model.num_classes", config.num_classes, rule)
+    return found
+
+
+def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batch: int) -> None:
+    """Raise ConfigError where the network cannot take the images, or batch norm would see a single value of a channel.
+
+    smallest_batch: images of the smallest batch of a rank. Asks the network itself, on tensors without data: under a second.
+    """
+    side = image_size(0, config.schedule, full=config.data.image_size, epochs=config.epochs)  # no later one is smaller
+    data = dataclasses.replace(config.data, image_size=side)
+    meta = torch.device("meta")
+    with meta:
+        model = task.make_model(config.model, num_classes)
+        batch = task.example(data, smallest_batch, num_classes, device=meta, dtype=torch.float32)
+        try:
+            model(batch.images)
+        except ValueError as error:
+            require("more than 1 value per channel" in str(error), "model.name", config.model.name, str(error))
+            rule = f"leaves a batch of one image, whose {side} pixels the network shrinks to 1: batch norm has nothing to average"
+            way_out = "give another --global-batch-size, or a lower --model.stem-stride where the network has one"
+            raise ConfigError(f"global_batch_size = {config.global_batch_size}: {rule}; {way_out}") from error
+        except (RuntimeError, AssertionError) as error:  # timm asserts a size
+            rule = f"is no size that {config.model.name} takes ({str(error).splitlines()[0]})"
+            raise ConfigError(
+                f"data.image_size = {side}: {rule}; give a larger one, or the one it was made for"
+            ) from error

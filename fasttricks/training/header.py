@@ -1,0 +1,54 @@
+"""What a run says before it begins: what is trained, on what, how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fasttricks.learning.precision import resolve_precision
+from fasttricks.learning.schedule import image_sizes
+from fasttricks.learning.teacher_cache import CachedTeacher
+from fasttricks.training.resume import Resumed
+from fasttricks.training.run import Run
+
+
+def header(run: Run, data: Path, resumed: Resumed) -> str:
+    """A line for each fact. data: the folder that holds the images."""
+    config, world = run.config, run.world
+    parameters = sum(p.numel() for p in run.model.parameters())
+    counts = f"{run.shards.num_images:,} training and {run.val_loader.shards.num_images:,} validation images"
+    batch = f"{world.size} rank(s) x {config.accumulate} micro-batch(es) x {run.shards.batch_size} images"
+    rows = {
+        "recipe": config.recipe,
+        "model": f"{config.model.name}, {parameters / 1e6:.2f} M parameters",
+        "data": f"{counts} of {len(run.classes)} classes in {data}",
+        "device": f"{world.device_name}, precision {resolve_precision(config.precision, world.device)}",
+        "batch": f"{config.global_batch_size} = {batch}; {run.steps_per_epoch} steps an epoch, {config.epochs} epochs",
+        "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
+        "run": f"{run.folder}/",
+    }
+    sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
+    if config.schedule.first_size < 1:
+        what = "they grow over the epochs" if len(sizes) > 1 else "too few epochs to grow in"
+        rows["images"] = f"{', '.join(map(str, sizes))} pixels: {what} (progressive resizing)"
+    if run.train_loader.note:
+        rows["input"] = run.train_loader.note
+    rows |= _teacher_rows(run)
+    if run.monitor.note:
+        rows["monitor"] = run.monitor.note
+    if config.resume:
+        done = f"{resumed.path}, after epoch {run.epoch} of {config.epochs}"
+        done += f" and {run.step_in_epoch} of {run.steps_per_epoch} steps" if run.step_in_epoch else ""
+        rows["resume"] = done if resumed else "no checkpoint was saved yet: from the beginning"
+    rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
+    return "\n".join(f"{name:8s} {value}" for name, value in rows.items())
+
+
+def _teacher_rows(run: Run) -> dict[str, str]:
+    if run.teacher is None:
+        return {}
+    distill, teacher, rows = run.config.distill, run.teacher, {}
+    if isinstance(teacher, CachedTeacher):
+        rows["cache"] = f"the teacher's logits in {teacher.file}"
+        teacher = teacher.teacher
+    weights = f"{distill.hard_weight:g} x labels + {distill.soft_weight:g} x T^2 x teacher, T = {distill.temperature:g}"
+    return {"teacher": f"{teacher.name} {teacher.digest} from {distill.teacher}; {weights}", **rows}

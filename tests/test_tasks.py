@@ -1,0 +1,117 @@
+"""The seam between trainer and task: a Task of its own batches and metric trains, validates, saves, resumes and is counted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fasttricks.config import ConfigError
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+from fasttricks.learning.task import Task
+from fasttricks.planning.footprint import footprint
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.saved import read_saved
+from fasttricks.tasks import TASKS
+from fasttricks.trainer import fit
+from fasttricks.training.build import build
+from lib.runs import final_state, interrupt, records
+from lib.states import same
+from lib.tiny import ALONE, REPOSITORY, configure, torchrun
+from lib.toy import Redness
+
+OPTIONS = shlex.split("--ema-decay 0.9 --checkpoint-steps 1 --log-steps 2 --optim.base-lr 0.02 --loss.smoothing 0")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one epoch on two ranks."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    done = torchrun(2, "lib.toy", str(folder), str(tiny_data), *OPTIONS, "--epochs", "1", tests=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_ranks_train_validate_and_report_the_tasks_own_metric(two_ranks: Path) -> None:
+    summary = json.loads((two_ranks / "summary.json").read_text())
+    lines = [json.loads(line) for line in (two_ranks / "metrics.jsonl").read_text().splitlines()]
+    (validated,) = [line for line in lines if "val_loss" in line]
+    assert summary["explained"] == validated["explained"] != 0
+    assert summary["ranks"] == 2 and summary["val_images"] == 14
+    assert not {"top1", "top5"} & (summary.keys() | validated.keys())
+    with Image.open(two_ranks / "curves.png") as curves:
+        assert curves.size == (1440, 432)
+
+
+def test_what_two_ranks_saved_is_what_one_measures(two_ranks: Path, tiny_data: Path) -> None:
+    """All ranks saw each validation image once: the metric of the saved average is that of the summary."""
+    state, task = load_checkpoint(two_ranks), Redness()
+    run = build(configure(tiny_data, two_ranks.parent / "other", *OPTIONS, "--epochs", "1"), ALONE, task=task)
+    run.average.model.load_state_dict(state["average"])  # type: ignore[union-attr]
+    found = task.evaluate(run.average.model, run.val_loader, ALONE, run.config.eval, run.autocast)  # type: ignore[union-attr]
+    assert found["explained"] == pytest.approx(
+        json.loads((two_ranks / "summary.json").read_text())["explained"], rel=1e-6
+    )
+    assert state["task"] == "redness" and state["model"]["fc.bias"].shape == (1,)
+
+
+def test_a_run_of_it_goes_on_bit_for_bit(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(folder: str, **changes: Any) -> Any:
+        return build(configure(tiny_data, tmp_path / folder, *OPTIONS, **changes), ALONE, task=Redness())
+
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
+    whole = begin("whole")
+    fit(whole)
+    interrupt(begin("parts"), monkeypatch, at_step=4)  # within the second epoch
+    resumed = begin("parts", resume=True)
+    assert resumed.step == 4
+    fit(resumed)
+    assert same(final_state(whole), final_state(resumed))
+    assert records(whole) == records(resumed)
+    assert [record["epoch"] for record in records(whole) if "explained" in record] == [1, 2]
+
+
+def test_a_step_of_it_is_counted_on_paper(tiny_data: Path, tmp_path: Path) -> None:
+    config = configure(tiny_data, tmp_path / "run", "--precision", "fp32")
+    shards = Shards(num_images=64, batch_size=16, world_size=1, source="")
+    ours, known = footprint(config, shards, 3, task=Redness()), footprint(config, shards, 3)
+    features = 32  # of the classifier's input at this width
+    assert known.num_parameters - ours.num_parameters == 2 * (features + 1)
+    assert ours.at_peak["input"] == 16 * (3 * 32 * 32 * 4 + 4)  # redness is a float, a label is twice that
+    assert known.at_peak["input"] == 16 * (3 * 32 * 32 * 4 + 8)
+
+
+def test_a_checkpoint_of_it_is_refused_by_name(two_ranks: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """By what knows classification alone, and by a run of another task in its folder."""
+    with pytest.raises(ConfigError, match="task = 'redness': this release knows classification"):
+        evaluate_checkpoint(EvaluateConfig(), read_saved(two_ranks), ALONE)
+    folder = tmp_path / "run"
+    fit(build(configure(tiny_data, folder, *OPTIONS, "--epochs", "1"), ALONE, task=Redness()))
+    with pytest.raises(ConfigError, match="changed: task: 'redness' -> 'classification'"):
+        build(configure(tiny_data, folder, *OPTIONS, "--epochs", "1", resume=True), ALONE)
+
+
+@pytest.mark.parametrize("task", [*TASKS.values(), Redness()], ids=lambda task: task.name)
+def test_every_task_has_examples_that_its_loss_takes(task: Task, tiny_data: Path, tmp_path: Path) -> None:
+    """The size checks, the plan and the timings rest on them. Its metrics are those that evaluate() gives."""
+    run = build(configure(tiny_data, tmp_path / "run"), ALONE, task=task)
+    batch = task.example(run.config.data, 5, 3, device=torch.device("cpu"), dtype=torch.float32)
+    loss, images = task.loss(run, batch, draw=0)
+    assert loss.shape == () and loss.requires_grad and images == 5
+    found = task.evaluate(run.model, run.val_loader, ALONE, run.config.eval, run.autocast)
+    assert {metric.name for metric in task.metrics} | {"val_loss", "val_images"} == found.keys()
+
+
+def test_the_headline_metrics_stand_in_one_place() -> None:
+    """No module but classification and the paper's tables says top1."""
+    command = ["grep", "-rlw", "--include=*.py", "top1", str(REPOSITORY / "fasttricks")]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    known = {"tasks/classification.py", "ablation/paper.py"}
+    assert {str(Path(name).relative_to(REPOSITORY / "fasttricks")) for name in found} == known
