@@ -25,7 +25,7 @@ from bench.chart import draw
 from bench.images import link_images, shrink_images
 from bench.pairs import BUSY, Row, by_turns, show_ratio
 from bench.step import StepCase
-from fasttricks.config import Precision, replace_at, require
+from fasttricks.config import Precision, model_info, replace_at, require
 from fasttricks.config.cli import parse, run_main
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data.sources import open_split
@@ -76,8 +76,8 @@ class BenchConfig:
             self.data.images >= 300, "data.images", self.data.images, "must be 300 or more: the first 256 do not count"
         )
         require(self.batch_size >= 0, "batch_size", self.batch_size, "must be 1 or more, or 0 (choose)")
-        wrong = [name for name in self.models if name not in step.TIMM_NAMES]
-        require(not wrong, "models", wrong, f"must be of {', '.join(step.TIMM_NAMES)}, which timm has too")
+        wrong = [name for name in self.models if name not in step.PAPER_NETWORKS]
+        require(not wrong, "models", wrong, f"must be of {', '.join(step.PAPER_NETWORKS)}, which timm has too")
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ def step_cases(config: BenchConfig, device: torch.device, gpus: int) -> list[Ste
             model=model,
             precision=precision,
             batch_size=config.batch_size or share * ranks,
-            image_size=299 if model == "inception_v3" else 224,
+            image_size=model_info(model).image_size,
             device="cuda",
             ranks=ranks,
             compiled=True,
         )
-        for model in config.models or tuple(step.TIMM_NAMES)
+        for model in config.models or step.PAPER_NETWORKS
         for precision, share in PAPER_SHARES.items()
         for ranks in sorted({1, gpus})
     ]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig
+from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig, model_info
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import make_learner
@@ -42,13 +42,8 @@ SMOOTHING, LR = 0.1, 0.01
 GEMM_SIDES = (1024, 2048, 3072)
 GEMM_SECONDS = 5.0
 """Length of a turn of matrix products: about that of a step of 16 images on two cores."""
-TIMM_NAMES = {
-    "resnet50b": "resnet50",
-    "resnet50d": "resnet50d",
-    "inception_v3": "inception_v3",
-    "mobilenet_v1": "mobilenetv1_100",
-}
-"""Ours -> timm's name of the same network."""
+PAPER_NETWORKS = ("resnet50b", "resnet50d", "inception_v3", "mobilenet_v1")
+"""Those of the paper that timm has too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +186,7 @@ def _timm(
 ) -> Callable[[], None]:
     import timm
 
-    model: nn.Module = timm.create_model(TIMM_NAMES[case.model], num_classes=IMAGENET_CLASSES)
+    model: nn.Module = timm.create_model(model_info(case.model).timm, num_classes=IMAGENET_CLASSES)
     model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=1e-4)

@@ -17,6 +17,7 @@ from fasttricks.config import (
     Precision,
     ScheduleConfig,
     TrainConfig,
+    model_info,
     require,
 )
 from fasttricks.system.extras import require_train_extra
@@ -83,7 +84,7 @@ class Cost:
 def training(name: str, config: CostConfig, precision: Precision) -> TrainConfig:
     """The training whose step is measured: the paper's loss and optimizer."""
     student = name.partition("+")[0]
-    size = config.image_size or (299 if student == "inception_v3" else 224)
+    size = config.image_size or model_info(student).image_size
     return TrainConfig(
         recipe="cost",
         epochs=1000,  # of a step each: none of those that are timed is near the schedule's end

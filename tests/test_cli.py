@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttricks import config as config_module
-from fasttricks.config import ConfigError, TrainConfig, UserError, get_at
+from fasttricks.config import ConfigError, TrainConfig, UserError, get_at, schema
 from fasttricks.config.cli import parse_recipe, run_main
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
@@ -118,7 +117,7 @@ def test_help_lists_every_recipe_with_the_first_line_of_its_docstring(
 def help_texts() -> dict[str, str]:
     """Dotted path -> the string under the field, by Python's own parser."""
     texts = {}
-    for node in ast.parse(inspect.getsource(config_module)).body:
+    for node in ast.parse(inspect.getsource(schema)).body:
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, node.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, model_options
+from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, model_info
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.network import place
 from fasttricks.learning.optim import parameter_groups
@@ -35,7 +35,7 @@ def small(name: str, **options: Any) -> nn.Module:
     """A narrow `name` with five classes and all the options it has, but for those given."""
     return MODELS[name](
         num_classes=5,
-        **{option: options.get(option, SMALL[option]) for option in model_options(name) if option in SMALL},
+        **{option: options.get(option, SMALL[option]) for option in model_info(name).options if option in SMALL},
     )
 
 
@@ -59,7 +59,7 @@ def test_full_size_is_built_from_a_config(name: str) -> None:
 @every_model
 def test_an_option_that_it_has_no_use_for_is_refused(name: str) -> None:
     for option, value in {**SMALL, "aux_head": True}.items():
-        if option in model_options(name):
+        if option in model_info(name).options:
             assert getattr(ModelConfig(name=name, **{option: value}), option) == value
         else:
             with pytest.raises(ConfigError, match=rf"model\.{option} = {value}: not for model\.name = '{name}'"):

@@ -86,6 +86,7 @@ def test_counterparts_exist_and_have_the_same_keys_for_every_model() -> None:
     for name in MODELS:
         config = ModelConfig(name=name)
         without |= set() if counterparts(config) else {name}
+        assert all(timm.is_model(other) for package, other in counterparts(config).items() if package == "timm")
         deep = "101" in name or "152" in name  # as 50 layers, only longer to build
         for package, other in () if deep else counterparts(config).items():
             with torch.device("meta"):

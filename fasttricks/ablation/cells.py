@@ -21,8 +21,9 @@ from fasttricks.config import (
     get_at,
     replace_at,
     require,
+    unknown,
 )
-from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on, nearest
+from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on
 
 MAX_FACTORS = 6
 """Factors of a full factorial design: 2^6 = 64 cells."""
@@ -170,5 +171,5 @@ def check_name(name: str) -> str:
     """`name` where it is a table. Raises ConfigError with the nearest right name."""
     known = (*PAPER_TABLES, *DESIGNS)
     if name not in known:
-        raise ConfigError(f"table = {name!r}: {nearest(name, known)}; the tables are {', '.join(known)}")
+        raise ConfigError(f"table = {name!r}: {unknown(name, known)}; the tables are {', '.join(known)}")
     return name

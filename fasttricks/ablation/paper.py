@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from fasttricks.config.model_names import variant_of
+from fasttricks.config import model_info, variant_of
 
 Mark = Literal["V", "X", "M"]
 MARKS: Mapping[Mark, str] = {
@@ -72,9 +72,14 @@ def _variant(letter: str) -> Mapping[str, Any]:
     return {"model.name": partial(variant_of, letter=letter)}
 
 
+def _own_images(network: str) -> Mapping[str, int]:
+    info = model_info(network)
+    return {"data.val_resize": info.val_resize, "data.image_size": info.image_size}
+
+
 _NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ResNet-50": ("", _variant("a")),
-    "Inception-V3": ("inception_v3", {"data.val_resize": 342, "data.image_size": 299}),
+    "Inception-V3": ("inception_v3", _own_images("inception_v3")),
     "MobileNet": ("mobilenet_v1", {}),
 }
 """The paper's networks: name here, and what else they change."""

@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 
 import tyro
 
-from fasttricks.config import TrainConfig, TricksConfig, UserError, field_kinds, get_at
+from fasttricks.config.errors import UserError
+from fasttricks.config.fields import field_kinds, get_at
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
+from fasttricks.config.schema import TrainConfig, TricksConfig
 from fasttricks.config.tricks import TRICKS, is_off, is_on
 
 T = TypeVar("T")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from fasttricks.config import (
-    ConfigError,
+from fasttricks.config.errors import ConfigError, unknown
+from fasttricks.config.networks import model_info
+from fasttricks.config.schema import (
     DataConfig,
     DistillConfig,
     EvalConfig,
@@ -20,7 +21,6 @@ from fasttricks.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from fasttricks.config.tricks import nearest
 
 
 def demo() -> TrainConfig:
@@ -208,7 +208,7 @@ def inceptionv3_baseline() -> TrainConfig:
     of 224 / 256. No auxiliary head, as in the paper's runs; dropout 0.5 before the classifier, as in the network's own paper.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-baseline --data.root DIR
     """
-    return _other_network(resnet50_baseline(), "inceptionv3-baseline")
+    return _other_network(resnet50_baseline(), "inceptionv3-baseline", "inception_v3")
 
 
 def inceptionv3_efficient() -> TrainConfig:
@@ -217,7 +217,7 @@ def inceptionv3_efficient() -> TrainConfig:
     PAPER: 77.50 / 93.60 % and 8 minutes an epoch on 8 V100 (as recalled, unverified). Zero gamma does not apply: there is
     no residual block. Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-efficient --data.root DIR
     """
-    return _other_network(resnet50_efficient(), "inceptionv3-efficient")
+    return _other_network(resnet50_efficient(), "inceptionv3-efficient", "inception_v3")
 
 
 def inceptionv3_tricks() -> TrainConfig:
@@ -226,7 +226,7 @@ def inceptionv3_tricks() -> TrainConfig:
     PAPER: 78.77 / 94.39 %. Distillation from a ResNet is left out: it made this network worse there.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-tricks --data.root DIR
     """
-    return _other_network(resnet50d_tricks(), "inceptionv3-tricks")
+    return _other_network(resnet50d_tricks(), "inceptionv3-tricks", "inception_v3")
 
 
 def mobilenet_baseline() -> TrainConfig:
@@ -235,7 +235,7 @@ def mobilenet_baseline() -> TrainConfig:
     PAPER: 69.03 / 88.71 % (as recalled, unverified). The paper leaves open whether ReLU is capped: at 6, as in timm.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-baseline --data.root DIR
     """
-    return _other_network(resnet50_baseline(), "mobilenet-baseline")
+    return _other_network(resnet50_baseline(), "mobilenet-baseline", "mobilenet_v1")
 
 
 def mobilenet_efficient() -> TrainConfig:
@@ -244,7 +244,7 @@ def mobilenet_efficient() -> TrainConfig:
     PAPER: 71.90 / 90.47 % and 3.7 minutes an epoch on 8 V100 (as recalled, unverified). Zero gamma does not apply: there is
     no residual block. Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-efficient --data.root DIR
     """
-    return _other_network(resnet50_efficient(), "mobilenet-efficient")
+    return _other_network(resnet50_efficient(), "mobilenet-efficient", "mobilenet_v1")
 
 
 def mobilenet_tricks() -> TrainConfig:
@@ -253,15 +253,14 @@ def mobilenet_tricks() -> TrainConfig:
     PAPER: 73.28 / 91.30 %. Distillation from a ResNet is left out: it made this network worse there.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-tricks --data.root DIR
     """
-    return _other_network(resnet50d_tricks(), "mobilenet-tricks")
+    return _other_network(resnet50d_tricks(), "mobilenet-tricks", "mobilenet_v1")
 
 
-def _other_network(resnet: TrainConfig, recipe: str) -> TrainConfig:
-    """The ResNet's recipe for the network that begins the name `recipe`: the paper trains all three alike."""
-    inception = recipe.startswith("inception")
-    data = DataConfig(image_size=299, val_resize=342) if inception else DataConfig()
-    model = ModelConfig(name="inception_v3" if inception else "mobilenet_v1")
-    return dataclasses.replace(resnet, recipe=recipe, data=data, model=model)
+def _other_network(resnet: TrainConfig, recipe: str, network: str) -> TrainConfig:
+    """The ResNet's recipe for another network: the paper trains all three alike, each on images of its own size."""
+    info = model_info(network)
+    data = DataConfig(image_size=info.image_size, val_resize=info.val_resize)
+    return dataclasses.replace(resnet, recipe=recipe, data=data, model=ModelConfig(name=network))
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
@@ -291,7 +290,7 @@ def find_recipe(name: str) -> Callable[[], TrainConfig]:
     """The recipe called `name`. Raises ConfigError with the nearest right name."""
     if name in RECIPES:
         return RECIPES[name]
-    raise ConfigError(f"recipe = {name!r}: {nearest(name, RECIPES)}; the recipes are {', '.join(RECIPES)}")
+    raise ConfigError(f"recipe = {name!r}: {unknown(name, RECIPES)}; the recipes are {', '.join(RECIPES)}")
 
 
 def summary(name: str) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from fasttricks.config import ConfigError, TrainConfig, TricksConfig, field_kinds, from_plain, replace_fields, require
-from fasttricks.config.tricks import apply_tricks, find_trick, is_off, is_on, nearest
+from fasttricks.config.errors import ConfigError, require, unknown
+from fasttricks.config.fields import field_kinds, from_plain, replace_fields
+from fasttricks.config.schema import TrainConfig, TricksConfig
+from fasttricks.config.tricks import apply_tricks, find_trick, is_off, is_on
 
 C = TypeVar("C", bound=TrainConfig)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -51,7 +53,7 @@ def _checked(cls: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
         if inside:
             raise ConfigError(f"field = {path!r}: is a section; name its fields one by one, as {inside[0]!r}")
         if path not in kinds:
-            raise ConfigError(f"field = {path!r}: {nearest(path, kinds)}; the fields are named as --help names them")
+            raise ConfigError(f"field = {path!r}: {unknown(path, kinds)}; the fields are named as --help names them")
     return {path: from_plain(kinds[path], value, path) for path, value in overrides.items()}
 
 

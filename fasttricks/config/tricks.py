@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from fasttricks.config import ConfigError, TrainConfig, get_at, replace_fields
-from fasttricks.config.model_names import variant_of
+from fasttricks.config.errors import ConfigError, unknown
+from fasttricks.config.fields import get_at, replace_fields
+from fasttricks.config.networks import variant_of
+from fasttricks.config.schema import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -79,13 +80,7 @@ def find_trick(name: str) -> Trick:
     """The trick called `name`. Raises ConfigError with the nearest right name."""
     if name in TRICKS:
         return TRICKS[name]
-    raise ConfigError(f"trick = {name!r}: {nearest(name, TRICKS)}; the tricks are {', '.join(TRICKS)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'unknown; did you mean X?', or 'unknown' where nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"unknown; did you mean {close[0]!r}?" if close else "unknown"
+    raise ConfigError(f"trick = {name!r}: {unknown(name, TRICKS)}; the tricks are {', '.join(TRICKS)}")
 
 
 def _edit(config: C, edits: Mapping[str, Any]) -> C:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from fasttricks.config import TIMM, ModelConfig, model_options, require
+from fasttricks.config import TIMM, ModelConfig, model_info, nearest, require
 from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1
 from fasttricks.models.resnet import LAYOUTS, ResNet, resnet_a, resnet_b, resnet_c, resnet_d
@@ -23,7 +22,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "inception_v3": InceptionV3,
     "mobilenet_v1": MobileNetV1,
 }
-"""Name -> constructor(*, num_classes, and what config.model_options says), each with the default of the paper.
+"""Name -> constructor(*, num_classes, and the options that config.model_info gives it), each with the default of the paper.
 
 There is no plain resnet50: it is A in the paper and B in torchvision and timm, so a name always says its variant.
 """
@@ -43,7 +42,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
         return timm_model(config.name, num_classes=num_classes)
     require(config.name in MODELS, "model.name", config.name, _unknown_name_rule(config.name))
-    options: dict[str, Any] = {option: getattr(config, option) for option in model_options(config.name)}
+    options: dict[str, Any] = {option: getattr(config, option) for option in model_info(config.name).options}
     return MODELS[config.name](num_classes=num_classes, **options)
 
 
@@ -52,5 +51,4 @@ def _unknown_name_rule(name: str) -> str:
     name = name.lower()
     if f"{name}b" in MODELS:
         return f"needs its variant: {name}b is what torchvision and timm call {name}, {name}a the original; {where}"
-    nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
-    return f"is no model; the nearest is {nearest}; {where}"
+    return f"is no model; the nearest is {nearest(name, MODELS)}; {where}"

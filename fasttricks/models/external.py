@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import nn
 
-from fasttricks.config import TIMM, ConfigError, require
+from fasttricks.config import TIMM, ConfigError, nearest, require
 
 
 def _timm_that_knows(name: str) -> Any:
@@ -17,8 +16,7 @@ def _timm_that_knows(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(f"model.name = {name!r}: needs timm; install it with: pip install timm") from error
     bare = name.removeprefix(TIMM)
-    nearest = difflib.get_close_matches(bare, timm.list_models(), n=1, cutoff=0)[0]
-    rule = f"is no model of timm {timm.__version__}; the nearest is {TIMM}{nearest}"
+    rule = f"is no model of timm {timm.__version__}; the nearest is {TIMM}{nearest(bare, timm.list_models())}"
     require(timm.is_model(bare), "model.name", name, rule)
     return timm
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fasttricks.config import ConfigError, Precision
-from fasttricks.config.tricks import nearest
+from fasttricks.config import ConfigError, Precision, unknown
 
 
 @dataclass(frozen=True)
@@ -44,4 +43,4 @@ def find_card(name: str) -> Card:
     """The card called `name`. Raises ConfigError with the nearest right name."""
     if name in CARDS:
         return CARDS[name]
-    raise ConfigError(f"gpu = {name!r}: {nearest(name.lower(), CARDS)}; the cards are {', '.join(CARDS)}")
+    raise ConfigError(f"gpu = {name!r}: {unknown(name.lower(), CARDS)}; the cards are {', '.join(CARDS)}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.config import TIMM, DataConfig, ModelConfig, TrainConfig
+from fasttricks.config import DataConfig, ModelConfig, TrainConfig, model_info
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.data.pipeline import color
 from fasttricks.runs.metric import Metric
@@ -20,24 +20,11 @@ _LIBRARIES = {
 
 
 def counterparts(config: ModelConfig) -> dict[str, str]:
-    """Package -> what it calls this very network: timm, torchvision, either or none.
-
-    Of variant A, whose weights fit torchvision's resnet50 though its outputs differ, there is none, nor of our own sizes.
-    """
-    if config.name.startswith(TIMM):
-        return {"timm": config.name.removeprefix(TIMM)}
-    if config.width != 1 or config.stem_stride != 4:
+    """Package -> what it calls this very network: timm, torchvision, either or none. A width or stem of ours it has not."""
+    if (config.width, config.stem_stride) != (ModelConfig.width, ModelConfig.stem_stride):
         return {}
-    if config.name == "inception_v3":
-        return {"timm": "inception_v3", "torchvision": "inception_v3"}
-    if config.name == "mobilenet_v1":
-        return {"timm": "mobilenetv1_100"}
-    depth, letter = int(config.name[len("resnet") : -1]), config.name[-1]
-    same_as_b = letter == "b" or (letter == "a" and depth in (18, 34))  # a basic block has no first 1x1 to stride in
-    if depth in (18, 34, 50, 101, 152) and same_as_b:
-        return {"timm": f"resnet{depth}", "torchvision": f"resnet{depth}"}
-    in_timm = (18, 34, 50, 101, 152) if letter == "d" else (50, 101, 152) if letter == "c" else ()
-    return {"timm": config.name} if depth in in_timm else {}
+    info = model_info(config.name)
+    return {package: name for package, name in (("timm", info.timm), ("torchvision", info.torchvision)) if name}
 
 
 def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
@@ -131,7 +118,7 @@ def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int,
     ]
     for package, name in counterparts.items():
         inception = f", aux_logits={config.model.aux_head}, transform_input=False, init_weights=False"
-        more = inception if name == "inception_v3" else ""
+        more = inception if model_info(config.model.name).family == "inception" else ""
         lines.append(f"    {_LIBRARIES[package].format(name=name, num_classes=num_classes, more=more)}  # {package}")
     if not counterparts:
         lines.append(f"    fasttricks.models.build_model({config.model}, {num_classes})")

@@ -1,0 +1,31 @@
+"""What a user is told that he can set right: errors with value, rule and way out, and the right name beside a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can set right. The message names value, rule and way out; entry points print it and exit 2."""
+
+
+class ConfigError(UserError):
+    """A config value that breaks a rule."""
+
+
+def require(ok: bool, field_name: str, value: object, rule: str) -> None:
+    """Raise ConfigError unless `ok`, as `field = value: rule`."""
+    if not ok:
+        raise ConfigError(f"{field_name} = {value!r}: {rule}")
+
+
+def nearest(name: str, known: Iterable[str], likeness: float = 0.0) -> str:
+    """The name of `known` that is most like `name`; empty where none is as like as `likeness`, 0 to 1 (the same)."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), "")
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The rule that an unknown name breaks: 'unknown; did you mean X?', or 'unknown' where nothing is like it."""
+    near = nearest(name, known, likeness=0.4)
+    return f"unknown; did you mean {near!r}?" if near else "unknown"

@@ -1,0 +1,102 @@
+"""What can be said of a network by its name alone, without torch: a row each. fasttricks/models has their constructors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fasttricks.config.errors import require
+
+TIMM = "timm:"
+"""Prefix of a name of timm's."""
+VARIANTS = "abcd"
+"""Of a ResNet, section 4 of the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """One network."""
+
+    name: str
+    """As of ModelConfig.name."""
+    family: str
+    """resnet, inception or mobilenet; timm for a name of timm's; empty for a name of no known network."""
+    options: tuple[str, ...]
+    """The fields of ModelConfig that it has a use for; any other must be at its default."""
+    variant: str = ""
+    """Of a ResNet: a, b, c or d."""
+    image_size: int = 224
+    """Side of the images that it was made for, pixels."""
+    val_resize: int = 256
+    """Their short side before the centre crop, in validation."""
+    timm: str = ""
+    """timm's name of the very same network: equal weights give equal outputs. Empty: it has none."""
+    torchvision: str = ""
+    """torchvision's, likewise."""
+
+
+def _resnet(layers: int, letter: str) -> ModelInfo:
+    """A row. 8, 10 and 11 layers are ours; of the others B is torchvision's and timm's ResNet, and timm has D and most C.
+
+    Of variant A, whose weights would load into their resnet50 though its outputs differ, there is none elsewhere; but a basic
+    block (18 and 34 layers) has no first 1x1 to stride in, so its A is B.
+    """
+    name, published, basic = f"resnet{layers}{letter}", layers >= 18, layers in (18, 34)
+    theirs = f"resnet{layers}" if published and (letter == "b" or (letter == "a" and basic)) else ""
+    in_timm = published and (letter == "d" or (letter == "c" and not basic))
+    return ModelInfo(
+        name=name,
+        family="resnet",
+        options=("width", "stem_stride", "zero_gamma"),
+        variant=letter,
+        timm=name if in_timm else theirs,
+        torchvision=theirs,
+    )
+
+
+NETWORKS: dict[str, ModelInfo] = {
+    info.name: info
+    for info in (
+        *(_resnet(layers, letter) for layers in (8, 10, 11, 18, 34, 50, 101, 152) for letter in VARIANTS),
+        # 342 pixels keep the 0.875 of 224 / 256: the paper leaves them open
+        ModelInfo(
+            name="inception_v3",
+            family="inception",
+            options=("width", "aux_head"),
+            image_size=299,
+            val_resize=342,
+            timm="inception_v3",
+            torchvision="inception_v3",
+        ),
+        ModelInfo(name="mobilenet_v1", family="mobilenet", options=("width",), timm="mobilenetv1_100"),
+    )
+}
+"""Name -> what is known of it."""
+OPTIONS = {
+    "width": "only the project's own networks have a width",
+    "stem_stride": "only the ResNets have such a stem",
+    "zero_gamma": "only the project's ResNets have residual blocks to start as the identity: zero gamma does not apply",
+    "aux_head": "only inception_v3 has an auxiliary head",
+}
+"""Fields of ModelConfig that not every network has a use for -> why another has none."""
+
+
+def model_info(name: str) -> ModelInfo:
+    """What is known of the network `name`: a row of NETWORKS; of a name of timm's (timm:NAME), that it is timm's.
+
+    Any other name, whose options nobody can judge, has all of them: build_model refuses it.
+    """
+    if name.startswith(TIMM):
+        return ModelInfo(name=name, family="timm", options=(), timm=name.removeprefix(TIMM))
+    return NETWORKS.get(name) or ModelInfo(name=name, family="", options=tuple(OPTIONS))
+
+
+def variant_of(name: str, letter: str) -> str:
+    """The same network in another variant: variant_of("resnet50a", "d") is "resnet50d".
+
+    `letter` is a, b, c or d (section 4 of the paper). Raises ConfigError for another letter or for a network that
+    has no variants.
+    """
+    rule = "has no variants a to d, so the trick resnet_d does not apply; only names like resnet50a have"
+    require(bool(model_info(name).variant), "model.name", name, rule)
+    require(letter in tuple(VARIANTS), "variant", letter, "must be a, b, c or d")
+    return name[:-1] + letter
