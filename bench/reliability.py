@@ -31,8 +31,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.distributed import Vote, World, cpu_name, keep_freed_memory, resolve_device
 from fasttricks.training import build
-from fasttricks.training.run import Run
-from fasttricks.training.saving import save
+from fasttricks.training.run import Run, save
 
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 

@@ -29,7 +29,7 @@ from fasttricks.config import LossConfig, ModelConfig, Precision, TrainConfig, m
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import make_learner
-from fasttricks.learning.network import place, wrap
+from fasttricks.learning.placement import place, wrap
 from fasttricks.learning.precision import image_dtype, make_autocast
 from fasttricks.models import build_model
 from fasttricks.planning.footprint import footprint

@@ -133,7 +133,7 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
 
     from fasttricks.data.pipeline.shards import Shards
     from fasttricks.learning.learner import make_learner
-    from fasttricks.learning.network import place
+    from fasttricks.learning.placement import place
     from fasttricks.learning.precision import image_dtype
     from fasttricks.learning.teacher import Teacher, teacher_dtype
     from fasttricks.models import build_model

@@ -41,7 +41,7 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
     """
     from fasttricks.data.sources import open_split
-    from fasttricks.learning.network import place
+    from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.tasks import find_task
 

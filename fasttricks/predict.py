@@ -67,7 +67,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     """
     import torch
 
-    from fasttricks.learning.network import place
+    from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
     from fasttricks.tasks.classification import evaluation_logits
 

@@ -26,7 +26,7 @@ def main(args: Sequence[str]) -> None:
     from fasttricks.system.signals import StopRequest
     from fasttricks.trainer import Stopped, fit
     from fasttricks.training.build import build
-    from fasttricks.training.saving import how_to_go_on
+    from fasttricks.training.run import how_to_go_on
 
     memory = keep_freed_memory()
     with join_world(config.device, config.timeout_s) as world:

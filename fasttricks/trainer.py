@@ -18,8 +18,7 @@ from fasttricks.learning.optim import set_lr
 from fasttricks.system.distributed import lost_rank
 from fasttricks.system.process import command_to_resume
 from fasttricks.system.spans import span, spanned
-from fasttricks.training.run import Run
-from fasttricks.training.saving import check_losses, save
+from fasttricks.training.run import Run, check_losses, save
 from fasttricks.training.summary import summarize
 
 T = TypeVar("T")

@@ -21,8 +21,7 @@ from fasttricks.runs.checkpoint import checkpoints, load_checkpoint
 from fasttricks.tasks import classification
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
-from fasttricks.training.run import Run
-from fasttricks.training.saving import save
+from fasttricks.training.run import Run, save
 from lib.syncs import NoHostCopy, NoHostSync
 from lib.tiny import ALONE, configure
 

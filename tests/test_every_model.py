@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fasttricks.config import ConfigError, DataConfig, LossConfig, ModelConfig, model_info
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.learning.network import place
 from fasttricks.learning.optim import parameter_groups
+from fasttricks.learning.placement import place
 from fasttricks.models import MODELS, build_model
 from fasttricks.planning.footprint import footprint
 from fasttricks.tasks.losses import Targets, training_loss

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from fasttricks.config.cli import parse_extended
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.learning.network import wrap
+from fasttricks.learning.placement import wrap
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.models import build_model

@@ -61,9 +61,14 @@ def digest(run_dir: Path) -> str:
         del state[name]
     for rank in state["ranks"]:
         del rank["log"]["seconds"]
+    return f"step {state['step']}, {digest_of(state)[:32]}"
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, in hexadecimal, of a nest of dicts, lists, tensors and plain values."""
     sha256 = hashlib.sha256()
-    _feed(sha256.update, state)
-    return f"step {state['step']}, {sha256.hexdigest()[:32]}"
+    _feed(sha256.update, value)
+    return sha256.hexdigest()
 
 
 def _feed(update: Any, value: Any) -> None:

@@ -16,7 +16,7 @@ from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.data.sources import find_dataset
 from fasttricks.models import build_model
 from fasttricks.training.checks import check_batch, num_classes
-from fasttricks.training.saving import KEPT_CHECKPOINTS
+from fasttricks.training.run import KEPT_CHECKPOINTS
 
 LOG_BYTES = 1 << 20
 """What is reckoned for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""

@@ -126,7 +126,7 @@ def make_learner(
     forward: nn.Module | None = None,
     teacher: Teacher | CachedTeacher | None = None,
 ) -> Learner:
-    """A Learner at its first step. model: placed (network.place); forward: what wraps it (network.wrap); None: itself.
+    """A Learner at its first step. model: placed (placement.place); forward: what wraps it (placement.wrap); None: itself.
 
     Raises ConfigError for an optimizer that cannot be had.
     """

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fasttricks.config import ModelConfig, TrainConfig
 from fasttricks.learning.learner import Learner, make_learner
-from fasttricks.learning.network import place
+from fasttricks.learning.placement import place
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.task import Task
 from fasttricks.learning.teacher import Teacher, teacher_network

@@ -11,7 +11,7 @@ from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import count_steps, make_learner
-from fasttricks.learning.network import place, synchronize_batch_norm, wrap
+from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import check_precision, image_dtype, resolve_precision
 from fasttricks.learning.task import Batches, Task
 from fasttricks.learning.teacher import Teacher, load_teacher

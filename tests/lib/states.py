@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,27 +30,3 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
-
-
-def digest(state: Any) -> str:
-    """SHA-256, in hexadecimal, of a nest of dicts, lists, tensors and plain values, without the `seconds` of a rank's log."""
-    sha256 = hashlib.sha256()
-    _feed(sha256.update, state)
-    return sha256.hexdigest()
-
-
-def _feed(update: Callable[[bytes], object], value: Any) -> None:
-    if isinstance(value, Tensor):
-        update(str((value.dtype, tuple(value.shape))).encode())
-        update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, dict):
-        for name in value:
-            if name == "seconds":
-                continue
-            update(f"{name}:".encode())
-            _feed(update, value[name])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _feed(update, item)
-    else:
-        update(json.dumps(value).encode())
