@@ -15,7 +15,7 @@ from PIL import Image
 from fasttricks.config import ConfigError
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-from fasttricks.learning.task import Task
+from fasttricks.learning.learner import Task
 from fasttricks.planning.footprint import footprint
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.saved import read_saved

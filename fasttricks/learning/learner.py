@@ -1,26 +1,74 @@
-"""A Learner: the network and all that a training step changes or reads. training/run.py makes a Run of one."""
+"""A Learner: the network and all that a training step changes or reads; and the Task that it learns.
+
+Task is the seam: trainer.py knows neither labels nor metrics, a task in tasks/ knows nothing of steps, ranks or checkpoints.
+training/run.py makes a Run of a Learner.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import TrainConfig
+from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.sources import Source
+from fasttricks.learning.batches import Batches
 from fasttricks.learning.divergence import LossGuard
 from fasttricks.learning.optim import WeightAverage, build_optimizer, master_state_dict
-from fasttricks.learning.precision import LossScale, make_autocast, make_loss_scale, resolve_precision
+from fasttricks.learning.precision import Autocast, LossScale, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.learning.schedule import learning_rate
-from fasttricks.learning.task import Autocast, Task
 from fasttricks.learning.teacher import Teacher
 from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.runs.checkpoint import load_weights
+from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+
+
+class Task(Protocol):
+    """What is learnt, from what, and by what it is judged. What a batch holds is known to its task alone."""
+
+    @property
+    def name(self) -> str:
+        """As a checkpoint records it."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Of evaluate(), the headline first: what runs are compared by."""
+
+    def open_data(self, root: str) -> tuple[Source, Source]:
+        """(training, validation) data of data.root. Raises DataError."""
+
+    def train_batches(self, config: TrainConfig, source: Source, world: World) -> Batches:
+        """Training batches of this rank."""
+
+    def val_batches(
+        self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
+    ) -> Batches:
+        """Validation batches of this rank, images in `dtype`."""
+
+    def make_model(self, config: ModelConfig, num_classes: int) -> nn.Module:
+        """The network, in FP32 on torch's default device, in training mode. Raises ConfigError."""
+
+    def loss(self, learner: Learner, batch: Any, draw: int) -> tuple[Tensor, int]:
+        """(loss summed over the images of a micro-batch, a scalar with its graph; how many images).
+
+        draw: the number of the micro-batch in the run, for what the loss draws at random. Never waits for the device.
+        """
+
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Any], world: World, config: EvalConfig, autocast: Autocast
+    ) -> dict[str, float]:
+        """Each of `metrics`, val_loss and val_images, of `model` over the batches of all ranks. A collective and a sync."""
+
+    def example(
+        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+    ) -> Any:
+        """A training batch of random content, its images as `images`: to count or time a step, or to try sizes, with."""
 
 
 @dataclass(kw_only=True)

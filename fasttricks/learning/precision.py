@@ -20,6 +20,8 @@ from fasttricks.config import ConfigError, OptimConfig, Precision, require
 from fasttricks.learning.divergence import bad_gradients
 from fasttricks_kernels import MasterSGD
 
+Autocast = Callable[[], AbstractContextManager[object]]
+"""What a forward pass runs under."""
 FIRST_SCALE = 2.0**16
 """Where a dynamic loss scale starts. Too high costs a skipped step each halving; too low costs small gradients."""
 
@@ -38,7 +40,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         require(torch.cuda.is_bf16_supported(including_emulation=False), "precision", precision, rule)
 
 
-def make_autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+def make_autocast(precision: Precision, device: torch.device) -> Autocast:
     """What the forward pass runs under: autocast to bfloat16 for bf16, else nothing."""
     enabled = resolve_precision(precision, device) == "bf16"
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -20,10 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fasttricks.config import ModelConfig, TrainConfig
-from fasttricks.learning.learner import Learner, make_learner
+from fasttricks.learning.learner import Learner, Task, make_learner
 from fasttricks.learning.placement import place
 from fasttricks.learning.precision import image_dtype
-from fasttricks.learning.task import Task
 from fasttricks.learning.teacher import Teacher, teacher_network
 from fasttricks.models import build_model
 from fasttricks.system.distributed import World

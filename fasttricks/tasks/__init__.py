@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fasttricks.config import ConfigError
-from fasttricks.learning.task import Task
+from fasttricks.learning.learner import Task
 from fasttricks.tasks.classification import CLASSIFICATION
 
 TASKS: dict[str, Task] = {CLASSIFICATION.name: CLASSIFICATION}

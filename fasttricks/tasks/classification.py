@@ -15,9 +15,8 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import Source, find_dataset
 from fasttricks.learning.learner import Learner
-from fasttricks.learning.precision import image_dtype
+from fasttricks.learning.precision import Autocast, image_dtype
 from fasttricks.learning.schedule import image_size
-from fasttricks.learning.task import Autocast
 from fasttricks.models import build_model
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
@@ -30,7 +29,7 @@ METRICS = (Metric("top1", "top-1", "%", _PANEL), Metric("top5", "top-5", "%", _P
 
 
 class Classification:
-    """One label an image, of the classes of data.root: see learning/task.py for what each method owes."""
+    """One label an image, of the classes of data.root: see learner.Task for what each method owes."""
 
     name = "classification"
     metrics = METRICS

@@ -10,10 +10,10 @@ from torch import nn
 from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source
-from fasttricks.learning.learner import count_steps, make_learner
+from fasttricks.learning.batches import Batches
+from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import check_precision, image_dtype, resolve_precision
-from fasttricks.learning.task import Batches, Task
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
 from fasttricks.runs.folder import check_run_dir, open_run

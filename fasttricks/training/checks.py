@@ -8,8 +8,8 @@ import torch
 
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, require
 from fasttricks.data.sources import Source
+from fasttricks.learning.learner import Task
 from fasttricks.learning.schedule import image_size
-from fasttricks.learning.task import Task
 
 
 def check_batch(config: TrainConfig, num_images: int) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.data.sources import Source
+from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import resolve_precision
-from fasttricks.learning.task import Task
 from fasttricks.runs.checkpoint import (
     CheckpointError,
     DamagedError,

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from fasttricks.learning.batches import Batches
 from fasttricks.learning.divergence import MOST_SKIPPED, DivergedError, first_not_finite
 from fasttricks.learning.learner import Learner
-from fasttricks.learning.task import Batches
 from fasttricks.runs.checkpoint import checkpoint_path, keep_newest, newest_checkpoint, save_checkpoint
 from fasttricks.runs.log import RunLog
 from fasttricks.system.monitor import GpuMonitor

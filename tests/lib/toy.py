@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source, find_dataset
+from fasttricks.learning.batches import Batches
 from fasttricks.learning.learner import Learner
-from fasttricks.learning.task import Autocast, Batches
+from fasttricks.learning.precision import Autocast
 from fasttricks.models import build_model
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World, join_world

@@ -1,0 +1,40 @@
+"""What the trainer asks of a loader, of whatever task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from fasttricks.data.pipeline.shards import Shards
+
+
+class Batches(Protocol):
+    """The batches of one split, an epoch an iteration: what the trainer asks of a loader. data.Loader is one."""
+
+    @property
+    def shards(self) -> Shards:
+        """How an epoch is shared out over ranks and steps."""
+
+    @property
+    def note(self) -> str:
+        """Why it is slower than it might be, for the header of a run; empty: it is not."""
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Files that could not be used, by name, and why."""
+
+    @property
+    def operators(self) -> str:
+        """Which code makes the pixels: each has other last bits."""
+
+    def __len__(self) -> int:
+        """Batches an epoch, equal on all ranks."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of the epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as JSON can hold it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there. Raises DataError where that was another data set, seed or sharding."""
