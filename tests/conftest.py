@@ -6,7 +6,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,31 +20,53 @@ if TYPE_CHECKING:
 DATA_VARIABLE = "FASTTRICKS_TEST_DATA"
 
 
+def find_data(name: str) -> Path:
+    """The folder NAME/ or the archive NAME.tar of real images in $FASTTRICKS_TEST_DATA; the test is skipped, aloud, without."""
+    place = os.environ.get(DATA_VARIABLE)
+    if not place:
+        pytest.skip(f"needs real images: set {DATA_VARIABLE} to a folder with {name}/ or {name}.tar")
+    for found in (Path(place) / name, Path(place) / f"{name}.tar"):
+        if found.exists():
+            return found
+    pytest.skip(f"needs real images: {DATA_VARIABLE}={place} has neither {name}/ nor {name}.tar")
+
+
 @pytest.fixture(scope="session")
 def test_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """test_data("cifar10") is the folder of that real data set; the test is skipped, aloud, where it is absent.
-
-    $FASTTRICKS_TEST_DATA is a folder with NAME/ or NAME.tar in it; an archive is unpacked once a session.
-    """
+    """test_data("cifar10") is the folder of that real data set; an archive is unpacked once a session."""
     unpacked: dict[str, Path] = {}
 
     def find(name: str) -> Path:
-        place = os.environ.get(DATA_VARIABLE)
-        if not place:
-            pytest.skip(f"needs real images: set {DATA_VARIABLE} to a folder with {name}/ or {name}.tar")
-        folder, archive = Path(place) / name, Path(place) / f"{name}.tar"
-        if folder.is_dir():
-            return folder
-        if not archive.is_file():
-            pytest.skip(f"needs real images: {DATA_VARIABLE}={place} has neither {name}/ nor {name}.tar")
+        found = find_data(name)
+        if found.is_dir():
+            return found
         if name not in unpacked:
             target = tmp_path_factory.mktemp("data")
-            with tarfile.open(archive) as tar:
+            with tarfile.open(found) as tar:
                 tar.extractall(target, filter="data")
             unpacked[name] = target / name
         return unpacked[name]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def real_jpegs() -> Callable[[str, int], list[bytes]]:
+    """real_jpegs("cifar10", 500) is so many JPEGs of its train/, evenly spread, read from an archive without unpacking it."""
+
+    def is_one(path: PurePath) -> bool:
+        return "train" in path.parts and path.suffix.lower() in (".jpeg", ".jpg")
+
+    def read(name: str, count: int) -> list[bytes]:
+        found = find_data(name)
+        if found.is_dir():
+            paths = sorted(path for path in found.rglob("*") if is_one(path.relative_to(found)))
+            return [path.read_bytes() for path in paths[:: len(paths) // count][:count]]
+        with tarfile.open(found) as tar:
+            members = sorted((path, member) for member in tar if is_one(path := PurePath(member.name)))
+            return [tar.extractfile(member).read() for _, member in members[:: len(members) // count][:count]]
+
+    return read
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
