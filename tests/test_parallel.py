@@ -5,58 +5,66 @@ Batch norm is in eval mode, as its statistics are each rank's own; mixup's lambd
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from lib.tiny import torchrun, write_images
+from fasttricks.data.batch import Batch
+from fasttricks.learning.optim import master_state_dict
+from fasttricks.system.distributed import World, join_world
+from fasttricks.tasks import classification
+from fasttricks.tasks.losses import Targets
+from fasttricks.trainer import train_step
+from fasttricks.training.build import build
+from fasttricks_kernels import mixup
+from lib.forked import on_ranks
+from lib.tiny import configure, write_images
 
 # Images of rank 0, of rank 1, precision. One process takes the images of both ranks.
 CASES = {"equal": (8, 8, "fp32"), "unequal": (8, 5, "fp32"), "fp16": (8, 5, "fp16")}
-WORK = """
-import sys
-from pathlib import Path
-from unittest import mock
-
-import torch
-from lib.tiny import configure
-from torch import nn
-
-from fasttricks.tasks import classification
-from fasttricks.trainer import train_step
-from fasttricks.learning.optim import master_state_dict
-from fasttricks.training.build import build
-from fasttricks.data.batch import Batch
-from fasttricks.system.distributed import join_world
-from fasttricks.tasks.losses import Targets
-from fasttricks_kernels import mixup
-
 STEPS = 20
 
 
 class Given:
-    # in the place of the loader
-    def __init__(self, images_a_step):
+    """In the place of the loader."""
+
+    def __init__(self, images_a_step: int) -> None:
         self.images_a_step = images_a_step
 
-    def __len__(self):
+    def __len__(self) -> int:
         return STEPS
 
-    def global_count(self, step):
+    def global_count(self, step: int) -> int:
         return self.images_a_step
 
 
-def work(world, folder, name, first, second, precision):
-    def mix(images, labels, lam):
-        # with the reversed images of one rank, in one process too
+def train(world: World, folder: Path, name: str, first: int, second: int, precision: str) -> dict[str, Any]:
+    def mix(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
+        """With the reversed images of one rank, in one process too."""
         sizes = [first, second] if len(labels) == first + second else [len(labels)]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        order = torch.cat([torch.arange(start + size - 1, start - 1, -1) for start, size in zip(starts, sizes)])
+        order = torch.cat(
+            [torch.arange(start + size - 1, start - 1, -1) for start, size in zip(starts, sizes, strict=True)]
+        )
         return mixup(images, order, lam), Targets(labels, labels[order], lam)
 
-    options = ["--loss.mixup-alpha", "0.2", "--global-batch-size", str(2 * max(first, second)), "--precision", precision,
-               "--model.no-zero-gamma", "--optim.base-lr", "0.5", "--schedule.decay", "step"]
+    options = [
+        "--loss.mixup-alpha",
+        "0.2",
+        "--global-batch-size",
+        str(2 * max(first, second)),
+        "--precision",
+        precision,
+        "--model.no-zero-gamma",
+        "--optim.base-lr",
+        "0.5",
+        "--schedule.decay",
+        "step",
+    ]
     run = build(configure(folder / "data", folder / f"{name}-of-{world.size}", *options), world)
     run.log.close()
     run.shards = Given(first + second)
@@ -85,12 +93,12 @@ def work(world, folder, name, first, second, precision):
     }
 
 
-if __name__ == "__main__":
-    folder, cases = Path(sys.argv[1]), CASES
+def work(folder: Path) -> None:
+    """What a rank does: each case, and what it is left with into a file."""
     with join_world("cpu") as world:
-        results = {name: work(world, folder, name, *case) for name, case in cases.items()}
+        results = {name: train(world, folder, name, *case) for name, case in CASES.items()}
         torch.save(results, folder / f"rank-{world.rank}-of-{world.size}.pt")
-""".replace("CASES", repr(CASES))
+
 
 Result = dict[str, dict[str, Any]]
 
@@ -99,11 +107,9 @@ Result = dict[str, dict[str, Any]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result, Result]:
     """What one process was left with, and each of two ranks."""
     folder = tmp_path_factory.mktemp("parallel")
-    (folder / "work.py").write_text(WORK)
     write_images(folder / "data", train=40, val=3)
     for ranks in (1, 2):
-        done = torchrun(ranks, "work", str(folder), path=folder, tests=True)
-        assert done.returncode == 0, done.stderr
+        on_ranks(ranks, work, folder)
     names = ("rank-0-of-1", "rank-0-of-2", "rank-1-of-2")
     alone, first, second = (torch.load(folder / f"{name}.pt") for name in names)
     return alone, first, second

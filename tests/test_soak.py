@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ import pytest
 
 from bench.soak import table
 from fasttricks.config.recipes import demo
-from lib.tiny import REPOSITORY, environment
+from lib.forked import python_m
 
 
 def soak(output: Path, *args: str) -> dict[str, Any]:
     """The runs that `python -m bench.soak` added to `output`."""
-    command = [sys.executable, "-m", "bench.soak", "--output", str(output), *args]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=500)
+    done = python_m("bench.soak", "--output", str(output), *args)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     runs: dict[str, Any] = json.loads(output.read_text())["runs"]
     return runs

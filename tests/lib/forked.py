@@ -1,0 +1,81 @@
+"""Processes forked from one that has torch, DALI and the trainer imported: each starts without the five seconds of that.
+
+A forked process runs what a new one would: a module by `python -m`, or a function on ranks as torchrun starts them. What a
+test shows of the start itself (imports, torchrun, a terminal) needs a real new process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from bench.soak.processes import free_port
+from lib.tiny import environment
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# the modules that ablation/worker.py names: it forks from the same server, which has but torch, DALI and the trainer
+_CONTEXT.set_forkserver_preload(["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader"])
+GIVE_UP_S = 300
+
+
+def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m module args`, with further variables of the environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = _start(_run_module, (module, args), environment(**env), Path(folder))
+        _end([process])
+        said = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess([module, *args], process.exitcode or 0, *said)
+
+
+def on_ranks(count: int, function: Callable[..., object], *args: object) -> None:
+    """function(*args), found by its name in its module, on `count` ranks; fails with what a rank said that failed."""
+    ranks = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in range(count):
+            own = {name: str(value) for name, value in (ranks | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            (Path(folder) / str(rank)).mkdir()
+            started.append(_start(function, args, environment(**own), Path(folder) / str(rank)))
+        _end(started)
+        said = {rank: (Path(folder) / str(rank) / "stderr").read_text() for rank in range(count)}
+    assert [process.exitcode for process in started] == [0] * count, said
+
+
+def _start(function: Callable[..., object], args: tuple[object, ...], env: dict[str, str], folder: Path) -> BaseProcess:
+    process = _CONTEXT.Process(target=_become, args=(function, args, env, str(folder)))
+    process.start()
+    return process
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join(GIVE_UP_S)
+        process.kill()
+        process.join()
+
+
+def _become(function: Callable[..., object], args: tuple[object, ...], env: Mapping[str, str], folder: str) -> None:
+    """In the forked process: what a new one has of its own."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    function(*args)
+
+
+def _run_module(module: str, args: tuple[str, ...]) -> None:
+    sys.modules.pop(module, None)  # a new process would not have it
+    sys.argv, sys.orig_argv = [module, *args], [sys.executable, "-m", module, *args]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
