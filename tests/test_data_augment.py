@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from fasttricks.config import DataConfig
 from fasttricks.data.pipeline import draws, graph, reference
 from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.pipeline.pixels import graph_input
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def windows(height: int, width: int, **given: np.ndarray) -> list[np.ndarray]:
 
     def window_graph() -> Any:
         shape = types.Constant(np.array([height, width, 3], np.int64), device="cpu")
-        window = graph.crop_window(shape, DataConfig().area, graph.given("aspect", 0), graph.given("area", 0))
+        window = graph.crop_window(shape, DataConfig().area, graph_input("aspect", 0), graph_input("area", 0))
         return window["rel_start"], window["rel_shape"]
 
     return run(window_graph, {name: values.astype(np.float32) for name, values in given.items()})

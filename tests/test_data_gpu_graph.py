@@ -16,6 +16,7 @@ from nvidia.dali import backend, pipeline_def
 from fasttricks.config import DataConfig
 from fasttricks.data.pipeline import graph
 from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.pipeline.pixels import DaliPixels, GpuPixels, Pixels, choose_pixels
 from lib.interpreter import interpreted
 
 
@@ -55,12 +56,12 @@ def fields(message: bytes) -> dict[int, list[Any]]:
 
 
 def operators(config: DataConfig, *, training: bool, on_gpu: bool) -> list[Operator]:
+    way = GpuPixels() if on_gpu else DaliPixels()
     pipeline = pipeline_def(graph.image_graph)(
         config,
-        training=training,
+        way if training else None,
         on_gpu=on_gpu,
         half=True,
-        color_last=on_gpu and training,  # as Loader asks for it
         batch_size=2,
         num_threads=1,
         device_id=None,
@@ -116,10 +117,28 @@ def test_what_runs_where(training: bool) -> None:
     assert names[0].count("ExternalSource") == names[1].count("ExternalSource") - training  # the matrix
 
 
-def batches(folder: Any, config: DataConfig, *, color_last: bool, dtype: torch.dtype = torch.float32) -> Any:
+@pytest.mark.parametrize(
+    ("training", "device", "asked", "operators"),
+    [
+        (True, "cpu", "auto", "fused"),
+        (True, "cpu", "fused", "fused"),
+        (True, "cpu", "dali", "dali"),
+        (True, "cuda", "auto", "gpu"),
+        (True, "cuda:1", "dali", "gpu"),
+        (False, "cpu", "auto", None),
+        (False, "cuda", "fused", None),
+    ],
+)
+def test_how_pixels_are_made(training: bool, device: str, asked: Any, operators: str | None) -> None:
+    """The names are those that saved positions hold."""
+    pixels = choose_pixels(DataConfig(operators=asked), training=training, device=torch.device(device))
+    assert (pixels.operators if pixels is not None else None) == operators
+
+
+def batch(folder: Any, config: DataConfig, pixels: Pixels, dtype: torch.dtype = torch.float32) -> Any:
     """One training batch on the CPU: as the GPU makes it, uint8 out of DALI and the rest in one kernel, or by DALI alone."""
     loader = Loader(folder, config, training=True, batch_size=8, device=torch.device("cpu"), dtype=dtype)
-    loader._callback, loader._color_last = None, color_last
+    loader._pixels = pixels
     return next(iter(loader))
 
 
@@ -129,12 +148,12 @@ def check_colors_behind_the_graph(root: Path) -> None:
     folder = scan_folder(root)
     for color in ("paper", "published", "none"):
         config = DataConfig(color=color, image_size=64, threads=1)  # type: ignore[arg-type]
-        alone, ours = (batches(folder, config, color_last=last) for last in (False, True))
+        alone, ours = (batch(folder, config, pixels) for pixels in (DaliPixels(), GpuPixels()))
         assert torch.equal(alone.labels, ours.labels)
         assert ours.images.is_contiguous(memory_format=torch.channels_last)
         assert alone.images.shape == ours.images.shape == (8, 3, 64, 64)
         torch.testing.assert_close(ours.images, alone.images, rtol=1e-5, atol=2e-5)
-        half = batches(folder, config, color_last=True, dtype=torch.float16).images
+        half = batch(folder, config, GpuPixels(), torch.float16).images
         assert half.dtype == torch.float16
         torch.testing.assert_close(half.float(), alone.images, rtol=2**-10, atol=2e-5)
     assert len(torch.unique(alone.images)) > 100

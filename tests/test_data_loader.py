@@ -229,6 +229,6 @@ def test_another_failure_of_dali_is_not_blamed_on_a_file(root: Path, monkeypatch
 
     made = loader(root)
     next(iter(made))
-    monkeypatch.setattr(made._pipeline, "share_outputs", fail)
+    monkeypatch.setattr(made._decoder._pipeline, "share_outputs", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         epoch(made)

@@ -22,6 +22,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.sources import Source
 from fasttricks.learning.teacher import Teacher
 from fasttricks.runs.folder import config_digest
+from fasttricks.system.transfer import to_device
 
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
 
@@ -63,10 +64,9 @@ class CachedTeacher:
         if batch.places is None or batch.shown is None:
             raise TypeError("a cache of the teacher's logits needs batches that name their images, as a Loader's do")
         rows = self._rows[batch.places]  # a copy
-        device = batch.images.device
         if len(rows) and all(map(_holds, rows, batch.shown)):
             cached = torch.from_numpy(np.ascontiguousarray(rows["logits"]))
-            return cached.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else cached
+            return to_device(cached, batch.images.device)
         self.asked += 1
         logits: Tensor = self.teacher(batch.images)
         rows["image"], rows["logits"] = batch.shown + 1, logits.cpu().numpy()

@@ -44,6 +44,11 @@ class Job(NamedTuple):
     encoded: list[bytes]
     """N files."""
 
+    def one(self, number: int) -> Job:
+        """A job of its image `number` alone."""
+        only = slice(number, number + 1)
+        return Job(self.epoch, self.step, self.places[only], self.images[only], self.labels[only], self.encoded[only])
+
 
 class Feed:
     """The jobs of one rank, in order, from any (epoch, step) on; epochs follow each other without end.

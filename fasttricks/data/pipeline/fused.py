@@ -17,7 +17,7 @@ import numpy as np
 import nvidia.dali
 from nvidia.dali import backend, ops, types
 
-from fasttricks.config import DataConfig, Interpolation, require
+from fasttricks.config import Interpolation
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
 
@@ -33,21 +33,6 @@ class Callback(NamedTuple):
 
     run: int
     shapes: int
-
-
-def choose_callback(config: DataConfig) -> tuple[Callback | None, str]:
-    """(The compiled operator that `config.operators` asks for, or None for DALI's; why not, where it cannot be had.)
-
-    Raises ConfigError where it is asked for and cannot be had.
-    """
-    if config.operators == "dali":
-        return None, ""
-    try:
-        return find_callback(config.interpolation, antialias=config.antialias), ""
-    except NativeError as error:
-        rule = f"the compiled operator cannot be had: {error}; or leave it at auto"
-        require(config.operators == "auto", "data.operators", config.operators, rule)
-        return None, f"resized and coloured by DALI's operators, slower than the compiled one: {error}"
 
 
 def find_callback(interpolation: Interpolation, *, antialias: bool) -> Callback:

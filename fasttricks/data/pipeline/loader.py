@@ -1,33 +1,29 @@
-"""The Loader: an epoch's batches from DALI, which decodes and augments ahead of the training; bad files named and replaced.
+"""The Loader: an epoch's batches, which are decoded and augmented ahead of the training; bad files named and replaced.
 
-What DALI does to an image is in graph.py; which images, in what order, in feed.py; their random numbers in draws.py.
+Which images, in what order, is in feed.py; their random numbers in draws.py; what is done to them in graph.py and pixels.py,
+and DALI, which does it, in decoder.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from nvidia.dali import pipeline_def
-from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from fasttricks.config import DataConfig
 from fasttricks.data.batch import Batch
-from fasttricks.data.pipeline.draws import image_draws
+from fasttricks.data.pipeline.decoder import DecodeError, Decoder
 from fasttricks.data.pipeline.feed import Feed, Job
-from fasttricks.data.pipeline.fused import Callback, choose_callback
-from fasttricks.data.pipeline.graph import augmentation, image_graph
+from fasttricks.data.pipeline.pixels import choose_pixels
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.errors import DataError, show_name
-from fasttricks_kernels import augment
+from fasttricks.system.transfer import to_device
 
 _SHOWN = 20
 """Bad files that are named at a time on stderr."""
@@ -88,20 +84,16 @@ class Loader:
             "world_size": world_size,
             "files": source.fingerprint(),
         }
-        self._color_last = training and device.type == "cuda"  # behind the graph, which ends in uint8
-        self._callback: Callback | None = None
-        self.note = ""
-        """Why this loader is slower than it might be, for the header of a run; empty: it is not."""
-        if training and device.type == "cpu":
-            self._callback, self.note = choose_callback(config)
-            # a machine without a compiler would go on with other bits
-            self._must_agree["operators"] = "fused" if self._callback else "dali"
+        """What a saved position must agree with."""
+        self._pixels = choose_pixels(config, training=training, device=device)
+        if self._pixels is not None and device.type == "cpu":
+            self._must_agree["operators"] = self._pixels.operators  # a machine without a compiler makes other bits
         self._epoch = self._step = 0
         self._feed = Feed(source, self.shards, config, training=training, seed=seed, rank=rank)
         self._named = set(source.bad) if rank else set()  # each rank knows those; one names them
-        self._in_flight: deque[tuple[Job, dict[str, Any]]] = deque()
-        """Jobs in the pipeline and, as it does not copy them, what was handed over for them."""
-        self._pipeline: Any = None
+        self._under_way: deque[Job] = deque()
+        """The jobs of the batches to come: those that the decoder has and, in between, those without an image."""
+        self._decoder: Decoder | None = None
 
     def __len__(self) -> int:
         """Batches an epoch, equal on all ranks."""
@@ -110,10 +102,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, or what is left of it after a restored state or an iteration left early."""
         if self._image_size_at(self._epoch) != self._config.image_size:
-            self._pipeline = None  # what was read ahead is of the old size
+            self._decoder = None  # what was read ahead is of the old size
         while self._step < len(self):
-            if self._pipeline is None:  # an undecodable image is met while iterating, never in the constructor
-                self._start()
             batch = self._next()
             self._step += 1
             yield batch
@@ -137,7 +127,12 @@ class Loader:
     @property
     def operators(self) -> str:
         """What makes the pixels of training images: fused or dali on the CPU, gpu on CUDA. Each has other last bits."""
-        return str(self._must_agree.get("operators", "gpu"))
+        return self._pixels.operators if self._pixels is not None else ""
+
+    @property
+    def note(self) -> str:
+        """Why this loader is slower than it might be, for the header of a run; empty: it is not."""
+        return self._pixels.note if self._pixels is not None else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands after the batches yielded so far, and the bad files: plain values, 0.2 KB as JSON without any.
@@ -162,147 +157,89 @@ class Loader:
         self._epoch, self._step, bad = state["epoch"], state["step"], dict(state["bad"])
         self._feed.recall(bad)
         self._named |= set(bad)
-        self._pipeline = None
-
-    def _start(self) -> None:
-        """Build the pipeline and give it its first jobs, those from the present position on."""
-        self._name_bad()
-        self._config = dataclasses.replace(self._config, image_size=self._image_size_at(self._epoch))
-        self._in_flight.clear()
-        self._pipeline = self._build(self.shards.batch_size, self._config.prefetch)
-        self._jobs = self._feed.jobs(self._epoch, self._step)
-        for _ in range(self._config.prefetch):
-            self._hand_over()
-        self._pipeline.schedule_run()  # the first time, as many runs as there are batches to prefetch
-
-    def _build(self, batch_size: int, prefetch_queue_depth: int) -> Any:
-        config, on_gpu = self._config, self._device.type == "cuda"
-        pipeline = pipeline_def(image_graph)(
-            config,
-            training=self._training,
-            callback=self._callback,
-            on_gpu=on_gpu,
-            half=self._dtype == torch.float16,
-            color_last=self._color_last,
-            batch_size=batch_size,
-            num_threads=config.threads or _threads_per_rank(),
-            device_id=(self._device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=prefetch_queue_depth,
-        )
-        pipeline.build()
-        return pipeline
+        self._decoder = None
 
     def _next(self) -> Batch:
-        """The batch of the first job in flight."""
+        """The batch of the first job under way."""
         while True:
-            job = self._in_flight[0][0]
-            if not job.encoded:
-                self._in_flight.popleft()
-                side = self._config.image_size
-                images = torch.empty((0, side, side, 3), dtype=self._dtype, device=self._device).permute(0, 3, 1, 2)
-                break
+            decoder = self._decoder or self._start()  # an undecodable image is met while iterating, never before
+            job = self._under_way[0]
             try:
-                (outputs,) = self._pipeline.share_outputs()
-            except RuntimeError as error:
+                images = decoder.take() if job.encoded else self._no_images()
+                break
+            except DecodeError as error:
                 self._mend(error)
-                continue
-            inputs = self._in_flight.popleft()[1]
-            images = self._finished(torch.from_dlpack(outputs.as_tensor()), inputs)
-            self._pipeline.release_outputs()
-            self._hand_over()
-            self._pipeline.schedule_run()
-            break
-        labels = self._on_device(torch.from_numpy(job.labels))
+        self._under_way.popleft()
+        if job.encoded:
+            self._hand_over(decoder)
+            decoder.run()
+        labels = to_device(torch.from_numpy(job.labels), self._device)
         return Batch(images.to(self._dtype), labels, job.places, job.images)
 
-    def _finished(self, images: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """The graph's (N, S, S, 3) as normalised (N, 3, S, S), channels-last in memory; uint8 is coloured, in one launch.
+    def _no_images(self) -> torch.Tensor:
+        side = self._config.image_size
+        return torch.empty((0, side, side, 3), dtype=self._dtype, device=self._device).permute(0, 3, 1, 2)
 
-        Mixup is not in this pass, though the kernel has it: lambda belongs to the step, not to the image, and is drawn
-        there, after images were read ahead.
-        """
-        if not self._color_last:
-            return images.permute(0, 3, 1, 2)
-        dtype = torch.float16 if self._dtype == torch.float16 else torch.float32
-        return augment(images, self._on_device(torch.from_numpy(inputs["matrix"])), dtype=dtype)
+    def _start(self) -> Decoder:
+        """Build the decoder and give it its first jobs, those from the present position on."""
+        self._name_bad()
+        self._config = dataclasses.replace(self._config, image_size=self._image_size_at(self._epoch))
+        self._under_way.clear()
+        self._decoder = decoder = self._build(self.shards.batch_size, self._config.prefetch)
+        self._jobs = self._feed.jobs(self._epoch, self._step)
+        for _ in range(self._config.prefetch):
+            self._hand_over(decoder)
+        decoder.run()
+        return decoder
 
-    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
-        """`values`, of the host, on the loader's device; the host does not wait for the copy."""
-        if self._device.type == "cuda":
-            return values.pin_memory().to(self._device, non_blocking=True)
-        return values
+    def _build(self, batch_size: int, ahead: int) -> Decoder:
+        return Decoder(
+            self._config,
+            self._pixels,
+            device=self._device,
+            half=self._dtype == torch.float16,
+            seed=self._seed,
+            batch_size=batch_size,
+            ahead=ahead,
+        )
 
-    def _hand_over(self) -> None:
-        """Give the pipeline its next job. Empty ones wait in the queue, but have nothing to run.
+    def _hand_over(self, decoder: Decoder) -> None:
+        """Give the decoder its next job. Empty ones wait in the queue, but have nothing to decode.
 
         Raises DataError where an epoch of this rank is empty: each of its validation images is bad.
         """
         for _ in range(len(self) + 1):
             job = next(self._jobs)
             self._name_bad()
-            inputs = self._inputs(job) if job.encoded else {}
-            self._in_flight.append((job, inputs))
-            if inputs:
-                self._feed_graph(self._pipeline, inputs)
+            self._under_way.append(job)
+            if job.encoded:
+                decoder.hand_over(job)
                 return
         rank, ranks = self._must_agree["rank"], self.shards.world_size
         raise DataError(
             f"{self._source.root}: rank {rank} of {ranks} has no good image; repair them, or take fewer ranks"
         )
 
-    def _feed_graph(self, pipeline: Any, inputs: dict[str, Any]) -> None:
-        for name, values in inputs.items():
-            if name != "matrix" or not self._color_last:
-                pipeline.feed_input(name, values)
+    def _mend(self, error: DecodeError) -> None:
+        """After DALI failed: find the files under way that it cannot decode, so that they are left out from now on.
 
-    def _inputs(self, job: Job) -> dict[str, Any]:
-        """What the graph takes for a job of one image or more, by name."""
-        files = [np.frombuffer(file, np.uint8) for file in job.encoded]
-        # a third of the time that a plain list takes, 5 us an image
-        inputs: dict[str, Any] = {"encoded": TensorListCPU([TensorCPU(file) for file in files])}
-        if self._training:
-            drawn = image_draws(self._seed, 0 if self._config.fixed_augmentation else job.epoch, job.places)
-            fused = self._callback is not None
-            inputs |= augmentation(self._config, drawn, fused=fused, color_last=self._color_last)
-        return inputs
-
-    def _mend(self, error: RuntimeError) -> None:
-        """After DALI failed: find the files in flight that it cannot decode, and start anew without them.
-
-        Raises `error` where all of them decode: the trouble is another. Cost: the pipeline is built anew, 0.1 s; where
+        Raises `error` where all of them decode: the trouble is another. Cost: the decoder is built anew, 0.1 s; where
         DALI does not say which image of a batch it was, the images of a few batches are decoded one by one.
         """
-        self._pipeline, alone = None, None
+        self._decoder, alone = None, None
         numbers = {int(number) for number in _SAMPLE.findall(str(error))}
-        in_flight = [(job, n) for job, _ in self._in_flight for n in range(len(job.encoded))]
-        hinted = [(job, n) for job, n in in_flight if n in numbers]
+        under_way = [(job, n) for job in self._under_way for n in range(len(job.encoded))]
+        hinted = [(job, n) for job, n in under_way if n in numbers]
         found: dict[int, str] = {}
-        for job, number in hinted or in_flight:
-            alone = alone or self._build(batch_size=1, prefetch_queue_depth=1)
-            why = self._why_undecodable(alone, job, number)
+        for job, number in hinted or under_way:
+            alone = alone or self._build(batch_size=1, ahead=1)
+            why = alone.why_undecodable(job.one(number))
             if why is not None:
                 found[int(job.images[number])], alone = why, None
         if not found:
             raise error
         for image, why in found.items():
             self._feed.mark(image, why)
-        self._start()
-
-    def _why_undecodable(self, pipeline: Any, job: Job, number: int) -> str | None:
-        """Put image `number` of a job through `pipeline`, of one image, which is of no more use if this fails."""
-        one = slice(number, number + 1)
-        parts = job.places[one], job.images[one], job.labels[one], job.encoded[one]
-        self._feed_graph(pipeline, self._inputs(Job(job.epoch, job.step, *parts)))
-        try:
-            pipeline.schedule_run()
-            pipeline.share_outputs()
-        except RuntimeError as error:
-            reasons = [
-                line.strip() for line in str(error).splitlines() if line.strip() and "no longer valid" not in line
-            ]
-            return f"DALI cannot decode it ({reasons[-1]})"
-        pipeline.release_outputs()
-        return None
 
     def _name_bad(self) -> None:
         """Say which files were found bad since the last time."""
@@ -314,7 +251,3 @@ class Loader:
         if len(new) > _SHOWN:
             print(f"{len(new) - _SHOWN} more bad images: {then}; the run's summary.json names all", file=sys.stderr)
         self._named.update(new)
-
-
-def _threads_per_rank() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
