@@ -101,7 +101,7 @@ def test_hue_agrees_with_dali() -> None:
 def test_distance_from_clipping_each_step(
     kind: str, mean_bound: float, share_bound: float, test_data: Callable[[str], Path]
 ) -> None:
-    """No step clips; code on 8-bit images would. The bounds are those stated in fasttricks/data/color.py."""
+    """No step clips; code on 8-bit images would. The bounds are those stated in color.py."""
     difference, share = clipping_distance(kind, test_data("imagenet_samples") / "train")
     print(f"{kind}: mean absolute difference {difference:.2f} grey levels, {share:.1%} of values over half a level")
     assert difference < mean_bound

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +57,7 @@ def scan(args: Sequence[str]) -> None:
     from fasttricks.data.packing.scan import list_files, scan_files
     from fasttricks.data.sources.errors import DataError, show_name
     from fasttricks.data.sources.quarantine import write_quarantine
+    from fasttricks.system.progress import counted
 
     (root,), rest = _places(args, "scan", ("DIR",))
     config = parse(ScanConfig(), rest, prog=f"{PROG} scan DIR", description=scan.__doc__ or "")
@@ -65,7 +65,7 @@ def scan(args: Sequence[str]) -> None:
         raise DataError(f"{root}: not a folder; give the folder that holds train/ and val/")
     files = list_files(root)
     workers = config.workers or len(os.sched_getaffinity(0))
-    with _progress("scan", len(files)) as advance:
+    with counted("scan", len(files)) as advance:
         images, bad = scan_files(root, files, workers=workers, max_pixels=config.max_pixels, advance=advance)
     if not images:
         raise DataError(f"{root}: no image below it; give the folder that holds train/ and val/")
@@ -108,6 +108,7 @@ def check(args: Sequence[str]) -> None:
     """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
     from fasttricks.data.sources.errors import show_name
     from fasttricks.data.sources.packed import open_packed
+    from fasttricks.system.progress import counted
 
     (out,), rest = _places(args, "check", ("OUT",))
     if rest:
@@ -115,7 +116,7 @@ def check(args: Sequence[str]) -> None:
     bad, count = [], 0
     for split in ("train", "val"):
         images = open_packed(out / split)
-        with _progress(f"check {split}", len(images)) as advance:
+        with counted(f"check {split}", len(images)) as advance:
             for index in range(len(images)):
                 try:
                     images.read(index)
@@ -134,10 +135,11 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
     """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
     from fasttricks.data.packing.pack import pack_split
     from fasttricks.data.sources.errors import show_name
+    from fasttricks.system.progress import counted
 
     for split, source in splits.items():
         try:
-            with _progress(f"pack {split}", len(source)) as advance:
+            with counted(f"pack {split}", len(source)) as advance:
                 report = pack_split(source, out / split, config, advance)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command goes on where it stopped") from None
@@ -165,18 +167,6 @@ def _places(args: Sequence[str], command: str, names: tuple[str, ...]) -> tuple[
     if len(given) < len(names) or any(place.startswith("-") for place in given):
         raise UserError(f"{command} needs {' and '.join(names)} first: {PROG} {command} {' '.join(names)}")
     return [Path(place) for place in given], list(args[len(names) :])
-
-
-@contextlib.contextmanager
-def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar of images; yields the function that counts them."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=60, transient=True) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 if __name__ == "__main__":

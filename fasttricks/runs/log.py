@@ -15,12 +15,12 @@ from typing import Any, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+from fasttricks.system.progress import progress_bar
 
 
 class RunLog:
@@ -40,8 +40,7 @@ class RunLog:
         self._started = time.perf_counter()
         self._seconds, self._records, self._pending = 0.0, 0, False  # of the interval, seconds of an earlier process
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._progress = Progress(*columns, console=self.console, refresh_per_second=4, speed_estimate_period=3600)
+        self._progress = progress_bar(self.console, refresh_per_second=4, speed_estimate_period=3600)
         self._task = self._progress.add_task("starting", total=num_steps)
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None

@@ -1,7 +1,7 @@
 """The input pipeline written the slow plain way in PIL and numpy float64, one image and one step at a time: the oracle
 of tests.
 
-Nothing here is shared with dali.py or color.py but the published constants: each colour step acts on pixels, in turn,
+Nothing here is shared with pixels.py or color.py but the published constants: each colour step acts on pixels, in turn,
 as the paper words it. An image's random numbers are handed in (draws.py). Images are (H, W, 3) arrays, RGB, 0 to 255.
 """
 

@@ -4,7 +4,7 @@ No photographs can be shipped, so the project draws a set (demo_images.py) on wh
 within minutes: JPEG decoding, random crops of images of every size and aspect ratio, flips and colour.
 
 Each image has a generator of its own, seeded by (seed, split, class, index): whichever process draws it, and when, its
-bytes are the same for the same versions of numpy and Pillow on the same kind of CPU. The folder's name is a fingerprint
+bytes are the same for the same versions of numpy and Pillow on the same kind of CPU. The folder's name is a digest
 of all that decides its content, so that an edit of the drawing never meets old data.
 
 A folder under its final name is whole: it is built beside it under another name and renamed, under a lock, so that the
@@ -28,11 +28,11 @@ from pathlib import Path
 import numpy as np
 import PIL
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fasttricks.data.sources import demo_images
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
+from fasttricks.system.progress import counted
 
 CLASSES = tuple(demo_images.SHAPES)
 SPLITS = ("train", "val")
@@ -58,7 +58,7 @@ def make_demo(
     if seed < 0 or workers < 0:
         raise ValueError(f"seed = {seed}, workers = {workers}: neither may be negative")
     cache = _default_cache() if cache is None else Path(cache)
-    root = cache / f"demo-{_fingerprint(seed, num_train, num_val)}"
+    root = cache / f"demo-{_digest(seed, num_train, num_val)}"
     if _is_whole(root):
         return root
     try:
@@ -87,7 +87,7 @@ def _default_cache() -> Path:
     return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "fasttricks"
 
 
-def _fingerprint(seed: int, num_train: int, num_val: int) -> str:
+def _digest(seed: int, num_train: int, num_val: int) -> str:
     """12 hex digits of everything that decides the bytes: the drawing code, numpy, Pillow and the arguments."""
     parts = hashlib.sha256(repr((np.__version__, PIL.__version__, seed, num_train, num_val)).encode())
     for source in (__file__, demo_images.__file__):
@@ -153,7 +153,6 @@ def _draw_all(folder: Path, seed: int, counts: tuple[int, int], workers: int, co
     """
     read_end, write_end = os.pipe()
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    columns = TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with contextlib.ExitStack() as stack:
         done = stack.enter_context(open(read_end, "rb", buffering=0))
         running: list[subprocess.Popen[str]] = []
@@ -164,10 +163,9 @@ def _draw_all(folder: Path, seed: int, counts: tuple[int, int], workers: int, co
                 process = subprocess.Popen(command, env=env, stdout=progress_pipe, stderr=subprocess.PIPE, text=True)
                 running.append(stack.enter_context(process))
                 stack.callback(process.kill)
-        bar = stack.enter_context(Progress(*columns, console=console, transient=True))
-        task = bar.add_task("", total=sum(counts))
+        advance = stack.enter_context(counted("drawing", sum(counts), console))
         while drawn := done.read(4096):
-            bar.advance(task, len(drawn))
+            advance(len(drawn))
         for process in running:
             reason = process.communicate()[1].strip().rpartition("\n")[2]
             if process.returncode:
