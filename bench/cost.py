@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import loader
 from bench.pairs import processes
+from fasttricks.config import Range, check_fields
 from fasttricks.config.cli import parse, run_main
 from fasttricks.data.sources.folder import scan_folder
 
@@ -43,8 +44,11 @@ class Config:
 
     root: str
     """Folder of a folder of images a class, such as DIR/train."""
-    rounds: int = 3
+    rounds: Annotated[int, Range(1)] = 3
     """Turns of each loader."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(args: list[str]) -> None:

@@ -14,7 +14,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench import loader
 from bench.cost import measure, repeats
-from fasttricks.config import DataConfig
+from fasttricks.config import DataConfig, Range, check_fields
 from fasttricks.config.cli import parse, run_main
 from fasttricks.data.packing.pack import PackConfig, pack_split
 from fasttricks.data.pipeline.loader import Loader
@@ -42,10 +42,13 @@ class Config:
     """Pixels; 0: as they are."""
     qualities: tuple[int, ...] = (75, 85, 90, 95)
     """JPEG qualities of each short side."""
-    rounds: int = 3
-    """Turns of each loader; medians are over these. 0: bytes and pixel error alone."""
+    rounds: Annotated[int, Range(1, zero="bytes and pixel error alone")] = 3
+    """Turns of each loader; medians are over these."""
     checkpoint: str = ""
     """Instead of all this: evaluate this run on val/ of its data as re-encoded at each quality."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(args: list[str]) -> None:

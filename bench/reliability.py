@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import torch
@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from fasttricks import trainer
+from fasttricks.config import Range, check_fields
 from fasttricks.config.cli import parse, run_main
 from fasttricks.config.recipes import find_recipe
 from fasttricks.data.batch import Batch
@@ -44,14 +45,17 @@ class CostConfig:
     """Data set of fasttricks.train."""
     recipe: str = "cifar10"
     """Its network, batch and tricks."""
-    steps: int = 200
+    steps: Annotated[int, Range(1)] = 200
     """Steps an epoch, with one save at its end."""
-    turns: int = 20
+    turns: Annotated[int, Range(1)] = 20
     """Parts that the steps are cut into, each followed by as many steps without."""
-    polls: int = 500
+    polls: Annotated[int, Range(1)] = 500
     """Polls of two ranks, 10 ms apart less what each took."""
     output: str = str(RESULTS)
     """JSON file to write."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Clock:

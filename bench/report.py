@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
@@ -25,7 +25,7 @@ from bench.chart import draw
 from bench.images import link_images, shrink_images
 from bench.pairs import BUSY, Row, by_turns, show_ratio
 from bench.step import StepCase
-from fasttricks.config import Precision, model_info, replace_at, require
+from fasttricks.config import Precision, Range, check_fields, model_info, replace_at, require
 from fasttricks.config.cli import parse, run_main
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data.sources import open_split
@@ -46,8 +46,11 @@ class BenchData:
 
     root: str = "demo"
     """Folder with train/CLASS/IMAGE; the word demo: JPEGs that the project draws itself."""
-    images: int = 512
-    """Images of root that a pass of a loader takes, 300 or more (as many as there are, where there are fewer)."""
+    images: Annotated[int, Range(300, note="the first 256 do not count")] = 512
+    """Images of root that a pass of a loader takes (as many as there are, where there are fewer)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,9 @@ class BenchConfig:
     data: BenchData = field(default_factory=BenchData)
     parts: tuple[Part, ...] = PARTS
     """Which parts to measure."""
-    rounds: int = 5
-    """Turns of each contestant that count, 5 or more; medians are over these."""
-    batch_size: int = 0
+    rounds: Annotated[int, Range(5, note="a median of fewer says little")] = 5
+    """Turns of each contestant that count; medians are over these."""
+    batch_size: Annotated[int, Range(1, zero="choose")] = 0
     """Images of a step; 0: 16 on the CPU, the paper's 256 (fp32) and 1024 (fp16) on a GPU."""
     models: tuple[str, ...] = ()
     """Networks of the step; empty: resnet50d on the CPU, the paper's four on a GPU."""
@@ -69,13 +72,9 @@ class BenchConfig:
     """JSON file to write, with a chart beside it; empty: bench/results/DEVICE.json."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ok = not self.output or self.output.endswith(".json")
         require(ok, "output", self.output, "must end in .json; the chart beside it ends in .png")
-        require(self.rounds >= 5, "rounds", self.rounds, "must be 5 or more: a median of fewer says little")
-        require(
-            self.data.images >= 300, "data.images", self.data.images, "must be 300 or more: the first 256 do not count"
-        )
-        require(self.batch_size >= 0, "batch_size", self.batch_size, "must be 1 or more, or 0 (choose)")
         wrong = [name for name in self.models if name not in step.PAPER_NETWORKS]
         require(not wrong, "models", wrong, f"must be of {', '.join(step.PAPER_NETWORKS)}, which timm has too")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fasttricks.config import (
     ConfigError,
@@ -15,8 +15,10 @@ from fasttricks.config import (
     LossConfig,
     ModelConfig,
     Precision,
+    Range,
     ScheduleConfig,
     TrainConfig,
+    check_fields,
     model_info,
     require,
 )
@@ -40,12 +42,12 @@ class CostConfig:
         *("resnet50a", "resnet50b", "resnet50c", "resnet50d", "inception_v3", "mobilenet_v1", "resnet50d+resnet152d"),
     )
     """Names as of --model.name; STUDENT+TEACHER is a distillation's step. The others are compared with the first."""
-    batch_size: int = 4
-    """Images a step, 1 or more."""
-    image_size: int = 0
-    """Pixels; 0: each network's own, 299 for Inception-V3 and 224 for the others."""
-    rounds: int = 9
-    """Timed steps of each network, after two that are not timed; 0: only count."""
+    batch_size: Annotated[int, Range(1)] = 4
+    """Images a step."""
+    image_size: Annotated[int, Range(1, zero="the network's own", unit="pixels")] = 0
+    """Side of the images; each network's own is 299 for Inception-V3 and 224 for the others."""
+    rounds: Annotated[int, Range(1, zero="only count")] = 9
+    """Timed steps of each network, after two that are not timed."""
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -54,13 +56,9 @@ class CostConfig:
     """Write the table and its plot to OUTPUT.md and OUTPUT.png, which must not exist; empty: only print the table."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(len(self.networks) >= 1, "networks", self.networks, "must be one or more")
         require(len(set(self.networks)) == len(self.networks), "networks", self.networks, "must each be named once")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
-        require(
-            self.image_size >= 0, "image_size", self.image_size, "must be 1 or more pixels, or 0 (the network's own)"
-        )
-        require(self.rounds >= 0, "rounds", self.rounds, "must be 1 or more, or 0 (only count)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fasttricks.config import DataConfig, EvalConfig, Precision
+from fasttricks.config import DataConfig, EvalConfig, Precision, check_fields
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class EvaluateConfig:
     """Evaluate the averaged weights where the run kept an average (ema_decay)."""
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from io import StringIO
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from fasttricks.config import DataConfig, Precision, UserError, require
+from fasttricks.config import DataConfig, Precision, Range, UserError, check_fields
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ BATCH_SIZE = 64
 class PredictConfig:
     """How to predict; what is not given is as in the checkpoint's run."""
 
-    top: int = 5
-    """Classes shown an image, 1 or more; all where there are fewer."""
+    top: Annotated[int, Range(1)] = 5
+    """Classes shown an image; all where there are fewer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     precision: Precision = "auto"
@@ -46,7 +46,7 @@ class PredictConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
-        require(self.top >= 1, "top", self.top, "must be 1 or more")
+        check_fields(self)
 
 
 class Prediction(NamedTuple):

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from fasttricks import evaluate, export, predict, train, trainer
+from fasttricks.config import Range, TrainConfig, field_rules
 from fasttricks.runs import checkpoint
+from lib.configs import edges, leaves, plain
 from lib.tiny import FinishedRun, arguments, call
 
 EPOCH_1 = "step-0000000003.pt"
@@ -130,10 +132,21 @@ def test_unknown_model(refuse: Callable[..., str]) -> None:
     says(refuse("--model.name", "resnet8x"), "model.name = 'resnet8x'", "resnet8")
 
 
-def test_a_value_out_of_range_and_an_unknown_field(refuse: Callable[..., str]) -> None:
-    """These two are tyro's to print, in a box."""
-    error = " ".join(refuse("--optim.base-lr", "-0.1").replace("│", " ").split())
-    assert "optim.base_lr = -0.1: must be above 0" in error
+NUMBERS = [
+    (path, edges(cls, name)[1], field_rules(cls)[name].message)
+    for path, cls, name in leaves(TrainConfig)
+    if isinstance(field_rules(cls).get(name), Range)
+]
+
+
+@pytest.mark.parametrize(("path", "outside", "rule"), NUMBERS, ids=[path for path, _, _ in NUMBERS])
+def test_a_value_out_of_range(refuse: Callable[..., str], path: str, outside: list[float], rule: str) -> None:
+    """tyro's to print, in a box."""
+    flag, value = f"--{path.replace('_', '-')}", outside[0]
+    assert f"{path} = {value!r}: {rule}" in plain(refuse(f"{flag}={value!r}"))
+
+
+def test_an_unknown_field(refuse: Callable[..., str]) -> None:
     assert "--model.width" in refuse("--modle.width", "0.5")
 
 

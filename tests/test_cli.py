@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fasttricks.config import ConfigError, TrainConfig, UserError, get_at, schema
+from fasttricks.config import ConfigError, TrainConfig, UserError, field_rules, get_at, schema
 from fasttricks.config.cli import parse_recipe, run_main
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
-from lib.configs import leaves, plain
+from lib.configs import leaves, plain, words_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,7 +115,7 @@ def test_help_lists_every_recipe_with_the_first_line_of_its_docstring(
 
 
 def help_texts() -> dict[str, str]:
-    """Dotted path -> the string under the field, by Python's own parser."""
+    """Dotted path -> the string under the field, by Python's own parser, and what its value must be."""
     texts = {}
     for node in ast.parse(inspect.getsource(schema)).body:
         if isinstance(node, ast.ClassDef):
@@ -124,7 +124,11 @@ def help_texts() -> dict[str, str]:
                     assert isinstance(field.target, ast.Name)
                     assert isinstance(text.value, ast.Constant)
                     texts[node.name, field.target.id] = str(text.value.value)
-    return {path: texts[cls.__name__, name] for path, cls, name in leaves(TrainConfig)}
+    found = {}
+    for path, cls, name in leaves(TrainConfig):
+        words = words_of(field_rules(cls)[name]) if name in field_rules(cls) else ""
+        found[path] = f"{texts[cls.__name__, name]} {words}".strip()
+    return found
 
 
 def test_recipe_help_lists_every_field_with_its_text_and_every_trick(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bench.soak import files, processes, runs, table
 from bench.soak.runs import Lab, Result
+from fasttricks.config import Range, check_fields
 from fasttricks.config.cli import parse, run_main
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.distributed import cpu_name
@@ -30,36 +31,39 @@ from fasttricks.system.distributed import cpu_name
 class SoakConfig:
     """How many of each kind there shall be in all; what bench/results/soak.json has already counts."""
 
-    kills: int = 100
+    kills: Annotated[int, Range(0)] = 100
     """Runs of 40 steps that are killed with -9 three or four times each."""
-    restarts: int = 30
+    restarts: Annotated[int, Range(0)] = 30
     """Runs under torchrun --max-restarts of which one rank is killed."""
-    saves: int = 200
+    saves: Annotated[int, Range(0)] = 200
     """Checkpoints saved by a process that is killed over and over."""
-    flips: int = 500
+    flips: Annotated[int, Range(0)] = 500
     """Checkpoints with one bit flipped."""
-    truncations: int = 100
+    truncations: Annotated[int, Range(0)] = 100
     """Checkpoints cut short."""
-    payloads: int = 1
+    payloads: Annotated[int, Range(0)] = 1
     """Passes over all kinds of code in a checkpoint."""
-    signals: int = 40
+    signals: Annotated[int, Range(0)] = 40
     """Runs that SIGTERM or SIGINT stops."""
-    launchers: int = 10
+    launchers: Annotated[int, Range(0)] = 10
     """Runs whose torchrun is killed."""
-    hangs: int = 1
+    hangs: Annotated[int, Range(0)] = 1
     """Runs of which a rank is stopped for good, with a timeout of 10 s."""
-    n: int = 0
-    """Above 0: this many kill runs, restarts and signals."""
-    plain: int = 4
+    n: Annotated[int, Range(1, zero="each its own")] = 0
+    """This many kill runs, restarts and signals."""
+    plain: Annotated[int, Range(0)] = 4
     """The first so many kill runs use the user's own command; the others are forked, which saves their imports."""
-    first: int = 0
+    first: Annotated[int, Range(0)] = 0
     """Number of the first run, which its random choices come from: for several soaks that share the work."""
     only: tuple[str, ...] = ()
     """Kinds to run; empty: all."""
-    seconds: float = 0.0
-    """Start nothing after so long, and exit 3 if something is left; 0: no limit."""
+    seconds: Annotated[float, Range(0, above=True, zero="no limit")] = 0.0
+    """Start nothing after so long, and exit 3 if something is left."""
     output: str = str(table.RESULTS)
     """The JSON file to add to."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 Kind = Callable[[Lab, int, random.Random], list[Result]]

@@ -9,13 +9,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table
 from fasttricks.config import (
     ConfigError,
     DistillConfig,
     ModelConfig,
+    Range,
     TrainConfig,
     TricksConfig,
     get_at,
@@ -33,20 +34,20 @@ MAX_FACTORS = 6
 class AblateConfig(TrainConfig):
     """A recipe whose tricks are switched, and how often each cell is trained. run_dir is the folder of them all."""
 
-    seeds: int = 3
-    """Runs of each cell, with the seeds seed, seed + 1, ...; 1 or more. One seed tells no difference from chance."""
+    seeds: Annotated[int, Range(1, note="3 or more to tell a difference from chance")] = 3
+    """Runs of each cell, with the seeds seed, seed + 1, ... One seed tells no difference from chance."""
     more_seeds: int = 0
     """Seeds, 0 (no more) or more than `seeds`, of cells that so many would decide if their spread stayed as it is."""
-    small_batch: int = 0
+    small_batch: Annotated[int, Range(0, zero="a quarter of the batch")] = 0
     """Global batch of the cells for a small batch (tables 2 to 4); 0: a quarter of global_batch_size, as in the paper."""
-    mixup_epochs: int = 0
-    """Epochs of the cells with mixup, which the paper trains for longer (200, not 120); 0: as all others."""
+    mixup_epochs: Annotated[int, Range(0, zero="as all others")] = 0
+    """Epochs of the cells with mixup, which the paper trains for longer (200, not 120)."""
     factors: tuple[str, ...] = ()
     """Tricks that add-one, leave-one-out and factorial go through; empty: those that the recipe has on."""
     other_networks: bool = False
     """Tables 2, 3 and 6: train Inception-V3 (at 299 pixels) and MobileNet too; off: their cells stay blank."""
-    ranks: int = 1
-    """Processes of a run, one a GPU; above 1 each run is started by torchrun. 1 or more."""
+    ranks: Annotated[int, Range(1)] = 1
+    """Processes of a run, one a GPU; above 1 each run is started by torchrun."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of finished runs; off: a finished run keeps its log and result."""
     report: bool = False
@@ -54,12 +55,8 @@ class AblateConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.seeds >= 1, "seeds", self.seeds, "must be 1 or more; 3 or more to tell a difference from chance")
         rule = f"must be 0, or more than seeds ({self.seeds})"
         require(self.more_seeds == 0 or self.more_seeds > self.seeds, "more_seeds", self.more_seeds, rule)
-        require(self.small_batch >= 0, "small_batch", self.small_batch, "must be 0 (a quarter of the batch) or more")
-        require(self.mixup_epochs >= 0, "mixup_epochs", self.mixup_epochs, "must be 0 (as all others) or more")
-        require(self.ranks >= 1, "ranks", self.ranks, "must be 1 or more")
         rule = "do the runs of an ablation; leave it off: a second call of the same command goes on by itself"
         require(not self.resume, "resume", self.resume, rule)
         for name in self.factors:

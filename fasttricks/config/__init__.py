@@ -1,12 +1,14 @@
 """What a run is, as plain data without torch: a recipe is a function that returns a config, a trick is an edit of one.
 
-errors: what a user can set right. schema: the configs. fields: their fields by path. networks: what a network's name says.
+errors: what a user can set right. schema: the configs. ranges: what a field's value must be. fields: the fields by path.
+networks: what a network's name says.
 Beside what is re-exported here: recipes, tricks, resolve (from both to what is trained), cli (command lines).
 """
 
 from fasttricks.config.errors import ConfigError, UserError, nearest, require, unknown
-from fasttricks.config.fields import field_kinds, from_dict, from_plain, get_at, replace_at, replace_fields
+from fasttricks.config.fields import field_docs, field_kinds, from_dict, from_plain, get_at, replace_at, replace_fields
 from fasttricks.config.networks import NETWORKS, TIMM, ModelInfo, model_info, variant_of
+from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
 from fasttricks.config.schema import (
     Backend,
     Color,
@@ -42,11 +44,17 @@ __all__ = [
     "Operators",
     "OptimConfig",
     "Precision",
+    "Range",
+    "Rising",
     "ScheduleConfig",
+    "Span",
     "TrainConfig",
     "TricksConfig",
     "UserError",
+    "check_fields",
+    "field_docs",
     "field_kinds",
+    "field_rules",
     "from_dict",
     "from_plain",
     "get_at",

@@ -5,18 +5,21 @@ The only importer of tyro.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from fasttricks.config.errors import UserError
-from fasttricks.config.fields import field_kinds, get_at
+from fasttricks.config.fields import field_docs, field_kinds, get_at
+from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
 from fasttricks.config.schema import TrainConfig, TricksConfig
@@ -32,10 +35,34 @@ def parse(config: T, args: Sequence[str], *, prog: str, description: str) -> T:
 
     Exits 2 at a wrong field, with the nearest right one, or a wrong value, with the rule; 0 after --help.
     """
-    speaks = _RANK == 0
     return tyro.cli(
-        type(config), default=config, args=list(args), prog=prog, description=description, console_outputs=speaks
+        type(config),
+        default=config,
+        args=list(args),
+        prog=prog,
+        description=description,
+        console_outputs=_RANK == 0,
+        registry=_WITH_RANGES,
     )
+
+
+_WITH_RANGES = ConstructorRegistry()
+"""Has tyro say of a field what its value must be, after the string under it."""
+
+
+@_WITH_RANGES.struct_rule
+def _fields_with_ranges(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """As tyro makes a dataclass from a default, but for the help. None for what is no dataclass with a default."""
+    cls, default = info.type, info.default
+    if not (dataclasses.is_dataclass(cls) and isinstance(default, cls)):
+        return None
+    kinds, docs, rules = get_type_hints(cls), field_docs(cls), field_rules(cls)
+    words = {name: f" Must be {rule.words}." for name, rule in rules.items() if not isinstance(rule, OneOf)}
+    fields = [
+        StructFieldSpec(name, kinds[name], getattr(default, name), helptext=docs.get(name, "") + words.get(name, ""))
+        for name in (one.name for one in dataclasses.fields(cls))
+    ]
+    return StructConstructorSpec(instantiate=cls, fields=tuple(fields))
 
 
 def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:

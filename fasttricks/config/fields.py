@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-from collections.abc import Mapping
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fasttricks.config.errors import ConfigError, require
@@ -37,6 +42,27 @@ def field_kinds(cls: type, prefix: str = "") -> dict[str, Any]:
         section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
         found |= field_kinds(kind, f"{prefix}{name}.") if section else {prefix + name: kind}
     return found
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Field -> the string under it in the source, on one line, of the dataclass `cls` and of those it extends."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        found |= _docs_of_module(base.__module__).get(base.__name__, {})
+    return found
+
+
+@cache
+def _docs_of_module(name: str) -> dict[str, dict[str, str]]:
+    """Class -> field -> the string under it."""
+    classes = [c for c in ast.parse(inspect.getsource(sys.modules[name])).body if isinstance(c, ast.ClassDef)]
+    return {c.name: dict(_docs_of_class(c)) for c in classes}
+
+
+def _docs_of_class(found: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for line, below in pairwise(found.body):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+            yield ast.unparse(line.target), " ".join(str(ast.literal_eval(below.value)).split())
 
 
 def get_at(config: Any, path: str) -> Any:

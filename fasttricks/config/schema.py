@@ -1,17 +1,17 @@
 """What a run is, as frozen dataclasses: every field with its unit and range, checked when it is made.
 
 A config is plain data: no torch, no paths touched, no device asked. `TrainConfig` is the root. The docstring under each
-field is its help text.
+field and its range are its help text; rules that relate two fields stand in __post_init__.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 from fasttricks.config.errors import require
 from fasttricks.config.networks import OPTIONS, model_info
+from fasttricks.config.ranges import Range, Rising, Span, check_fields
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
@@ -21,41 +21,28 @@ Operators = Literal["auto", "fused", "dali"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
-def _require_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
-    ok = len(pair) == 2 and all(map(math.isfinite, pair)) and low < pair[0] <= pair[1] <= high
-    require(ok, name, pair, f"must be two numbers with {low:g} < first <= second <= {high:g}")
-
-
-def _require_choices(config: object, section: str = "") -> None:
-    """Hold every Literal field of `config` to its choices: the type checker sees them, a caller's JSON does not."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal:
-            value, choices = getattr(config, name), get_args(kind)
-            require(value in choices, section + name, value, f"must be one of {', '.join(map(str, choices))}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Input pipeline: where the images are, and how they are cropped, coloured and scaled."""
 
     root: str = ""
     """Folder with train/ and val/, a folder of images a class in each; the word demo: images that the project draws."""
-    image_size: int = 224
-    """Side of the square network input, pixels, 8 or more."""
+    image_size: Annotated[int, Range(8, unit="pixels")] = 224
+    """Side of the square network input."""
     val_resize: int = 256
     """Validation: short side after the resize and before the centre crop, pixels, at least image_size."""
-    area: tuple[float, float] = (0.08, 1.0)
-    """Random crop: share of the image's area, uniform in this range, within (0, 1]."""
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random crop: width / height before the resize to a square, uniform in this range, above 0."""
-    flip: float = 0.5
-    """Probability of a horizontal flip, 0 to 1."""
+    area: Annotated[tuple[float, float], Span(0, 1)] = (0.08, 1.0)
+    """Random crop: share of the image's area, uniform in this range."""
+    aspect: Annotated[tuple[float, float], Span(0)] = (3 / 4, 4 / 3)
+    """Random crop: width / height before the resize to a square, uniform in this range."""
+    flip: Annotated[float, Range(0, 1, note="it is a probability")] = 0.5
+    """Probability of a horizontal flip."""
     color: Color = "paper"
     """paper: hue, saturation, brightness; published: brightness, contrast, saturation (the authors' script); none."""
-    color_jitter: float = 0.4
-    """Each colour coefficient is drawn from U[1 - x, 1 + x]; 0 to 1."""
-    pca_noise: float = 0.1
-    """Standard deviation of the PCA (AlexNet) noise coefficients, 0 or more. Noise is added on the 0 to 255 scale."""
+    color_jitter: Annotated[float, Range(0, 1)] = 0.4
+    """Each colour coefficient is drawn from U[1 - x, 1 + x]."""
+    pca_noise: Annotated[float, Range(0, zero="off")] = 0.1
+    """Standard deviation of the PCA (AlexNet) noise coefficients. Noise is added on the 0 to 255 scale."""
     fixed_augmentation: bool = False
     """Draw crop, flip and colour of an image once, and not anew in each epoch: what distill.cache needs. Not in the paper."""
     interpolation: Interpolation = "linear"
@@ -64,29 +51,19 @@ class DataConfig:
     """Widen the filter when shrinking, as PIL does."""
     operators: Operators = "auto"
     """CPU training: fused resizes, flips and colours in one compiled pass; dali: its operators; auto: fused where it builds."""
-    threads: int = 0
+    threads: Annotated[int, Range(0, zero="choose")] = 0
     """Decoding threads of a rank; 0: the CPU cores divided among the ranks of this machine."""
-    prefetch: int = 2
-    """Batches prepared ahead, 1 or more."""
-    max_bad: float = 0.05
-    """Share of a split's files that may be bad, replaced (training) or left out (validation); 0 to 1. More is an error."""
-    max_pixels: int = 100_000_000
-    """Larger images, by the size in their header, pixels, count as bad: they are not decoded. 1 or more."""
+    prefetch: Annotated[int, Range(1)] = 2
+    """Batches prepared ahead."""
+    max_bad: Annotated[float, Range(0, 1, note="it is a share of the files")] = 0.05
+    """Share of a split's files that may be bad, replaced (training) or left out (validation). More is an error."""
+    max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
+    """Larger images, by the size in their header, count as bad: they are not decoded."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "data.")
-        require(self.image_size >= 8, "data.image_size", self.image_size, "must be 8 or more pixels")
+        check_fields(self, "data.")
         rule = f"must be at least data.image_size ({self.image_size}), which is cropped from it"
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
-        _require_range("data.area", self.area, 0, 1)
-        _require_range("data.aspect", self.aspect, 0, math.inf)
-        require(0 <= self.flip <= 1, "data.flip", self.flip, "is a probability, 0 to 1")
-        require(0 <= self.color_jitter <= 1, "data.color_jitter", self.color_jitter, "must be within 0 to 1")
-        require(0 <= self.pca_noise < math.inf, "data.pca_noise", self.pca_noise, "must be 0 (off) or more")
-        require(self.threads >= 0, "data.threads", self.threads, "must be 0 (choose) or more")
-        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be 1 or more")
-        require(0 <= self.max_bad <= 1, "data.max_bad", self.max_bad, "is a share of the files, 0 to 1")
-        require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "must be 1 or more pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,22 +72,19 @@ class ModelConfig:
 
     name: str = "resnet50d"
     """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME."""
-    num_classes: int = 0
-    """Outputs of the classifier; 0: as many as data.root has classes. Another number than the data's is an error."""
+    num_classes: Annotated[int, Range(0, zero="from the data")] = 0
+    """Outputs of the classifier. Another number than data.root has classes is an error."""
     stem_stride: Literal[4, 2, 1] = 4
     """How much the stem shrinks the image: 4 (the paper), strided convolution and pooling; 2, no pooling; 1, neither."""
-    width: float = 1.0
-    """Multiplies every channel count (rounded to a multiple of 8), above 0; the paper's networks have 1."""
+    width: Annotated[float, Range(0, 16, above=True)] = 1.0
+    """Multiplies every channel count (rounded to a multiple of 8); the paper's networks have 1."""
     zero_gamma: bool = False
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
     aux_head: bool = False
     """Inception-V3: train a second classifier on the 17 x 17 stage besides (loss.aux_weight); the paper's runs have none."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "model.")
-        require(self.num_classes >= 0, "model.num_classes", self.num_classes, "must be 0 (from the data) or more")
-        require(self.stem_stride in (4, 2, 1), "model.stem_stride", self.stem_stride, "must be 4, 2 or 1")
-        require(0 < self.width <= 16, "model.width", self.width, "must be above 0 and at most 16")
+        check_fields(self, "model.")
         for option, rule in OPTIONS.items():
             value, default = getattr(self, option), getattr(type(self), option)
             ok = value == default or option in model_info(self.name).options
@@ -123,30 +97,25 @@ class ModelConfig:
 class OptimConfig:
     """Nesterov SGD."""
 
-    base_lr: float = 0.1
-    """Peak learning rate for a batch of 256 images, above 0."""
+    base_lr: Annotated[float, Range(0, above=True, note="0.1 is the paper's")] = 0.1
+    """Peak learning rate for a batch of 256 images."""
     linear_scaling: bool = True
     """Peak lr = base_lr x global_batch_size / 256; off: base_lr whatever the batch."""
-    momentum: float = 0.9
-    """Nesterov momentum, 0 to below 1."""
-    weight_decay: float = 1e-4
-    """L2 penalty added to the gradient, 0 or more."""
+    momentum: Annotated[float, Range(0, 1, below=True, note="0.9 is usual")] = 0.9
+    """Nesterov momentum."""
+    weight_decay: Annotated[float, Range(0, 1, below=True)] = 1e-4
+    """L2 penalty added to the gradient."""
     bias_decay: bool = False
     """Decay biases and batch-norm parameters too; off: convolution and FC weights only (the paper's no bias decay)."""
     backend: Backend = "auto"
     """torch: its fused SGD; fused: ours, with FP32 masters, in one launch; apex: NVIDIA's; auto: fused for fp16, else torch."""
-    loss_scale: float = 0.0
-    """fp16: factor on the loss; 0: dynamic, from 65536, halved by an overflow, doubled after loss_scale_steps without one."""
-    loss_scale_steps: int = 2000
-    """fp16: steps in a row without an overflow that double a dynamic loss scale, 1 or more."""
+    loss_scale: Annotated[float, Range(0, above=True, zero="dynamic")] = 0.0
+    """fp16: factor on the loss; dynamic: from 65536, halved by an overflow, doubled after loss_scale_steps without one."""
+    loss_scale_steps: Annotated[int, Range(1)] = 2000
+    """fp16: steps in a row without an overflow that double a dynamic loss scale."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "optim.")
-        require(0 < self.base_lr < math.inf, "optim.base_lr", self.base_lr, "must be above 0; 0.1 is the paper's")
-        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be 0 or more and below 1; 0.9 is usual")
-        require(0 <= self.weight_decay < 1, "optim.weight_decay", self.weight_decay, "must be 0 or more and below 1")
-        require(0 <= self.loss_scale < math.inf, "optim.loss_scale", self.loss_scale, "must be above 0, or 0 (dynamic)")
-        require(self.loss_scale_steps >= 1, "optim.loss_scale_steps", self.loss_scale_steps, "must be 1 or more")
+        check_fields(self, "optim.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,49 +124,40 @@ class ScheduleConfig:
 
     decay: Literal["cosine", "step"] = "cosine"
     """cosine: half a cosine from the peak to 0 after warm-up; step: times step_factor at each of step_epochs."""
-    warmup_epochs: float = 5.0
-    """Linear warm-up from 0 to the peak, per batch, epochs, 0 or more; shorter than the run."""
-    step_epochs: tuple[float, ...] = (30, 60, 90)
-    """Epochs, counted from the start of the run and rising, at which a step decay multiplies the lr."""
-    step_factor: float = 0.1
-    """What a step multiplies the lr by, above 0 and below 1."""
-    first_size: float = 1.0
-    """Progressive resizing: side of the training images at first, as a share of data.image_size, above 0 to 1 (off)."""
-    size_steps: int = 3
-    """Steps, equal in length and in pixels, in which the side grows, 1 or more."""
-    full_size_at: float = 0.75
-    """Share of the epochs after which the side is data.image_size, above 0 to below 1."""
+    warmup_epochs: Annotated[float, Range(0)] = 5.0
+    """Linear warm-up from 0 to the peak, per batch, epochs; shorter than the run."""
+    step_epochs: Annotated[tuple[float, ...], Rising()] = (30, 60, 90)
+    """Epochs, counted from the start of the run, at which a step decay multiplies the lr."""
+    step_factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
+    """What a step multiplies the lr by."""
+    first_size: Annotated[float, Range(0, 1, above=True, note="1 is off")] = 1.0
+    """Progressive resizing: side of the training images at first, as a share of data.image_size; 1: off."""
+    size_steps: Annotated[int, Range(1)] = 3
+    """Steps, equal in length and in pixels, in which the side grows."""
+    full_size_at: Annotated[
+        float, Range(0, 1, above=True, below=True, note="some epochs are to have the full size")
+    ] = 0.75
+    """Share of the epochs after which the side is data.image_size."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "schedule.")
-        require(0 < self.first_size <= 1, "schedule.first_size", self.first_size, "must be above 0 and at most 1 (off)")
-        require(self.size_steps >= 1, "schedule.size_steps", self.size_steps, "must be 1 or more")
-        rule = "must be above 0 and below 1: some epochs are to have the full size"
-        require(0 < self.full_size_at < 1, "schedule.full_size_at", self.full_size_at, rule)
-        require(0 <= self.warmup_epochs < math.inf, "schedule.warmup_epochs", self.warmup_epochs, "must be 0 or more")
-        rising = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
-        require(rising, "schedule.step_epochs", self.step_epochs, "must be rising and above 0")
-        require(0 < self.step_factor < 1, "schedule.step_factor", self.step_factor, "must be above 0 and below 1")
+        check_fields(self, "schedule.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Cross-entropy and what refines its targets."""
 
-    smoothing: float = 0.0
-    """Label smoothing, 0 to below 1; the paper's value is 0.1."""
+    smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """Label smoothing; the paper's value is 0.1."""
     smoothing_over: Literal["others", "all"] = "others"
     """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to each class (its code, torch)."""
-    mixup_alpha: float = 0.0
-    """Mixup with lambda ~ Beta(alpha, alpha), one a batch; 0: no mixup; the paper's value is 0.2."""
-    aux_weight: float = 0.4
-    """What the loss of an auxiliary head (model.aux_head) counts beside the network's own; above 0."""
+    mixup_alpha: Annotated[float, Range(0, zero="off")] = 0.0
+    """Mixup with lambda ~ Beta(alpha, alpha), one a batch; the paper's value is 0.2."""
+    aux_weight: Annotated[float, Range(0, above=True, note="0.4 is usual")] = 0.4
+    """What the loss of an auxiliary head (model.aux_head) counts beside the network's own."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, "loss.")
-        require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be 0 or more and below 1")
-        require(0 <= self.mixup_alpha < math.inf, "loss.mixup_alpha", self.mixup_alpha, "must be 0 (off) or more")
-        require(0 < self.aux_weight < math.inf, "loss.aux_weight", self.aux_weight, "must be above 0; 0.4 is usual")
+        check_fields(self, "loss.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,41 +168,34 @@ class DistillConfig:
     """Run folder or checkpoint file of fasttricks.train, or timm:NAME, timm's trained weights of it; empty: no distillation."""
     digest: str = ""
     """Of the teacher's weights, which the run's config.json records; another teacher is refused. Empty: any."""
-    temperature: float = 20.0
-    """T, above 0; the paper's is 20."""
+    temperature: Annotated[float, Range(0, above=True, note="20 is usual")] = 20.0
+    """T; the paper's is 20."""
     cache: str = ""
     """Folder for the teacher's logits, which it then gives once an image: K numbers each. Needs data.fixed_augmentation."""
-    hard_weight: float = 1.0
-    """Weight of the labels' loss, 0 or more; the paper's is 1, its authors' code has 0.5."""
-    soft_weight: float = 1.0
-    """Weight of T^2 x the teacher's loss, 0 or more; the paper's is 1, its authors' code has 0.5."""
+    hard_weight: Annotated[float, Range(0, zero="off")] = 1.0
+    """Weight of the labels' loss; the paper's is 1, its authors' code has 0.5."""
+    soft_weight: Annotated[float, Range(0, zero="off")] = 1.0
+    """Weight of T^2 x the teacher's loss; the paper's is 1, its authors' code has 0.5."""
 
     def __post_init__(self) -> None:
-        require(
-            not self.cache or bool(self.teacher), "distill.cache", self.cache, "needs a teacher: give --distill.teacher"
-        )
-        require(
-            0 < self.temperature < math.inf, "distill.temperature", self.temperature, "must be above 0; 20 is usual"
-        )
-        for name in ("hard_weight", "soft_weight"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"distill.{name}", value, "must be 0 (off) or more")
+        check_fields(self, "distill.")
+        rule = "needs a teacher: give --distill.teacher"
+        require(not self.cache or bool(self.teacher), "distill.cache", self.cache, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Validation during training. Every validation image counts exactly once."""
 
-    every_epochs: int = 1
-    """Validate after each so many epochs, and after the last; 1 or more."""
-    batch_size: int = 0
-    """Images a batch and rank; 0: as in training."""
+    every_epochs: Annotated[int, Range(1)] = 1
+    """Validate after each so many epochs, and after the last."""
+    batch_size: Annotated[int, Range(0, zero="as in training")] = 0
+    """Images a batch and rank."""
     flip: bool = False
     """Test-time flip: average the logits of the image and its mirror image. Not in the paper."""
 
     def __post_init__(self) -> None:
-        require(self.every_epochs >= 1, "eval.every_epochs", self.every_epochs, "must be 1 or more")
-        require(self.batch_size >= 0, "eval.batch_size", self.batch_size, "must be 0 (as in training) or more")
+        check_fields(self, "eval.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,12 +218,12 @@ class TrainConfig:
 
     recipe: str
     """Label of the run in its summary: the recipe that it came from."""
-    epochs: int
-    """Passes over the training images, 1 or more."""
-    global_batch_size: int
-    """Images a step, over all ranks and micro-batches, 1 or more."""
-    accumulate: int = 1
-    """Micro-batches a step: gradients are summed over this many passes before an update, to fit a small memory; 1 or more."""
+    epochs: Annotated[int, Range(1)]
+    """Passes over the training images."""
+    global_batch_size: Annotated[int, Range(1)]
+    """Images a step, over all ranks and micro-batches."""
+    accumulate: Annotated[int, Range(1)] = 1
+    """Micro-batches a step: gradients are summed over this many passes before an update, to fit a small memory."""
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU. fp16: FP16 weights with FP32 masters (the paper's); bf16: autocast, FP32 weights."""
     compile: Compile = "off"
@@ -281,15 +234,15 @@ class TrainConfig:
     """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    seed: int = 0
-    """Of weights, order, augmentation and mixup; 0 or more."""
-    ema_decay: float = 0.0
-    """Average of the weights, kept as avg = decay x avg + (1 - decay) x weights a step and evaluated in their place; 0: none."""
-    checkpoint_epochs: int = 1
-    """Save after each so many epochs, and after the last; 1 or more. Kept are the newest two and the newest of an epoch's end."""
-    checkpoint_steps: int = 0
-    """Save also after each so many steps, within an epoch too; 0: at the ends of epochs only."""
-    log_steps: int = 20
+    seed: Annotated[int, Range(0)] = 0
+    """Of weights, order, augmentation and mixup."""
+    ema_decay: Annotated[float, Range(0, 1, below=True, zero="none")] = 0.0
+    """Average of the weights, kept as avg = decay x avg + (1 - decay) x weights a step and evaluated in their place."""
+    checkpoint_epochs: Annotated[int, Range(1)] = 1
+    """Save after each so many epochs, and after the last. Kept are the newest two and the newest of an epoch's end."""
+    checkpoint_steps: Annotated[int, Range(0, zero="off")] = 0
+    """Save also after each so many steps, within an epoch too; off: at the ends of epochs only."""
+    log_steps: Annotated[int, Range(1)] = 20
     """Steps between two log lines; the only time the host waits for the device."""
     profile: bool = False
     """Record steps 6 to 15 by torch.profiler: trace.json (Chrome format) in the run folder, and a table of where time goes."""
@@ -303,10 +256,10 @@ class TrainConfig:
     """Let a resumed run have other releases of torch, DALI, NumPy, Triton, or another kind of device: no longer bit for bit."""
     on_bad_loss: Literal["stop", "skip"] = "stop"
     """A NaN, infinite or exploded loss: stop the run; or skip and count the step, which then changes no weight."""
-    max_loss: float = 100.0
-    """A micro-batch's mean loss above this has exploded, nats; 0: NaN and infinity only. Chance is ln(classes), 6.9 for 1000."""
-    timeout_s: int = 600
-    """How long ranks wait for one that hangs before the run ends, seconds, 1 or more; above the time that a save takes."""
+    max_loss: Annotated[float, Range(0, above=True, zero="any finite loss")] = 100.0
+    """A micro-batch's mean loss above this has exploded, nats. Chance is ln(classes), 6.9 for 1000."""
+    timeout_s: Annotated[int, Range(1, unit="seconds")] = 600
+    """How long ranks wait for one that hangs before the run ends; above the time that a save takes."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -318,19 +271,9 @@ class TrainConfig:
     tricks: TricksConfig = field(default_factory=TricksConfig)
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
-        require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "must be 1 or more")
-        require(self.accumulate >= 1, "accumulate", self.accumulate, "must be 1 or more")
-        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 (none) or more and below 1")
-        require(self.checkpoint_epochs >= 1, "checkpoint_epochs", self.checkpoint_epochs, "must be 1 or more")
-        require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "must be 0 (off) or more")
-        require(0 <= self.max_loss < math.inf, "max_loss", self.max_loss, "must be above 0, or 0 (any finite loss)")
-        require(self.timeout_s >= 1, "timeout_s", self.timeout_s, "must be 1 or more")
+        check_fields(self)
         rule = "takes an optimizer that can leave a step out; take --optim.backend auto, torch or fused"
         require(self.on_bad_loss == "stop" or self.optim.backend != "apex", "on_bad_loss", self.on_bad_loss, rule)
-        require(self.log_steps >= 1, "log_steps", self.log_steps, "must be 1 or more")
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
         require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)
         rule = f"makes images of fewer than 8 pixels of data.image_size ({self.data.image_size}); raise it"

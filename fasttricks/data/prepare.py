@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fasttricks.config import UserError, require
+from fasttricks.config import Range, UserError, check_fields, require
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -31,14 +31,13 @@ Training takes DIR or OUT as --data.root, and honours the list. A command that w
 class ScanConfig:
     """How to scan."""
 
-    workers: int = 0
-    """Processes; 0: as many as CPU cores."""
-    max_pixels: int = 100_000_000
-    """Larger images, by the size in their header, pixels, count as bad, as data.max_pixels in training. 1 or more."""
+    workers: Annotated[int, Range(0, zero="as many as cores")] = 0
+    """Processes that decode."""
+    max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
+    """Larger images, by the size in their header, count as bad, as data.max_pixels in training."""
 
     def __post_init__(self) -> None:
-        require(self.workers >= 0, "workers", self.workers, "must be 0 (as many as cores) or more")
-        require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "must be 1 or more pixels")
+        check_fields(self)
 
 
 def main(args: Sequence[str]) -> None:

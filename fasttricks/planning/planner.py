@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from fasttricks.config import TrainConfig, require
+from fasttricks.config import Range, TrainConfig, require
 from fasttricks.config.resolve import require_switched
 from fasttricks.planning.cards import Card, find_card
 
@@ -30,27 +30,22 @@ GIB = 2**30
 class PlanConfig(TrainConfig):
     """A recipe and the machine to train it on."""
 
-    gpus: int = 8
-    """GPUs of the run, 1 or more, eight a node; must divide global_batch_size / accumulate."""
+    gpus: Annotated[int, Range(1)] = 8
+    """GPUs of the run, eight a node; must divide global_batch_size / accumulate."""
     gpu: str = "v100"
     """v100 (16 GB), v100-32gb, a100 (40 GB), a100-80gb or h100 (80 GB)."""
-    images: int = 0
+    images: Annotated[int, Range(1, zero="count data.root, else ImageNet")] = 0
     """Training images; 0: as many as data.root has, or ImageNet where there is none."""
-    efficiency: float = 0.2
-    """Share of the card's peak FLOP/s that a step reaches, above 0 to 1: assumed. Published runs of ResNet-50 made 0.1 to 0.3."""
-    network_gbit: float = 100.0
-    """Network of a node, 10^9 bits/s each way, above 0; used from two nodes on."""
-    loader_rate: float = 0.0
-    """Images/s that the loader of one node was measured to deliver; 0: not known, so it is left out of the bottleneck."""
+    efficiency: Annotated[float, Range(0, 1, above=True)] = 0.2
+    """Share of the card's peak FLOP/s that a step reaches: assumed. Published runs of ResNet-50 made 0.1 to 0.3."""
+    network_gbit: Annotated[float, Range(0, above=True)] = 100.0
+    """Network of a node, 10^9 bits/s each way; used from two nodes on."""
+    loader_rate: Annotated[float, Range(0, above=True, zero="not known")] = 0.0
+    """Images/s that the loader of one node was measured to deliver; where it is not known, it is left out of the bottleneck."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         find_card(self.gpu)
-        require(self.gpus >= 1, "gpus", self.gpus, "must be 1 or more")
-        require(self.images >= 0, "images", self.images, "must be 1 or more, or 0 (count data.root, else ImageNet)")
-        require(0 < self.efficiency <= 1, "efficiency", self.efficiency, "must be above 0 and at most 1")
-        require(self.network_gbit > 0, "network_gbit", self.network_gbit, "must be above 0")
-        require(self.loader_rate >= 0, "loader_rate", self.loader_rate, "must be above 0, or 0 (not known)")
 
     @property
     def nodes(self) -> int:

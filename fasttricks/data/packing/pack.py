@@ -19,13 +19,13 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from fasttricks.config import require
+from fasttricks.config import Range, check_fields
 from fasttricks.data.packing.reencode import QUALITY, Packed, encode
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.errors import DataError, why_unreadable
@@ -41,24 +41,19 @@ _CHUNK = 16
 class PackConfig:
     """How to pack. What is stored depends on these alone, not on the number of workers."""
 
-    short_side: int = 0
-    """Shrink images whose short side is longer to this, pixels, 32 or more (256 to 512 are usual); 0: keep their size."""
-    quality: int = 0
-    """JPEG quality, 1 to 100; 0: 90 where images shrink, else their bytes as they are."""
-    shard_images: int = 4096
-    """Images a shard, 1 or more: what a kill loses at most."""
-    seed: int = 0
-    """Of the order in which images are stored, 0 or more. The order of training does not depend on it."""
-    workers: int = 0
-    """Processes that read and encode; 0: one a CPU core."""
+    short_side: Annotated[int, Range(32, zero="keep their size", unit="pixels", note="256 to 512 are usual")] = 0
+    """Shrink images whose short side is longer to this (256 to 512 are usual)."""
+    quality: Annotated[int, Range(1, 100, zero="90 where images shrink")] = 0
+    """JPEG quality; 0: 90 where images shrink, else their bytes as they are."""
+    shard_images: Annotated[int, Range(1)] = 4096
+    """Images a shard: what a kill loses at most."""
+    seed: Annotated[int, Range(0)] = 0
+    """Of the order in which images are stored. The order of training does not depend on it."""
+    workers: Annotated[int, Range(0, zero="one a CPU core")] = 0
+    """Processes that read and encode."""
 
     def __post_init__(self) -> None:
-        rule = "must be 0 (keep their size) or 32 pixels and more; 256 to 512 are usual"
-        require(self.short_side == 0 or self.short_side >= 32, "short_side", self.short_side, rule)
-        require(0 <= self.quality <= 100, "quality", self.quality, "must be 1 to 100, or 0 (90 where images shrink)")
-        require(self.shard_images >= 1, "shard_images", self.shard_images, "must be 1 or more")
-        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
-        require(self.workers >= 0, "workers", self.workers, "must be 0 (one a CPU core) or more")
+        check_fields(self)
 
     @property
     def altered(self) -> str:
