@@ -18,6 +18,7 @@ from ..losses._options import Labels, Weights
 from ..optim._kernels import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
+LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -173,3 +174,14 @@ def _augment_case(kind: str, dtype: str) -> Case:
         lambda: launch_augment(images, matrix, flip, permutation, None, 0.3, kind == "pairs", DTYPES[dtype]),
         wide=False,  # three interleaved bytes a pixel
     )
+
+
+def every_case() -> list[Case]:
+    """Every kernel's cases: what the report shows, and where a new kernel is added."""
+    return [
+        *(case for form in LOSS_FORMS for case in cross_entropy_cases(form)),
+        *(case for form in LOSS_FORMS for case in distillation_cases(form)),
+        *mixup_cases(),
+        *augment_cases(),
+        *sgd_cases(),
+    ]

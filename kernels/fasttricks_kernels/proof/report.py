@@ -16,19 +16,10 @@ from importlib.metadata import version
 from . import cases
 from .cases import Case
 
-LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
-
 
 def choose(dtypes: list[str], only: str) -> list[Case]:
     """Every case of these dtypes whose name contains `only`."""
-    every = [
-        *(case for form in LOSS_FORMS for case in cases.cross_entropy_cases(form)),
-        *(case for form in LOSS_FORMS for case in cases.distillation_cases(form)),
-        *cases.mixup_cases(),
-        *cases.augment_cases(),
-        *cases.sgd_cases(),
-    ]
-    return [case for case in every if case.dtype in dtypes and only in case.name]
+    return [case for case in cases.every_case() if case.dtype in dtypes and only in case.name]
 
 
 def machine_code_table(chosen: list[Case], architectures: list[int]) -> str:
