@@ -129,7 +129,7 @@ def evaluate(console: Console, config: Config, place: Path) -> None:
         out = place / str(quality)
         report = pack_split(folder, out / "val", PackConfig(quality=quality))
         data = dataclasses.replace(saved.config.data, root=str(out))
-        world = World(0, 1, 0, 1, torch.device("cpu"))
+        world = World.alone(torch.device("cpu"))
         metrics = evaluate_checkpoint(EvaluateConfig(data=data, eval=saved.config.eval), saved, world)
         table.add_row(str(quality or "as they are"), f"{report.bytes / 1e6:.1f}", f"{metrics['top1']:.2f}")
     console.print(table)

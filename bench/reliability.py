@@ -92,7 +92,7 @@ def measure(config: CostConfig, run_dir: str) -> dict[str, Any]:
         mock.patch.object(build, "conditions", clock.around("fingerprint", build.conditions)),
         mock.patch.object(build, "find_state", clock.around("search for a checkpoint", build.find_state)),
     ):
-        run = build.build(settings, World(rank=0, size=1, local_rank=0, local_size=1, device=device))
+        run = build.build(settings, World.alone(device))
     judge, look, poll = run.guard.judge, run.guard.look, run.stop.poll
     per_turn, batches = config.steps // config.turns, endless(run)
     steps_of(run, islice(batches, 5))  # warm

@@ -175,7 +175,7 @@ def measure_end_to_end(bench: Bench) -> Iterator[Measured]:
     large = dataclasses.replace(resnet50d_tricks(), global_batch_size=16 if cpu else 128)
     for recipe, root, images in ((cifar10(), small, 2048), (large, bench.images(), 64 if cpu else 4096)):
         config = replace_at(recipe, "data.root", str(root))
-        world = World(0, 1, 0, 1, bench.device)
+        world = World.alone(bench.device)
         folder = bench.folder / config.recipe
         parts = end_to_end.contestants(config, world, folder, images)
         title = f"End to end, recipe {config.recipe}, {config.data.image_size} pixels, batch {config.global_batch_size}"
@@ -208,7 +208,7 @@ def main(args: list[str]) -> None:
     """Measure, print the tables, write JSON and chart."""
     config = parse(BenchConfig(), args, prog="python -m bench.report", description=__doc__ or "")
     device = resolve_device("auto", 0)
-    name = World(0, 1, 0, 1, device).device_name
+    name = World.alone(device).device_name
     console, start, monitor = Console(), time.perf_counter(), start_monitor(device)
     console.print(f"{name}; {config.rounds} rounds by turns after one of warm-up")
     console.print("ratio: fasttricks / contestant of the same round, median (lowest to highest)")

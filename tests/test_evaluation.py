@@ -14,7 +14,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import count_correct, evaluate
 
-WORLD = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+WORLD = World.alone(torch.device("cpu"))
 nan, inf = float("nan"), float("inf")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,29 @@ def test_channels_last_goes_through_every_layer(name: str, precision: str) -> No
     assert wrong == []
     for feature in model.features(images):
         assert feature.is_contiguous(memory_format=torch.channels_last)
+
+
+@every_model
+def test_features_are_as_the_model_says(name: str) -> None:
+    side = model_info(name).image_size
+    with torch.device("meta"):
+        for model in (MODELS[name](), small(name)):
+            features = model.features(torch.empty(2, 3, side, side))
+            assert tuple(feature.shape[1] for feature in features) == model.feature_channels
+            found = tuple(2 ** round(math.log2(side / feature.shape[2])) for feature in features)
+            assert found == model.feature_strides
+            assert model.num_features == model.feature_channels[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if model_info(name).timm])
+def test_features_are_those_that_timm_says(name: str) -> None:
+    """Our last ones: timm's networks give the stem's besides."""
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        ours, theirs = MODELS[name](), timm.create_model(model_info(name).timm)
+    said = theirs.feature_info[-len(ours.feature_channels) :]
+    assert tuple(feature["num_chs"] for feature in said) == ours.feature_channels
+    assert tuple(feature["reduction"] for feature in said) == ours.feature_strides
 
 
 @every_kind

@@ -20,7 +20,7 @@ from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import METRICS
 
 CPU = torch.device("cpu")
-MAIN = World(rank=0, size=1, local_rank=0, local_size=1, device=CPU)
+MAIN = World.alone(CPU)
 
 
 def open_log(folder: Path, world: World = MAIN, *, first_step: int = 0, state: dict[str, Any] | None = None) -> RunLog:

@@ -22,7 +22,7 @@ TRICKS = ["--loss.mixup-alpha", "0.2", "--ema-decay", "0.9", "--device", "cuda"]
 
 
 def start(data: Path, folder: Path, *more: str) -> Run:
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cuda", 0))
+    world = World.alone(torch.device("cuda", 0))
     return build(configure(data, folder, *TRICKS, *more), world)
 
 

@@ -30,7 +30,7 @@ from fasttricks.runs.folder import read_config
 from fasttricks.system.distributed import World
 from fasttricks.training.resume import find_state
 
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+ALONE = World.alone(torch.device("cpu"))
 
 
 def finished(lab: Lab) -> Path:

@@ -153,4 +153,4 @@ def _with_digest(config: TrainConfig, classes: tuple[str, ...]) -> TrainConfig:
 
 @cache
 def _digest(config: DistillConfig, classes: tuple[str, ...], image_size: int) -> str:
-    return load_teacher(config, classes, image_size, World(0, 1, 0, 1, torch.device("cpu"))).digest
+    return load_teacher(config, classes, image_size, World.alone(torch.device("cpu"))).digest

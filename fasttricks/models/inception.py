@@ -190,14 +190,20 @@ class InceptionV3(nn.Module):
         self.Conv2d_3b_1x1 = ConvNorm(stem[2], stem[3], 1)
         self.Conv2d_4a_3x3 = ConvNorm(stem[3], stem[4], 3)
         channels = stem[-1]
+        feature_channels = [channels]
         self.AuxLogits: AuxiliaryHead | None = None
         for stage, blocks in STAGES.items():
             for letter, branches in blocks.items():
                 block = Mixed(channels, branches, width)
                 self.add_module(f"Mixed_{stage}{letter}", block)
                 channels = block.out_channels
+            feature_channels.append(channels)
             if stage == 6 and aux_head:
                 self.AuxLogits = AuxiliaryHead(channels, num_classes, width)
+        self.feature_channels = tuple(feature_channels)
+        """Channels of each output of features()."""
+        self.feature_strides = (4, 8, 16, 32)
+        """What each of them divides the image's side by, but for the edges that are not padded."""
         self.num_features = channels
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(channels, num_classes)

@@ -51,6 +51,10 @@ class MobileNetV1(nn.Module):
                 blocks.append(SeparableBlock(in_channels, scaled(channels, width), stride))
                 in_channels = scaled(channels, width)
             self.blocks.append(nn.Sequential(*blocks))
+        self.feature_channels = tuple(scaled(channels, width) for channels, _ in STAGES[1:])
+        """Channels of each output of features()."""
+        self.feature_strides = (4, 8, 16, 32)
+        """What each of them divides the image's side by, rounded up."""
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
         self.classifier = nn.Linear(in_channels, num_classes)

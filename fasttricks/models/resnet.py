@@ -144,7 +144,7 @@ class ResNet(nn.Module):
         self.conv1 = _stem_conv(spec.deep_stem, scaled(32, width), in_channels, stem_stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_stride == 4 else nn.Identity()
-        self.num_stages = len(spec.depths)
+        feature_channels = []
         for stage, depth in enumerate(spec.depths):
             channels = scaled(64 * 2**stage, width)
             blocks = []
@@ -153,6 +153,11 @@ class ResNet(nn.Module):
                 blocks.append(spec.block(in_channels, channels, stride, spec))
                 in_channels = channels * spec.block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            feature_channels.append(in_channels)
+        self.feature_channels = tuple(feature_channels)
+        """Channels of each output of features()."""
+        self.feature_strides = tuple(stem_stride * 2**stage for stage in range(len(feature_channels)))
+        """What each of them divides the image's side by, rounded up."""
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(in_channels, num_classes)
@@ -163,10 +168,13 @@ class ResNet(nn.Module):
                     nn.init.zeros_(block.last_norm.weight)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
-        """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4."""
+        """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4.
+
+        As feature_channels and feature_strides say.
+        """
         x = self.maxpool(F.relu(self.bn1(self.conv1(images_NCHW)), inplace=True))
         outputs = []
-        for stage in range(self.num_stages):
+        for stage in range(len(self.feature_channels)):
             x = getattr(self, f"layer{stage + 1}")(x)
             outputs.append(x)
         return tuple(outputs)

@@ -34,6 +34,11 @@ class World:
     timeout_s: int = 600
     """How long a collective waits for a rank that hangs."""
 
+    @classmethod
+    def alone(cls, device: torch.device) -> World:
+        """That of one process with one device."""
+        return cls(rank=0, size=1, local_rank=0, local_size=1, device=device)
+
     @property
     def is_main(self) -> bool:
         """True on the one rank that prints and writes files."""

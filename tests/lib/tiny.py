@@ -27,7 +27,7 @@ from fasttricks.system.distributed import World
 torch.set_num_threads(1)  # these networks are too small for more, and the tests share few cores
 
 REPOSITORY = Path(__file__).parents[2]
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+ALONE = World.alone(torch.device("cpu"))
 SHRINK = shlex.split(
     "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 "
     "--data.threads 1 --device cpu --model.width 0.125 --log-steps 1"
