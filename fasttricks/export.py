@@ -115,7 +115,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
 
     Raises ConfigError where it exists or cannot be made, and as write_onnx.
     """
-    from fasttricks.runs.model_card import counterparts, describe_transform, hub_config, model_card
+    from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
     from fasttricks.tasks import find_task
 
     target = Path(config.output or (run_folder or saved.path.parent) / "export")
@@ -128,7 +128,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         "format": "pt",
         "architecture": hub["architecture"],
         "model": run.model.name,
-        "transform": describe_transform(run.data),
+        "transform": transform_text(run.data),
         "classes": json.dumps(list(classes)),
     }
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

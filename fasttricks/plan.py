@@ -14,7 +14,7 @@ PROG = "python -m fasttricks.plan"
 MIB = 2**20
 
 
-def describe(plan: Plan) -> str:
+def plan_text(plan: Plan) -> str:
     """The plan in words and numbers, for a terminal."""
     config = plan.config
     machine = f"{config.gpus} x {config.gpu} in {config.nodes} node(s)"
@@ -112,7 +112,7 @@ def main(args: Sequence[str]) -> None:
     """Print the plan of the recipe and machine that `args` name."""
     from fasttricks.config.cli import parse_extended
 
-    print(describe(make_plan(parse_extended(args, prog=PROG, extend=extend))))
+    print(plan_text(make_plan(parse_extended(args, prog=PROG, extend=extend))))
 
 
 def extend(recipe: TrainConfig) -> PlanConfig:

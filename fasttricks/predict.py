@@ -121,7 +121,7 @@ def load(paths: Sequence[str], config: PredictConfig, world: World) -> tuple[dic
     )
 
 
-def describe(prediction: Prediction) -> str:
+def prediction_text(prediction: Prediction) -> str:
     """The image's lines."""
     rows = [f"  {100 * share:6.2f} %  {name}" for name, share in prediction.classes]
     return "\n".join([prediction.path, *rows])
@@ -153,7 +153,7 @@ def main(args: Sequence[str]) -> None:
             if prediction.error:
                 print(f"error: {prediction.path}: {prediction.error}", file=sys.stderr)
             else:
-                print(describe(prediction), flush=True)
+                print(prediction_text(prediction), flush=True)
     raise SystemExit(int(failed))
 
 

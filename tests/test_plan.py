@@ -24,7 +24,7 @@ from fasttricks.learning.placement import wrap
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.models import build_model
-from fasttricks.plan import describe, extend, main
+from fasttricks.plan import extend, main, plan_text
 from fasttricks.planning import planner as scale
 from fasttricks.planning.cards import CARDS
 from fasttricks.planning.footprint import LiveTensors, fill_optimizer_state, footprint
@@ -331,7 +331,7 @@ def test_a_run_that_does_not_fit_is_given_the_fewest_micro_batches_that_do(monke
     real = scale.count
     monkeypatch.setattr(scale, "count", count)
     shape = "--model.name resnet8d --data.image-size 80 --data.val-resize 80 --gpus 1 --global-batch-size 32768"
-    shown = plain(describe(make_plan(configure("cifar10", *SMALL, *shape.split()))))
+    shown = plain(plan_text(make_plan(configure("cifar10", *SMALL, *shape.split()))))
     *fewer, found = sorted(tried)
     assert fewer == [1, 2]
     assert [plan.memory_bytes > 0.8 * 16 * GIB for plan in tried.values()] == [True, True, False]
@@ -342,7 +342,7 @@ def test_a_run_that_does_not_fit_is_given_the_fewest_micro_batches_that_do(monke
 
 def test_one_image_that_does_not_fit_has_no_way_out_but_another_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CARDS, "v100", dataclasses.replace(CARDS["v100"], memory_gib=0))
-    shown = plain(describe(make_plan(configure("cifar10", *SMALL, "--model.name", "resnet8d", "--gpus", "128"))))
+    shown = plain(plan_text(make_plan(configure("cifar10", *SMALL, "--model.name", "resnet8d", "--gpus", "128"))))
     assert "way out a larger card or a smaller model: not even one image at once fits" in shown
 
 
@@ -380,6 +380,6 @@ def test_the_docs_show_what_is_printed(paper: Plan) -> None:
     page = (REPOSITORY / "docs" / "scale.md").read_text()
     command, _, shown = page.partition("    $ ")[2].partition("\n## ")[0].partition("\n")
     assert shlex.split(command)[3:] == ["resnet50d-tricks", "--gpus", str(paper.config.gpus), "--gpu", paper.config.gpu]
-    wanted, printed = plain(shown).strip(), plain(describe(paper)).strip()
+    wanted, printed = plain(shown).strip(), plain(plan_text(paper)).strip()
     assert re.sub(r"[\d,.]+", "#", wanted) == re.sub(r"[\d,.]+", "#", printed)
     assert wanted.partition("memory")[0] == printed.partition("memory")[0]

@@ -46,7 +46,7 @@ def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def describe_transform(data: DataConfig) -> str:
+def transform_text(data: DataConfig) -> str:
     """What becomes of an image before the network, in words: the validation transform."""
     filters = {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "Lanczos"}
     antialias = "with antialiasing, as PIL does" if data.antialias else "without antialiasing"
@@ -111,7 +111,7 @@ def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric])
 def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:
     mean, std = (" ".join(f"{x:g}" for x in values) for values in (color.MEAN, color.STD))
     lines = [
-        f"Images: {describe_transform(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
+        f"Images: {transform_text(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
         "",
         "`model.safetensors` holds the weights, FP32:",
         "",

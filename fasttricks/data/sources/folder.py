@@ -79,7 +79,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
     root = Path(root)
     folders, loose, skipped = _list_root(root)
     if not folders:
-        raise DataError(f"{root}: {_describe(loose)}, but no class folders; {LAYOUT}")
+        raise DataError(f"{root}: {_loose_files(loose)}, but no class folders; {LAYOUT}")
     if loose:
         raise DataError(f"{root}: {_names(loose)} lies beside the class folders; move it into one or away")
     known = tuple(folders) if classes is None else tuple(classes)
@@ -225,5 +225,5 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(map(show_name, names[:_NAMED])) + more
 
 
-def _describe(loose: Sequence[str]) -> str:
+def _loose_files(loose: Sequence[str]) -> str:
     return f"{len(loose)} files lie directly in it ({_names(loose)})"
