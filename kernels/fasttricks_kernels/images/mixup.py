@@ -20,7 +20,7 @@ from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_tr
 
 BLOCK = 2048  # elements of an image a program takes: 16 bytes a lane in FP16, twice that in FP32, at 8 warps
 
-# ---------------------------------------------------------------------------------------------------- device code
+# ----------------------------------------------------------------------------------------------------- device code
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def mixup_kernel(
             tl.store(mixed_ptr + partner_offset + lane_B, mixed_B.to(mixed_ptr.dtype.element_ty), mask=also)
 
 
-# --------------------------------------------------------------------------------------------------------- launch
+# ---------------------------------------------------------------------------------------------------------- launch
 
 
 def launch_mixup(
@@ -108,7 +108,7 @@ def dense_images(images_NCHW: Tensor) -> Tensor:
     return images_NCHW.contiguous()
 
 
-# ------------------------------------------------------------------------------------------------------ custom op
+# ------------------------------------------------------------------------------------------------------ custom ops
 
 
 @torch.library.custom_op(f"{NAMESPACE}::mixup", mutates_args=())
@@ -124,7 +124,7 @@ def _(images: Tensor, permutation: Tensor, lam_N: Optional[Tensor], lam: float, 
     return torch.empty_like(dense_images(images))
 
 
-# ------------------------------------------------------------------------------------------------------- autograd
+# -------------------------------------------------------------------------------------------------------- autograd
 
 
 def _save(ctx, inputs, output) -> None:
@@ -146,7 +146,7 @@ def _vjp(ctx, grad: Tensor):
 
 _mixup.register_autograd(_vjp, setup_context=_save)
 
-# ------------------------------------------------------------------------------------------------- public function
+# ------------------------------------------------------------------------------------------------ public functions
 
 
 def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: bool = False) -> Tensor:

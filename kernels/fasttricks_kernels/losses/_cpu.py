@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks, native, reference
-from .._launch import dense_rows, runs_triton
+from .._launch import dense_rows
 from ..reference import wide
-from ._options import Labels, Weights
+from ._options import Labels, Weights, named
 
 SOURCE = Path(__file__).with_name("losses.c")
 LOGITS_A_THREAD = 32_768  # as torch has it
@@ -77,29 +77,6 @@ def losses_compiled() -> bool:
     return compiled() is not None
 
 
-# ------------------------------------------------------------------------------------------- what the operators ask for
-
-
-def keeps_grad(logits: Tensor) -> bool:
-    """Whether forward makes the gradient too, for backward; a GPU computes it again rather than keep it."""
-    return logits.is_cpu and not runs_triton(logits)
-
-
-def fake(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The shapes of a forward operator's losses and of what it keeps."""
-    dtype = reference.wide_dtype(logits.dtype)
-    kept = logits.new_empty(logits.shape if keeps_grad(logits) else 0, dtype=dtype)
-    return logits.new_empty(logits.shape[0], dtype=dtype), kept
-
-
-def may_spend(kept: Tensor) -> bool:
-    """Whether a backward pass may scale what forward kept in place, and without an operator: where nobody traces it.
-
-    An operator takes 100 us from Python, new memory more than that. A second backward must make it anew.
-    """
-    return type(kept) is Tensor and kept.numel() > 0 and not torch.is_grad_enabled()
-
-
 def checked(labels: Labels, num_classes: int) -> Labels:
     """The labels, their values checked; without an ignore_index that none is. Reads values: inside an operator only."""
     used = None
@@ -115,42 +92,46 @@ def checked(labels: Labels, num_classes: int) -> Labels:
 
 
 def cross_entropy(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-    """(N,) losses, and (N, K) the gradient of their sum: W p - q, in the losses' dtype."""
-    _checks.check_lam_values(labels.lam_N)
-    function = compiled() if logits_NK.dtype != torch.float64 else None
-    if function is not None:
-        return _by_c(function, wide(logits_NK), labels)
-    options = checked(labels, logits_NK.shape[1]).named
-    loss_N = reference.cross_entropy(logits_NK, **options)
-    return loss_N, reference.cross_entropy_grad(torch.ones_like(loss_N), wide(logits_NK), **options)
+    """(N,) losses, and (N, K) the gradient of their sum, in the losses' dtype."""
+    return _loss_and_grad(reference.cross_entropy, reference.cross_entropy_grad, (logits_NK,), labels)
 
 
 def distillation(logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights) -> tuple[Tensor, Tensor]:
-    """(N,) losses, and (N, K) the gradient of their sum, in the losses' dtype."""
+    """As cross_entropy."""
+    rows = logits_NK, teacher_NK
+    return _loss_and_grad(reference.distillation, reference.distillation_grad, rows, labels, weights)
+
+
+def _loss_and_grad(
+    loss: Callable[..., Tensor],
+    grad: Callable[..., Tensor],
+    rows: tuple[Tensor, ...],
+    labels: Labels,
+    *weights: Weights,
+) -> tuple[Tensor, Tensor]:
+    """In C where that can be had, else by reference.py's `loss` and `grad`."""
+    logits_NK, *teacher = rows
     _checks.check_lam_values(labels.lam_N)
     function = compiled() if logits_NK.dtype != torch.float64 else None
     if function is not None:
-        return _by_c(function, wide(logits_NK), labels, wide(teacher_NK).contiguous(), weights)
-    options = {**checked(labels, logits_NK.shape[1]).named, **weights._asdict()}
-    loss_N = reference.distillation(logits_NK, teacher_NK, **options)
-    return loss_N, reference.distillation_grad(torch.ones_like(loss_N), wide(logits_NK), teacher_NK, **options)
+        return _by_c(function, rows, labels, *weights)
+    by_name = named(checked(labels, logits_NK.shape[1]), *weights)
+    loss_N = loss(*rows, **by_name)
+    return loss_N, grad(torch.ones_like(loss_N), wide(logits_NK), *teacher, **by_name)
 
 
 def _by_c(
-    function: Callable[[Batch, int], int],
-    logits_NK: Tensor,
-    labels: Labels,
-    teacher_NK: Tensor | None = None,
-    weights: Weights = NO_TEACHER,
+    function: Callable[[Batch, int], int], rows: tuple[Tensor, ...], labels: Labels, weights: Weights = NO_TEACHER
 ) -> tuple[Tensor, Tensor]:
-    rows_NK = dense_rows(logits_NK)
-    num_rows, num_classes = rows_NK.shape
-    loss_N, grad_NK = rows_NK.new_empty(num_rows), rows_NK.new_empty(num_rows, num_classes)
     # named, to live as long as their addresses are in use
+    rows_NK = dense_rows(wide(rows[0]))
+    teacher_NK = wide(rows[1]).contiguous() if len(rows) > 1 else None
     target_N = labels.target.long().contiguous()
     target_b_N = None if labels.target_b is None else labels.target_b.long().contiguous()
     lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
     lam = ctypes.c_float(labels.lam)
+    num_rows, num_classes = rows_NK.shape
+    loss_N, grad_NK = rows_NK.new_empty(num_rows), rows_NK.new_empty(num_rows, num_classes)
     batch = Batch(
         N=num_rows,
         K=num_classes,

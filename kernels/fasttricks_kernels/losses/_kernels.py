@@ -28,6 +28,8 @@ from ._rows import (
     unpacked,
 )
 
+# ----------------------------------------------------------------------------------------------------- device code
+
 
 @triton.jit(do_not_specialize=["N"])
 def cross_entropy_kernel(
@@ -228,7 +230,7 @@ def distillation_kernel(
         tl.store(loss_ptr + row_R, tl.where(total_R == 0, 0.0, loss_R), mask=row_R < N)
 
 
-# --------------------------------------------------------------------------------------------------------- launch
+# ---------------------------------------------------------------------------------------------------------- launch
 
 
 def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ SmoothingOver = Literal["all", "others"]
 # A loss takes a dozen options. Its operators are declared by schema, so that each list of them is written once: here,
 # in a tuple's fields and the same fields' schema.
 LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float smoothing, SymInt? ignore_index"
+LABEL_TENSORS = 3  # of LABELS, the first
 WEIGHTS = "float temperature, float hard_weight, float soft_weight"
 # After the options of an operator that writes a scaled gradient. `scale_N` multiplies `scale`, as `lam_N` overrides
 # `lam`: a number goes to the kernel as an argument, not as a tensor, so that nothing is copied to the device for it.
@@ -67,6 +68,11 @@ class Weights(NamedTuple):
     temperature: float
     hard_weight: float
     soft_weight: float
+
+
+def named(labels: Labels, weights: Weights | None = None) -> dict[str, Any]:
+    """The options of a loss as reference.py takes them."""
+    return labels.named if weights is None else {**labels.named, **weights._asdict()}
 
 
 def checked_labels(

@@ -11,6 +11,8 @@ from .._launch import INTERPRETED
 
 PTX = tl.constexpr(not INTERPRETED)
 
+# ----------------------------------------------------------------------------------------------------- device code
+
 
 @triton.jit
 def lead_of(row_R, K: tl.constexpr, GROUP: tl.constexpr):

@@ -13,85 +13,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _checks, reference
-from .._launch import NAMESPACE, runs_triton
+from .._launch import runs_triton
 from . import _cpu
 from ._kernels import launch_cross_entropy
+from ._operators import Loss, make_operators
 from ._options import (
     LABELS,
-    SCALE,
-    Labels,
     Reduction,
     SmoothingOver,
     checked_labels,
     grad_scale,
     reduce_rows,
-    row_scale,
 )
 
 OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
 NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
 
-# ----------------------------------------------------------------------------------------------------- custom ops
+# ------------------------------------------------------------------------------------------------------ custom ops
 
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::cross_entropy", mutates_args=(), schema=f"(Tensor logits, {LABELS}) -> (Tensor, Tensor)"
+_forward, _loss_and_grad = make_operators(
+    Loss(
+        "cross_entropy",
+        rows=("logits",),
+        options=LABELS,
+        launch=launch_cross_entropy,
+        on_cpu=_cpu.cross_entropy,
+        values=reference.cross_entropy,
+        grad=reference.cross_entropy_grad,
+        grad_vjp=reference.cross_entropy_grad_vjp,
+    )
 )
-def _forward(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
-    """Losses, and on the CPU their gradient for backward; a GPU computes that again rather than keep it."""
-    labels = Labels(*options)
-    if runs_triton(logits):
-        return launch_cross_entropy(logits, labels, want_grad=False)[0], logits.new_empty(0)
-    if _cpu.keeps_grad(logits):
-        return _cpu.cross_entropy(logits, labels)
-    return reference.cross_entropy(logits, **labels.named), logits.new_empty(0)
 
-
-@_forward.register_fake
-def _(logits, *options) -> tuple[Tensor, Tensor]:
-    return _cpu.fake(logits)
-
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::cross_entropy_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_loss, Tensor kept, Tensor logits, {LABELS}) -> Tensor",
-)
-def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, *options) -> Tensor:
-    labels = Labels(*options)
-    if runs_triton(logits):
-        return launch_cross_entropy(logits, labels, grad_loss, want_loss=False)[1]
-    if _cpu.keeps_grad(logits):
-        return _cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
-    return reference.cross_entropy_grad(grad_loss, logits, **labels.named)
-
-
-@_backward.register_fake
-def _(grad_loss, kept, logits, *options) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::cross_entropy_loss_and_grad",
-    mutates_args=(),
-    schema=f"(Tensor logits, {LABELS}, {SCALE}) -> (Tensor, Tensor)",
-)
-def _loss_and_grad(logits: Tensor, *options) -> tuple[Tensor, Tensor]:
-    *parts, scale_N, scale = options
-    labels = Labels(*parts)
-    if runs_triton(logits):
-        return launch_cross_entropy(logits, labels, scale_N, scale)
-    if _cpu.keeps_grad(logits):
-        loss, grad = _cpu.cross_entropy(logits, labels)
-        return loss, _cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
-    loss = reference.cross_entropy(logits, **labels.named)
-    return loss, reference.cross_entropy_grad(row_scale(loss, scale_N, scale), logits, **labels.named)
-
-
-@_loss_and_grad.register_fake
-def _(logits, *options) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
-    return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+# ------------------------------------------------------------------------------------------------ public functions
 
 
 def torchs_is_faster(logits: Tensor) -> bool:
@@ -101,49 +54,6 @@ def torchs_is_faster(logits: Tensor) -> bool:
     if torch.compiler.is_compiling() or not (logits.requires_grad and torch.is_grad_enabled()):
         return True
     return logits.numel() < OWN_FROM * torch.get_num_threads()
-
-
-# ------------------------------------------------------------------------------------------------------- autograd
-
-
-def _save_forward(ctx, inputs, output) -> None:
-    logits, target, target_b, lam_N, *ctx.numbers = inputs
-    ctx.save_for_backward(output[1], logits, target, target_b, lam_N)
-    ctx.mark_non_differentiable(output[1])
-    ctx.spent = False
-    ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
-
-
-def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
-    nothing = (None,) * len(Labels._fields)
-    if grad_loss is None:
-        return None, *nothing
-    kept, logits, *tensors = ctx.saved_tensors
-    labels = Labels(*tensors, *ctx.numbers)
-    if _cpu.may_spend(kept):
-        kept = _cpu.cross_entropy(logits, labels)[1] if ctx.spent else kept.data
-        ctx.spent = True
-        return _cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
-    return _backward(grad_loss, kept, logits, *labels), *nothing
-
-
-def _save_backward(ctx, inputs, output) -> None:
-    grad_loss, _, logits, target, target_b, lam_N, *ctx.numbers = inputs
-    ctx.save_for_backward(grad_loss, logits, target, target_b, lam_N)
-
-
-def _backward_vjp(ctx, grad_grad: Tensor):
-    """The second derivative: rare, so it is the reference's formula on every device."""
-    grad_loss, logits, *tensors = ctx.saved_tensors
-    labels = Labels(*tensors, *ctx.numbers)
-    d_grad_loss, d_logits = reference.cross_entropy_grad_vjp(grad_grad, grad_loss, logits, **labels.named)
-    return d_grad_loss, None, d_logits, *[None] * len(labels)
-
-
-_forward.register_autograd(_forward_vjp, setup_context=_save_forward)
-_backward.register_autograd(_backward_vjp, setup_context=_save_backward)
-
-# ------------------------------------------------------------------------------------------------ public functions
 
 
 def cross_entropy(

@@ -8,150 +8,40 @@ Shape suffixes: N samples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, reference
-from .._launch import NAMESPACE, runs_triton
 from . import _cpu
 from ._kernels import launch_distillation
+from ._operators import Loss, make_operators
 from ._options import (
     LABELS,
-    SCALE,
     WEIGHTS,
-    Labels,
     Reduction,
     SmoothingOver,
-    Weights,
     checked_labels,
     checked_weights,
     grad_scale,
     reduce_rows,
-    row_scale,
 )
 
-OPTIONS = f"{LABELS}, {WEIGHTS}"
+# ------------------------------------------------------------------------------------------------------ custom ops
 
-
-def parted(options: Sequence[Any]) -> tuple[Labels, Weights]:
-    """OPTIONS by position in their two parts."""
-    return Labels(*options[: len(Labels._fields)]), Weights(*options[len(Labels._fields) :])
-
-
-# ----------------------------------------------------------------------------------------------------- custom ops
-
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::distillation",
-    mutates_args=(),
-    schema=f"(Tensor logits, Tensor teacher_logits, {OPTIONS}) -> (Tensor, Tensor)",
-)
-def _forward(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Tensor, Tensor]:
-    """As cross_entropy's: losses, and on the CPU their gradient for backward."""
-    labels, weights = parted(options)
-    if runs_triton(logits):
-        loss, _ = launch_distillation(logits, teacher_logits, labels, weights, want_grad=False)
-        return loss, logits.new_empty(0)
-    if _cpu.keeps_grad(logits):
-        return _cpu.distillation(logits, teacher_logits, labels, weights)
-    loss = reference.distillation(logits, teacher_logits, **labels.named, **weights._asdict())
-    return loss, logits.new_empty(0)
-
-
-@_forward.register_fake
-def _(logits, teacher_logits, *options) -> tuple[Tensor, Tensor]:
-    return _cpu.fake(logits)
-
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::distillation_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_loss, Tensor kept, Tensor logits, Tensor teacher_logits, {OPTIONS}) -> Tensor",
-)
-def _backward(grad_loss: Tensor, kept: Tensor, logits: Tensor, teacher_logits: Tensor, *options) -> Tensor:
-    labels, weights = parted(options)
-    if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, labels, weights, grad_loss, want_loss=False)[1]
-    if _cpu.keeps_grad(logits):
-        return _cpu.scale_(kept.clone(), grad_loss, labels).to(logits.dtype)
-    return reference.distillation_grad(grad_loss, logits, teacher_logits, **labels.named, **weights._asdict())
-
-
-@_backward.register_fake
-def _(grad_loss, kept, logits, *options) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::distillation_loss_and_grad",
-    mutates_args=(),
-    schema=f"(Tensor logits, Tensor teacher_logits, {OPTIONS}, {SCALE}) -> (Tensor, Tensor)",
-)
-def _loss_and_grad(logits: Tensor, teacher_logits: Tensor, *options) -> tuple[Tensor, Tensor]:
-    *parts, scale_N, scale = options
-    labels, weights = parted(parts)
-    if runs_triton(logits):
-        return launch_distillation(logits, teacher_logits, labels, weights, scale_N, scale)
-    if _cpu.keeps_grad(logits):
-        loss, grad = _cpu.distillation(logits, teacher_logits, labels, weights)
-        return loss, _cpu.scale_(grad, row_scale(loss, scale_N, scale), labels).to(logits.dtype)
-    both = {**labels.named, **weights._asdict()}
-    loss = reference.distillation(logits, teacher_logits, **both)
-    return loss, reference.distillation_grad(row_scale(loss, scale_N, scale), logits, teacher_logits, **both)
-
-
-@_loss_and_grad.register_fake
-def _(logits, *options) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
-    return loss, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-
-
-# ------------------------------------------------------------------------------------------------------- autograd
-
-
-def _save_forward(ctx, inputs, output) -> None:
-    logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
-    ctx.save_for_backward(output[1], logits, teacher_logits, target, target_b, lam_N)
-    ctx.mark_non_differentiable(output[1])
-    ctx.spent = False
-    ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
-
-
-def _forward_vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
-    kept, logits, teacher_logits, *tensors = ctx.saved_tensors
-    options = *tensors, *ctx.numbers
-    nothing = (None,) * (1 + len(options))
-    if grad_loss is None:
-        return None, *nothing
-    if _cpu.may_spend(kept):
-        labels, weights = parted(options)
-        kept = _cpu.distillation(logits, teacher_logits, labels, weights)[1] if ctx.spent else kept.data
-        ctx.spent = True
-        return _cpu.scale_(kept, grad_loss, labels).to(logits.dtype), *nothing
-    return _backward(grad_loss, kept, logits, teacher_logits, *options), *nothing
-
-
-def _save_backward(ctx, inputs, output) -> None:
-    grad_loss, _, logits, teacher_logits, target, target_b, lam_N, *ctx.numbers = inputs
-    ctx.save_for_backward(grad_loss, logits, teacher_logits, target, target_b, lam_N)
-
-
-def _backward_vjp(ctx, grad_grad: Tensor):
-    """The second derivative: rare, so it is the reference's formula on every device."""
-    grad_loss, logits, teacher_logits, *tensors = ctx.saved_tensors
-    options = *tensors, *ctx.numbers
-    labels, weights = parted(options)
-    d_grad_loss, d_logits = reference.distillation_grad_vjp(
-        grad_grad, grad_loss, logits, teacher_logits, **labels.named, **weights._asdict()
+_forward, _loss_and_grad = make_operators(
+    Loss(
+        "distillation",
+        rows=("logits", "teacher_logits"),
+        options=f"{LABELS}, {WEIGHTS}",
+        launch=launch_distillation,
+        on_cpu=_cpu.distillation,
+        values=reference.distillation,
+        grad=reference.distillation_grad,
+        grad_vjp=reference.distillation_grad_vjp,
     )
-    return d_grad_loss, None, d_logits, None, *[None] * len(options)
-
-
-_forward.register_autograd(_forward_vjp, setup_context=_save_forward)
-_backward.register_autograd(_backward_vjp, setup_context=_save_backward)
+)
 
 # ------------------------------------------------------------------------------------------------ public functions
 

@@ -18,7 +18,7 @@ FIELDS = 5  # of a tensor in the table: the addresses of weight, gradient, maste
 
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
-# ---------------------------------------------------------------------------------------------------- device code
+# ----------------------------------------------------------------------------------------------------- device code
 
 
 @triton.jit
@@ -146,7 +146,7 @@ def overflow_kernel(
     tl.store(found_ptr, 1.0, mask=tl.min(finite_B.to(tl.int32), 0) == 0)
 
 
-# --------------------------------------------------------------------------------------------------------- launch
+# ---------------------------------------------------------------------------------------------------------- launch
 
 
 @lru_cache(maxsize=64)

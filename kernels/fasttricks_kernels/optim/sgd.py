@@ -11,7 +11,7 @@ from .. import _checks, reference
 from .._launch import NAMESPACE, runs_triton
 from ._kernels import launch_overflow, launch_sgd
 
-# ----------------------------------------------------------------------------------------------------- custom ops
+# ------------------------------------------------------------------------------------------------------ custom ops
 # No autograd: the step is under no_grad, and changes its arguments.
 
 

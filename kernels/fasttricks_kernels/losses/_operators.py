@@ -1,0 +1,206 @@
+"""The operators of a loss, by one maker: their devices, fakes and gradients are the same for every loss.
+
+    name(rows, options) -> losses, kept            `kept`, for backward: on the CPU the gradient of the losses' sum, else empty
+    name_backward(grad_loss, kept, rows, options) -> gradient of the logits
+    name_loss_and_grad(rows, options, SCALE) -> losses, gradient of the logits
+
+`rows` are (N, K) tensors: the logits and, where a loss distils, the teacher's. `options` are LABELS and, there, WEIGHTS.
+Only the logits have a gradient.
+
+Shape suffixes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef, custom_op
+
+from .. import reference
+from .._launch import NAMESPACE, runs_triton
+from . import _cpu
+from ._options import LABEL_TENSORS, SCALE, Labels, Weights, named, row_scale
+
+Options = tuple[Labels] | tuple[Labels, Weights]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one loss has of its own."""
+
+    name: str
+    rows: tuple[str, ...]
+    """Their names in a schema, the logits first."""
+    options: str
+    """Their schema."""
+    launch: Callable[..., tuple[Tensor, Tensor]]
+    """The kernel: (*rows, *options, scale_N, scale) -> losses, scaled gradient; want_loss or want_grad=False leaves one out."""
+    on_cpu: Callable[..., tuple[Tensor, Tensor]]
+    """(*rows, *options) -> losses, gradient of their sum in their dtype."""
+    values: Callable[..., Tensor]
+    """reference.py's losses: (*rows, **named(*options))."""
+    grad: Callable[..., Tensor]
+    """Its gradient: (scale_N, *rows, **named(*options))."""
+    grad_vjp: Callable[..., tuple[Tensor, Tensor]]
+    """The gradient of that, of scale_N and logits: (v_NK, scale_N, *rows, **named(*options))."""
+
+    @property
+    def arguments(self) -> str:
+        """Schema of rows and options."""
+        return ", ".join([*(f"Tensor {row}" for row in self.rows), self.options])
+
+    @property
+    def num_tensors(self) -> int:
+        """Of the arguments, the first; the others are numbers."""
+        return len(self.rows) + LABEL_TENSORS
+
+    def split(self, arguments: Sequence[Any]) -> tuple[Sequence[Tensor], Options]:
+        """Rows and options, which an operator takes by position."""
+        first = len(self.rows)
+        last = first + len(Labels._fields)
+        labels, weights = Labels(*arguments[first:last]), arguments[last:]
+        return arguments[:first], (labels, Weights(*weights)) if weights else (labels,)
+
+
+def make_operators(loss: Loss) -> tuple[CustomOpDef, CustomOpDef]:
+    """Registers all three, once a process; returns the two that a public function calls: forward and loss_and_grad."""
+    forward, backward = _make_forward(loss), _make_backward(loss)
+    _differentiate_forward(loss, forward, backward)
+    _differentiate_backward(loss, backward)
+    return forward, _make_loss_and_grad(loss)
+
+
+# ------------------------------------------------------------------------------------------------------ custom ops
+
+
+def keeps_grad(logits: Tensor) -> bool:
+    """Whether forward makes the gradient too, for backward; a GPU computes it again rather than keep it."""
+    return logits.is_cpu and not runs_triton(logits)
+
+
+def _make_forward(loss: Loss) -> CustomOpDef:
+    @custom_op(f"{NAMESPACE}::{loss.name}", mutates_args=(), schema=f"({loss.arguments}) -> (Tensor, Tensor)")
+    def forward(*arguments) -> tuple[Tensor, Tensor]:
+        rows, options = loss.split(arguments)
+        logits = rows[0]
+        if runs_triton(logits):
+            return loss.launch(*rows, *options, want_grad=False)[0], logits.new_empty(0)
+        if keeps_grad(logits):
+            return loss.on_cpu(*rows, *options)
+        return loss.values(*rows, **named(*options)), logits.new_empty(0)
+
+    @forward.register_fake
+    def _(logits, *others) -> tuple[Tensor, Tensor]:
+        losses = _empty_losses(logits)
+        return losses, losses.new_empty(logits.shape if keeps_grad(logits) else 0)
+
+    return forward
+
+
+def _make_backward(loss: Loss) -> CustomOpDef:
+    schema = f"(Tensor grad_loss, Tensor kept, {loss.arguments}) -> Tensor"
+
+    @custom_op(f"{NAMESPACE}::{loss.name}_backward", mutates_args=(), schema=schema)
+    def backward(grad_loss: Tensor, kept: Tensor, *arguments) -> Tensor:
+        rows, options = loss.split(arguments)
+        logits = rows[0]
+        if runs_triton(logits):
+            return loss.launch(*rows, *options, grad_loss, want_loss=False)[1]
+        if keeps_grad(logits):
+            return _cpu.scale_(kept.clone(), grad_loss, options[0]).to(logits.dtype)
+        return loss.grad(grad_loss, *rows, **named(*options))
+
+    @backward.register_fake
+    def _(grad_loss, kept, logits, *others) -> Tensor:
+        return _empty_grad(logits)
+
+    return backward
+
+
+def _make_loss_and_grad(loss: Loss) -> CustomOpDef:
+    schema = f"({loss.arguments}, {SCALE}) -> (Tensor, Tensor)"
+
+    @custom_op(f"{NAMESPACE}::{loss.name}_loss_and_grad", mutates_args=(), schema=schema)
+    def loss_and_grad(*arguments) -> tuple[Tensor, Tensor]:
+        *inputs, scale_N, scale = arguments
+        rows, options = loss.split(inputs)
+        logits = rows[0]
+        if runs_triton(logits):
+            return loss.launch(*rows, *options, scale_N, scale)
+        if keeps_grad(logits):
+            losses, grad = loss.on_cpu(*rows, *options)
+            return losses, _cpu.scale_(grad, row_scale(losses, scale_N, scale), options[0]).to(logits.dtype)
+        losses = loss.values(*rows, **named(*options))
+        return losses, loss.grad(row_scale(losses, scale_N, scale), *rows, **named(*options))
+
+    @loss_and_grad.register_fake
+    def _(logits, *others) -> tuple[Tensor, Tensor]:
+        return _empty_losses(logits), _empty_grad(logits)
+
+    return loss_and_grad
+
+
+def _empty_losses(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
+
+
+def _empty_grad(logits: Tensor) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+# -------------------------------------------------------------------------------------------------------- autograd
+
+
+def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpDef) -> None:
+    def save(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output[1], *inputs[: loss.num_tensors])
+        ctx.numbers = inputs[loss.num_tensors :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.spent = False
+        ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
+
+    def vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
+        kept, *tensors = ctx.saved_tensors
+        arguments = *tensors, *ctx.numbers
+        nothing = (None,) * (len(arguments) - 1)
+        if grad_loss is None:
+            return None, *nothing
+        if not _may_spend(kept):
+            return backward(grad_loss, kept, *arguments), *nothing
+        rows, options = loss.split(arguments)
+        logits = rows[0]
+        grad = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
+        ctx.spent = True
+        return _cpu.scale_(grad, grad_loss, options[0]).to(logits.dtype), *nothing
+
+    forward.register_autograd(vjp, setup_context=save)
+
+
+def _may_spend(kept: Tensor) -> bool:
+    """Whether a backward pass may scale what forward kept in place, and without an operator: where nobody traces it.
+
+    An operator takes 100 us from Python, new memory more than that. A second backward must make it anew.
+    """
+    return type(kept) is Tensor and kept.numel() > 0 and not torch.is_grad_enabled()
+
+
+def _differentiate_backward(loss: Loss, backward: CustomOpDef) -> None:
+    """The second derivative: rare, so it is the reference's formula on every device."""
+
+    def save(ctx, inputs, output) -> None:
+        grad_loss, _, *arguments = inputs
+        ctx.save_for_backward(grad_loss, *arguments[: loss.num_tensors])
+        ctx.numbers = arguments[loss.num_tensors :]
+
+    def vjp(ctx, grad_grad: Tensor):
+        grad_loss, *tensors = ctx.saved_tensors
+        arguments = *tensors, *ctx.numbers
+        rows, options = loss.split(arguments)
+        d_grad_loss, d_logits = loss.grad_vjp(grad_grad, grad_loss, *rows, **named(*options))
+        return d_grad_loss, None, d_logits, *[None] * (len(arguments) - 1)
+
+    backward.register_autograd(vjp, setup_context=save)
