@@ -16,7 +16,7 @@ from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import find_dataset
 from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.learning.schedule import learning_rate
-from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
 from fasttricks.tasks.losses import draw_lam
 from fasttricks.training.build import build
@@ -132,12 +132,11 @@ def test_rank_0_alone_prints_and_writes(two_ranks: Path) -> None:
 
 def test_the_run_measured_what_its_checkpoint_gives_on_one_rank(two_ranks: Path) -> None:
     summary = json.loads((two_ranks / "run" / "summary.json").read_text())
-    state = load_checkpoint(two_ranks / "run")
-    config = configure(two_ranks / "data", two_ranks / "run")
-    alone = evaluate_checkpoint(EvaluateConfig(data=config.data, eval=config.eval), state, ALONE)
-    assert alone.images == summary["val_images"] == 5
-    assert (alone.top1, alone.top5) == (summary["top1"], summary["top5"])
-    assert alone.loss == pytest.approx(summary["val_loss"], rel=1e-6)
+    saved, config = read_saved(two_ranks / "run"), configure(two_ranks / "data", two_ranks / "run")
+    alone = evaluate_checkpoint(EvaluateConfig(data=config.data, eval=config.eval), saved, ALONE)
+    assert alone["val_images"] == summary["val_images"] == 5
+    assert (alone["top1"], alone["top5"]) == (summary["top1"], summary["top5"])
+    assert alone["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
 
 
 def test_a_wrong_argument_is_answered_once(tiny_data: Path, tmp_path: Path) -> None:
