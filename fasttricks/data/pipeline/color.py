@@ -24,21 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasttricks.config import Color
+from fasttricks_kernels.images import color as constants
 
 Array = NDArray[np.float64]
 
-MEAN = np.array([123.68, 116.779, 103.939])
-"""Subtracted from R, G, B; 0 to 255 scale (section 2.1)."""
-STD = np.array([58.393, 57.12, 57.375])
-"""R, G, B are divided by it; 0 to 255 scale (section 2.1)."""
-RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-"""NTSC. Row Y is the luma; rows I and Q sum to 0, so that grey has no chroma and stays grey."""
+MEAN, STD = np.array(constants.IMAGENET_MEAN), np.array(constants.IMAGENET_STD)
+RGB_TO_YIQ, PCA_VALUES, PCA_VECTORS = constants.RGB_TO_YIQ, constants.PCA_VALUES, constants.PCA_VECTORS
 CONTRAST_CENTER = float(RGB_TO_YIQ[0] @ MEAN)
 """Grey level about which `published` stretches contrast: the luma of the data set's mean, 117.4."""
-PCA_VALUES = np.array([55.46, 4.794, 1.148])
-"""Standard deviation of ImageNet's RGB along its principal axes, 0 to 255 scale (AlexNet, section 4.1)."""
-PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-"""Those axes as columns; rows are R, G, B."""
 
 _LUMA = np.outer(np.ones(3), RGB_TO_YIQ[0])
 _CHROMA = np.eye(3) - _LUMA

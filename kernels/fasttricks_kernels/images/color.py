@@ -10,13 +10,16 @@ from .. import _checks
 Array = npt.NDArray[np.float64]
 
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
+"""Subtracted from R, G, B; 0 to 255 scale (section 2.1)."""
 IMAGENET_STD = (58.393, 57.12, 57.375)
+"""R, G, B are divided by it; 0 to 255 scale (section 2.1)."""
 LUMA = np.array([0.299, 0.587, 0.114])
-# The NTSC rotation: rows Y, I, Q of RGB. I and Q of grey are exactly 0, so that a hue turn leaves grey alone.
 RGB_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-# AlexNet's principal components of ImageNet's RGB, on [0, 255]: eigenvalues, and eigenvectors in rows R, G, B.
+"""NTSC. Row Y is the luma; rows I and Q sum to 0, so that grey has no chroma and a hue turn leaves it alone."""
 PCA_VALUES = np.array([55.46, 4.794, 1.148])
+"""Standard deviation of ImageNet's RGB along its principal axes, 0 to 255 scale (AlexNet, section 4.1)."""
 PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+"""Those axes as columns; rows are R, G, B."""
 
 
 def color_matrix(
