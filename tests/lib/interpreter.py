@@ -37,6 +37,25 @@ def _interpret() -> None:
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy on inf - inf, in lanes that are masked out
+    _patch_once_a_launch()
+
+
+def _patch_once_a_launch() -> None:
+    """Triton looks through its language for what to patch at a launch, and again at each call of a function within it.
+
+    That is half of the time, and there is nothing left to patch.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_what_is_not(function: Callable[..., object]) -> Any:
+        seen = (language, language.core)
+        used = [value for value in function.__globals__.values() if any(value is module for module in seen)]
+        return patch(function) if any(language.core.is_builtin(module.load) for module in used) else None
+
+    interpreter._patch_lang = patch_what_is_not
 
 
 def _call(module: str, name: str, arguments: dict[str, Any]) -> None:
