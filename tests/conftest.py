@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -32,20 +35,39 @@ def find_data(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def test_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """test_data("cifar10") is the folder of that real data set; an archive is unpacked once a session."""
-    unpacked: dict[str, Path] = {}
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """once(name, make) is a folder that make(folder) filled: by the first of all workers to ask, for which the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def test_data(once: Callable[..., Path]) -> Callable[[str], Path]:
+    """test_data("cifar10") is the folder of that real data set; an archive is unpacked once."""
 
     def find(name: str) -> Path:
         found = find_data(name)
         if found.is_dir():
             return found
-        if name not in unpacked:
-            target = tmp_path_factory.mktemp("data")
+
+        def unpack(folder: Path) -> None:
             with tarfile.open(found) as tar:
-                tar.extractall(target, filter="data")
-            unpacked[name] = target / name
-        return unpacked[name]
+                tar.extractall(folder, filter="data")
+
+        return once(f"data-{name}", unpack) / name
 
     return find
 
@@ -78,6 +100,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_collection_finish() -> None:
+    """What the imports left behind is never garbage: the collector need not look through its half million objects again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests measured, by record_property("figures", ...)."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
@@ -87,30 +115,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """45 training and 14 validation JPEGs of three classes."""
-    return write_images(tmp_path_factory.mktemp("tiny"), train=45, val=14)
+def tiny_data(once: Callable[..., Path]) -> Path:
+    """45 training and 14 validation JPEGs of three classes. Not to be changed."""
+    return once("tiny", lambda folder: write_images(folder, train=45, val=14))
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    args = arguments(tiny_data, folder, "--epochs", "3")
-    code, shown = on_terminal(sys.executable, "-m", "fasttricks.train", *args)
-    assert code == 0, shown
-    return FinishedRun(folder, tiny_data, args, shown)
+
+    def given(folder: Path) -> list[str]:
+        return arguments(tiny_data, folder / "run", "--epochs", "3")
+
+    def make(folder: Path) -> None:
+        code, shown = on_terminal(sys.executable, "-m", "fasttricks.train", *given(folder))
+        assert code == 0, shown
+        (folder / "shown").write_bytes(shown.encode())
+
+    folder = once("finished", make)
+    return FinishedRun(folder / "run", tiny_data, given(folder), (folder / "shown").read_bytes().decode())
 
 
 @pytest.fixture(scope="session")
-def teacher_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
     """The run folder of a wider network than `start` builds. Not to be changed."""
     from fasttricks import train
 
-    folder = tmp_path_factory.mktemp("teacher") / "run"
-    args = arguments(tiny_data, folder, "--model.width", "0.25", "--ema-decay", "0.9", "--optim.base-lr", "1")
-    assert call(train.main, *args) == 0
-    return folder
+    def make(folder: Path) -> None:
+        more = ["--model.width", "0.25", "--ema-decay", "0.9", "--optim.base-lr", "1"]
+        assert call(train.main, *arguments(tiny_data, folder / "run", *more)) == 0
+
+    return once("teacher", make) / "run"
 
 
 @pytest.fixture

@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks import train
 from fasttricks.config import replace_at
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build
-from lib.tiny import ALONE, SHRINK, arguments, call
+from lib.tiny import ALONE, SHRINK, arguments
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_takes_a_step(name: str, tiny_data: Path, tmp_path: Path) -> None:
+def test_takes_a_step(name: str, tiny_data: Path, teacher_run: Path, tmp_path: Path) -> None:
     """Shrunk by what the command line offers, with its own network, loss, schedule, precision and augmentation."""
     recipe = RECIPES[name]()
     larger = ["--data.image-size", "75", "--data.val-resize", "75"] if recipe.model.name == "inception_v3" else []
@@ -31,9 +30,7 @@ def test_takes_a_step(name: str, tiny_data: Path, tmp_path: Path) -> None:
         recipe.ema_decay,
     )
     if recipe.distill.teacher:
-        teacher = tmp_path / "teacher"
-        assert call(train.main, *arguments(tiny_data, teacher, "--epochs", "1")) == 0
-        config = replace_at(config, "distill.teacher", str(teacher))
+        config = replace_at(config, "distill.teacher", str(teacher_run))
     run = build(config, ALONE)
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     ((loss, images),) = train_step(run, [next(iter(run.train_loader))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import os
 import pty
 import shlex
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fasttricks.config import TrainConfig
+from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.cli import parse_recipe, run_main
 from fasttricks.system.distributed import World
 
@@ -74,7 +75,14 @@ def arguments(
 
 def configure(data: Path, run_dir: Path, *more: str, **changes: Any) -> TrainConfig:
     """The config of such a run, read as the command line reads it, then with the fields `changes`."""
-    return dataclasses.replace(parse_recipe(arguments(data, run_dir, *more), prog="test"), **changes)
+    config = replace_at(_read(more), "data.root", str(data))
+    return dataclasses.replace(config, **{"run_dir": str(run_dir)} | changes)
+
+
+@functools.cache
+def _read(more: tuple[str, ...]) -> TrainConfig:
+    """Reading takes a tenth of a second, which many tests would spend on the same words."""
+    return parse_recipe(arguments(Path("data"), Path("run"), *more), prog="test")
 
 
 def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
