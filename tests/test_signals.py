@@ -84,12 +84,6 @@ def test_a_second_ctrl_c_ends_a_process_that_hears_nothing() -> None:
     process.stderr.close()
 
 
-@pytest.fixture
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
-
-
-@pytest.mark.usefixtures("_no_picture")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_end_of_its_step_and_exits_0(
     number: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
