@@ -116,6 +116,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     Raises ConfigError where it exists or cannot be made, and as write_onnx.
     """
     from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
+    from fasttricks.system.files import temporary_of
     from fasttricks.tasks import find_task
 
     target = Path(config.output or (run_folder or saved.path.parent) / "export")
@@ -131,7 +132,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         "transform": transform_text(run.data),
         "classes": json.dumps(list(classes)),
     }
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(target)
     try:
         temporary.mkdir(parents=True)
         write_safetensors(model, temporary / "model.safetensors", metadata)

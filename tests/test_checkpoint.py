@@ -34,6 +34,7 @@ from fasttricks.runs.checkpoint import (
 from lib.states import same, state
 
 ROOT = Path(__file__).parents[1]
+NO_PROCESS = 99_999_999  # above the largest number that Linux gives one
 
 
 # ------------------------------------------------------------------------------------------------- save and load
@@ -59,12 +60,41 @@ def test_a_run_folder_gives_its_newest_checkpoint(tmp_path: Path) -> None:
 def test_keep_newest_drops_the_old_and_what_a_kill_left(tmp_path: Path) -> None:
     for step in (8, 9, 10, 100):
         checkpoint_path(tmp_path, step).touch()
-    (tmp_path / ".step-0000000101.pt.4711.tmp").touch()
-    (tmp_path / "notes.txt").touch()
+    (tmp_path / f".step-0000000101.pt.{NO_PROCESS}.tmp").touch()
+    writing = tmp_path / f".step-0000000102.pt.{os.getppid()}.tmp"  # by another process, which is there
+    writing.touch()
     keep_newest(tmp_path, 2)
-    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "step-0000000010.pt", "step-0000000100.pt"]
+    assert sorted(os.listdir(tmp_path)) == [writing.name, "step-0000000010.pt", "step-0000000100.pt"]
     keep_newest(tmp_path, 5)
     assert len(os.listdir(tmp_path)) == 3
+
+
+USERS = (
+    "step-0000000004-keep.pt", "step-0000000004 (1).pt", "step-best.pt", "step-latest.pt", "step-3.pt", "step-2.pt",
+    "step-00000000009.pt", "step-0000000004.pt.bak", ".step-4.pt.99999999.tmp", ".step-best.tmp", "notes.txt",
+)  # fmt: skip
+"""What a user may put beside the checkpoints: names that this code never gives."""
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_what_the_user_puts_beside_the_checkpoints_is_neither_read_nor_removed(name: str, tmp_path: Path) -> None:
+    for step in (2, 3, 4):
+        checkpoint_path(tmp_path, step).write_text(str(step))
+    (tmp_path / name).symlink_to(checkpoint_path(tmp_path, 4)) if "latest" in name else (tmp_path / name).touch()
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [4, 3, 2]
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 4)
+    keep_newest(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "step-0000000003.pt", "step-0000000004.pt"])
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers_and_are_files(tmp_path: Path) -> None:
+    steps = [7, 10**10 - 1, 10**10, 12 * 10**10]  # from ten digits on, names no longer sort by step
+    for step in steps:
+        checkpoint_path(tmp_path, step).touch()
+    os.mkfifo(checkpoint_path(tmp_path, 13 * 10**10))
+    checkpoint_path(tmp_path, 14 * 10**10).mkdir()
+    checkpoint_path(tmp_path, 15 * 10**10).symlink_to("nowhere")
+    assert [step_of(path) for path in checkpoints(tmp_path)] == steps[::-1]
 
 
 def test_keep_newest_keeps_the_newest_of_a_marked_step_too(tmp_path: Path) -> None:

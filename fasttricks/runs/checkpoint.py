@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from fasttricks.config import UserError
+from fasttricks.system.files import remove_leftovers, temporary_of
 
 FORMAT = 2
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
@@ -27,8 +29,8 @@ KEYS = (
     "skipped_losses", "model", "optimizer", "loss_scale", "average", "average_updates", "ranks",
 )  # fmt: skip
 """What a checkpoint holds besides its format."""
-_PATTERN = "step-*.pt"
-_TEMPORARY = ".step-*.tmp"
+_NAME = re.compile(r"step-(\d{10,})\.pt")
+"""What checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
 _DAMAGED = ".damaged"
 _ZIP = b"PK\3\4"
 CHECKSUM_MARK = b"\nfasttricks-sha256\n"
@@ -61,7 +63,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises CheckpointError where the disk is full or refuses; the temporary file is removed and `path`, if it was there,
     is as before. Copies every tensor to the host: a sync. Hashing costs 0.1 s per 100 MB or less; nothing is read back.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with open(temporary, "wb") as file:
             hashing = _Hashing(file)
@@ -99,7 +101,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     file = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
     if file is None or not file.is_file():
         raise CheckpointError(
-            f"checkpoint = {str(path)!r}: must be a file, or a run folder with checkpoints/{_PATTERN}; check the path"
+            f"checkpoint = {str(path)!r}: must be a file, or a run folder with checkpoints/step-NUMBER.pt; check the path"
         )
     try:
         data = file.read_bytes()
@@ -156,8 +158,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first."""
-    return sorted(folder.glob(_PATTERN), key=lambda path: path.name, reverse=True)
+    """The checkpoints in `folder`, the newest first: the files whose name is as checkpoint_path() makes it, by number."""
+    found = (path for path in folder.glob("step-*.pt") if path.is_file() and _NAME.fullmatch(path.name))
+    return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -166,7 +169,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies; names sort by step."""
+    """Where the checkpoint after `step` updates lies."""
     return folder / f"step-{step:010d}.pt"
 
 
@@ -178,12 +181,14 @@ def step_of(path: Path) -> int:
 def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda step: False) -> None:
     """Delete the checkpoints of `folder` but the newest `count`, 1 or more, and the newest whose step `also` says yes to.
 
-    Temporary files that a kill left go too.
+    Temporary files that a kill left go too. What the user put there stays, whatever it is called.
     """
     found = checkpoints(folder)
     marked = next((path for path in found if also(step_of(path))), None)
-    for path in [*(path for path in found[count:] if path != marked), *folder.glob(_TEMPORARY)]:
-        path.unlink()
+    for path in found[count:]:
+        if path != marked:
+            path.unlink()
+    remove_leftovers(folder, _NAME.pattern)
 
 
 def set_aside(paths: Iterable[Path]) -> None:

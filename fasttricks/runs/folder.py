@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Collection
@@ -15,7 +14,7 @@ from typing import Any
 
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
-from fasttricks.system.files import write_whole
+from fasttricks.system.files import remove_leftovers, temporary_of, write_whole
 from fasttricks.system.process import launch_token
 
 _MAY_DIFFER = (
@@ -113,8 +112,7 @@ def open_run(config: TrainConfig) -> Path:
     folder = Path(config.run_dir)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".config.json.*.tmp"):  # by a kill
-            left.unlink()
+        remove_leftovers(folder, r"config\.json")
         made = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
         write_json(folder / "config.json", made)
     except OSError as error:
@@ -174,5 +172,4 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write `values` to `path` as JSON, whole or not at all, after a power cut too."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode(), temporary)
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode(), temporary_of(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+from fasttricks.system.files import remove_leftovers, temporary_of
 from fasttricks.system.progress import progress_bar
 
 
@@ -152,9 +154,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _keep_first(path: Path, count: int) -> None:
     """Drop all but the first `count` records: a resumed run writes the others again."""
     kept = read_metrics(path.parent)[:count]
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a kill
-        left.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path.parent, re.escape(path.name))
+    temporary = temporary_of(path)
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(temporary, path)  # a kill in between loses nothing
 

@@ -1,9 +1,27 @@
-"""Files that are written whole or not at all. No torch."""
+"""Files that are written whole or not at all, and what a kill leaves of them. No torch."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+
+def temporary_of(path: Path) -> Path:
+    """What this process writes `path` under, beside it, before it is renamed."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what processes that are gone left in `folder` of files whose whole name the pattern `name` matches.
+
+    Of temporary_of()'s names alone: whatever else lies there is the user's, and what another process is writing stays.
+    """
+    pattern = re.compile(rf"\.(?:{name})\.(?P<pid>\d+)\.tmp")
+    for found in folder.iterdir():
+        match = pattern.fullmatch(found.name)
+        if match and (int(match["pid"]) == os.getpid() or not Path("/proc", match["pid"]).exists()):
+            found.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes, temporary: Path | None = None) -> None:
