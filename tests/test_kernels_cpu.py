@@ -165,7 +165,7 @@ def test_nothing_is_written_beside_the_outputs(num_classes: int, distill: bool) 
         }
         rows |= {"loss": loss[8:].data_ptr(), "grad": grad[8:].data_ptr(), "chunk": 2}
         rows |= {"teacher": teacher.data_ptr()} if distill else {}
-        return function(_cpu.Batch(**rows, smoothing=0.1, temperature=20.0, hard=1.0, soft=1.0, **more), 1)
+        return function(_cpu.Batch(**rows, uniform=0.1, temperature=20.0, hard=1.0, soft=1.0, **more), 1)
 
     assert status(ignore=-100, has_ignore=1) == 0
     for buffer in (loss, grad):

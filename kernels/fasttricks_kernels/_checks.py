@@ -98,8 +98,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
 
 
-def smoothing_over_all(smoothing: float, smoothing_over: str, num_classes: int) -> float:
-    """The smoothing that, spread over all K classes, gives the same targets: eps K / (K - 1) for "others"."""
+def uniform_share(smoothing: float, smoothing_over: str, num_classes: int) -> float:
+    """The share of the target to spread evenly over all K classes: the smoothing itself, or K / (K - 1) of it for "others".
+
+    That may be more than 1: then a label has less than the others.
+    """
     check_share("smoothing", smoothing)
     check_choice("smoothing_over", smoothing_over, ("all", "others"))
     if smoothing_over == "all" or smoothing == 0:

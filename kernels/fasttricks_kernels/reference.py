@@ -65,18 +65,20 @@ def cross_entropy(
     target_b_N: Tensor | None = None,
     lam: Share = 1.0,
     *,
-    smoothing: float = 0.0,
+    uniform: float = 0.0,
     ignore_index: int | None = None,
 ) -> Tensor:
     """(N,) losses: the sum over a row's labels y, of weight w_y, of
 
-    w_y (-(1 - smoothing) log p_y - smoothing mean_k log p_k),    p = softmax(logits).
+    w_y (-(1 - uniform) log p_y - uniform mean_k log p_k),    p = softmax(logits):
+
+    `uniform` is the share of the target that is spread evenly over all K classes.
     """
     log_p_NK = F.log_softmax(wide(logits_NK), dim=1)
-    uniform_N = log_p_NK.sum(1) / log_p_NK.shape[1] if smoothing else 0  # mean(1) is 2.5 x as slow on the CPU
+    mean_log_p_N = log_p_NK.sum(1) / log_p_NK.shape[1] if uniform else 0  # mean(1) is 2.5 x as slow on the CPU
     loss_N = log_p_NK.new_zeros(log_p_NK.shape[0])
     for label_N, weight_N in labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index):
-        label_loss_N = -(1 - smoothing) * log_p_NK.gather(1, label_N[:, None])[:, 0] - smoothing * uniform_N
+        label_loss_N = -(1 - uniform) * log_p_NK.gather(1, label_N[:, None])[:, 0] - uniform * mean_log_p_N
         loss_N = loss_N + torch.where(weight_N == 0, 0, weight_N * label_loss_N)
     return loss_N
 
@@ -88,22 +90,22 @@ def cross_entropy_grad(
     target_b_N: Tensor | None = None,
     lam: Share = 1.0,
     *,
-    smoothing: float = 0.0,
+    uniform: float = 0.0,
     ignore_index: int | None = None,
 ) -> Tensor:
     """The gradient of sum_n scale_n loss_n: scale (W p - q), rounded once to the logits' dtype.
 
-    W is the sum of the row's weights and q its targets: w_y (1 - smoothing) at label y, plus W smoothing / K.
+    W is the sum of the row's weights and q its targets: w_y (1 - uniform) at label y, plus W uniform / K.
     """
     labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
     total_N = total_weight(labels) * scale_N
     # In place, because N K elements are what costs: 3 passes of 35 us behind the softmax's 180 (256 x 1000, one core);
     # addcmul with two broadcast columns does the first two in one, and takes 2.4 x as long.
     grad_NK = wide(logits_NK).softmax(1).mul_(total_N[:, None])
-    if smoothing:
-        grad_NK.sub_((smoothing / grad_NK.shape[1] * total_N)[:, None])
+    if uniform:
+        grad_NK.sub_((uniform / grad_NK.shape[1] * total_N)[:, None])
     for label_N, weight_N in labels:
-        grad_NK.scatter_add_(1, label_N[:, None], (-(1 - smoothing) * scale_N * weight_N)[:, None])
+        grad_NK.scatter_add_(1, label_N[:, None], (-(1 - uniform) * scale_N * weight_N)[:, None])
     if ignore_index is not None:  # 0, and not 0 * NaN, in the rows that are ignored
         ignored_N = torch.stack([weight_N == 0 for _, weight_N in labels]).all(0)
         grad_NK.masked_fill_(ignored_N[:, None], 0)
@@ -118,7 +120,7 @@ def cross_entropy_grad_vjp(
     target_b_N: Tensor | None,
     lam: Share,
     *,
-    smoothing: float,
+    uniform: float,
     ignore_index: int | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of sum(v * cross_entropy_grad) with respect to scale and logits; itself differentiable.
@@ -129,9 +131,9 @@ def cross_entropy_grad_vjp(
     total_N = total_weight(labels)
     p_NK, v_NK = wide(logits_NK).softmax(1), wide(v_NK)
     mean_v_N1 = (p_NK * v_NK).sum(1, keepdim=True)
-    vq_N = smoothing * total_N * v_NK.mean(1)
+    vq_N = uniform * total_N * v_NK.mean(1)
     for label_N, weight_N in labels:
-        vq_N = vq_N + (1 - smoothing) * weight_N * v_NK.gather(1, label_N[:, None])[:, 0]
+        vq_N = vq_N + (1 - uniform) * weight_N * v_NK.gather(1, label_N[:, None])[:, 0]
     d_logits_NK = (scale_N * total_N)[:, None] * p_NK * (v_NK - mean_v_N1)
     return total_N * mean_v_N1[:, 0] - vq_N, d_logits_NK.to(logits_NK.dtype)
 
@@ -149,14 +151,14 @@ def distillation(
     temperature: float,
     hard_weight: float,
     soft_weight: float,
-    smoothing: float = 0.0,
+    uniform: float = 0.0,
     ignore_index: int | None = None,
 ) -> Tensor:
     """(N,) losses: hard_weight ce(logits, labels) + soft_weight W T^2 ce(logits / T, softmax(teacher_logits / T)).
 
     W is the weight of the row's labels that are not ignored: 1, and 0 for a row that is left out.
     """
-    hard_N = cross_entropy(logits_NK, target_N, target_b_N, lam, smoothing=smoothing, ignore_index=ignore_index)
+    hard_N = cross_entropy(logits_NK, target_N, target_b_N, lam, uniform=uniform, ignore_index=ignore_index)
     total_N = total_weight(labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
     teacher_NK = (wide(teacher_logits_NK) / temperature).softmax(1)
     log_p_NK = F.log_softmax(wide(logits_NK) / temperature, dim=1)
@@ -176,7 +178,7 @@ def distillation_grad(
     temperature: float,
     hard_weight: float,
     soft_weight: float,
-    smoothing: float = 0.0,
+    uniform: float = 0.0,
     ignore_index: int | None = None,
 ) -> Tensor:
     """scale (hard_weight (W p - q) + soft_weight W T (softmax(logits / T) - softmax(teacher / T))), rounded once."""
@@ -186,7 +188,7 @@ def distillation_grad(
         target_N,
         target_b_N,
         lam,
-        smoothing=smoothing,
+        uniform=uniform,
         ignore_index=ignore_index,
     )
     total_N = total_weight(labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
@@ -210,22 +212,22 @@ def distillation_grad_vjp(
     temperature: float,
     hard_weight: float,
     soft_weight: float,
-    smoothing: float,
+    uniform: float,
     ignore_index: int | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of sum(v * distillation_grad) with respect to scale and logits; itself differentiable."""
-    hard_scale_N, hard_NK = cross_entropy_grad_vjp(
-        v_NK, scale_N, wide(logits_NK), target_N, target_b_N, lam, smoothing=smoothing, ignore_index=ignore_index
+    d_hard_scale_N, hard_NK = cross_entropy_grad_vjp(
+        v_NK, scale_N, wide(logits_NK), target_N, target_b_N, lam, uniform=uniform, ignore_index=ignore_index
     )
     total_N = total_weight(labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
     v_NK = wide(v_NK)
     p_NK = (wide(logits_NK) / temperature).softmax(1)
     mean_v_N1 = (p_NK * v_NK).sum(1, keepdim=True)
     teacher_v_N = ((wide(teacher_logits_NK) / temperature).softmax(1) * v_NK).sum(1)
-    soft_scale_N = total_N * temperature * (mean_v_N1[:, 0] - teacher_v_N)
+    d_soft_scale_N = total_N * temperature * (mean_v_N1[:, 0] - teacher_v_N)
     soft_NK = (scale_N * total_N)[:, None] * p_NK * (v_NK - mean_v_N1)
     return (
-        hard_weight * hard_scale_N + soft_weight * soft_scale_N,
+        hard_weight * d_hard_scale_N + soft_weight * d_soft_scale_N,
         (hard_weight * hard_NK + soft_weight * soft_NK).to(logits_NK.dtype),
     )
 
@@ -278,7 +280,7 @@ def sgd_step(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """g = grad / scale + decay w; v = momentum v + g; w -= lr (g + momentum v if nesterov else v). In place."""
+    """g = grad / grad_scale + decay w; v = momentum v + g; w -= lr (g + momentum v if nesterov else v). In place."""
     if found_inf is not None and bool(found_inf != 0):  # on the CPU, inside the operator: no sync
         return
     for weight, grad, master, velocity in zip(weights, grads, masters or weights, momenta, strict=True):

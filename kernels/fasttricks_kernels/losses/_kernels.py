@@ -37,13 +37,13 @@ def cross_entropy_kernel(
     target_ptr,
     target_b_ptr,
     lam_ptr,
-    scale_ptr,
+    device_scale_ptr,
     loss_ptr,
     grad_ptr,
     N,
     lam,
-    smoothing,
-    scale,
+    uniform,
+    host_scale,
     IGNORE: tl.constexpr,
     LAM_STRIDE: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
@@ -82,7 +82,7 @@ def cross_entropy_kernel(
     log_sum_R = tl.log(sum_exp_R)
     cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
     # The loss scale multiplies in float32, before the one rounding: the other order flushes small gradients.
-    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
+    scale_R = per_row(device_scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * host_scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
             x_RC = unpacked(held[chunk], sum_exp_R, True)
@@ -91,7 +91,7 @@ def cross_entropy_kernel(
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         q_RC = target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, uniform, K, target_b_ptr is not None
         )
         if loss_ptr is not None:
             cross_RC += cross_terms(q_RC, x_RC, column_RC, K)
@@ -112,16 +112,16 @@ def distillation_kernel(
     target_ptr,
     target_b_ptr,
     lam_ptr,
-    scale_ptr,
+    device_scale_ptr,
     loss_ptr,
     grad_ptr,
     N,
     lam,
-    smoothing,
+    uniform,
     temperature,
     hard_weight,
     soft_weight,
-    scale,
+    host_scale,
     IGNORE: tl.constexpr,
     LAM_STRIDE: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
@@ -202,7 +202,7 @@ def distillation_kernel(
     teacher_log_sum_R = tl.log(teacher_sum_R)
     soft_R = soft_weight * temperature * total_R
     cross_RC = tl.zeros([ROWS, BLOCK], tl.float32)
-    scale_R = per_row(scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * scale + tl.zeros([ROWS], tl.float32)
+    scale_R = per_row(device_scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * host_scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
             x_RC = unpacked(held[chunk], sums_R, CHUNKS > 1)
@@ -213,7 +213,7 @@ def distillation_kernel(
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         c_RC = hard_weight * target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K, target_b_ptr is not None
+            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, uniform, K, target_b_ptr is not None
         )
         t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
         c_RC += soft_R[:, None] * tl.exp(t_RC)
@@ -251,8 +251,8 @@ def _launch(
     rows: tuple[Tensor, ...],
     labels: Labels,
     numbers: tuple[float, ...],
-    scale_N: Optional[Tensor] = None,
-    scale: float = 1.0,
+    device_scale_N: Optional[Tensor] = None,
+    host_scale: float = 1.0,
     *,
     want_loss: bool = True,
     want_grad: bool = True,
@@ -271,17 +271,17 @@ def _launch(
             labels.target.contiguous(),
             None if labels.target_b is None else labels.target_b.contiguous(),
             labels.lam_N,
-            scale_N,
+            device_scale_N,
             loss_N if want_loss else None,
             grad_NK if want_grad else None,
             num_rows,
             labels.lam,
-            labels.smoothing,
+            labels.uniform,
             *numbers,
-            scale,
+            host_scale,
             IGNORE=labels.ignore_index,
             LAM_STRIDE=broadcast_stride(labels.lam_N),
-            SCALE_STRIDE=broadcast_stride(scale_N),
+            SCALE_STRIDE=broadcast_stride(device_scale_N),
             **tile,
         )
     return loss_N, grad_NK

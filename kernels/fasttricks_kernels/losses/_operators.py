@@ -23,7 +23,7 @@ from torch.library import CustomOpDef, custom_op
 from .. import reference
 from .._launch import NAMESPACE, runs_triton
 from . import _cpu
-from ._options import LABEL_TENSORS, SCALE, Labels, Weights, named, row_scale
+from ._options import LABEL_TENSORS, SCALE, Labels, Weights, named, scale_of_rows
 
 Options = tuple[Labels] | tuple[Labels, Weights]
 
@@ -38,7 +38,7 @@ class Loss:
     options: str
     """Their schema."""
     launch: Callable[..., tuple[Tensor, Tensor]]
-    """The kernel: (*rows, *options, scale_N, scale) -> losses, scaled gradient; want_loss or want_grad=False leaves one out."""
+    """The kernel: (*rows, *options, *SCALE) -> losses, scaled gradient; want_loss or want_grad=False leaves one out."""
     on_cpu: Callable[..., tuple[Tensor, Tensor]]
     """(*rows, *options) -> losses, gradient of their sum in their dtype."""
     values: Callable[..., Tensor]
@@ -126,16 +126,18 @@ def _make_loss_and_grad(loss: Loss) -> CustomOpDef:
 
     @custom_op(f"{NAMESPACE}::{loss.name}_loss_and_grad", mutates_args=(), schema=schema)
     def loss_and_grad(*arguments) -> tuple[Tensor, Tensor]:
-        *inputs, scale_N, scale = arguments
+        *inputs, device_scale_N, host_scale = arguments
         rows, options = loss.split(inputs)
         logits = rows[0]
         if runs_triton(logits):
-            return loss.launch(*rows, *options, scale_N, scale)
+            return loss.launch(*rows, *options, device_scale_N, host_scale)
         if keeps_grad(logits):
             losses, grad = loss.on_cpu(*rows, *options)
-            return losses, _cpu.scale_(grad, row_scale(losses, scale_N, scale), options[0]).to(logits.dtype)
+            scale_N = scale_of_rows(losses, device_scale_N, host_scale)
+            return losses, _cpu.scale_(grad, scale_N, options[0]).to(logits.dtype)
         losses = loss.values(*rows, **named(*options))
-        return losses, loss.grad(row_scale(losses, scale_N, scale), *rows, **named(*options))
+        scale_N = scale_of_rows(losses, device_scale_N, host_scale)
+        return losses, loss.grad(scale_N, *rows, **named(*options))
 
     @loss_and_grad.register_fake
     def _(logits, *others) -> tuple[Tensor, Tensor]:

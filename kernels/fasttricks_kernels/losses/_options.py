@@ -16,12 +16,12 @@ SmoothingOver = Literal["all", "others"]
 
 # A loss takes a dozen options. Its operators are declared by schema, so that each list of them is written once: here,
 # in a tuple's fields and the same fields' schema.
-LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float smoothing, SymInt? ignore_index"
+LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float uniform, SymInt? ignore_index"
 LABEL_TENSORS = 3  # of LABELS, the first
 WEIGHTS = "float temperature, float hard_weight, float soft_weight"
-# After the options of an operator that writes a scaled gradient. `scale_N` multiplies `scale`, as `lam_N` overrides
-# `lam`: a number goes to the kernel as an argument, not as a tensor, so that nothing is copied to the device for it.
-SCALE = "Tensor? scale_N, float scale"
+# After the options of an operator that writes a scaled gradient: the factor on a row's gradient is the product of the
+# two. What the host knows goes to the kernel as a number, not as a tensor, so that nothing is copied to the device for it.
+SCALE = "Tensor? device_scale_N, float host_scale"
 
 
 class Labels(NamedTuple):
@@ -31,7 +31,7 @@ class Labels(NamedTuple):
     target_b: Tensor | None = None
     lam_N: Tensor | None = None  # () or (N,)
     lam: float = 1.0
-    smoothing: float = 0.0  # over all K classes
+    uniform: float = 0.0  # share of the target that is spread evenly over all K classes
     ignore_index: int | None = None
 
     @property
@@ -46,7 +46,7 @@ class Labels(NamedTuple):
             "target_N": self.target,
             "target_b_N": self.target_b,
             "lam": self.share,
-            "smoothing": self.smoothing,
+            "uniform": self.uniform,
             "ignore_index": self.ignore_index,
         }
 
@@ -90,10 +90,10 @@ def checked_labels(
     _checks.check_labels("target", target, logits)
     _checks.check_pair(target_b, lam, logits)
     _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    smoothing = _checks.smoothing_over_all(smoothing, smoothing_over, logits.shape[1])
+    uniform = _checks.uniform_share(smoothing, smoothing_over, logits.shape[1])
     if isinstance(lam, Tensor):
-        return Labels(target, target_b, lam, 1.0, smoothing, ignore_index)
-    return Labels(target, target_b, None, 1.0 if lam is None else float(lam), smoothing, ignore_index)
+        return Labels(target, target_b, lam, 1.0, uniform, ignore_index)
+    return Labels(target, target_b, None, 1.0 if lam is None else float(lam), uniform, ignore_index)
 
 
 def checked_weights(temperature: float, hard_weight: float, soft_weight: float) -> Weights:
@@ -109,16 +109,16 @@ def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int)
     return loss_N.sum() / denominator if reduction == "mean" else loss_N.sum()
 
 
-def grad_scale(loss_scale: Tensor | float, denominator: Tensor | int) -> tuple[Tensor | None, float]:
-    """SCALE of a gradient: loss_scale / denominator."""
+def scale_in_parts(loss_scale: Tensor | float, denominator: Tensor | int) -> tuple[Tensor | None, float]:
+    """SCALE, loss_scale / denominator: what only the device knows, and what the host knows."""
     if isinstance(denominator, int):
         number = 1.0 / max(denominator, 1)  # an empty batch has no gradient to scale
         return (loss_scale, number) if isinstance(loss_scale, Tensor) else (None, loss_scale * number)
     return loss_scale / denominator, 1.0
 
 
-def row_scale(loss_N: Tensor, scale_N: Tensor | None, scale: float) -> Tensor:
+def scale_of_rows(loss_N: Tensor, device_scale_N: Tensor | None, host_scale: float) -> Tensor:
     """SCALE as one number a row, in the losses' dtype."""
-    if scale_N is None:
-        return loss_N.new_full(loss_N.shape, scale)
-    return (scale * scale_N).to(loss_N.dtype).expand_as(loss_N)
+    if device_scale_N is None:
+        return loss_N.new_full(loss_N.shape, host_scale)
+    return (host_scale * device_scale_N).to(loss_N.dtype).expand_as(loss_N)

@@ -186,16 +186,16 @@ def labels_and_weights(target_ptr, target_b_ptr, lam_R, row_R, N, K: tl.constexp
 
 @triton.jit
 def target_distribution(
-    column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, smoothing, K: tl.constexpr, PAIR: tl.constexpr
+    column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, uniform, K: tl.constexpr, PAIR: tl.constexpr
 ):
-    """q_RC: weight * (1 - smoothing) at each label, and total * smoothing / K everywhere.
+    """q_RC: weight * (1 - uniform) at each label, and total * uniform / K everywhere.
 
     Labels are found by comparing columns in registers, not by a gather: a bad label reads nothing.
     """
-    q_RC = tl.where(column_RC == label_R[:, None], ((1 - smoothing) * weight_R)[:, None], 0.0)
+    q_RC = tl.where(column_RC == label_R[:, None], ((1 - uniform) * weight_R)[:, None], 0.0)
     if PAIR:
-        q_RC += tl.where(column_RC == label_b_R[:, None], ((1 - smoothing) * weight_b_R)[:, None], 0.0)
-    return q_RC + (smoothing / K * total_R)[:, None]
+        q_RC += tl.where(column_RC == label_b_R[:, None], ((1 - uniform) * weight_b_R)[:, None], 0.0)
+    return q_RC + (uniform / K * total_R)[:, None]
 
 
 @triton.jit

@@ -22,8 +22,8 @@ from ._options import (
     Reduction,
     SmoothingOver,
     checked_labels,
-    grad_scale,
     reduce_rows,
+    scale_in_parts,
 )
 
 OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
@@ -100,12 +100,12 @@ def cross_entropy(
     reference.cross_entropy, and torch.nn.functional.cross_entropy in float64.
     """
     labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
-    if target_b is None and labels.smoothing <= 1 and torchs_is_faster(logits):
+    if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits):
         return F.cross_entropy(
             reference.wide(logits),
             target.long(),
             reduction=reduction,
-            label_smoothing=labels.smoothing,
+            label_smoothing=labels.uniform,
             ignore_index=NO_LABEL if ignore_index is None else ignore_index,
         )
     loss_N, _ = _forward(logits, *labels)
@@ -140,7 +140,7 @@ def cross_entropy_loss_and_grad(
     """
     labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
     denominator = labels.denominator(reduction)
-    loss_N, grad = _loss_and_grad(logits.detach(), *labels, *grad_scale(loss_scale, denominator))
+    loss_N, grad = _loss_and_grad(logits.detach(), *labels, *scale_in_parts(loss_scale, denominator))
     return reduce_rows(loss_N, reduction, denominator), grad
 
 

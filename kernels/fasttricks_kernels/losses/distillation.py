@@ -24,8 +24,8 @@ from ._options import (
     SmoothingOver,
     checked_labels,
     checked_weights,
-    grad_scale,
     reduce_rows,
+    scale_in_parts,
 )
 
 # ------------------------------------------------------------------------------------------------------ custom ops
@@ -118,7 +118,7 @@ def distillation_loss_and_grad(
     weights = checked_weights(temperature, hard_weight, soft_weight)
     denominator = labels.denominator(reduction)
     loss_N, grad = _loss_and_grad(
-        logits.detach(), teacher_logits.detach(), *labels, *weights, *grad_scale(loss_scale, denominator)
+        logits.detach(), teacher_logits.detach(), *labels, *weights, *scale_in_parts(loss_scale, denominator)
     )
     return reduce_rows(loss_N, reduction, denominator), grad
 

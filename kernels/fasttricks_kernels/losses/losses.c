@@ -1,9 +1,10 @@
 /* The losses of float32 rows on the CPU: losses, and the gradient of their sum, while a row lies in the cache.
  *
- * The maths is reference.py's: with weights w_y of a row's one or two labels, W their sum, s the smoothing over K classes,
+ * The maths is reference.py's: with weights w_y of a row's one or two labels, W their sum, u the share of the
+ * target that is spread evenly over all K classes,
  *
- *     cross-entropy: loss = W log sum exp(d) - (1 - s) sum_y w_y d_y - W s / K sum_k d_k,    d = x - max x
- *                    grad = W softmax(x) - (1 - s) w at the labels - W s / K
+ *     cross-entropy: loss = W log sum exp(d) - (1 - u) sum_y w_y d_y - W u / K sum_k d_k,    d = x - max x
+ *                    grad = W softmax(x) - (1 - u) w at the labels - W u / K
  *     distillation:  loss = hard (that) + soft W T^2 (log sum exp(d / T) - sum_k q_k d_k / T),    q = softmax(teacher / T)
  *                    grad = hard (that) + soft W T (softmax(x / T) - q)
  *
@@ -127,7 +128,7 @@ typedef struct {
     int64_t lam_stride;               /* 0 where one serves all rows */
     int64_t ignore;                   /* a label that weighs nothing, if has_ignore */
     int32_t has_ignore;
-    float smoothing;
+    float uniform; /* share of the target that is spread evenly over all K classes */
     const float *teacher; /* rows K apart, or NULL: no distillation */
     float temperature, hard, soft;
     float *loss, *grad; /* N, and rows K apart */
@@ -153,14 +154,14 @@ INLINE int weigh(const Batch *b, int64_t n, Weighed *out) {
     return 1;
 }
 
-/* Takes the labels' share from a gradient that is `scale` times as large, and returns what they add to sum_k q_k d_k. */
-INLINE double at_labels(const Weighed *row, float smoothing, const float *x, float max, float scale, float *grad) {
+/* Takes the labels' share from a gradient in which cross-entropy weighs `hard`, and returns what they add to sum_k q_k d_k. */
+INLINE double at_labels(const Weighed *row, float uniform, const float *x, float max, float hard, float *grad) {
     double cross = 0;
     for (int i = 0; i < 2; i++) {
-        const float weight = (1 - smoothing) * row->weight[i];
+        const float weight = (1 - uniform) * row->weight[i];
         if (weight == 0) continue; /* not 0 * -infinity */
         cross += weight * (double)(x[row->label[i]] - max);
-        grad[row->label[i]] -= scale * weight;
+        grad[row->label[i]] -= hard * weight;
     }
     return cross;
 }
@@ -172,10 +173,10 @@ static void cross_entropy(const Batch *b, int64_t n, const Weighed *row) {
     const float max = max_of(x, K);
     double sum_d;
     const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
-    const float factor = row->total / sum, shift = row->total * b->smoothing / K;
+    const float factor = row->total / sum, shift = row->total * b->uniform / K;
     for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift;
-    const double uniform = b->smoothing ? shift * sum_d : 0; /* not 0 * -infinity */
-    b->loss[n] = row->total * log(sum) - uniform - at_labels(row, b->smoothing, x, max, 1.0f, g);
+    const double at_all = b->uniform ? shift * sum_d : 0; /* not 0 * -infinity */
+    b->loss[n] = row->total * log(sum) - at_all - at_labels(row, b->uniform, x, max, 1.0f, g);
 }
 
 /* scratch: 2 K numbers. */
@@ -190,11 +191,11 @@ static void distillation(const Batch *b, int64_t n, const Weighed *row, float *s
     const double teacher_sum = exponentials(t, K, teacher_max, coldness, q, &unused);
     const float softness = b->soft * row->total * b->temperature;
     const double teacher_cross = weighted_sum(q, x, K, max) / teacher_sum;
-    const float factor = b->hard * row->total / sum, shift = b->hard * row->total * b->smoothing / K;
+    const float factor = b->hard * row->total / sum, shift = b->hard * row->total * b->uniform / K;
     const float soft_factor = softness / soft_sum, teacher_factor = softness / teacher_sum;
     for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift + (s[k] * soft_factor - q[k] * teacher_factor);
-    const double uniform = b->smoothing ? row->total * b->smoothing / K * sum_d : 0;
-    const double labelled = row->total * log(sum) - uniform - at_labels(row, b->smoothing, x, max, b->hard, g);
+    const double at_all = b->uniform ? row->total * b->uniform / K * sum_d : 0;
+    const double labelled = row->total * log(sum) - at_all - at_labels(row, b->uniform, x, max, b->hard, g);
     b->loss[n] = b->hard * labelled + softness * (b->temperature * log(soft_sum) - teacher_cross);
 }
 

@@ -51,7 +51,7 @@ def update_block(
     NESTEROV: tl.constexpr,
     HAS_MASTER: tl.constexpr,
 ):
-    """g = grad / scale + weight_decay w; v = momentum v + g; w -= lr (g + momentum v, or v)."""
+    """g = grad / grad_scale + weight_decay w; v = momentum v + g; w -= lr (g + momentum v, or v)."""
     grad_B = tl.load(grad_ptr + lane_B, mask=live_B).to(tl.float32)
     if grad_scale_ptr is not None:
         grad_B = grad_B / tl.load(grad_scale_ptr)

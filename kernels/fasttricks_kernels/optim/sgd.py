@@ -176,7 +176,7 @@ class MasterSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale = loss_scale if loss_scale is not None else getattr(self, "grad_scale", None)
+        grad_scale = loss_scale if loss_scale is not None else getattr(self, "grad_scale", None)
         self.overflow = getattr(self, "found_inf", None) if loss_scale is None else self._find_overflow()
         for group in self.param_groups:
             options = {name: group[name] for name in ("lr", "momentum", "weight_decay", "nesterov")}
@@ -188,7 +188,7 @@ class MasterSGD(torch.optim.Optimizer):
                     [_grad_like(p) for p in params],
                     [] if wide else [s["master"] for s in states],
                     [s["momentum_buffer"] for s in states],
-                    grad_scale=scale,
+                    grad_scale=grad_scale,
                     found_inf=self.overflow,
                     **options,
                 )

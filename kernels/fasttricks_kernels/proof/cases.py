@@ -55,7 +55,7 @@ def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
     second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
-    labels = Labels(target, second, lam_N, smoothing=0.1)
+    labels = Labels(target, second, lam_N, uniform=0.1)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     row_bytes = num_classes * logits.element_size()
     floor = {
@@ -87,7 +87,7 @@ def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
     second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
-    labels = Labels(target, second, lam_N, smoothing=0.1)
+    labels = Labels(target, second, lam_N, uniform=0.1)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     row_bytes = num_classes * logits.element_size()
     floor = {
