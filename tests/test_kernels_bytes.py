@@ -9,14 +9,7 @@ from fasttricks_kernels.proof import cases
 from fasttricks_kernels.proof.cases import Case
 from lib.interpreter import interpreted
 
-ONE_PASS = {
-    **{("cross_entropy", form): cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup")},
-    **{("distillation", form): cases.distillation_cases(form) for form in ("loss_and_grad", "mixup")},
-    "mixup": cases.mixup_cases(),
-    "augment": cases.augment_cases(),
-    "sgd": cases.sgd_cases(),
-}
-CASES = {case.name: case for family in ONE_PASS.values() for case in family}
+CASES = {c.name: c for c in cases.every_case() if not c.family.endswith((" forward", " backward"))}
 # Two FP32 rows of 21,843 do not fit the registers (held by 8 warps, sm_80 had 255 registers and 108 local accesses a
 # thread): they are asked for twice. Each byte is still needed once.
 READ_TWICE = {name for name in CASES if name.startswith("distillation") and name.endswith("K=21843-fp32")}
@@ -64,7 +57,7 @@ def test_the_autograd_pair(dtype: str) -> None:
     """Forward and backward of cross-entropy: at most 3 K e + 32 bytes a row, at every K."""
     from fasttricks_kernels.proof.ledger import ledger
 
-    by_name = {c.name: c for form in ("forward", "backward") for c in cases.cross_entropy_cases(form)}
+    by_name = {c.name: c for form in ("forward", "backward") for c in cases.loss_cases("cross_entropy", form)}
     for num_classes in (10, 100, 1000, 1001):
         total = 0
         for form in ("forward", "backward"):
@@ -80,7 +73,7 @@ def test_the_ledger_sees_a_second_read() -> None:
     """The ledger itself: a kernel run twice asks for twice the bytes, at the same addresses."""
     from fasttricks_kernels.proof.ledger import ledger
 
-    case = cases.cross_entropy_cases("forward")[0]
+    case = cases.loss_cases("cross_entropy", "forward")[0]
     with ledger() as once:
         case.run()
     with ledger() as twice:

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fasttricks_kernels.proof import cases
 from fasttricks_kernels.proof.aot import inspect, record_launches
-from fasttricks_kernels.proof.cases import Case
+from fasttricks_kernels.proof.cases import Case, every_case
 
-CASES = {
-    case.name: case
-    for family in (
-        *(cases.cross_entropy_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
-        *(cases.distillation_cases(form) for form in ("loss_and_grad", "mixup", "forward", "backward")),
-        cases.mixup_cases(),
-        cases.augment_cases(),
-        cases.sgd_cases(),
-    )
-    for case in family
-}
+CASES = {case.name: case for case in every_case()}
 ARCHITECTURES = (70, 80, 90, 100)
 # What misses "no spills": rows of 21,843, which fill the registers. Local loads and stores in the code, as seen, by architecture.
 SPILLS: dict[str, dict[int, int]] = {

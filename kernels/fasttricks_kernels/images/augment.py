@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
-from .mixup import share_of
+from .mixup import partner_of, share_of
 
 BLOCK = 2048  # pixels of an image a program takes
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -79,11 +79,9 @@ def augment_kernel(
         store_blend(out_ptr, image, pixel_P, live_P, 1.0, green_P, 0.0, 1, H * W)
         store_blend(out_ptr, image, pixel_P, live_P, 1.0, blue_P, 0.0, 2, H * W)
     else:
-        partner = tl.load(permutation_ptr + image)
-        good = (partner >= 0) & (partner < N)
-        partner = tl.where(good, partner, image).to(tl.int32)
-        if PAIRS:  # the lower of the two blends both; a pair that does not point back is an error
-            good = good & (tl.load(permutation_ptr + partner) == image)
+        partner, good = partner_of(permutation_ptr, image, N, PAIRS)
+        partner = partner.to(tl.int32)
+        if PAIRS:  # the lower of the two blends both
             works = (partner >= image) | (good == 0)
         else:
             works = True

@@ -31,6 +31,17 @@ def share_of(lam_ptr, lam, image, LAM_STRIDE: tl.constexpr):
     return tl.where((lam >= 0) & (lam <= 1), lam, float("nan"))
 
 
+@triton.jit
+def partner_of(permutation_ptr, image, N, PAIRS: tl.constexpr):
+    """The image's partner and whether it is a good one: in range, and under PAIRS one that points back. A bad one: itself."""
+    partner = tl.load(permutation_ptr + image)
+    good = (partner >= 0) & (partner < N)
+    partner = tl.where(good, partner, image)
+    if PAIRS:
+        good = good & (tl.load(permutation_ptr + partner) == image)
+    return partner, good
+
+
 @triton.jit(do_not_specialize=["N"])
 def mixup_kernel(
     images_ptr,
@@ -46,11 +57,8 @@ def mixup_kernel(
 ):
     """BLOCK elements of one image, and under PAIRS of its partner too. A bad partner makes the image NaN."""
     image = tl.program_id(1)
-    partner = tl.load(permutation_ptr + image)
-    good = (partner >= 0) & (partner < N)
-    partner = tl.where(good, partner, image)
-    if PAIRS:  # the lower of the two blends both; a pair that does not point back is an error
-        good = good & (tl.load(permutation_ptr + partner) == image)
+    partner, good = partner_of(permutation_ptr, image, N, PAIRS)
+    if PAIRS:  # the lower of the two blends both
         works = (partner >= image) | (good == 0)
     else:
         works = True

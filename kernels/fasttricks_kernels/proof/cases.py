@@ -18,8 +18,13 @@ from ..losses._options import Labels, Weights
 from ..optim._kernels import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
-LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
+LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
+    "cross_entropy": (launch_cross_entropy, 1, ()),
+    "distillation": (launch_distillation, 2, (Weights(20.0, 1.0, 1.0),)),
+}
+"""A loss's launch, how many (N, K) tensors it reads, and what it takes after them and the labels."""
 
 
 @dataclass(frozen=True)
@@ -43,73 +48,31 @@ def rows_a_launch(num_classes: int) -> int:
     return 3 + 4 * max(1, 1024 // num_classes) if num_classes < 1000 else 5
 
 
-def cross_entropy_cases(form: str = "loss_and_grad") -> list[Case]:
-    """Cross-entropy with smoothing and a loss scale on the device; `form`: loss_and_grad, mixup, forward, backward."""
-    return [_cross_entropy_case(form, k, dtype) for k in CLASSES for dtype in DTYPES]
+def loss_cases(loss: str, form: str) -> list[Case]:
+    """One of LOSSES with smoothing, and a loss scale on the device, in one of LOSS_FORMS."""
+    return [_loss_case(loss, form, k, dtype) for k in CLASSES for dtype in DTYPES]
 
 
-def _cross_entropy_case(form: str, num_classes: int, dtype: str) -> Case:
+def _loss_case(loss: str, form: str, num_classes: int, dtype: str) -> Case:
+    launch, num_tensors, weights = LOSSES[loss]
     generator = torch.Generator().manual_seed(num_classes)
     num_rows = rows_a_launch(num_classes)
-    logits = torch.randn(num_rows, num_classes, generator=generator).to(DTYPES[dtype])
+    shape = num_rows, num_classes
+    rows = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(num_tensors)]
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
     second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
     labels = Labels(target, second, lam_N, uniform=0.1)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
-    row_bytes = num_classes * logits.element_size()
-    floor = {
-        "forward": row_bytes + 12,
-        "backward": 2 * row_bytes + 12,
-        "loss_and_grad": 2 * row_bytes + 12,
-        "mixup": 2 * row_bytes + 24,
-    }[form]
+    wanted = {"want_loss": form != "backward", "want_grad": form != "forward"}
+    row_bytes = num_classes * rows[0].element_size()
+    floor = (num_tensors + wanted["want_grad"]) * row_bytes + (24 if form == "mixup" else 12)
     return Case(
-        f"cross_entropy {form}",
+        f"{loss} {form}",
         f"K={num_classes}",
         dtype,
         num_rows * floor,
-        lambda: launch_cross_entropy(logits, labels, scale, want_loss=form != "backward", want_grad=form != "forward"),
-        wide=row_bytes >= 1024,
-    )
-
-
-def distillation_cases(form: str = "loss_and_grad") -> list[Case]:
-    """Distillation at T = 20 with smoothing; `form`: loss_and_grad, mixup, forward, backward."""
-    return [_distillation_case(form, k, dtype) for k in CLASSES for dtype in DTYPES]
-
-
-def _distillation_case(form: str, num_classes: int, dtype: str) -> Case:
-    generator = torch.Generator().manual_seed(num_classes)
-    num_rows = rows_a_launch(num_classes)
-    logits, teacher = torch.randn(2, num_rows, num_classes, generator=generator).to(DTYPES[dtype]).unbind()
-    logits, teacher = logits.clone(), teacher.clone()  # each at an aligned address
-    target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
-    lam = torch.rand(num_rows, generator=generator)
-    second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
-    labels = Labels(target, second, lam_N, uniform=0.1)
-    scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
-    row_bytes = num_classes * logits.element_size()
-    floor = {
-        "forward": 2 * row_bytes + 12,
-        "backward": 3 * row_bytes + 12,
-        "loss_and_grad": 3 * row_bytes + 12,
-        "mixup": 3 * row_bytes + 24,
-    }[form]
-    return Case(
-        f"distillation {form}",
-        f"K={num_classes}",
-        dtype,
-        num_rows * floor,
-        lambda: launch_distillation(
-            logits,
-            teacher,
-            labels,
-            Weights(20.0, 1.0, 1.0),
-            scale,
-            want_loss=form != "backward",
-            want_grad=form != "forward",
-        ),
+        lambda: launch(*rows, labels, *weights, scale, **wanted),
         wide=row_bytes >= 1024,
     )
 
@@ -177,10 +140,9 @@ def _augment_case(kind: str, dtype: str) -> Case:
 
 
 def every_case() -> list[Case]:
-    """Every kernel's cases: what the report shows, and where a new kernel is added."""
+    """Every kernel's cases, for report, ledger and compile gate: here a new kernel is added."""
     return [
-        *(case for form in LOSS_FORMS for case in cross_entropy_cases(form)),
-        *(case for form in LOSS_FORMS for case in distillation_cases(form)),
+        *(case for loss in LOSSES for form in LOSS_FORMS for case in loss_cases(loss, form)),
         *mixup_cases(),
         *augment_cases(),
         *sgd_cases(),
