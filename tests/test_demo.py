@@ -52,6 +52,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo(tmp_path_factory.mktemp("demo"), num_train=205, num_val=100)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn by one process."""
+    return make_demo(tmp_path_factory.mktemp("small"), num_train=30, num_val=10, workers=1)
+
+
 def pixels(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Every image of a split, resized to 32x32, as (N, 3072) floats of 0 to 1, and its label."""
     rows, labels = [], []
@@ -87,21 +93,22 @@ def logistic_regression_top1(train: tuple[torch.Tensor, torch.Tensor], val: tupl
     return best
 
 
-def test_bytes_depend_on_the_seed_and_not_on_the_processes(tmp_path: Path) -> None:
-    one = digests(make_demo(tmp_path / "one", num_train=30, num_val=10, workers=1))
-    three = digests(make_demo(tmp_path / "three", num_train=30, num_val=10, workers=3))
+def test_bytes_depend_on_the_seed_and_not_on_the_processes(tmp_path: Path, small: Path) -> None:
+    one = digests(small)
+    three = digests(make_demo(tmp_path, num_train=30, num_val=10, workers=3))
     assert len(one) == 41  # 40 images and the manifest
     assert three == one
     images = {digest for name, digest in one.items() if name.endswith(".jpg")}
     assert len(images) == 40, "two images are the same"
-    other_seed = digests(make_demo(tmp_path / "one", seed=1, num_train=30, num_val=10))
+    other_seed = digests(make_demo(tmp_path, seed=1, num_train=30, num_val=10))
+    assert digests(tmp_path / small.name) == one, "the set of another seed lies beside it"
     assert other_seed.keys() == one.keys()
     assert not images & set(other_seed.values())
 
 
-def test_a_larger_set_has_the_same_images_first(tmp_path: Path, demo: Path) -> None:
-    small, large = digests(make_demo(tmp_path, num_train=30, num_val=10)), digests(demo)
-    assert all(large[name] == digest for name, digest in small.items() if name.endswith(".jpg"))
+def test_a_larger_set_has_the_same_images_first(small: Path, demo: Path) -> None:
+    large = digests(demo)
+    assert all(large[name] == digest for name, digest in digests(small).items() if name.endswith(".jpg"))
 
 
 def test_classes_are_balanced(demo: Path) -> None:
@@ -192,12 +199,12 @@ def test_a_killed_build_leaves_no_set_and_no_process_and_is_made_again(tmp_path:
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [root], "the partial build was left behind"
 
 
-def test_two_processes_make_it_once(tmp_path: Path) -> None:
+def test_two_processes_make_it_once(tmp_path: Path, small: Path) -> None:
     call = f"make_demo(Path({str(tmp_path)!r}), {SMALL})"
     first, second = (process.communicate(timeout=120) for process in [start(call), start(call)])
     assert first[0] == second[0]
     assert (first[1] + second[1]).count("Made 40 JPEGs") == 1
-    assert digests(Path(first[0].strip())) == digests(make_demo(tmp_path / "alone", num_train=30, num_val=10))
+    assert digests(Path(first[0].strip())) == digests(small)
 
 
 def test_a_full_disk_says_where_and_leaves_nothing(tmp_path: Path) -> None:

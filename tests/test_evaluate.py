@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,8 @@ from PIL import Image
 from fasttricks import evaluate
 from fasttricks.models import build_model
 from fasttricks.runs.checkpoint import load_checkpoint
-from lib.tiny import FinishedRun, call, configure, environment, torchrun
+from lib.forked import python_m
+from lib.tiny import FinishedRun, call, configure, torchrun
 
 LINE = re.compile(r"top-1 ([\d.]+) %  top-5 ([\d.]+) %  loss ([\d.]+)  (\d+) images  (.*)")
 
@@ -41,15 +40,7 @@ def expected(run: FinishedRun) -> tuple[str, str, str, str, str]:
 
 
 def test_the_command_gives_what_the_run_ended_with(finished_run: FinishedRun) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "fasttricks.evaluate",
-        str(finished_run.folder),
-        "--data.root",
-        str(finished_run.data),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    done = python_m("fasttricks.evaluate", str(finished_run.folder), "--data.root", str(finished_run.data))
     assert done.returncode == 0, done.stderr
     assert result(done.stdout) == expected(finished_run)
     assert done.stderr == ""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
+from lib.forked import on_ranks
 
 
 @pytest.fixture
@@ -22,14 +21,17 @@ def source(tmp_path: Path) -> Path:
 
 def test_processes_that_start_at_once_leave_one_file(source: Path, tmp_path: Path) -> None:
     """Two on an empty cache: each loads it, and nothing half-made is left."""
-    load = f"native.load(Path({str(source)!r}))"
-    code = f"from pathlib import Path; from fasttricks_kernels import native; f = {load}; print(f.number(), f._name)"
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    ranks = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(2)]
-    said = {rank.communicate()[0].decode().strip() for rank in ranks}
-    assert [rank.returncode for rank in ranks] == [0] * 2
+    (tmp_path / "said").mkdir()
+    on_ranks(2, load, source, tmp_path)
     (file,) = (tmp_path / "fasttricks").iterdir()
-    assert said == {f"1 {file}"}
+    assert [said.read_text() for said in (tmp_path / "said").iterdir()] == [f"1 {file}"] * 2
+
+
+def load(source: Path, cache: Path) -> None:
+    """What a rank does."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    library = native.load(source)
+    (cache / "said" / os.environ["RANK"]).write_text(f"{library.number()} {library._name}")
 
 
 def test_built_anew_for_another_source_compiler_or_flag(

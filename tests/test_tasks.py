@@ -22,10 +22,11 @@ from fasttricks.runs.saved import read_saved
 from fasttricks.tasks import TASKS
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
+from lib.forked import on_ranks
 from lib.runs import final_state, interrupt, records
 from lib.states import same
-from lib.tiny import ALONE, REPOSITORY, configure, torchrun
-from lib.toy import Redness
+from lib.tiny import ALONE, REPOSITORY, configure
+from lib.toy import Redness, train
 
 OPTIONS = shlex.split("--ema-decay 0.9 --checkpoint-steps 1 --log-steps 2 --optim.base-lr 0.02 --loss.smoothing 0")
 
@@ -34,8 +35,7 @@ OPTIONS = shlex.split("--ema-decay 0.9 --checkpoint-steps 1 --log-steps 2 --opti
 def two_ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one epoch on two ranks."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = torchrun(2, "lib.toy", str(folder), str(tiny_data), *OPTIONS, "--epochs", "1", tests=True)
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, train, folder, tiny_data, *OPTIONS, "--epochs", "1")
     return folder
 
 

@@ -18,7 +18,8 @@ import fasttricks
 from fasttricks import train
 from fasttricks.config import TrainConfig
 from fasttricks.runs.folder import read_config
-from lib.tiny import FinishedRun, arguments, call, on_terminal
+from lib.forked import on_terminal
+from lib.tiny import FinishedRun, arguments, call
 
 
 def records(folder: Path) -> list[dict[str, float]]:
@@ -153,15 +154,14 @@ def test_resuming_a_finished_run_says_the_result_again(
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
     """Typed on a real terminal after the first epoch of very many."""
     args = arguments(tiny_data, tmp_path / "run", "--epochs", "5000")
-    command = (sys.executable, "-m", "fasttricks.train", *args)
-    code, shown = on_terminal(*command, until="top1", keys=b"\x03")
+    code, shown = on_terminal("fasttricks.train", *args, until="top1", keys=b"\x03")
     text = plain(shown)
     assert code == 0, text
     assert "Traceback" not in text
     assert "SIGINT: saving after this step; Ctrl-C again ends at once" in text
     *_, last = text.strip().splitlines()
     step, again = re.fullmatch(r"stopped after step (\d+), saved; go on with: (.*)", last).groups()
-    assert shlex.split(again) == [*command, "--resume"]
+    assert shlex.split(again) == [sys.executable, "-m", "fasttricks.train", *args, "--resume"]
     assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):010d}.pt").is_file()
     assert (tmp_path / "run" / "curves.png").is_file()
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.soak import processes, tiny
-from bench.soak.processes import alive, children, records, until
+from bench.soak.processes import alive, children, last_step, records, until
 
 KINDS = ("step", "save", "edge", "start")
 Result = dict[str, Any]
@@ -81,7 +81,7 @@ def kill_run(lab: Lab, number: int, *, ranks: int, precision: str, plain: bool, 
         time.sleep(draws.uniform(0, 0.02) if kind in ("step", "edge") else 0)
         inside = any((run_dir / "checkpoints").glob(".step-*.tmp"))
         start.kill(draws)
-        done.append({"kind": kind, "after_step": (records(run_dir) or [{"step": 0}])[-1]["step"], "in_save": inside})
+        done.append({"kind": kind, "after_step": last_step(run_dir), "in_save": inside})
     final = _Started(args, ranks, lab.log(run_dir.name), plain)
     expect(final.wait() == 0, f"{run_dir}: the last start failed; see {final.log}")
     lab.check(run_dir, ranks, precision)
@@ -91,8 +91,7 @@ def kill_run(lab: Lab, number: int, *, ranks: int, precision: str, plain: bool, 
 
 def _trigger(kind: str, step: int, run_dir: Path) -> Callable[[], bool]:
     def reached() -> bool:
-        lines = records(run_dir)
-        last = lines[-1]["step"] if lines else 0
+        last = last_step(run_dir)
         if last < step:
             return False
         if kind == "save":
@@ -174,7 +173,7 @@ def stop_by_signal(lab: Lab, number: int, draws: random.Random) -> Result:
     args, log = lab.arguments(run_dir, "fp32"), lab.log(run_dir.name)
     pids = processes.fork_ranks(args, ranks, log)
     expect(until(_trigger("step", draws.randrange(1, tiny.STEPS - 8), run_dir), lambda: alive(pids[0])), "ended early")
-    step = records(run_dir)[-1]["step"]
+    step = last_step(run_dir)
     sent = time.monotonic()
     os.kill(draws.choice(pids), getattr(signal, name))
     codes = processes.wait(pids)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pty
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 from bench.soak.processes import free_port
-from lib.tiny import environment
+from lib.tiny import environment, own_terminal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the modules that ablation/worker.py names: it forks from the same server, which has but torch, DALI and the trainer
@@ -31,10 +33,28 @@ GIVE_UP_S = 300
 def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`python -m module args`, with further variables of the environment."""
     with tempfile.TemporaryDirectory() as folder:
-        process = _start(_run_module, (module, args), environment(**env), Path(folder))
+        process = _start(_run_module, (module, args), environment(**env), folder)
         _end([process])
         said = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess([module, *args], process.exitcode or 0, *said)
+
+
+def on_terminal(module: str, *args: str, until: str, keys: bytes) -> tuple[int, str]:
+    """(exit code, all that was shown) of the same on a terminal of 120 columns; `keys` are typed once `until` is read."""
+    main, terminal = pty.openpty()
+    env = environment(COLUMNS="120", LINES="40", TERM="xterm-256color")
+    process = _start(_run_module, (module, args), env, os.ttyname(terminal))
+    shown = b""
+    while main in (ready := wait([main, process.sentinel], GIVE_UP_S)):
+        shown += os.read(main, 65536)
+        if keys and until.encode() in shown:
+            os.write(main, keys)
+            keys = b""
+    assert ready, shown.decode()
+    _end([process])
+    os.close(main)
+    os.close(terminal)
+    return process.exitcode or 0, shown.decode()
 
 
 def on_ranks(count: int, function: Callable[..., object], *args: object) -> None:
@@ -45,14 +65,14 @@ def on_ranks(count: int, function: Callable[..., object], *args: object) -> None
         for rank in range(count):
             own = {name: str(value) for name, value in (ranks | {"RANK": rank, "LOCAL_RANK": rank}).items()}
             (Path(folder) / str(rank)).mkdir()
-            started.append(_start(function, args, environment(**own), Path(folder) / str(rank)))
+            started.append(_start(function, args, environment(**own), f"{folder}/{rank}"))
         _end(started)
         said = {rank: (Path(folder) / str(rank) / "stderr").read_text() for rank in range(count)}
     assert [process.exitcode for process in started] == [0] * count, said
 
 
-def _start(function: Callable[..., object], args: tuple[object, ...], env: dict[str, str], folder: Path) -> BaseProcess:
-    process = _CONTEXT.Process(target=_become, args=(function, args, env, str(folder)))
+def _start(function: Callable[..., object], args: tuple[object, ...], env: dict[str, str], output: str) -> BaseProcess:
+    process = _CONTEXT.Process(target=_become, args=(function, args, env, output))
     process.start()
     return process
 
@@ -64,10 +84,16 @@ def _end(processes: list[BaseProcess]) -> None:
         process.join()
 
 
-def _become(function: Callable[..., object], args: tuple[object, ...], env: Mapping[str, str], folder: str) -> None:
-    """In the forked process: what a new one has of its own."""
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY), number)
+def _become(function: Callable[..., object], args: tuple[object, ...], env: Mapping[str, str], output: str) -> None:
+    """In the forked process: what a new one has of its own. output: a folder for two files, or a terminal."""
+    if os.path.isdir(output):
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            os.dup2(os.open(f"{output}/{name}", os.O_CREAT | os.O_WRONLY), number)
+    else:
+        for number in range(3):
+            os.dup2(os.open(output, os.O_RDWR), number)
+        own_terminal()
+        sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(env)
     torch.set_num_threads(1)

@@ -108,18 +108,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def torchrun(
-    ranks: int, module: str, *args: str, path: Path | None = None, tests: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """`module`, found in the folder `path` too, on so many ranks of this machine, on a port of its own.
-
-    tests: it imports what tests share, as lib.NAME.
-    """
+def torchrun(ranks: int, module: str, *args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`module`, found in the folder `path` too, on so many ranks of this machine, on a port of its own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*launcher, "-m", module, *args]
     env = environment()
     env["PYTHONPATH"] += f"{os.pathsep}{path}" if path else ""
-    env["PYTHONPATH"] += f"{os.pathsep}{REPOSITORY / 'tests'}" if tests else ""
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
 

@@ -1,11 +1,7 @@
-"""A Task that the project does not know: how red an image is. Its batches have no labels, its metric is its own.
-
-python -m lib.toy RUN_DIR DATA [--option ...] trains it, on several ranks under torchrun.
-"""
+"""A Task that the project does not know: how red an image is. Its batches have no labels, its metric is its own."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,15 +106,11 @@ class Redness:
         )
 
 
-def main(run_dir: str, data: str, *options: str) -> None:
-    """Train it as fasttricks.train does."""
+def train(run_dir: Path, data: Path, *options: str) -> None:
+    """Train it as fasttricks.train does, on the ranks that the environment says."""
     from fasttricks.trainer import fit
     from fasttricks.training.build import build
     from lib.tiny import configure
 
     with join_world("cpu") as world:
-        fit(build(configure(Path(data), Path(run_dir), *options), world, task=Redness()))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        fit(build(configure(data, run_dir, *options), world, task=Redness()))
