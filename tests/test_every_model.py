@@ -19,6 +19,7 @@ from fasttricks.learning.placement import place
 from fasttricks.models import MODELS, build_model
 from fasttricks.planning.footprint import footprint
 from fasttricks.tasks.losses import Targets, training_loss
+from lib.networks import on_meta, without_norms
 from lib.tiny import ALONE, configure
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -109,21 +110,21 @@ def test_channels_last_goes_through_every_layer(name: str, precision: str) -> No
 @every_model
 def test_features_are_as_the_model_says(name: str) -> None:
     side = model_info(name).image_size
-    with torch.device("meta"):
-        for model in (MODELS[name](), small(name)):
-            features = model.features(torch.empty(2, 3, side, side))
-            assert tuple(feature.shape[1] for feature in features) == model.feature_channels
-            found = tuple(2 ** round(math.log2(side / feature.shape[2])) for feature in features)
-            assert found == model.feature_strides
-            assert model.num_features == model.feature_channels[-1]
+    images = torch.empty(2, 3, side, side, device="meta")
+    for model in (on_meta(MODELS[name]), on_meta(lambda: small(name))):
+        with without_norms():
+            features = model.features(images)
+        assert tuple(feature.shape[1] for feature in features) == model.feature_channels
+        found = tuple(2 ** round(math.log2(side / feature.shape[2])) for feature in features)
+        assert found == model.feature_strides
+        assert model.num_features == model.feature_channels[-1]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if model_info(name).timm])
 def test_features_are_those_that_timm_says(name: str) -> None:
     """Our last ones: timm's networks give the stem's besides."""
     timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        ours, theirs = MODELS[name](), timm.create_model(model_info(name).timm)
+    ours, theirs = on_meta(MODELS[name]), on_meta(lambda: timm.create_model(model_info(name).timm))
     said = theirs.feature_info[-len(ours.feature_channels) :]
     assert tuple(feature["num_chs"] for feature in said) == ours.feature_channels
     assert tuple(feature["reduction"] for feature in said) == ours.feature_strides

@@ -110,7 +110,8 @@ def _note_needless(name: str, recipe: TrainConfig, tricks: TricksConfig) -> None
 
 def _changes(before: C, now: C) -> dict[str, Any]:
     """Dotted path -> value in `now`, of the fields that differ."""
-    pairs = {path: (get_at(before, path), get_at(now, path)) for path in field_kinds(type(now))}
+    cls: type = type(now)
+    pairs = {path: (get_at(before, path), get_at(now, path)) for path in field_kinds(cls)}
     return {path: new for path, (old, new) in pairs.items() if new != old}
 
 

@@ -35,7 +35,8 @@ def replace_at(config: T, path: str, value: Any) -> T:
     return replace_fields(config, {path: value})
 
 
-def field_kinds(cls: type, prefix: str = "") -> dict[str, Any]:
+@cache
+def field_kinds(cls: type, prefix: str = "") -> Mapping[str, Any]:
     """Dotted path -> type, of every field of the dataclass `cls` and its sections that is not itself a section."""
     found: dict[str, Any] = {}
     for name, kind in get_type_hints(cls).items():

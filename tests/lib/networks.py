@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from unittest import mock
 
 import torch
@@ -26,12 +27,13 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def multiply_adds(model: nn.Module, side: int = 224) -> int:
-    """Of one image's forward pass, convolutions and classifier; torch counts two FLOPs for each.
+def without_norms() -> AbstractContextManager[object]:
+    """Batch norm leaves its input as it is in the block: where a shape alone is asked for, it is most of the time."""
+    return mock.patch.object(torch.nn.functional, "batch_norm", lambda images, *_, **__: images)
 
-    Batch norm counts as nothing, and is left away: without data it is Python, and most of the time.
-    """
-    norm = mock.patch.object(torch.nn.functional, "batch_norm", lambda images, *_, **__: images)
-    with norm, FlopCounterMode(display=False) as counter:
+
+def multiply_adds(model: nn.Module, side: int = 224) -> int:
+    """Of one image's forward pass, convolutions and classifier; torch counts two FLOPs for each, and none for batch norm."""
+    with without_norms(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, side, side, device="meta"))
     return counter.get_total_flops() // 2
