@@ -50,10 +50,13 @@ def _patch_once_a_launch() -> None:
 
     patch = interpreter._patch_lang
 
+    @functools.cache
+    def languages(function: Callable[..., object]) -> list[Any]:
+        used = list(map(id, function.__globals__.values()))
+        return [module for module in (language, language.core) if id(module) in used]
+
     def patch_what_is_not(function: Callable[..., object]) -> Any:
-        seen = (language, language.core)
-        used = [value for value in function.__globals__.values() if any(value is module for module in seen)]
-        return patch(function) if any(language.core.is_builtin(module.load) for module in used) else None
+        return patch(function) if any(language.core.is_builtin(module.load) for module in languages(function)) else None
 
     interpreter._patch_lang = patch_what_is_not
 
