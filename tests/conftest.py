@@ -1,4 +1,7 @@
-"""What the tests share: real data by name, one thread, a GPU or a word on its absence."""
+"""What the tests share: real data by name, runs made once, one thread, a GPU or a word on its absence.
+
+torch is imported within, by those who run tests: the process that hands them out (pytest -n) reads this file too.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,26 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-
-from lib.tiny import ALONE, FinishedRun, arguments, call, configure, on_terminal, write_images
 
 if TYPE_CHECKING:
     from fasttricks.training.run import Run
+    from lib.tiny import FinishedRun
 
 DATA_VARIABLE = "FASTTRICKS_TEST_DATA"
+LONG = (
+    *("soak", "kernels_interpreted", "demo", "trainer", "resume", "ranks", "plan", "models", "every_model", "ablate"),
+    *(
+        "kernels_compile",
+        "kernels_bytes",
+        "models_other",
+        "resolve",
+        "kernels_losses",
+        "data_bad",
+        "bench",
+        "data_loader",
+    ),
+)
+"""Files that take ten seconds or more, the longest first: no worker shall be left alone with one at the end."""
 
 
 def find_data(name: str) -> Path:
@@ -92,7 +107,12 @@ def real_jpegs() -> Callable[[str, int], list[bytes]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked gpu where there is no CUDA device."""
+    """Long files first, one thread for all, and without a CUDA device the tests marked gpu are skipped."""
+    import torch
+
+    torch.set_num_threads(1)  # the tests' networks are too small for more, and the workers have a core each
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -117,12 +137,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def tiny_data(once: Callable[..., Path]) -> Path:
     """45 training and 14 validation JPEGs of three classes. Not to be changed."""
+    from lib.tiny import write_images
+
     return once("tiny", lambda folder: write_images(folder, train=45, val=14))
 
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
+    from lib.tiny import FinishedRun, arguments, on_terminal
 
     def given(folder: Path) -> list[str]:
         return arguments(tiny_data, folder / "run", "--epochs", "3")
@@ -140,6 +163,7 @@ def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
 def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
     """The run folder of a wider network than `start` builds. Not to be changed."""
     from fasttricks import train
+    from lib.tiny import arguments, call
 
     def make(folder: Path) -> None:
         more = ["--model.width", "0.25", "--ema-decay", "0.9", "--optim.base-lr", "1"]
@@ -151,7 +175,8 @@ def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
 @pytest.fixture
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
-    from fasttricks.training.build import build  # with DALI, which few test files need
+    from fasttricks.training.build import build
+    from lib.tiny import ALONE, configure
 
     runs: list[Run] = []
     monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)  # half a second each, tested elsewhere
