@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fasttricks.config import TrainConfig, replace_at
+from fasttricks.config import TrainConfig, get_at, replace_fields
 from fasttricks.config.cli import parse_recipe, run_main
 from fasttricks.system.distributed import World
 
@@ -33,6 +33,7 @@ SHRINK = shlex.split(
     "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 "
     "--data.threads 1 --device cpu --model.width 0.125 --log-steps 1"
 )
+NOWHERE = "nowhere"
 SMALLEST = [*SHRINK, "--model.name", "resnet8d"]
 
 
@@ -75,14 +76,17 @@ def arguments(
 
 def configure(data: Path, run_dir: Path, *more: str, **changes: Any) -> TrainConfig:
     """The config of such a run, read as the command line reads it, then with the fields `changes`."""
-    config = replace_at(_read(more), "data.root", str(data))
-    return dataclasses.replace(config, **{"run_dir": str(run_dir)} | changes)
+    config = _read(more)
+    places = {"data.root": str(data), "run_dir": str(run_dir)}
+    # `more` may name them too
+    config = replace_fields(config, {path: place for path, place in places.items() if get_at(config, path) == NOWHERE})
+    return dataclasses.replace(config, **changes)
 
 
 @functools.cache
 def _read(more: tuple[str, ...]) -> TrainConfig:
     """Reading takes a tenth of a second, which many tests would spend on the same words."""
-    return parse_recipe(arguments(Path("data"), Path("run"), *more), prog="test")
+    return parse_recipe(arguments(Path(NOWHERE), Path(NOWHERE), *more), prog="test")
 
 
 def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
