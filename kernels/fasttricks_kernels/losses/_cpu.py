@@ -107,21 +107,21 @@ def _loss_and_grad(
     grad: Callable[..., Tensor],
     rows: tuple[Tensor, ...],
     labels: Labels,
-    *weights: Weights,
+    weights: Weights | None = None,
 ) -> tuple[Tensor, Tensor]:
     """In C where that can be had, else by reference.py's `loss` and `grad`."""
-    logits_NK, *teacher = rows
     _checks.check_lam_values(labels.lam_N)
+    logits_NK = rows[0]
     function = compiled() if logits_NK.dtype != torch.float64 else None
     if function is not None:
-        return _by_c(function, rows, labels, *weights)
-    by_name = named(checked(labels, logits_NK.shape[1]), *weights)
+        return _by_c(function, rows, labels, weights or NO_TEACHER)
+    by_name = named(checked(labels, logits_NK.shape[1]), weights)
     loss_N = loss(*rows, **by_name)
-    return loss_N, grad(torch.ones_like(loss_N), wide(logits_NK), *teacher, **by_name)
+    return loss_N, grad(torch.ones_like(loss_N), wide(logits_NK), *rows[1:], **by_name)
 
 
 def _by_c(
-    function: Callable[[Batch, int], int], rows: tuple[Tensor, ...], labels: Labels, weights: Weights = NO_TEACHER
+    function: Callable[[Batch, int], int], rows: tuple[Tensor, ...], labels: Labels, weights: Weights
 ) -> tuple[Tensor, Tensor]:
     # named, to live as long as their addresses are in use
     rows_NK = dense_rows(wide(rows[0]))

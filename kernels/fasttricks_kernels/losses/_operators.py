@@ -1,11 +1,12 @@
 """The operators of a loss, by one maker: their devices, fakes and gradients are the same for every loss.
 
-    name(rows, options) -> losses, kept            `kept`, for backward: on the CPU the gradient of the losses' sum, else empty
+    name(rows, options) -> losses, kept
     name_backward(grad_loss, kept, rows, options) -> gradient of the logits
     name_loss_and_grad(rows, options, SCALE) -> losses, gradient of the logits
 
 `rows` are (N, K) tensors: the logits and, where a loss distils, the teacher's. `options` are LABELS and, there, WEIGHTS.
-Only the logits have a gradient.
+`kept` is for backward: on the CPU the gradient of the losses' sum; empty where Triton runs, which computes it again, and for
+float64 on a GPU, which reference.py serves. Only the logits have a gradient.
 
 Shape suffixes: N samples, K classes.
 """
@@ -53,11 +54,6 @@ class Loss:
         """Schema of rows and options."""
         return ", ".join([*(f"Tensor {row}" for row in self.rows), self.options])
 
-    @property
-    def num_tensors(self) -> int:
-        """Of the arguments, the first; the others are numbers."""
-        return len(self.rows) + LABEL_TENSORS
-
     def split(self, arguments: Sequence[Any]) -> tuple[Sequence[Tensor], Options]:
         """Rows and options, which an operator takes by position."""
         first = len(self.rows)
@@ -77,11 +73,6 @@ def make_operators(loss: Loss) -> tuple[CustomOpDef, CustomOpDef]:
 # ------------------------------------------------------------------------------------------------------ custom ops
 
 
-def keeps_grad(logits: Tensor) -> bool:
-    """Whether forward makes the gradient too, for backward; a GPU computes it again rather than keep it."""
-    return logits.is_cpu and not runs_triton(logits)
-
-
 def _make_forward(loss: Loss) -> CustomOpDef:
     @custom_op(f"{NAMESPACE}::{loss.name}", mutates_args=(), schema=f"({loss.arguments}) -> (Tensor, Tensor)")
     def forward(*arguments) -> tuple[Tensor, Tensor]:
@@ -89,14 +80,14 @@ def _make_forward(loss: Loss) -> CustomOpDef:
         logits = rows[0]
         if runs_triton(logits):
             return loss.launch(*rows, *options, want_grad=False)[0], logits.new_empty(0)
-        if keeps_grad(logits):
+        if logits.is_cpu:
             return loss.on_cpu(*rows, *options)
         return loss.values(*rows, **named(*options)), logits.new_empty(0)
 
     @forward.register_fake
     def _(logits, *others) -> tuple[Tensor, Tensor]:
-        losses = _empty_losses(logits)
-        return losses, losses.new_empty(logits.shape if keeps_grad(logits) else 0)
+        losses, keeps_grad = _empty_losses(logits), logits.is_cpu and not runs_triton(logits)
+        return losses, losses.new_empty(logits.shape if keeps_grad else 0)
 
     return forward
 
@@ -110,7 +101,7 @@ def _make_backward(loss: Loss) -> CustomOpDef:
         logits = rows[0]
         if runs_triton(logits):
             return loss.launch(*rows, *options, grad_loss, want_loss=False)[1]
-        if keeps_grad(logits):
+        if logits.is_cpu:
             return _cpu.scale_(kept.clone(), grad_loss, options[0]).to(logits.dtype)
         return loss.grad(grad_loss, *rows, **named(*options))
 
@@ -131,7 +122,7 @@ def _make_loss_and_grad(loss: Loss) -> CustomOpDef:
         logits = rows[0]
         if runs_triton(logits):
             return loss.launch(*rows, *options, device_scale_N, host_scale)
-        if keeps_grad(logits):
+        if logits.is_cpu:
             losses, grad = loss.on_cpu(*rows, *options)
             scale_N = scale_of_rows(losses, device_scale_N, host_scale)
             return losses, _cpu.scale_(grad, scale_N, options[0]).to(logits.dtype)
@@ -158,9 +149,11 @@ def _empty_grad(logits: Tensor) -> Tensor:
 
 
 def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpDef) -> None:
+    num_tensors = len(loss.rows) + LABEL_TENSORS  # come first; the other arguments are numbers
+
     def save(ctx, inputs, output) -> None:
-        ctx.save_for_backward(output[1], *inputs[: loss.num_tensors])
-        ctx.numbers = inputs[loss.num_tensors :]
+        ctx.save_for_backward(output[1], *inputs[:num_tensors])
+        ctx.numbers = inputs[num_tensors:]
         ctx.mark_non_differentiable(output[1])
         ctx.spent = False
         ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
@@ -192,11 +185,12 @@ def _may_spend(kept: Tensor) -> bool:
 
 def _differentiate_backward(loss: Loss, backward: CustomOpDef) -> None:
     """The second derivative: rare, so it is the reference's formula on every device."""
+    num_tensors = len(loss.rows) + LABEL_TENSORS
 
     def save(ctx, inputs, output) -> None:
         grad_loss, _, *arguments = inputs
-        ctx.save_for_backward(grad_loss, *arguments[: loss.num_tensors])
-        ctx.numbers = arguments[loss.num_tensors :]
+        ctx.save_for_backward(grad_loss, *arguments[:num_tensors])
+        ctx.numbers = arguments[num_tensors:]
 
     def vjp(ctx, grad_grad: Tensor):
         grad_loss, *tensors = ctx.saved_tensors
