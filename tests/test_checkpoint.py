@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import resource
-import subprocess
-import sys
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,10 @@ from fasttricks.runs.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from lib.forked import on_ranks
 from lib.states import same, state
 
-ROOT = Path(__file__).parents[1]
 NO_PROCESS = 99_999_999  # above the largest number that Linux gives one
-
 
 # ------------------------------------------------------------------------------------------------- save and load
 
@@ -110,53 +110,46 @@ def test_keep_newest_keeps_the_newest_of_a_marked_step_too(tmp_path: Path) -> No
 # ----------------------------------------------------------------------------------------------------- kill -9
 
 KILLS_IN_A_SAVE, MOST_KILLS = 3, 60
-SAVE_UNTIL_KILLED = f"""
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from lib.states import state
-from fasttricks.runs.checkpoint import checkpoint_path, keep_newest, load_checkpoint, newest_checkpoint, save_checkpoint
 
-torch.set_num_threads(1)
-folder, step, kills, inside = Path(sys.argv[1]) / "checkpoints", 0, 0, 0
-folder.mkdir()
-random.seed(0)
-while inside < {KILLS_IN_A_SAVE} and kills < {MOST_KILLS}:
-    kills += 1
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        while True:
-            step += 1
-            save_checkpoint(checkpoint_path(folder, step), state(step, size=500_000))
-            os.write(writer, step.to_bytes(4, "big"))
-            keep_newest(folder, 2)
-    os.close(writer)
-    saved = os.read(reader, 4)  # the first save is done: kill one of those that follow
-    time.sleep(random.uniform(0, 0.02))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    while more := os.read(reader, 4):
-        saved = more
-    os.close(reader)
-    inside += any(name.endswith(".tmp") for name in os.listdir(folder))
-    loaded = load_checkpoint(folder.parent)
-    step = loaded["step"]
-    assert step >= int.from_bytes(saved, "big"), "a checkpoint that was reported saved is gone"
-    assert (loaded["model"]["weight"] == step).all() and len(loaded["model"]["weight"]) == 500_000
-    for path in folder.glob("step-*.pt"):
-        load_checkpoint(path)
-print(inside)
-"""
+
+def save_until_killed(run: Path) -> None:
+    """A child saves without end and is killed, over and over; what it had reported as saved is there and whole, each time."""
+    folder, step, kills, inside = run / "checkpoints", 0, 0, 0
+    folder.mkdir()
+    draws = random.Random(0)
+    while inside < KILLS_IN_A_SAVE and kills < MOST_KILLS:
+        kills += 1
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            while True:
+                step += 1
+                save_checkpoint(checkpoint_path(folder, step), state(step, size=500_000))
+                os.write(writer, step.to_bytes(4, "big"))
+                keep_newest(folder, 2)
+        os.close(writer)
+        saved = os.read(reader, 4)  # the first save is done: kill one of those that follow
+        time.sleep(draws.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while more := os.read(reader, 4):
+            saved = more
+        os.close(reader)
+        inside += any(name.endswith(".tmp") for name in os.listdir(folder))
+        loaded = load_checkpoint(run)
+        step = loaded["step"]
+        assert step >= int.from_bytes(saved, "big"), "a checkpoint that was reported saved is gone"
+        assert (loaded["model"]["weight"] == step).all() and len(loaded["model"]["weight"]) == 500_000
+        for path in folder.glob("step-*.pt"):
+            load_checkpoint(path)
+    (run / "kills in a save").write_text(str(inside))
 
 
 def test_after_kill_9_the_newest_checkpoint_loads(tmp_path: Path) -> None:
-    """A child saves without end and is killed; what it had reported as saved is there and whole, each time."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))
-    command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": paths}, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == KILLS_IN_A_SAVE  # how fast the disk is decides how many kills that takes
+    """In a process that may fork, as it runs one thread."""
+    on_ranks(1, save_until_killed, tmp_path)
+    # how fast the disk is decides how many kills that takes
+    assert (tmp_path / "kills in a save").read_text() == str(KILLS_IN_A_SAVE)
 
 
 # --------------------------------------------------------------------------------------------------- a full disk
