@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -27,7 +28,7 @@ from lib.tiny import environment, own_terminal
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the modules that ablation/worker.py names: it forks from the same server, which has but torch, DALI and the trainer
 _CONTEXT.set_forkserver_preload(["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader"])
-GIVE_UP_S = 300
+GIVE_UP_S = 120
 
 
 def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -44,14 +45,16 @@ def on_terminal(module: str, *args: str, until: str, keys: bytes) -> tuple[int, 
     main, terminal = pty.openpty()
     env = environment(COLUMNS="120", LINES="40", TERM="xterm-256color")
     process = _start(_run_module, (module, args), env, os.ttyname(terminal))
-    shown = b""
-    while main in (ready := wait([main, process.sentinel], GIVE_UP_S)):
+    shown, until_s = b"", time.monotonic() + GIVE_UP_S
+    while main in (ready := wait([main, process.sentinel], max(0, until_s - time.monotonic()))):
         shown += os.read(main, 65536)
         if keys and until.encode() in shown:
             os.write(main, keys)
             keys = b""
-    assert ready, shown.decode()
+    if not ready:
+        process.kill()
     _end([process])
+    assert ready, shown.decode()
     os.close(main)
     os.close(terminal)
     return process.exitcode or 0, shown.decode()
@@ -98,6 +101,9 @@ def _become(function: Callable[..., object], args: tuple[object, ...], env: Mapp
     os.environ.update(env)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGINT}
+    )  # an ablation, whose children are deaf, may have begun the server
     function(*args)
 
 
