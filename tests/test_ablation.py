@@ -149,7 +149,7 @@ def test_distillation_waits_for_its_teacher() -> None:
 def test_figures_carry_their_marks() -> None:
     """Those that can be asserted are; every other says that it is recalled."""
     figures = {(cell.column, cell.row): cell.paper for table in (table5(), table6()) for cell in table.cells}
-    sure = {place: str(figure) for place, figure in figures.items() if figure and "M" not in figure.marks}
+    sure = {place: str(figure) for place, figure in figures.items() if figure and "M" not in figure.marks.values()}
     resnet = "ResNet-D (the paper: ResNet-50-D)"
     assert sure == {
         (resnet, "+ distillation and mixup"): "79.29 [V] / 94.63 [V]",

@@ -25,8 +25,10 @@ from fasttricks.learning.teacher import load_teacher
 from fasttricks.runs.folder import config_digest
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World, resolve_device
-from fasttricks.tasks.classification import METRICS
+from fasttricks.tasks.classification import CLASSIFICATION
 
+METRICS = CLASSIFICATION.metrics
+"""Of the task that an ablation's runs train."""
 HEADLINE = METRICS[0]
 """What cells are compared by."""
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation.cell_runs import HEADLINE, CellRuns, by_column
+from fasttricks.ablation.cell_runs import HEADLINE, METRICS, CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.paper import MARKS, Table
 from fasttricks.ablation.statistics import CONFIDENCE, Difference, deviation, mean, paired_difference
 from fasttricks.runs.metric import Metric
-from fasttricks.tasks.classification import METRICS
 
 
 def markdown(
@@ -60,9 +59,10 @@ def score(runs: CellRuns, metric: Metric) -> str:
 
 def _column(name: str, column: Sequence[CellRuns]) -> list[str]:
     base = column[0]
-    labels = [metric.label for metric in METRICS]
-    heads = ["", *labels, "seeds", f"difference to {base.cell.row}", "", "s of training"]
-    heads += [f"the paper, {' / '.join(labels)}", "its difference"] if base.cell.paper else []
+    labels = {metric.name: metric.label for metric in METRICS}
+    heads = ["", *labels.values(), "seeds", f"difference to {base.cell.row}", "", "s of training"]
+    if base.cell.paper:
+        heads += [f"the paper, {' / '.join(labels[name] for name in base.cell.paper.values)}", "its difference"]
     rows = [heads, ["---"] * len(heads), *(_row(runs, base) for runs in column)]
     return [f"**{heading(name, column)}**", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
 
@@ -77,7 +77,9 @@ def _row(runs: CellRuns, base: CellRuns) -> list[str]:
     paper, before = runs.cell.paper, base.cell.paper
     if before is None:
         return row
-    change = "" if paper is None or runs is base else f"{paper.values[0] - before.values[0]:+.2f}"
+    change = (
+        "" if paper is None or runs is base else f"{paper.values[HEADLINE.name] - before.values[HEADLINE.name]:+.2f}"
+    )
     return [*row, str(paper or ""), change]
 
 
@@ -125,7 +127,7 @@ def _how_to_read(cells: Sequence[CellRuns], command: str) -> list[str]:
         f"Mean ± standard deviation over seeds, percent. Differences are paired by seed, in points, with their {CONFIDENCE:.0%} "
         "t interval; real: it leaves 0 out. Each interval stands alone: one in twenty leaves 0 out by chance.",
     ]
-    shown = {mark for runs in cells if runs.cell.paper for mark in runs.cell.paper.marks}
+    shown = {mark for runs in cells if runs.cell.paper for mark in runs.cell.paper.marks.values()}
     if shown:
         marks = "; ".join(f"[{mark}] {meaning}" for mark, meaning in MARKS.items() if mark in shown)
         lines += ["", f"The paper's figures are of ImageNet at its own scale: {marks}."]

@@ -26,20 +26,20 @@ EFFICIENT = ("linear_scaling", "warmup", "zero_gamma", "no_bias_decay", "low_pre
 class Figure:
     """What the paper printed of a training, each value with how sure this project is of the number (MARKS)."""
 
-    values: tuple[float, ...]
-    """In the order of the task's metrics: of the paper's task, top-1 and top-5 accuracy in percent."""
-    marks: tuple[Mark, ...]
-    """One a value."""
+    values: Mapping[str, float]
+    """Metric of the task, by name -> value, in the paper's order: top-1 and top-5 accuracy in percent."""
+    marks: Mapping[str, Mark]
+    """Metric -> how sure the value is."""
     time: str = ""
     """Minutes of an epoch on 8 V100, with its mark, where the paper printed them."""
 
     def __str__(self) -> str:
-        values = " / ".join(f"{value:.2f} [{mark}]" for value, mark in zip(self.values, self.marks, strict=True))
+        values = " / ".join(f"{value:.2f} [{self.marks[name]}]" for name, value in self.values.items())
         return f"{values}, {self.time}" if self.time else values
 
 
 def _paper(top1: float, top5: float, mark: Mark, top5_mark: Mark | None = None, time: str = "") -> Figure:
-    return Figure((top1, top5), (mark, top5_mark or mark), time)
+    return Figure({"top1": top1, "top5": top5}, {"top1": mark, "top5": top5_mark or mark}, time)
 
 
 @dataclass(frozen=True)

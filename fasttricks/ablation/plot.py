@@ -41,10 +41,11 @@ def _panel(axes: Any, name: str, column: Sequence[CellRuns]) -> None:
     handles: dict[str, Any] = {}
     for row, runs in enumerate(column[1:], 1):
         handles |= _measured(axes, row, runs.scores(), base.scores())
-        if runs.cell.paper and base.cell.paper:
-            at = (runs.cell.paper.values[0] - base.cell.paper.values[0], row + 0.22)
+        paper, before = runs.cell.paper, base.cell.paper
+        if paper and before:
+            at = (paper.values[HEADLINE.name] - before.values[HEADLINE.name], row + 0.22)
             handles["the paper, ImageNet"] = axes.plot(*at, "D", color="tab:orange", markerfacecolor="none")[0]
-            axes.annotate(f"[{runs.cell.paper.marks[0]}]", at, xytext=(6, -3), textcoords="offset points", fontsize=7)
+            axes.annotate(f"[{paper.marks[HEADLINE.name]}]", at, xytext=(6, -3), textcoords="offset points", fontsize=7)
     axes.axvline(0, color="black", linewidth=0.8)
     labels = [f"{runs.cell.row}\n{score(runs, HEADLINE) or 'not run'}" for runs in column]
     axes.set_yticks(range(len(column)), labels, fontsize=8)

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation.cell_runs import CellRuns, Plan
+from fasttricks.ablation.cell_runs import METRICS, CellRuns, Plan
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.plot import plot
 from fasttricks.config.cli import arguments_of
 from fasttricks.runs.folder import write_json
-from fasttricks.tasks.classification import METRICS
 
 _KEPT = (*(m.name for m in METRICS), "val_loss", "train_seconds", "cpu_seconds", "device", "ranks", "diverged")
 """Of a run's result.json, what results.json has of it; the commit too."""
