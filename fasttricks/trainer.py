@@ -81,7 +81,14 @@ def fit(run: Run) -> dict[str, Any]:
     """Train to the end, validating and saving as the config says. Returns the summary, which is in summary.json too.
 
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
+    The run folder is free for another process afterwards.
     """
+    with run.claim:
+        return summarize(run, train(run))
+
+
+def train(run: Run) -> dict[str, float]:
+    """All epochs that are left, to the last validation. Returns its metrics."""
     config, metrics, draw = run.config, None, True
     try:
         run.log.start(run.step)
@@ -104,7 +111,7 @@ def fit(run: Run) -> dict[str, Any]:
         run.monitor.close()
         run.profiler.close()
         run.log.close(draw=draw)
-    return summarize(run, metrics)
+    return metrics
 
 
 def train_epoch(run: Run) -> None:

@@ -176,12 +176,14 @@ def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
     from fasttricks.training.build import build
+    from lib.runs import let_go
     from lib.tiny import ALONE, configure
 
     runs: list[Run] = []
     monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)  # half a second each, tested elsewhere
 
     def make(*more: str, **changes: Any) -> Run:
+        let_go(runs)
         run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")
         data = changes.pop("data_dir", tiny_data)
         runs.append(build(configure(data, Path(run_dir), *more, **changes), ALONE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.runs.folder import differences, read_config
+from fasttricks.system.ownership import Claim, InUseError
 
 RESULT = "result.json"
 """What a finished run holds besides the trainer's own files; a run without it is not finished."""
@@ -54,13 +54,13 @@ class Job:
 def claimed(job: Job) -> Iterator[bool]:
     """Whether the run is this process's to train, until the end of the block: it is no other's, and none has finished it.
 
-    Held by a lock on the run's log, which the system lets go when the process that holds it ends, however it ends.
+    Held beside the run's folder, whose own owner is the process that trains.
     """
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    try:
+        claim = Claim(job.folder.with_suffix(".lock"), patience_s=0)
+    except InUseError:
+        yield False
+        return
+    with claim:
         yield job.result() is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.plot import plot
 from fasttricks.config.cli import arguments_of
 from fasttricks.runs.folder import write_json
+from fasttricks.system.ownership import Claim
 
 _KEPT = (*(m.name for m in METRICS), "val_loss", "train_seconds", "cpu_seconds", "device", "ranks", "diverged")
 """Of a run's result.json, what results.json has of it; the commit too."""
@@ -26,8 +27,7 @@ def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, comm
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [markdown(table, cells, config, data, command=command) for table, cells in plan]
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that shared the runs end at once
+    with Claim(folder / ".lock", patience_s=math.inf):  # processes that shared the runs end at once
         for (table, cells), text in zip(plan, texts, strict=True):
             (folder / f"{table.name}.md").write_text(text + "\n")
             plot(table, cells, config, data, folder / f"{table.name}.png")

@@ -39,10 +39,7 @@ def run_job(job: Job) -> str:
 
     What the trainer says goes to a log beside the run's folder. Ctrl-C and SIGTERM end the process too.
     """
-    folder = job.folder
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        shutil.rmtree(folder)  # killed before it had begun
-    config = dataclasses.replace(job.config, resume=folder.is_dir())
+    config = dataclasses.replace(job.config, resume=job.folder.is_dir())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader"])
     process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(job.log)))

@@ -1,12 +1,14 @@
 """The teacher's logits on disk, so that it runs once an image and not once an image and epoch.
 
 That takes images that are the same in every epoch: data.fixed_augmentation, and neither mixup nor growing sizes. A file
-holds a row an image; a row counts only if its checksum does, so neither kills nor ranks that write at once can do harm.
+holds a row an image; a row counts only if its checksum does, so neither kills nor ranks and runs that write at once can do
+harm, and runs share a cache. Only its making is for one at a time.
 An image that is replaced under its name is not noticed: take another folder then.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from pathlib import Path
@@ -22,6 +24,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.sources import Source
 from fasttricks.learning.teacher import Teacher
 from fasttricks.runs.folder import config_digest
+from fasttricks.system.ownership import Claim
 from fasttricks.system.transfer import to_device
 
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
@@ -42,13 +45,9 @@ class CachedTeacher:
         size = num_images * kind.itemsize
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                os.posix_fallocate(
-                    handle, 0, size
-                )  # all ranks alike; a hole that finds no room later would be a SIGBUS
-            finally:
-                os.close(handle)
+            # where the file system lacks fallocate, glibc writes a zero where it has read one: into another's new row
+            with Claim(file.with_name(f".{file.name}.lock"), patience_s=math.inf):
+                _allocate(file, size)
             self._rows: NDArray[Any] = np.memmap(file, kind, "r+", shape=(num_images,))
         except OSError as error:
             rule = (
@@ -73,6 +72,15 @@ class CachedTeacher:
         rows["crc"] = [_checksum(row) for row in rows]
         self._rows[batch.places] = rows
         return logits
+
+
+def _allocate(file: Path, size: int) -> None:
+    """Make `file` `size` bytes long where it is shorter: a hole that finds no room later would be a SIGBUS."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    finally:
+        os.close(handle)
 
 
 def _checksum(row: Any) -> int:

@@ -15,7 +15,12 @@ from typing import Any
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.system.files import remove_leftovers, temporary_of, write_whole
-from fasttricks.system.process import launch_token
+from fasttricks.system.ownership import PATIENCE_S, Claim, InUseError, require_free
+from fasttricks.system.process import launch_token, restart_count
+
+LOCK = ".lock"
+_DYING_S = 30.0
+"""What torchrun started again may find its last start's main rank still giving a GPU's memory back."""
 
 _MAY_DIFFER = (
     *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
@@ -62,6 +67,44 @@ def _commit() -> str:
         return "unknown"
 
 
+def check_unused(config: TrainConfig) -> None:
+    """See that no other process trains in config.run_dir. Changes nothing. Waits for one that was just killed.
+
+    Raises ConfigError, naming it.
+    """
+    try:
+        require_free(Path(config.run_dir) / LOCK, patience_s=_patience_s())
+    except InUseError as error:
+        raise _in_use(config, error) from error
+
+
+def claim_run(config: TrainConfig) -> Claim:
+    """The run folder, made where it is not there, for this process alone. For the main rank.
+
+    Raises ConfigError where another process has it, and where it cannot be made.
+    """
+    folder = Path(config.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Claim(folder / LOCK, patience_s=_patience_s())
+    except InUseError as error:
+        raise _in_use(config, error) from error
+    except OSError as error:
+        raise _no_place(config, error) from error
+
+
+def _patience_s() -> float:
+    return _DYING_S if restart_count() else PATIENCE_S
+
+
+def _in_use(config: TrainConfig, error: InUseError) -> ConfigError:
+    return ConfigError(f"run_dir = {config.run_dir!r}: {error}, or give another --run-dir")
+
+
+def _no_place(config: TrainConfig, error: OSError) -> ConfigError:
+    return ConfigError(f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})")
+
+
 def check_run_dir(config: TrainConfig) -> None:
     """See that the run may be written to config.run_dir. Changes nothing.
 
@@ -90,8 +133,8 @@ def check_run_dir(config: TrainConfig) -> None:
 
 def _half_made(folder: Path) -> bool:
     """Whether `folder` is empty, or holds no more than open_run had made of it when it was killed."""
-    config_json = [path for path in folder.iterdir() if path.name.startswith(".config.json.")]
-    rest = [path for path in folder.iterdir() if path not in config_json]
+    passing = [path for path in folder.iterdir() if path.name.startswith((LOCK, ".config.json."))]
+    rest = [path for path in folder.iterdir() if path not in passing]
     return all(path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()) for path in rest)
 
 
@@ -105,7 +148,7 @@ def made_by_this_launch(run_dir: str) -> bool:
 
 
 def open_run(config: TrainConfig) -> Path:
-    """Make the run's folder and write config.json into it. For the main rank, after check_run_dir.
+    """Make the run's folder and write config.json into it. For the main rank, which has claimed it, after check_run_dir.
 
     Raises ConfigError where it cannot be made.
     """
@@ -116,9 +159,7 @@ def open_run(config: TrainConfig) -> Path:
         made = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
         write_json(folder / "config.json", made)
     except OSError as error:
-        raise ConfigError(
-            f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})"
-        ) from error
+        raise _no_place(config, error) from error
     return folder
 
 

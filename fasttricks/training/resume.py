@@ -49,6 +49,13 @@ class Resumed:
         """The checkpoint's file; empty where there is none."""
         return str(self.state.get("path", ""))
 
+    def set_damaged_aside(self) -> None:
+        """Rename what was damaged, with a note where that fails. For the main rank, once the folder is its own."""
+        try:
+            set_aside(self.damaged)
+        except OSError as error:
+            self.notes.append(f"the damaged file stays where it is ({error})")
+
 
 # ---------------------------------------------------------------------------------------------------- the conditions
 def conditions(task: Task, config: TrainConfig, world: World, train: Source, val: Source) -> dict[str, Any]:
@@ -153,8 +160,3 @@ def _check_same_on_all_ranks(found: Resumed, world: World) -> None:
     if total != step * world.size:
         rule = "must be seen alike by all ranks, on one shared disk"
         raise CheckpointError(f"checkpoints: {rule}; this rank (number {world.rank}) found that of step {step}")
-    if world.is_main and found.damaged:
-        try:
-            set_aside(found.damaged)
-        except OSError as error:
-            found.notes.append(f"the damaged file stays where it is ({error})")

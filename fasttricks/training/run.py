@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Run(Learner):
     monitor: GpuMonitor
     profiler: StepProfiler
     stop: StopRequest
+    claim: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """On `folder`, of the main rank: no other process writes to it."""
     conditions: dict[str, Any] = field(default_factory=dict)
     """What must be the same to resume (resume.py)."""
     epoch: int = 0

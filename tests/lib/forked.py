@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,17 +28,54 @@ from lib.tiny import environment, own_terminal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # the modules that ablation/worker.py names: it forks from the same server, which has but torch, DALI and the trainer
-_CONTEXT.set_forkserver_preload(["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader"])
+_CONTEXT.set_forkserver_preload(
+    ["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader", "matplotlib.backends.backend_agg"]
+)
 GIVE_UP_S = 120
 
 
 def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`python -m module args`, with further variables of the environment."""
+    with running(module, *args, **env) as started:
+        return started.wait()
+
+
+class Running:
+    """A command that has been started."""
+
+    def __init__(self, module: str, args: tuple[str, ...], env: Mapping[str, str], folder: str) -> None:
+        self.args, self._folder = [module, *args], Path(folder)
+        self.process = _start(_run_module, (module, args), dict(env), folder)
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def stop_at(self, path: Path) -> None:
+        """Hold it (SIGSTOP) as soon as it has made `path`."""
+        until_s = time.monotonic() + GIVE_UP_S
+        while not path.exists():
+            assert self.process.is_alive() and time.monotonic() < until_s, self.wait()
+        self.signal(signal.SIGSTOP)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Its end, and what it said; it is killed where it takes too long."""
+        _end([self.process])
+        said = [(self._folder / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(self.args, self.process.exitcode or 0, *said)
+
+
+@contextmanager
+def running(module: str, *args: str, **env: str) -> Iterator[Running]:
+    """`python -m module args` meanwhile; killed at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
-        process = _start(_run_module, (module, args), environment(**env), folder)
-        _end([process])
-        said = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess([module, *args], process.exitcode or 0, *said)
+        started = Running(module, args, environment(**env), folder)
+        try:
+            yield started
+        finally:
+            started.process.kill()
+            started.process.join()
 
 
 def on_terminal(module: str, *args: str, until: str, keys: bytes) -> tuple[int, str]:
@@ -72,6 +110,13 @@ def on_ranks(count: int, function: Callable[..., object], *args: object) -> None
         _end(started)
         said = {rank: (Path(folder) / str(rank) / "stderr").read_text() for rank in range(count)}
     assert [process.exitcode for process in started] == [0] * count, said
+
+
+def forked(function: Callable[..., object], *args: object) -> BaseProcess:
+    """function(*args), found by its name in its module, in a process of its own, with the output of this one."""
+    process = _CONTEXT.Process(target=function, args=args)
+    process.start()
+    return process
 
 
 def _start(function: Callable[..., object], args: tuple[object, ...], env: dict[str, str], output: str) -> BaseProcess:

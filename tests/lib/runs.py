@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -40,6 +40,12 @@ def interrupt(run: Run, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> Non
         patch.setattr(trainer, "train_step", stopping)
         with pytest.raises(Stop):
             fit(run)
+
+
+def let_go(runs: Iterable[Run]) -> None:
+    """Free the folders of runs that stand for those whose processes have ended."""
+    for run in runs:
+        run.claim.__exit__(None, None, None)
 
 
 def records(run: Run) -> list[dict[str, Any]]:

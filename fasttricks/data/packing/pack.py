@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import multiprocessing
@@ -32,7 +31,9 @@ from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.data.sources.listed import Where, read_at
 from fasttricks.data.sources.packed import FORMAT, INDEX, MANIFEST, PLAN, PackedImages, open_packed, write_index
 from fasttricks.system.files import write_whole
+from fasttricks.system.ownership import Claim, InUseError
 
+_LOCK = ".lock"
 _CHUNK = 16
 """Images a task of a worker: handing one over costs 0.1 ms."""
 
@@ -215,18 +216,20 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror}); give another OUT") from error
-    known = next((out / name for name in (MANIFEST, PLAN) if (out / name).exists()), None)
-    if known is None and any(entry.name != ".lock" for entry in out.iterdir()):
-        raise DataError(f"{out}: holds something that is no pack; give a folder that is empty or not there yet")
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{out}: another process is packing into it; wait for it, or end it") from error
-        if known is None:
-            write_whole(out / PLAN, json.dumps(plan).encode())
-        else:
+    try:
+        claim = Claim(out / _LOCK)
+    except InUseError as error:
+        raise DataError(f"{out}: {error}, or give another OUT") from error
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written to ({error.strerror}); give another OUT") from error
+    with claim:
+        known = next((out / name for name in (MANIFEST, PLAN) if (out / name).exists()), None)
+        if known is not None:
             _same_plan(known, plan)
+        elif any(not entry.name.startswith((_LOCK, f".{PLAN}")) for entry in out.iterdir()):  # else of a killed start
+            raise DataError(f"{out}: holds something that is no pack; give a folder that is empty or not there yet")
+        else:
+            write_whole(out / PLAN, json.dumps(plan).encode())
         yield
 
 

@@ -14,15 +14,14 @@ ranks of a run make it once. Its manifest (files and bytes) finds what was lost 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from rich.console import Console
 from fasttricks.data.sources import demo_images
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
+from fasttricks.system.ownership import Claim, Owner
 from fasttricks.system.progress import counted
 
 CLASSES = tuple(demo_images.SHAPES)
@@ -63,7 +63,7 @@ def make_demo(
         return root
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f".{root.name}.lock"):
+        with Claim(cache / f".{root.name}.lock", patience_s=math.inf, waiting=_say_who):
             if not _is_whole(root):  # another process may have made it while this one waited
                 _build(root, seed, (num_train, num_val), workers)
     except OSError as error:
@@ -108,12 +108,8 @@ def _is_whole(root: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel lets go of it when this process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _say_who(owner: Owner) -> None:
+    Console(stderr=True).print(f"Waiting for the demo data, which {owner} makes", soft_wrap=True)
 
 
 def _build(root: Path, seed: int, counts: tuple[int, int], workers: int) -> None:

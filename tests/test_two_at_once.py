@@ -1,0 +1,98 @@
+"""The same command twice at once: one owner a folder. The second is refused, waits or shares; a kill lets go."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fasttricks.learning.teacher_cache import _checksum
+from lib.forked import python_m, running
+from lib.tiny import arguments
+
+WHO = f"on {socket.gethostname()} since 20"
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps of the records of training, all of them whole."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if "train_loss" in record]
+
+
+def test_train_is_refused_where_another_trains_and_goes_on_once_that_is_killed(tiny_data: Path, tmp_path: Path) -> None:
+    args = arguments(tiny_data, tmp_path / "run", "--epochs", "2", "--checkpoint-steps", "1", "--resume")
+    with running("fasttricks.train", *args) as first:
+        first.stop_at(tmp_path / "run" / "metrics.jsonl")
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+        second = python_m("fasttricks.train", *args)
+        assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+        assert second.returncode == 2
+        assert second.stderr.startswith(f"error: run_dir = '{tmp_path}/run': is in use by pid {first.pid} {WHO}")
+        assert second.stderr.endswith("; wait for it or end it, or give another --run-dir\n")
+        first.signal(signal.SIGKILL)
+    third = python_m("fasttricks.train", *args)
+    assert third.returncode == 0, third.stderr
+    assert steps_of(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--resume"]], ids=["new", "resume"])
+def test_of_two_that_begin_at_once_one_trains(tiny_data: Path, tmp_path: Path, more: list[str]) -> None:
+    args = arguments(tiny_data, tmp_path / "run", "--epochs", "8", *more)
+    with running("fasttricks.train", *args) as first, running("fasttricks.train", *args) as second:
+        ended = [first.wait(), second.wait()]
+    codes = [one.returncode for one in ended]
+    # the one that waited finds a run that was not there when it looked, and a third look would find it finished
+    assert sorted(codes) == [0, 2], [one.stderr for one in ended]
+    said = ended[codes.index(2)].stderr
+    assert "is in use by pid" in said or "is there already" in said or "has gone on with it meanwhile" in said
+    assert steps_of(tmp_path / "run") == list(range(1, 25))
+
+
+def test_pack_is_refused_where_another_packs_and_goes_on_once_that_is_killed(tiny_data: Path, tmp_path: Path) -> None:
+    args = ["pack", str(tiny_data), str(tmp_path / "out"), "--shard-images", "1"]
+    with running("fasttricks.data.prepare", *args) as first:
+        first.stop_at(tmp_path / "out" / "train" / "shard-00001.bin")
+        second = python_m("fasttricks.data.prepare", *args)
+        assert second.returncode == 2
+        assert f"error: {tmp_path}/out/train: is in use by pid {first.pid} {WHO}" in second.stderr
+        first.signal(signal.SIGKILL)
+    assert python_m("fasttricks.data.prepare", *args).returncode == 0
+    assert python_m("fasttricks.data.prepare", "check", str(tmp_path / "out")).returncode == 0
+
+
+def test_two_runs_fill_one_cache_of_the_teachers_logits(tiny_data: Path, teacher_run: Path, tmp_path: Path) -> None:
+    more = [
+        "--data.fixed-augmentation",
+        "--distill.teacher",
+        str(teacher_run),
+        "--distill.cache",
+        str(tmp_path / "cache"),
+    ]
+    with (
+        running("fasttricks.train", *arguments(tiny_data, tmp_path / "a", *more)) as first,
+        running("fasttricks.train", *arguments(tiny_data, tmp_path / "b", *more)) as second,
+    ):
+        for one in (first, second):
+            ended = one.wait()
+            assert ended.returncode == 0, ended.stderr
+    (file,) = (tmp_path / "cache").iterdir()
+    rows = np.memmap(file, np.dtype([("image", "<i8"), ("crc", "<u4"), ("logits", np.float32, 3)]), "r")
+    assert sorted(rows["image"]) == list(range(1, 46))
+    assert all(row["crc"] == _checksum(row) for row in rows)
+
+
+@pytest.mark.slow
+def test_two_ablations_share_the_runs(tiny_data: Path, tmp_path: Path) -> None:
+    small = ["--factors", "label_smoothing", "--seeds", "2"]
+    args = ["leave-one-out", *arguments(tiny_data, tmp_path / "a", *small, "--epochs", "1")]
+    with running("fasttricks.ablate", *args) as first, running("fasttricks.ablate", *args) as second:
+        assert [first.wait().returncode, second.wait().returncode] == [0, 0]
+    logs = list((tmp_path / "a" / "runs").glob("*/*.log"))
+    assert len(logs) == 4 and all(log.read_text().count("everything is in") == 1 for log in logs)
+    assert not list((tmp_path / "a").rglob("*.lock"))
