@@ -196,7 +196,7 @@ def test_what_is_asked_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert call(prepare.main, "scan") == 2
     assert "scan needs DIR first: python -m fasttricks.data.prepare scan DIR" in capsys.readouterr().err
     assert call(prepare.main, "scan", str(tmp_path / "nowhere")) == 2
-    assert "nowhere: not a folder; give the folder that holds train/ and val/" in capsys.readouterr().err
+    assert "nowhere: no such folder; give the folder that holds train/ and val/" in capsys.readouterr().err
     assert call(prepare.main, "scan", str(tmp_path)) == 2
     assert "no image below it" in capsys.readouterr().err
     assert call(prepare.main, "scan", str(tmp_path), "--workers", "-1") == 2

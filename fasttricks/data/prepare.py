@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,12 +57,13 @@ def scan(args: Sequence[str]) -> None:
     from fasttricks.data.packing.scan import list_files, scan_files
     from fasttricks.data.sources.errors import DataError, show_name
     from fasttricks.data.sources.quarantine import write_quarantine
+    from fasttricks.data.sources.walk import why_none
     from fasttricks.system.progress import counted
 
     (root,), rest = _places(args, "scan", ("DIR",))
     config = parse(ScanConfig(), rest, prog=f"{PROG} scan DIR", description=scan.__doc__ or "")
-    if not root.is_dir():
-        raise DataError(f"{root}: not a folder; give the folder that holds train/ and val/")
+    if what := why_none(root):
+        raise DataError(f"{root}: {what}; give the folder that holds train/ and val/")
     files = list_files(root)
     workers = config.workers or len(os.sched_getaffinity(0))
     with counted("scan", len(files)) as advance:
@@ -144,7 +146,7 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
             raise KeyboardInterrupt("the same command goes on where it stopped") from None
         what = config.altered or "byte for byte as they were"
         print(f"{out / split}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {what}")
-        for name, why in list(report.troubles.items())[:20]:
+        for name, why in islice(report.troubles.items(), 20):
             print(f"  {split}/{show_name(name)}: {why}")
         if len(report.troubles) > 20:
             print(f"  and {len(report.troubles) - 20} more: see troubles in {out / split / 'pack.json'}")

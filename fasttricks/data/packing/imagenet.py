@@ -80,10 +80,11 @@ def _images(root: Path, classes: tuple[str, ...], named: list[tuple[str, tuple[i
 
 def _read_train(path: Path, classes: tuple[str, ...]) -> list[tuple[str, tuple[int, int]]]:
     named = []
+    wanted = set(classes)
     found = set()
     for name, (start, length) in _members(path, _CLASS_TAR, "n01440764.tar"):
         synset = name.removesuffix(".tar")
-        if synset not in classes:
+        if synset not in wanted:
             known = f"the {len(classes)} classes of the development kit"
             raise DataError(f"{path}: class {synset} is not among {known}; take the matching archives")
         found.add(synset)
@@ -92,7 +93,7 @@ def _read_train(path: Path, classes: tuple[str, ...]) -> list[tuple[str, tuple[i
         if not images:
             raise DataError(f"{path}: {name} holds no image")
         named += [(f"{synset}/{image}", place) for image, place in images]
-    missing = sorted(set(classes) - found)
+    missing = sorted(wanted - found)
     if missing:
         some = f"{len(missing)} of {len(classes)} classes are missing, such as {missing[0]}"
         raise DataError(f"{path}: {some}; take the whole archive")

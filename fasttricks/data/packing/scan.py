@@ -14,17 +14,20 @@ import io
 import multiprocessing
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from fasttricks.data.sources.errors import why_unreadable
-from fasttricks.data.sources.folder import is_clutter, named_image
+from fasttricks.data.sources.folder import named_image
 from fasttricks.data.sources.headers import image_format, problem
 from fasttricks.data.sources.listed import Where, read_at
+from fasttricks.data.sources.walk import SPLITS, is_dataset, list_folder
 
 _CHUNK = 64  # files a task: a tenth of a second
+_UNKNOWN_LEVELS = 2  # as in a data set
 
 
 def scan_files(
@@ -61,20 +64,43 @@ def scan_files(
 
 
 def list_files(root: Path) -> list[str]:
-    """Paths, relative to `root`, of all files below it, sorted, hidden ones aside. Links are followed, each folder once."""
+    """Paths, relative to `root`, of all files below it, sorted, hidden ones aside: each name by which training may take an
+    image, whether `root` is a data set, a split or a class folder, and then whatever else lies there.
+
+    Links are followed. A folder that has several names is listed by each that may be a class folder's, three levels deep where
+    it is unknown which is; further below, and beside train/ and val/, once. A folder in a class folder that is named as an
+    image is a file: none that can be read. Raises DataError for a folder that cannot be listed.
+    """
+    class_level = _class_level(root)
+    deepest = _UNKNOWN_LEVELS if class_level is None else class_level
+    beside = is_dataset(root)
     files: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
+    entered: set[tuple[int, int]] = set()
+    named: deque[tuple[str, int, frozenset[tuple[int, int]]]] = deque([("", 0, frozenset())])
+    once: deque[tuple[str, int, frozenset[tuple[int, int]]]] = deque()
+    while named or once:
+        by_name = bool(named)
+        inside, level, above = (named or once).popleft()
+        there = list_folder(root / inside)
+        if there.identity in (above if by_name else entered):
             continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not is_clutter(name))
-        inside = os.path.relpath(folder, root)
-        prefix = "" if inside == "." else f"{inside}/"
-        files += [prefix + name for name in names if not is_clutter(name)]
+        entered.add(there.identity)
+        files += [inside + name for name in there.files]
+        for name in there.folders:
+            if by_name and level == class_level and named_image(name):
+                files.append(inside + name)
+            elif by_name and level < deepest and not (beside and level == 0 and name not in SPLITS):
+                named.append((f"{inside}{name}/", level + 1, above | {there.identity}))
+            else:
+                once.append((f"{inside}{name}/", level + 1, above))
     return sorted(files)
+
+
+def _class_level(root: Path) -> int | None:
+    """How far below `root` the class folders of training are, by the names of the folders; None where they do not tell."""
+    place = Path(os.path.abspath(root))
+    known = {2: is_dataset(root), 1: place.name in SPLITS, 0: place.parent.name in SPLITS}
+    return next((level for level, holds in known.items() if holds), None)
 
 
 def examine(file: bytes, max_pixels: int) -> str | None:
@@ -118,6 +144,8 @@ def _examine_files(root: str, names: list[str], max_pixels: int) -> tuple[int, d
         try:
             file = read_at(Where(f"{root}{os.sep}{name}"))
         except OSError as error:
+            if not named_image(name):
+                continue
             reason: str | None = why_unreadable(error)
         else:
             if image_format(file[:12]) is None and not named_image(name):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fasttricks.config import DataConfig
 from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
 from fasttricks.data.sources.headers import problem
@@ -70,11 +71,11 @@ class Feed:
     ) -> None:
         self._source, self._shards, self._config = source, shards, config
         self._training, self._seed = training, seed
-        self.bad = dict(source.bad)
+        self.bad: dict[int, str] = {}
         """Bad images found so far, by number, and why."""
         self._part = shards.part(rank)
         self._labels = np.asarray(source.labels, np.int64)
-        self._check_bad()
+        self.recall({})
         self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
 
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -110,24 +111,18 @@ class Feed:
         """(place, image, file) of each place that has an image. In a thread of the pool."""
         read = []
         for place in places:
-            for image in self._candidates(place):
+            image: int | None = place
+            while image is not None:
                 file = self._good(image)
                 if file is not None:
                     read.append((place, image, file))
                     break
+                image = self._stand_ins.after(place) if self._training else None
             else:
                 if self._training:
-                    raise DataError(f"{self._source.root}: not one good image is left; {list(self.bad.values())[-1]}")
+                    why = next(reversed(self.bad.values()))
+                    raise DataError(f"{self._source.root}: not one good image is left; {why}")
         return read
-
-    def _candidates(self, place: int) -> Iterator[int]:
-        """The image, then, in training, who may stand in for it: those of its class after it and round, then all."""
-        yield place
-        if self._training:
-            mates = np.flatnonzero(self._labels == self._labels[place])
-            yield from np.roll(mates, -1 - int(np.searchsorted(mates, place))).tolist()
-            yield from range(place + 1, len(self._labels))
-            yield from range(place)
 
     def _good(self, image: int) -> bytes | None:
         """Its file; None where it is bad, which is then known."""
@@ -145,19 +140,23 @@ class Feed:
 
     def mark(self, image: int, reason: str) -> None:
         """Note that an image is bad. What was read ahead is as it was: ask for new jobs. Raises DataError for too many."""
+        self._stand_ins.mark(image)
         self.bad[image] = reason
         self._check_bad()
 
     def recall(self, bad: Mapping[int, str]) -> None:
         """Know those images as bad that an earlier Feed of this rank knew, and no others. Raises DataError for too many."""
         self.bad = {**self._source.bad, **bad}
+        self._stand_ins = StandIns(self._labels)
+        for image in self.bad:
+            self._stand_ins.mark(image)
         self._check_bad()
 
     def _check_bad(self) -> None:
         count, limit = len(self._source), self._config.max_bad
         if len(self.bad) <= limit * count and len(self.bad) < count:
             return
-        image, why = list(self.bad.items())[-1]
+        image, why = next(reversed(self.bad.items()))
         if len(self.bad) == count:  # there would be no end to the search for one
             raise DataError(f"{self._source.root}: not one good image is left; {why}")
         raise DataError(

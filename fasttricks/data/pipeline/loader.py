@@ -243,7 +243,7 @@ class Loader:
 
     def _name_bad(self) -> None:
         """Say which files were found bad since the last time."""
-        new = [image for image in sorted(self._feed.bad.copy()) if image not in self._named]
+        new = sorted(image for image in self._feed.bad.copy() if image not in self._named)
         then = "replaced by another of its class" if self._training else "left out"
         for image in new[:_SHOWN]:
             name, why = show_name(self._source.name(image)), self._feed.bad[image]

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
 from fasttricks.data.sources.headers import HEADER_BYTES, why_no_image
 from fasttricks.data.sources.listed import ListedImages, Where
-from fasttricks.data.sources.quarantine import QUARANTINE, read_quarantine
+from fasttricks.data.sources.quarantine import read_quarantine
+from fasttricks.data.sources.walk import SPLITS, Listing, is_dataset, list_folder, why_none
+from fasttricks.system.progress import counted
 
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
 
@@ -44,9 +47,10 @@ _READ = [
 _NOT_READ = ["gif", "heic", "avif"]
 _EXTENSIONS = frozenset(_READ + _NOT_READ)
 """A file whose name ends so was meant to be an image."""
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini", QUARANTINE})
 _CHUNK = 2048  # files a task of the header check: large enough that handing out tasks costs nothing
 _NAMED = 5  # how many offenders an error names
+_PATIENCE_S = 2.0  # before a progress bar is shown
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,49 +72,52 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
             None: the sorted names of the folders.
 
     A file is an image if its first bytes say so; the pixels are not decoded. One that is none is in `bad` if its name is
-    an image's or the quarantine list has it, and skipped, as hidden files, Thumbs.db and desktop.ini are, if not: with a
-    warning that counts them.
+    an image's, and skipped, as hidden files, Thumbs.db and desktop.ini are, if not: with a warning that counts them.
+    Quarantine lists change nothing in that: an image that one has is in `bad`, anything else that one has is as without.
 
     Raises DataError for: no such folder, not a folder, empty, no class folders, files beside them, folders in a class
-    folder, a class folder without a good image, a class that is not in `classes`, a damaged quarantine list.
+    folder, a folder that cannot be listed, a class folder without a good image, a class that is not in `classes`, a
+    damaged quarantine list.
 
-    Cost: one directory listing a class and one read of 12 bytes a file, in threads.
+    Cost: one directory listing a class and one read of 12 bytes a file, in threads, with a progress bar after 2 s. 1.3
+    million names in 21,841 classes on a tmpfs, fingerprint too: 9 CPU seconds and 270 MB (tests/test_data_many.py).
     """
     root = Path(root)
-    folders, loose, skipped = _list_root(root)
-    if not folders:
-        raise DataError(f"{root}: {_loose_files(loose)}, but no class folders; {LAYOUT}")
-    if loose:
-        raise DataError(f"{root}: {_names(loose)} lies beside the class folders; move it into one or away")
-    known = tuple(folders) if classes is None else tuple(classes)
+    top = _list_root(root)
+    known = tuple(top.folders) if classes is None else tuple(classes)
     index = {name: label for label, name in enumerate(known)}
-    strangers = [name for name in folders if name not in index]
+    strangers = [name for name in top.folders if name not in index]
     if strangers:
         raise DataError(
             f"{root}: class folder {_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
             f"add it there or remove it here"
         )
+    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
+        # map() keeps the order, so that the result does not depend on which thread ends first
+        listings = pool.map(lambda name: (1, _list_class(root, name)), top.folders)
+        found = dict(zip(top.folders, _with_bar(f"list {root.name}", len(top.folders), listings), strict=True))
+        total = sum(len(listing.files) for listing in found.values())
+        parts = _chunks(chain.from_iterable(listing.files for listing in found.values()))
+        checked = pool.map(lambda part: (len(part), _reasons(root, part)), parts)
+        no_image = {file: why for part in _with_bar(f"check {root.name}", total, checked) for file, why in part.items()}
+    reasons = no_image | read_quarantine(root, [name for name, listing in found.items() if listing.quarantine])
     files: list[str] = []
     labels: list[int] = []
     bad: dict[int, str] = {}
-    quarantined = read_quarantine(root)
-    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        # map() keeps the order, so that the result does not depend on which thread ends first
-        found = list(pool.map(lambda name: _list_class(root, name), folders))
-        reasons = pool.map(lambda part: _reasons(root, part), _chunks([file for part, _ in found for file in part]))
-        reason = {file: why for part in reasons for file, why in part.items()} | quarantined
-        for name, (listed, hidden) in zip(folders, found, strict=True):
-            kept = [file for file in listed if file not in reason or named_image(file) or file in quarantined]
-            worst = {len(files) + at: reason[file] for at, file in enumerate(kept) if file in reason}
-            if len(worst) == len(kept):
-                why = f" ({show_name(listed[0])}: {reason[listed[0]]})" if listed else ""
-                way_out = "add images or remove the folder"
-                raise DataError(f"{root / name}: class folder with no image in it{why}; {way_out}")
-            bad |= worst
-            files += kept
-            labels += [index[name]] * len(kept)
-            skipped += [file for file in listed if file not in set(kept)] if len(kept) < len(listed) else []
-            skipped += hidden
+    skipped = list(top.hidden)
+    for name, (_, there, hidden, *_) in found.items():
+        kept = [file for file in there if file not in no_image or named_image(file)]
+        worst = {at: reasons[file] for at, file in enumerate(kept, len(files)) if file in reasons}
+        if len(worst) == len(kept):
+            why = f" ({show_name(there[0])}: {reasons[there[0]]})" if there else ""
+            way_out = "add images or remove the folder"
+            raise DataError(f"{root / name}: class folder with no image in it{why}; {way_out}")
+        bad |= worst
+        files += kept
+        labels += [index[name]] * len(kept)
+        if len(kept) < len(there):
+            skipped += [file for file in there if file in no_image and not named_image(file)]
+        skipped += hidden
     if skipped:
         what = f"{len(skipped)} hidden or system files, or files without an image's name and content"
         warnings.warn(f"{root}: skipped {what} ({_names(skipped)})", stacklevel=2)
@@ -132,61 +139,47 @@ def open_folder(root: str, split: str, classes: tuple[str, ...] | None) -> Image
 
 def _check_layout(root: Path) -> None:
     """Raise DataError where `root` is no folder with train/ and val/ in it."""
-    if not root.exists():
-        raise DataError(f"{root}: no such folder; give the folder that holds train/ and val/ as --data.root")
-    if not root.is_dir():
-        raise DataError(f"{root}: not a folder; give the folder that holds train/ and val/ as --data.root")
-    missing = [split for split in ("train", "val") if not (root / split).is_dir()]
-    if missing:
-        there = _names(sorted(os.listdir(root))) or "nothing"
-        raise DataError(f"{root}: no folder {' and no folder '.join(missing)} in it (there is {there}); {LAYOUT}")
+    if is_dataset(root):
+        return
+    if what := why_none(root):
+        raise DataError(f"{root}: {what}; give the folder that holds train/ and val/ as --data.root")
+    there = list_folder(root)
+    missing = [split for split in SPLITS if split not in there.folders]
+    names = _names(sorted(there.folders + there.files + there.hidden)) or "nothing"
+    raise DataError(f"{root}: no folder {' and no folder '.join(missing)} in it (there is {names}); {LAYOUT}")
 
 
-def _list_root(root: Path) -> tuple[list[str], list[str], list[str]]:
-    """(sorted folder names, sorted loose files, hidden entries skipped)."""
-    if not root.exists():
-        raise DataError(f"{root}: no such folder; {LAYOUT}")
-    if not root.is_dir():
-        raise DataError(f"{root}: not a folder; {LAYOUT}")
-    folders, loose, skipped = [], [], []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name == QUARANTINE:
-                continue
-            if is_clutter(entry.name):
-                skipped.append(entry.name)
-            elif entry.is_dir():
-                folders.append(entry.name)
-            else:
-                loose.append(entry.name)
-    if not folders and not loose:
+def _list_root(root: Path) -> Listing:
+    """What lies in a split: class folders alone."""
+    if what := why_none(root):
+        raise DataError(f"{root}: {what}; {LAYOUT}")
+    there = list_folder(root)
+    if there.folders and there.files:
+        raise DataError(f"{root}: {_names(there.files)} lies beside the class folders; move it into one or away")
+    if there.files:
+        loose = f"{len(there.files)} files lie directly in it ({_names(there.files)})"
+        raise DataError(f"{root}: {loose}, but no class folders; {LAYOUT}")
+    if not there.folders:
         raise DataError(f"{root}: the folder is empty; {LAYOUT}")
-    return sorted(folders), sorted(loose), skipped
+    return there
 
 
-def _list_class(root: Path, name: str) -> tuple[list[str], list[str]]:
-    """(sorted paths relative to root of the files in a class folder, hidden entries skipped)."""
-    kept: list[str] = []
-    skipped: list[str] = []
-    with os.scandir(root / name) as entries:
-        for entry in entries:
-            path = f"{name}/{entry.name}"
-            if not named_image(path) and _is_folder(entry) and not is_clutter(entry.name):
-                raise DataError(f"{root}: {show_name(path)} is a folder inside a class folder; {LAYOUT}")
-            (skipped if is_clutter(entry.name) else kept).append(path)
-    return sorted(kept), sorted(skipped)
+def _list_class(root: Path, name: str) -> Listing:
+    """What lies in a class folder, by paths relative to root. A folder named as an image is a file, which is bad."""
+    there = list_folder(root / name)
+    inner = next((folder for folder in there.folders if not named_image(folder)), None)
+    if inner is not None:
+        raise DataError(f"{root}: {show_name(f'{name}/{inner}')} is a folder inside a class folder; {LAYOUT}")
+    files, hidden = sorted(there.files + there.folders), there.hidden
+    return there._replace(folders=[], files=[f"{name}/{f}" for f in files], hidden=[f"{name}/{h}" for h in hidden])
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a loop of links
-        return False
-
-
-def is_clutter(name: str) -> bool:
-    """Whether a file or folder of this name is passed over: hidden, or a system's."""
-    return name.startswith(".") or name.lower() in _CLUTTER
+def _with_bar(text: str, total: int, parts: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """What comes with each count of `parts`, under a bar that counts up to `total` once that takes long."""
+    with counted(text, total, after=_PATIENCE_S) as advance:
+        for count, part in parts:
+            advance(count)
+            yield part
 
 
 def named_image(path: str) -> bool:
@@ -194,7 +187,7 @@ def named_image(path: str) -> bool:
     return path.rpartition(".")[2].lower() in _EXTENSIONS
 
 
-def _chunks(files: list[str]) -> Iterator[list[str]]:
+def _chunks(files: Iterable[str]) -> Iterator[list[str]]:
     source = iter(files)
     while part := list(islice(source, _CHUNK)):
         yield part
@@ -223,7 +216,3 @@ def _why_bad(path: str) -> str | None:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(show_name, names[:_NAMED])) + more
-
-
-def _loose_files(loose: Sequence[str]) -> str:
-    return f"{len(loose)} files lie directly in it ({_names(loose)})"

@@ -83,7 +83,7 @@ class PackedImages(ListedImages):
 
 def is_packed(folder: Path) -> bool:
     """Whether a packed split lies there, or a part of one."""
-    return (folder / MANIFEST).exists() or (folder / PLAN).exists()
+    return any(os.path.exists(folder / name) for name in (MANIFEST, PLAN))
 
 
 def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> PackedImages:
@@ -115,7 +115,8 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
             raise DataError(
                 f"{root}: class {', '.join(strangers[:5])} has no counterpart in train; pack both from one folder"
             )
-        labels = np.array([classes.index(name) for name in known], np.uint32)[labels]
+        number = {name: label for label, name in enumerate(classes)}
+        labels = np.array([number[name] for name in known], np.uint32)[labels]
         known = classes
     named = root, tuple(known), files, tuple(labels.tolist())
     return PackedImages(*named, tuple(shards), columns, str(manifest["altered"]), bad=bad)

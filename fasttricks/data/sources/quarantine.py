@@ -1,5 +1,7 @@
 """The list of bad files that `python -m fasttricks.data.prepare scan DIR` writes and training honours.
 
+DIR is a data set, a split or a class folder.
+
 DIR/quarantine.jsonl: one JSON object a line, {"file": path relative to DIR, "reason": words}. JSON escapes what a name may
 hold: new lines, quotes, and bytes that are no UTF-8, which Python carries as lone surrogates (\\udc80 to \\udcff). Names are
 compared as they are on the disk. A file that is not there any more does no harm. No torch, no DALI.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fasttricks.config import UserError
@@ -21,13 +23,15 @@ class QuarantineError(UserError):
     """A quarantine list that cannot be read or written."""
 
 
-def read_quarantine(root: Path) -> dict[str, str]:
-    """Path relative to `root` -> reason: of the list in `root`, and of that in the folder above, which holds the splits.
+def read_quarantine(root: Path, classes: Iterable[str] = ()) -> dict[str, str]:
+    """Path relative to `root`, a split -> reason: of the list in `root`, of that in the folder above, which holds the splits,
+    and of those in its class folders `classes`.
 
     Raises QuarantineError for a line that is not of the format.
     """
     above = {name: why for name, why in _read(root.parent).items() if name.startswith(f"{root.name}/")}
-    return {name[len(root.name) + 1 :]: why for name, why in above.items()} | _read(root)
+    below = {f"{folder}/{name}": why for folder in classes for name, why in _read(root / folder).items()}
+    return {name[len(root.name) + 1 :]: why for name, why in above.items()} | _read(root) | below
 
 
 def write_quarantine(root: Path, reasons: Mapping[str, str]) -> Path:

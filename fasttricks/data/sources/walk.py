@@ -1,0 +1,81 @@
+"""What lies in a folder of images: the one rule by which training lists, scan examines and packing reads. No torch, no DALI.
+
+A link is what it points to. One that points nowhere, or round in a circle, is a file, which cannot be read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.quarantine import QUARANTINE
+
+SPLITS = ("train", "val")
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "lost+found"})
+
+
+class Listing(NamedTuple):
+    """What lies in one folder, by name, each sorted."""
+
+    folders: list[str]
+    files: list[str]
+    hidden: list[str]
+    """Passed over: hidden, or a system's."""
+    quarantine: bool
+    """Whether a quarantine list is there."""
+    identity: tuple[int, int]
+    """Device and inode: the same folder by another name has the same."""
+
+
+def list_folder(folder: Path | str) -> Listing:
+    """What lies in `folder`. Raises DataError where it cannot be read, for want of permission too. Cost: two system calls
+    a folder, and one a link."""
+    folders: list[str] = []
+    files: list[str] = []
+    hidden: list[str] = []
+    quarantine = False
+    try:
+        inside = os.stat(f"{folder}{os.sep}.")  # the dot asks whether what lies in it may be opened
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name == QUARANTINE:
+                    quarantine = True
+                elif _is_clutter(entry.name):
+                    hidden.append(entry.name)
+                else:
+                    (folders if _is_folder(entry) else files).append(entry.name)
+    except OSError as error:
+        rule = "must be a folder that this user may list and enter (chmod u+rx)"
+        way_out = "make it so, or move it out of the data set"
+        raise DataError(f"{folder}: {rule}, but: {error.strerror}; {way_out}") from error
+    return Listing(sorted(folders), sorted(files), sorted(hidden), quarantine, (inside.st_dev, inside.st_ino))
+
+
+def why_none(folder: Path) -> str:
+    """Why that is no folder, in words; empty where it is one, also one that cannot be read, as list_folder says."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such folder"
+    except OSError:
+        return ""
+    return "" if is_folder else "not a folder"
+
+
+def is_dataset(root: Path) -> bool:
+    """Whether both splits are there: the layout that training takes."""
+    return all(os.path.isdir(root / split) for split in SPLITS)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _CLUTTER
