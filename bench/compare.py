@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fasttricks.config import UserError
-from fasttricks.config.cli import run_main
+from fasttricks.system.command import run_main
 
 TOLERANCE = 0.05
 

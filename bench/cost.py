@@ -20,8 +20,9 @@ from rich.table import Table
 from bench import loader
 from bench.pairs import processes
 from fasttricks.config import Range, check_fields
-from fasttricks.config.cli import parse, run_main
+from fasttricks.config.cli import parse
 from fasttricks.data.sources.folder import scan_folder
+from fasttricks.system.command import run_main
 
 COUNTED = 5
 """Batches of a turn that count, after loader.SKIPPED that do not."""

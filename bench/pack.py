@@ -24,12 +24,13 @@ from rich.table import Table
 from bench import loader
 from bench.cost import measure, repeats
 from fasttricks.config import DataConfig, Range, check_fields
-from fasttricks.config.cli import parse, run_main
+from fasttricks.config.cli import parse
 from fasttricks.data.packing.pack import PackConfig, pack_split
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.listed import ListedImages
+from fasttricks.system.command import run_main
 
 
 @dataclass(frozen=True, kw_only=True)

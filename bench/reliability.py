@@ -26,10 +26,11 @@ import torch.multiprocessing as mp
 
 from fasttricks import trainer
 from fasttricks.config import Range, check_fields
-from fasttricks.config.cli import parse, run_main
+from fasttricks.config.cli import parse
 from fasttricks.config.recipes import find_recipe
 from fasttricks.data.batch import Batch
 from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.command import run_main
 from fasttricks.system.distributed import Vote, World, cpu_name, keep_freed_memory, resolve_device
 from fasttricks.training import build
 from fasttricks.training.run import Run, save

@@ -26,10 +26,11 @@ from bench.images import link_images, shrink_images
 from bench.pairs import BUSY, Row, by_turns, show_ratio
 from bench.step import StepCase
 from fasttricks.config import Precision, Range, check_fields, model_info, replace_at, require
-from fasttricks.config.cli import parse, run_main
+from fasttricks.config.cli import parse
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data.sources import open_split
 from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.command import run_main
 from fasttricks.system.distributed import World, resolve_device
 from fasttricks.system.monitor import start_monitor
 

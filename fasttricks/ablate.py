@@ -38,11 +38,13 @@ def main(args: Sequence[str]) -> None:
 
     from fasttricks.ablation.queue import ablate
 
-    before = signal.signal(signal.SIGTERM, _stop)
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, _stop) for number in ends}
     try:
         failed = ablate(tables, config, command=f"{PROG} {' '.join(args)}")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if failed:
         print(f"error: {failed} run(s) failed, their cells stay blank; the tables name them", file=sys.stderr)
         raise SystemExit(1)
@@ -86,6 +88,6 @@ def table_help() -> str:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
     run_main(main)

@@ -279,17 +279,18 @@ def main(args: Sequence[str]) -> None:
     with join_world(config.device) as world:
         costs = measure(config, world)
         text = report(costs, config, world)
-    print(text, end="")
     if files:
         try:
             files[0].write_text(text)
             plot(costs, files[1])
         except OSError as error:
+            print(text, end="")
             raise ConfigError(f"output = {config.output!r}: must be a place to write to ({error})") from error
+    print(text, end="")
 
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
-    run_main(main)
+    run_main(main, prints_result=True)

@@ -170,6 +170,6 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
     run_main(main)

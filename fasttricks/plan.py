@@ -122,6 +122,6 @@ def extend(recipe: TrainConfig) -> PlanConfig:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
-    run_main(main)
+    run_main(main, prints_result=True)

@@ -62,7 +62,7 @@ class Prediction(NamedTuple):
 def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Prediction]:
     """The likeliest classes of each image, in the order given, a batch at a time.
 
-    Images go through the validation pipeline (data.Loader). One that cannot be read
+    Images go through the validation pipeline (data.Loader), one for all of them. One that cannot be read
     or decoded has an error and no classes; the others are as they would be without it.
     """
     import torch
@@ -75,10 +75,13 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
     autocast, names = make_autocast(precision, world.device), saved.classes
-    for first in range(0, len(paths), BATCH_SIZE):
-        group = paths[first : first + BATCH_SIZE]
-        images, errors = load(group, config, world)
-        found = {}
+    files = [os.path.abspath(path).lstrip("/") for path in paths]
+    found: dict[str, list[tuple[str, float]]] = {}
+    errors: dict[str, str] = {}
+    said = 0
+    for part, images, bad in load(tuple(dict.fromkeys(files)), config, world):
+        errors |= bad
+        found |= {file: [] for file in part}
         if images:
             with torch.no_grad():
                 logits = evaluation_logits(
@@ -86,39 +89,42 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
                 )
             shares, order = logits.double().softmax(1).topk(min(config.top, len(names)))
             rows = zip(order.tolist(), shares.tolist(), strict=True)
-            found = {p: [(names[i], s) for i, s in zip(*row, strict=True)] for p, row in zip(images, rows, strict=True)}
-        for path in group:
-            yield Prediction(path, found.get(path, []), errors.get(path, ""))
+            found |= {
+                f: [(names[i], s) for i, s in zip(*row, strict=True)] for f, row in zip(images, rows, strict=True)
+            }
+        while said < len(paths) and files[said] in found:
+            yield Prediction(paths[said], found[files[said]], errors.get(files[said], ""))
+            said += 1
 
 
-def load(paths: Sequence[str], config: PredictConfig, world: World) -> tuple[dict[str, Any], dict[str, str]]:
-    """(path -> its pixels, (3, S, S), as validation has them; path -> why it has none), of one path or more."""
+def load(
+    files: tuple[str, ...], config: PredictConfig, world: World
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, str]]]:
+    """Of each batch: its files; file -> its pixels, (3, S, S), as validation has them; file -> why it has none.
+
+    files: below /, each once.
+    """
     from fasttricks.data.pipeline.loader import Loader
     from fasttricks.data.sources.errors import DataError
     from fasttricks.data.sources.folder import ImageFolder
     from fasttricks.learning.precision import image_dtype
 
-    named = {path: os.path.abspath(path).lstrip("/") for path in paths}
-    files = tuple(dict.fromkeys(named.values()))
     folder = ImageFolder(root=Path("/"), classes=files, files=files, labels=tuple(range(len(files))))
-    data = dataclasses.replace(
-        config.data, prefetch=1, max_bad=1.0
-    )  # no second batch is wanted, and no bad one an error
-    dtype = image_dtype(config.precision, world.device)
-    images: dict[str, Any] = {}
-    loader = Loader(folder, data, training=False, batch_size=len(files), device=world.device, dtype=dtype)
-    with redirect_stderr(StringIO()):  # where the loader names bad files by another name; the caller has them below
-        try:
-            (batch,) = loader
-            images = {files[label]: image for label, image in zip(batch.labels.tolist(), batch.images, strict=True)}
-        except DataError:
-            if len(loader.bad) < len(files):
-                raise
-    bad = {name.lstrip("/"): why for name, why in loader.bad.items()}
-    return (
-        {path: images[name] for path, name in named.items() if name in images},
-        {path: bad[name] for path, name in named.items() if name in bad},
-    )
+    data = dataclasses.replace(config.data, max_bad=1.0)  # a bad one is no error
+    dtype, size = image_dtype(config.precision, world.device), min(BATCH_SIZE, len(files))
+    loader = Loader(folder, data, training=False, batch_size=size, device=world.device, dtype=dtype)
+    batches = iter(loader)
+    for first in range(0, len(files), size):
+        part, images = files[first : first + size], {}
+        with redirect_stderr(StringIO()):  # where the loader names bad files by another name; the caller has them
+            try:
+                batch = next(batches)
+                images = {files[label]: image for label, image in zip(batch.labels.tolist(), batch.images, strict=True)}
+            except DataError:
+                if len(loader.bad) < len(files):
+                    raise
+        bad = {name.lstrip("/"): why for name, why in loader.bad.items()}
+        yield part, images, {file: bad[file] for file in part if file in bad}
 
 
 def prediction_text(prediction: Prediction) -> str:
@@ -159,6 +165,6 @@ def main(args: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
-    run_main(main)
+    run_main(main, prints_result=True)

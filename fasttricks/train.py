@@ -56,6 +56,6 @@ def main(args: Sequence[str]) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
     run_main(main)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from fasttricks.config import ConfigError, TrainConfig, UserError, field_rules, get_at, schema
-from fasttricks.config.cli import parse_recipe, run_main
+from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
+from fasttricks.system.command import run_main
 from lib.configs import leaves, plain, words_of
 
 ROOT = Path(__file__).parents[1]

@@ -41,9 +41,9 @@ def asked(stop: StopRequest) -> bool:
     return stop.asked
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_asks_and_the_old_handlers_come_back(number: int, capfd: pytest.CaptureFixture[str]) -> None:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     stop = StopRequest(ALONE)
     with stop.listening():
         assert not stop.poll()

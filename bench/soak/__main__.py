@@ -22,8 +22,9 @@ from typing import Annotated, Any
 from bench.soak import files, processes, runs, table
 from bench.soak.runs import Lab, Result
 from fasttricks.config import Range, check_fields
-from fasttricks.config.cli import parse, run_main
+from fasttricks.config.cli import parse
 from fasttricks.runs.folder import versions, write_json
+from fasttricks.system.command import run_main
 from fasttricks.system.distributed import cpu_name
 
 

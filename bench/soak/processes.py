@@ -23,6 +23,7 @@ from torch import nn
 from fasttricks import train
 from fasttricks.config import cli
 from fasttricks.runs import log
+from fasttricks.system.command import run_main
 from fasttricks.training import build  # noqa: F401  (what a start-up imports)
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def _fork(args: Sequence[str], rank: int, ranks: int, port: int, log: Path) -> i
         cli._RANK = rank
         sys.argv = [MODULE, *args]
         sys.orig_argv = [sys.executable, "-m", MODULE, *args]
-        cli.run_main(train.main)
+        run_main(train.main)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

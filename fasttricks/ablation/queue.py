@@ -15,6 +15,8 @@ from fasttricks.ablation.report import write_report
 from fasttricks.ablation.statistics import paired_difference
 from fasttricks.ablation.worker import run_job, tidy
 from fasttricks.runs.folder import write_json
+from fasttricks.runs.log import CONSOLE
+from fasttricks.system.output import keep_lost_output
 
 POLL_S = 1.0  # between looks at what another process is at
 
@@ -30,6 +32,7 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
     failures: dict[str, str] = {}
     if not config.report:
         folder.mkdir(parents=True, exist_ok=True)
+        keep_lost_output(folder / CONSOLE, stdout=True)
         write_json(folder / "data.json", data)
         first = jobs_of(plan, config.seeds)
         print(f"{len(first)} runs, {len(unfinished(first))} to do, in {folder}/", flush=True)

@@ -60,12 +60,13 @@ def run_job(job: Job) -> str:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes started in the block never hear Ctrl-C, which a terminal sends to all: this one alone ends them, in order.
+    """Processes started in the block never hear Ctrl-C or a closed terminal, which are told to all: this one alone ends them, in
+    order.
 
-    Blocked and not ignored, so that one that is pressed meanwhile is heard here at the end of the block.
+    Blocked and not ignored, so that what comes meanwhile is heard here at the end of the block.
     """
     resource_tracker.ensure_running()  # it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
@@ -17,7 +16,6 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from fasttricks.config.errors import UserError
 from fasttricks.config.fields import field_docs, field_kinds, get_at
 from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
@@ -27,7 +25,6 @@ from fasttricks.config.tricks import TRICKS, is_off, is_on
 
 T = TypeVar("T")
 _RANK = int(os.environ.get("RANK", 0))
-_RANK_0_SPEAKS_S = 3.0
 
 
 def parse(config: T, args: Sequence[str], *, prog: str, description: str) -> T:
@@ -140,28 +137,3 @@ def recipe_help(prog: str) -> str:
 def _tricks_help() -> str:
     rows = [f"  {trick.name:16s} {trick.section:4s} {trick.summary}" for trick in TRICKS.values()]
     return "\n".join(["Tricks for --tricks.on and --tricks.off, with their section of the paper:", *rows])
-
-
-def run_main(main: Callable[[Sequence[str]], object]) -> None:
-    """Run an entry point on sys.argv: a UserError is printed as one line and exits 2, Ctrl-C says what to do and exits 130.
-
-    Under torchrun what is wrong for one rank is mostly wrong for all: rank 0 speaks first, and torchrun then ends the others.
-    """
-    try:
-        main(sys.argv[1:])
-    except SystemExit as end:
-        _wait_for_rank_0(bool(end.code))
-        raise
-    except UserError as error:
-        _wait_for_rank_0(True)
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as stop:
-        if _RANK == 0:
-            print(f"stopped; {stop}" if stop.args else "stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _wait_for_rank_0(failed: bool) -> None:
-    if failed and _RANK > 0:
-        time.sleep(_RANK_0_SPEAKS_S)

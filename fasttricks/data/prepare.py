@@ -172,6 +172,6 @@ def _places(args: Sequence[str], command: str, names: tuple[str, ...]) -> tuple[
 
 if __name__ == "__main__":
     require_train_extra()
-    from fasttricks.config.cli import run_main
+    from fasttricks.system.command import run_main
 
     run_main(main)

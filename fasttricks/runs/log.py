@@ -6,6 +6,7 @@ Only the main rank shows and writes; the others' calls do the sums and return. A
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,11 @@ from torch.utils.tensorboard import SummaryWriter
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
+from fasttricks.system.output import keep_lost_output, lost_output
 from fasttricks.system.progress import progress_bar
+
+CONSOLE = "console.log"
+"""What was said once the terminal, the pipe or the file that standard output or error went to was lost."""
 
 
 class RunLog:
@@ -44,17 +49,26 @@ class RunLog:
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
         self._progress = progress_bar(self.console, refresh_per_second=4, speed_estimate_period=3600)
         self._task = self._progress.add_task("starting", total=num_steps)
+        self._told = False
+        """console.log says why it is there."""
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
 
     def print(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar; into console.log where standard output is lost."""
         self.console.print(text, highlight=False, markup=False)
         self.console.file.flush()  # into a pipe or a file too, as it happens
+        if self.world.is_main and (reason := lost_output()):
+            self.console.quiet = True  # the bar too
+            with contextlib.suppress(OSError), open(self.folder / CONSOLE, "a") as file:
+                why = "" if self._told else f"standard output is lost ({reason}); what the run says goes on here\n"
+                file.write(f"{why}{text}\n")
+                self._told = True
 
     def start(self, step: int = 0) -> None:
         """Open the files, without what comes after `step` updates, show the progress bar, and count time from here."""
         if self.world.is_main:
+            keep_lost_output(self.folder / CONSOLE, stdout=False)
             _keep_first(self.folder / "metrics.jsonl", self._records)
             self._file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
             self._board = SummaryWriter(str(self.folder), purge_step=step + 1)

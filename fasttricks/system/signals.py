@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run saves after the step at hand and ends; a second Ctrl-C ends it at once."""
+"""SIGTERM, Ctrl-C and a closed terminal: the run saves after the step at hand and ends; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fasttricks.system.distributed import Vote, World
+from fasttricks.system.output import say
 from fasttricks.system.process import under_torchrun
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FORWARDED_S = 2.0
 """torchrun passes on to its ranks a Ctrl-C that the terminal has sent them already."""
 _STUCK_S = 10.0
@@ -47,14 +48,17 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT over, within the block; elsewhere they do what they did.
+        """Take SIGTERM, SIGINT and SIGHUP over, within the block; elsewhere they do what they did.
+
+        A SIGHUP that is ignored stays so: nohup has the run outlive its terminal.
 
         A thread of its own takes them, through a pipe that the C handler writes to: so a second Ctrl-C ends even a process
         whose main thread sits in a collective that never returns. Signals come to the main thread only; call it there.
         """
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        taken = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda *_: None) for number in taken}
         old_fd = signal.set_wakeup_fd(writer)
         thread = threading.Thread(target=self._take, args=(reader,), name="signals", daemon=True)
         thread.start()
@@ -76,7 +80,7 @@ class StopRequest:
             again = number[0] == signal.SIGINT and self.asked
             if again and not (under_torchrun() and time.monotonic() - first < _FORWARDED_S):
                 show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-                os.write(2, f"{show_cursor}stopped at once; the last checkpoint is as it was\n".encode())
+                say(f"{show_cursor}stopped at once; the last checkpoint is as it was")
                 os._exit(128 + signal.SIGINT)
             if not self.asked:
                 first, self.asked = time.monotonic(), True
@@ -84,7 +88,7 @@ class StopRequest:
                     threading.Thread(target=self._end_if_stuck, args=(self._polls,), daemon=True).start()
                 if self._speaks:
                     name = signal.Signals(number[0]).name
-                    os.write(2, f"{name}: saving after this step; Ctrl-C again ends at once\n".encode())
+                    say(f"{name}: saving after this step; Ctrl-C again ends at once")
 
     def _end_if_stuck(self, polls: int) -> None:
         """torchrun ends with SIGTERM the ranks that wait for one that was killed: it is not to wait for them in turn."""

@@ -32,6 +32,7 @@ _CONTEXT.set_forkserver_preload(
     ["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader", "matplotlib.backends.backend_agg"]
 )
 GIVE_UP_S = 120
+CLOSED = "closed"
 
 
 def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -41,11 +42,24 @@ def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess
 
 
 class Running:
-    """A command that has been started."""
+    """A command that has been started, on a terminal where one is given.
 
-    def __init__(self, module: str, args: tuple[str, ...], env: Mapping[str, str], folder: str) -> None:
+    stdout: where standard output goes instead of a file; CLOSED: nowhere. nohup: SIGHUP is ignored.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        args: tuple[str, ...],
+        env: Mapping[str, str],
+        folder: str,
+        *,
+        terminal: str = "",
+        stdout: str = "",
+        nohup: bool = False,
+    ) -> None:
         self.args, self._folder = [module, *args], Path(folder)
-        self.process = _start(_run_module, (module, args), dict(env), folder)
+        self.process = _start(_run_module, (module, args), dict(env), terminal or folder, stdout, nohup)
         assert self.process.pid is not None
         self.pid = self.process.pid
 
@@ -62,15 +76,18 @@ class Running:
     def wait(self) -> subprocess.CompletedProcess[str]:
         """Its end, and what it said; it is killed where it takes too long."""
         _end([self.process])
-        said = [(self._folder / name).read_text() for name in ("stdout", "stderr")]
+        files = [self._folder / name for name in ("stdout", "stderr")]
+        said = [file.read_text() if file.exists() else "" for file in files]
         return subprocess.CompletedProcess(self.args, self.process.exitcode or 0, *said)
 
 
 @contextmanager
-def running(module: str, *args: str, **env: str) -> Iterator[Running]:
+def running(
+    module: str, *args: str, terminal: str = "", stdout: str = "", nohup: bool = False, **env: str
+) -> Iterator[Running]:
     """`python -m module args` meanwhile; killed at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
-        started = Running(module, args, environment(**env), folder)
+        started = Running(module, args, environment(**env), folder, terminal=terminal, stdout=stdout, nohup=nohup)
         try:
             yield started
         finally:
@@ -119,8 +136,15 @@ def forked(function: Callable[..., object], *args: object) -> BaseProcess:
     return process
 
 
-def _start(function: Callable[..., object], args: tuple[object, ...], env: dict[str, str], output: str) -> BaseProcess:
-    process = _CONTEXT.Process(target=_become, args=(function, args, env, output))
+def _start(
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    env: dict[str, str],
+    output: str,
+    stdout: str = "",
+    nohup: bool = False,
+) -> BaseProcess:
+    process = _CONTEXT.Process(target=_become, args=(function, args, env, output, stdout, nohup))
     process.start()
     return process
 
@@ -132,7 +156,14 @@ def _end(processes: list[BaseProcess]) -> None:
         process.join()
 
 
-def _become(function: Callable[..., object], args: tuple[object, ...], env: Mapping[str, str], output: str) -> None:
+def _become(
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    env: Mapping[str, str],
+    output: str,
+    stdout: str,
+    nohup: bool,
+) -> None:
     """In the forked process: what a new one has of its own. output: a folder for two files, or a terminal."""
     if os.path.isdir(output):
         for name, number in (("stdout", 1), ("stderr", 2)):
@@ -142,12 +173,18 @@ def _become(function: Callable[..., object], args: tuple[object, ...], env: Mapp
             os.dup2(os.open(output, os.O_RDWR), number)
         own_terminal()
         sys.stdout.reconfigure(line_buffering=True)
+    if stdout == CLOSED:
+        os.close(1)
+    elif stdout:
+        os.dup2(os.open(stdout, os.O_WRONLY), 1)
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(env)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGINT}
+        signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP}
     )  # an ablation, whose children are deaf, may have begun the server
     function(*args)
 

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from fasttricks.config import TrainConfig, get_at, replace_fields
-from fasttricks.config.cli import parse_recipe, run_main
+from fasttricks.config.cli import parse_recipe
+from fasttricks.system.command import run_main
 from fasttricks.system.distributed import World
 
 torch.set_num_threads(1)  # these networks are too small for more, and the tests share few cores

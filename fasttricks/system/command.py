@@ -1,0 +1,51 @@
+"""How a command begins and ends: its errors in one line, Ctrl-C with the way to go on, output that may be lost. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from fasttricks.config import UserError
+from fasttricks.system.output import LostOutputError, kept_output
+
+_RANK_0_SPEAKS_S = 3.0
+
+
+def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = False) -> None:
+    """Run an entry point on sys.argv: a UserError is printed as one line and exits 2, Ctrl-C says what to do and exits 130.
+
+    prints_result: nothing else keeps what is printed, so that a lost standard output ends the command, as it ends others: with
+    SIGPIPE's status where nobody reads on. Else the command goes on without it.
+    Under torchrun what is wrong for one rank is mostly wrong for all: rank 0 speaks first, and torchrun then ends the others.
+    """
+    with kept_output(needed=prints_result):
+        try:
+            try:
+                main(sys.argv[1:])
+            finally:
+                sys.stdout.flush()
+        except SystemExit as end:
+            _wait_for_rank_0(bool(end.code))
+            raise
+        except UserError as error:
+            _wait_for_rank_0(True)
+            if isinstance(error, LostOutputError) and error.quietly:
+                raise SystemExit(128 + signal.SIGPIPE) from None
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt as stop:
+            if not _rank():
+                print(f"stopped; {stop}" if stop.args else "stopped", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _wait_for_rank_0(failed: bool) -> None:
+    if failed and _rank() > 0:
+        time.sleep(_RANK_0_SPEAKS_S)
