@@ -30,6 +30,7 @@ RANGES = {
     "accumulate": "1 or more",
     "precision": "one of auto, fp32, bf16, fp16",
     "compile": "one of off, default, reduce-overhead, max-autotune",
+    "deterministic": "one of on, off",
     "device": "one of auto, cpu, cuda",
     "seed": "0 or more",
     "ema_decay": "0 (none) or more and below 1",

@@ -82,7 +82,7 @@ def test_a_thousand_ranks_share_out_an_epoch(
         with joined(rank, monkeypatch) as world:
             assert (world.rank, world.size) == (dist.get_rank(), dist.get_world_size()) == (rank, RANKS)
             world.barrier()
-            world.sum_(torch.ones(1))
+            world.sum_(torch.ones(1, dtype=torch.int64))
             batch_size = config.micro_batch_size(world.size)
             shards = Shards(num_images=NUM_IMAGES, batch_size=batch_size, world_size=world.size, source="")
             run = make_learner(CLASSIFICATION, config, world, shards, model)

@@ -96,6 +96,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.max_bad": 0.05,
     "data.max_pixels": 100000000,
     "profile": False,
+    "deterministic": "on",
     "schedule.first_size": 1.0,
     "schedule.size_steps": 3,
     "schedule.full_size_at": 0.75,

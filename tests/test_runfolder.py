@@ -136,6 +136,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "compile": "default",
     "compile_fallback": True,
     "sync_batch_norm": True,
+    "deterministic": "off",
     "schedule.decay": "step",
     "schedule.warmup_epochs": 1.0,
     "schedule.step_epochs": (10,),

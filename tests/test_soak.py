@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.soak import table
+from bench.soak import table, tiny
 from fasttricks.config.recipes import demo
 from lib.forked import python_m
 
@@ -23,25 +23,28 @@ def soak(output: Path, *args: str) -> dict[str, Any]:
 
 
 def test_a_sample_survives(tmp_path: Path) -> None:
-    """Runs of one and two ranks, fp16 and fp32, killed three times each; saves, damage and code. A second call adds nothing."""
-    only = ["--only", "kills", "signals", "saves", "flips", "truncations", "payloads"]
+    """A run of three ranks, bf16 and growing images, killed three times; saves, damage and code. A second call adds nothing."""
+    only = ["--first", "6", "--only", "kills", "signals", "saves", "flips", "truncations", "payloads"]
     counts = [
-        *("--kills", "1", "--plain", "0", "--signals", "2", "--saves", "20", "--flips", "20", "--truncations", "5")
+        *("--kills", "1", "--plain", "0", "--signals", "1", "--saves", "20", "--flips", "20", "--truncations", "5")
     ]
     runs = soak(tmp_path / "soak.json", *only, *counts)
     kinds = ("kills", "signals", "flips", "truncations", "payloads")
-    assert [len(runs[kind]) for kind in kinds] == [1, 2, 20, 5, 12]
+    assert [len(runs[kind]) for kind in kinds] == [1, 1, 20, 5, 12]
     assert all(result["ok"] for results in runs.values() for result in results)
-    assert len(runs["kills"][0]["kills"]) >= 3
+    kills = runs["kills"][0]
+    assert (kills["ranks"], kills["variant"], len(kills["kills"])) == (3, "bf16, growing images", 3)
+    assert 2 * kills["changed"] >= tiny.STEPS
     assert table.count("saves", runs["saves"]) >= 20
     assert soak(tmp_path / "soak.json", *only, *counts) == runs
 
 
 @pytest.mark.slow
 def test_a_sample_of_ranks_survives(tmp_path: Path) -> None:
-    """Two ranks killed and forked; one rank killed under torchrun; torchrun killed; a rank that hangs."""
-    only = ["--only", "kills", "restarts", "launchers", "hangs"]
-    runs = soak(tmp_path / "soak.json", *only, *("--kills", "2", "--plain", "0", "--restarts", "1", "--launchers", "1"))
+    """One to four ranks killed; two stopped; one rank killed under torchrun; torchrun killed; a rank that hangs."""
+    only = ["--only", "kills", "signals", "restarts", "launchers", "hangs"]
+    counts = ["--kills", "4", "--plain", "0", "--signals", "2", "--restarts", "1", "--launchers", "1"]
+    runs = soak(tmp_path / "soak.json", *only, *counts)
     assert all(result["ok"] for results in runs.values() for result in results)
     assert runs["launchers"][0]["seconds_until_gone"] <= 1
     assert runs["hangs"][0]["seconds_until_all_ended"] <= 10 + 35

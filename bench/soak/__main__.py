@@ -32,8 +32,8 @@ from fasttricks.system.distributed import cpu_name
 class SoakConfig:
     """How many of each kind there shall be in all; what bench/results/soak.json has already counts."""
 
-    kills: Annotated[int, Range(0)] = 100
-    """Runs of 40 steps that are killed with -9 three or four times each."""
+    kills: Annotated[int, Range(0)] = 6 * table.CELLS
+    """Runs of 24 steps that are killed with -9 three times each, on 1 to 4 ranks, in each of four variants."""
     restarts: Annotated[int, Range(0)] = 30
     """Runs under torchrun --max-restarts of which one rank is killed."""
     saves: Annotated[int, Range(0)] = 200
@@ -72,18 +72,22 @@ Kind = Callable[[Lab, int, random.Random], list[Result]]
 
 def kinds(config: SoakConfig) -> dict[str, tuple[int, Kind]]:
     """Name -> how many there shall be, and what makes one run (or all of those that are cheap)."""
+    first = config.first
     many = {name: config.n or getattr(config, name) for name in ("kills", "restarts", "signals")}
     return {
         "kills": (many["kills"], lambda lab, number, draws: _kill(lab, number, draws, plain=number < config.plain)),
         "restarts": (many["restarts"], lambda lab, number, draws: [runs.restart(lab, number, draws)]),
-        "saves": (config.saves, lambda lab, number, draws: files.saves(lab, min(50, config.saves - number), draws)),
+        "saves": (
+            config.saves,
+            lambda lab, number, draws: files.saves(lab, min(50, first + config.saves - number), draws),
+        ),
         "flips": (
             config.flips,
-            lambda lab, number, draws: files.damage(lab, min(100, config.flips - number), 0, draws),
+            lambda lab, number, draws: files.damage(lab, min(100, first + config.flips - number), 0, draws),
         ),
         "truncations": (
             config.truncations,
-            lambda lab, number, draws: files.damage(lab, 0, min(100, config.truncations - number), draws),
+            lambda lab, number, draws: files.damage(lab, 0, min(100, first + config.truncations - number), draws),
         ),
         "payloads": (config.payloads * len(files.PAYLOADS), lambda lab, number, draws: files.payloads(lab)),
         "signals": (many["signals"], lambda lab, number, draws: [runs.stop_by_signal(lab, number, draws)]),
@@ -93,8 +97,8 @@ def kinds(config: SoakConfig) -> dict[str, tuple[int, Kind]]:
 
 
 def _kill(lab: Lab, number: int, draws: random.Random, *, plain: bool) -> list[Result]:
-    ranks, precision = 1 + number % 2, ("fp32", "fp16")[number // 2 % 2]
-    return [runs.kill_run(lab, number, ranks=ranks, precision=precision, plain=plain, draws=draws)]
+    ranks, variant = table.cell(number)
+    return [runs.kill_run(lab, number, ranks=ranks, variant=variant, plain=plain, draws=draws)]
 
 
 def main(args: list[str]) -> None:

@@ -35,9 +35,9 @@ ALONE = World.alone(torch.device("cpu"))
 
 def finished(lab: Lab) -> Path:
     """A copy of a finished run with at least two checkpoints, to do harm to."""
-    whole, copy = lab.folder / "whole-1-fp32", lab.folder / "harmed"
+    whole, copy = lab.folder / "finished", lab.folder / "harmed"
     if not (whole / "summary.json").exists():
-        pids = processes.fork_ranks(lab.arguments(lab.fresh(whole.name), "fp32"), 1, lab.log(whole.name))
+        pids = processes.fork_ranks(lab.arguments(lab.fresh(whole.name)), 1, lab.log(whole.name))
         expect(processes.wait(pids) == [0], f"the run failed: {lab.log(whole.name)}")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(whole, copy)
@@ -110,6 +110,7 @@ def damage(lab: Lab, flips: int, truncations: int, draws: random.Random) -> list
         config = dataclasses.replace(read_config(folder), run_dir=str(folder), resume=True)
         back = find_state(config, ALONE, json.loads(state["fingerprint"]))
         expect(back.state["step"] == wanted and "going back" in "".join(back.notes), f"{kind} at {at}: no way back")
+        back.set_damaged_aside()
         (newest.with_name(newest.name + ".damaged")).unlink()
         results.append({"kind": kind, "at": at})
     newest.write_bytes(whole)

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fasttricks import train
+from fasttricks import train, trainer
 from fasttricks.config import cli
+from fasttricks.learning.learner import Learner
+from fasttricks.learning.optim import master_state_dict
 from fasttricks.runs import log
 from fasttricks.system.command import run_main
 from fasttricks.training import build  # noqa: F401  (what a start-up imports)
@@ -38,13 +40,33 @@ def get_ready() -> None:
     log.plot_curves = lambda folder, metrics: None
 
 
-def fork_ranks(args: Sequence[str], ranks: int, log: Path) -> list[int]:
-    """The process ids of a run on so many ranks; their output goes to `log`."""
+def fork_ranks(args: Sequence[str], ranks: int, log: Path, *, changes: Path | None = None) -> list[int]:
+    """The process ids of a run on so many ranks; their output goes to `log`. changes: file for note_changes()."""
     port = free_port()
-    return [_fork(args, rank, ranks, port, log) for rank in range(ranks)]
+    return [_fork(args, rank, ranks, port, log, None if rank else changes) for rank in range(ranks)]
 
 
-def _fork(args: Sequence[str], rank: int, ranks: int, port: int, log: Path) -> int:
+def note_changes(file: Path) -> None:
+    """From now on, have each step of this process add a line to `file`: the parameters that it changed, masters under fp16."""
+    step = trainer.train_step
+
+    def noting(learner: Learner, batches: Sequence[Any]) -> Any:
+        before = {name: value.clone() for name, value in _weights(learner).items()}
+        counted = step(learner, batches)
+        changed = sum(not torch.equal(value, before[name]) for name, value in _weights(learner).items())
+        with open(file, "a") as lines:
+            lines.write(f"{changed}\n")
+        return counted
+
+    trainer.train_step = noting
+
+
+def _weights(learner: Learner) -> dict[str, torch.Tensor]:
+    state = master_state_dict(learner.model, learner.optimizer)
+    return {name: state[name] for name, _ in learner.model.named_parameters()}
+
+
+def _fork(args: Sequence[str], rank: int, ranks: int, port: int, log: Path, changes: Path | None) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -60,6 +82,8 @@ def _fork(args: Sequence[str], rank: int, ranks: int, port: int, log: Path) -> i
         os.environ.update({name: str(value) for name, value in numbers.items()})
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"})
         cli._RANK = rank
+        if changes is not None:
+            note_changes(changes)
         sys.argv = [MODULE, *args]
         sys.orig_argv = [sys.executable, "-m", MODULE, *args]
         run_main(train.main)

@@ -6,10 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.soak import tiny
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "soak.json"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- soak: made by make soak -->\n", "<!-- soak: end -->\n"
+
+
+RANKS = (1, 2, 3, 4)
+CELLS = len(RANKS) * len(tiny.KILLED)
+
+
+def cell(number: int) -> tuple[int, str]:
+    """(ranks, variant) of the kill run of this number."""
+    return RANKS[number % len(RANKS)], tiny.KILLED[number // len(RANKS) % len(tiny.KILLED)]
 
 
 def count(kind: str, done: list[dict[str, Any]]) -> int:
@@ -34,7 +45,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, int, int, str]]:
 
 
 WORDS = {
-    "kills": ("kill -9 anywhere and the same command again: the same weights, bit for bit", "runs killed 3 or 4 times"),
+    "kills": ("kill -9 anywhere and the same command again: the same weights, bit for bit", "runs killed 3 times"),
     "restarts": ("one rank killed under torchrun --max-restarts: the run goes on by itself", "runs, one rank killed"),
     "saves": ("a checkpoint on the disk is whole, and the one before it is there", "saves in a loop that is killed"),
     "flips": ("a flipped bit is found, and the run goes back to the one before", "bits flipped"),
@@ -51,17 +62,12 @@ def _figures(kind: str, done: list[dict[str, Any]]) -> str:
     if kind == "kills":
         kills = [kill for result in good for kill in result["kills"]]
         which = {name: sum(kill["kind"] == name for kill in kills) for name in ("step", "save", "edge", "start")}
-        cells = {(r["ranks"], r["precision"]) for r in good}
-        spread = ", ".join(
-            f"{ranks} rank(s) {precision}: {sum((r['ranks'], r['precision']) == (ranks, precision) for r in good)}"
-            for ranks, precision in sorted(cells)
-        )
         inside = sum(kill["in_save"] for kill in kills)
         plain = sum(result["command"] == "plain" for result in good)
         return (
             f"{len(kills)} kills: {which['step']} at a random step, {which['save']} aimed at a save, {which['edge']} at an "
-            f"epoch's end, {which['start']} in the start; {inside} left a half-written file; {spread}; {plain} runs by the "
-            "plain command, the others forked after the imports"
+            f"epoch's end, {which['start']} in the start; {inside} left a half-written file; {plain} runs by the plain command, "
+            "the others forked after the imports"
         )
     if kind == "restarts":
         times = sorted(result["seconds_to_the_next_step"] for result in good)
@@ -85,12 +91,29 @@ def _figures(kind: str, done: list[dict[str, Any]]) -> str:
     return ", ".join(sorted({result["payload"] for result in good})) if kind == "payloads" else ""
 
 
+def cells(done: list[dict[str, Any]]) -> str:
+    """The kill runs by variant and ranks: how many ended in the same bits, and their steps that changed the weights."""
+    lines = [
+        f"| killed runs, same bits | {' | '.join(f'{ranks} rank(s)' for ranks in RANKS)} | steps that changed weights |",
+        "|---" * (2 + len(RANKS)) + "|",
+    ]
+    for variant in tiny.KILLED:
+        row = [[r for r in done if r["ok"] and (r["ranks"], r["variant"]) == (ranks, variant)] for ranks in RANKS]
+        tried = [sum(cell(r["number"]) == (ranks, variant) for r in done) for ranks in RANKS]
+        shown = [f"{len(good)} of {many}" for good, many in zip(row, tried, strict=True)]
+        changed = sorted({r["changed"] for good in row for r in good})
+        steps = f"{' to '.join(map(str, dict.fromkeys([changed[0], changed[-1]])))} of {tiny.STEPS}" if changed else ""
+        lines.append(f"| {variant} | {' | '.join(shown)} | {steps} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The table, with the machine and the versions."""
     version = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if name != "commit")
     head = "| promise | what was done | n | failed | figures |\n|---|---|---|---|---|\n"
     lines = [f"| {p} | {what} | {n} | {failed} | {figures} |\n" for p, what, n, failed, figures in rows(found)]
-    return f"{head}{''.join(lines)}\n{found['machine']}, no GPU; {version}.\n"
+    grid = cells(found["runs"].get("kills", []))
+    return f"{head}{''.join(lines)}\n{grid}\n{found['machine']}, no GPU; {version}.\n"
 
 
 def write(found: dict[str, Any]) -> None:

@@ -232,6 +232,8 @@ class TrainConfig:
     """Where compilation fails, say so and go on eagerly; off: an error."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
+    deterministic: Literal["on", "off"] = "on"
+    """on: 3 or more ranks add their gradients up in the ranks' order, the same bits after a resume; off: the backend's sum."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     seed: Annotated[int, Range(0)] = 0

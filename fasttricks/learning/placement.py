@@ -14,6 +14,7 @@ from fasttricks.config import Precision, TrainConfig, require
 from fasttricks.learning.compiled import CompiledModel
 from fasttricks.learning.precision import halve
 from fasttricks.system.distributed import World
+from fasttricks.system.rank_order import average_in_rank_order
 
 
 def place(model: nn.Module, world: World, precision: Precision) -> nn.Module:
@@ -34,7 +35,8 @@ def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str
     """`model`, compiled where config says so, in what sums its gradients over the ranks.
 
     Batch norm is local, as in the paper: no buffer is broadcast. Gradients are divided by the ranks before they are summed,
-    so that FP16 does not overflow there; each dtype has buckets of its own.
+    so that FP16 does not overflow there; each dtype has buckets of its own. With three or more ranks, and unless config says
+    otherwise, they are added up in the order of the ranks.
     """
     if config.compile != "off":
         model = CompiledModel(model, config.compile, fallback=config.compile_fallback, say=say)
@@ -44,4 +46,7 @@ def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     # with micro-batches a step is not the same graph each time: torch refuses no_sync() under static_graph
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=config.accumulate == 1, **local)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=config.accumulate == 1, **local)
+    if world.size > 2 and config.deterministic == "on":
+        average_in_rank_order(wrapped, world)
+    return wrapped

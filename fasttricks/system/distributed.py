@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from functools import reduce
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -68,8 +70,16 @@ class World:
         return values or []
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Sum `values`, (any shape, on the rank's device), over all ranks, in place. A collective: every rank must call it."""
-        if self.size > 1:
+        """Sum `values`, (any shape, on the rank's device), over all ranks, in place. A collective: every rank must call it.
+
+        Floating values come from all ranks and are added up in the ranks' order, so that the backend's does not decide their
+        last bits: for what is small. Integers, exact in any order, are all-reduced.
+        """
+        if self.size > 1 and values.is_floating_point():
+            parts = [torch.empty_like(values) for _ in range(self.size)]
+            dist.all_gather(parts, values)
+            values.copy_(add_up(parts))
+        elif self.size > 1:
             dist.all_reduce(values)
         return values
 
@@ -79,32 +89,59 @@ class World:
             dist.barrier()
 
 
-_LOST = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
+def add_up(parts: Iterable[Tensor]) -> Tensor:
+    """((first + second) + third) + ..., of any one shape and dtype: each element's rounding is the same wherever it lies."""
+    return reduce(torch.add, parts)
+
+
+_LOST = (
+    *(
+        "timed out",
+        "timeout",
+        "connection closed",
+        "connection was likely closed",
+        "connection reset",
+        "connection refused",
+    ),
+    *("broken pipe", "remote process exiting"),
+)
 
 
 def lost_rank(error: RuntimeError) -> bool:
     """Whether a collective failed with `error` because another rank ended, or hung for longer than the timeout."""
-    return any(words in str(error).lower() for words in _LOST)
+    return isinstance(error, dist.DistNetworkError) or any(words in str(error).lower() for words in _LOST)
+
+
+def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
+    """Say in one line that another rank was lost, which is for that rank to explain, and end this process with exit code 1.
+
+    At once: what is left of the collective would be waited for at a usual exit.
+    """
+    reason = f"another rank ended, or did not answer within timeout_s = {world.timeout_s}; the first error says why"
+    shown = str(error).partition("\n")[0].partition(". ")[0]
+    print(f"error: rank {world.rank}: {reason} ({shown}){way_out and f'; {way_out}'}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class Vote:
     """Whether any rank says yes, told to all ranks alike: a sum on the host, through gloo beside the device's backend.
 
-    With several ranks a call returns the answers to the call before, which have mostly come in meanwhile: no rank waits for
-    one that is less than a call behind, and none waits for a device.
+    To make one is a collective. With several ranks a call returns the answers to the call before, which have mostly come in
+    meanwhile: no rank waits for one that is less than a call behind, and none waits for a device.
     """
 
     def __init__(self, world: World) -> None:
-        self._alone, self._timeout = world.size == 1, timedelta(seconds=world.timeout_s)
+        self._alone = world.size == 1
         self._group: dist.ProcessGroup | None = None
+        if not self._alone:
+            timeout = timedelta(seconds=world.timeout_s)
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, yes: bool) -> bool:
         """Cast this rank's vote; True where any rank's was yes (the last time, with several). A collective."""
         if self._alone:
             return yes
-        if self._group is None:
-            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=self._timeout))
         answer, ballot = self._take(), torch.tensor([int(yes)], dtype=torch.int32)
         self._pending = ballot, dist.all_reduce(ballot, group=self._group, async_op=True)
         return answer
@@ -150,22 +187,32 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
 
     timeout_s: how long a collective waits for a rank that hangs before it raises. Each restart by torchrun meets under
     keys of its own in torchrun's store: among those of the failed one before, ranks of both would find each other.
-    After an error the group is left standing: to tear it down would break the collective that another rank waits in, and
-    its traceback would bury the message that matters. torchrun ends all ranks once one has exited.
+    After an error the group is left standing: to tear it down would break the collective that another rank waits in before
+    the message that matters is out. torchrun ends all ranks once one has exited. A rank that has lost another says so in one
+    line and ends with exit code 1, by leave(), wherever in the block it waits.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = World(rank, size, local_rank, local_size, resolve_device(device, local_rank), timeout_s)
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    if size > 1:
-        backend, timeout = "nccl" if world.device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        own = dist.PrefixStore(f"fasttricks_{restart_count()}", store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
-    yield world
+    try:
+        if size > 1:
+            _join(world)
+        yield world
+    except RuntimeError as error:
+        if size == 1 or not lost_rank(error):
+            raise
+        leave(world, error)
     if size > 1:
         dist.destroy_process_group()
+
+
+def _join(world: World) -> None:
+    backend, timeout = "nccl" if world.device.type == "cuda" else "gloo", timedelta(seconds=world.timeout_s)
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    own = dist.PrefixStore(f"fasttricks_{restart_count()}", store)
+    dist.init_process_group(backend, store=own, rank=world.rank, world_size=world.size, timeout=timeout)
 
 
 def keep_freed_memory() -> str:
