@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Sequence
 
 from fasttricks.config import UserError
@@ -21,7 +19,8 @@ def main(args: Sequence[str]) -> None:
     config = parse_recipe(args, prog=PROG)
 
     from fasttricks.runs.folder import made_by_this_launch
-    from fasttricks.system.distributed import join_world, keep_freed_memory, lost_rank
+    from fasttricks.system.distributed import join_world, keep_freed_memory, leave, lost_rank
+    from fasttricks.system.files import why_refused
     from fasttricks.system.process import restart_count
     from fasttricks.system.signals import StopRequest
     from fasttricks.trainer import Stopped, fit
@@ -45,12 +44,10 @@ def main(args: Sequence[str]) -> None:
             except RuntimeError as error:
                 if world.size == 1 or not lost_rank(error):
                     raise
-                reason = f"another rank ended, or did not answer within timeout_s = {config.timeout_s}"
-                print(f"error: rank {world.rank}: {reason} ({error}); {how_to_go_on(run)}", file=sys.stderr, flush=True)
-                os._exit(1)  # what is left of the collective would be waited for at a usual exit
+                leave(world, error, how_to_go_on(run))
             except OSError as error:  # in training only the run folder is written to
-                rule = f"must be on a disk with room that this process may write to ({error})"
-                raise UserError(f"run_dir = {config.run_dir!r}: {rule}; free some; {how_to_go_on(run)}") from error
+                rule = why_refused(run.folder)
+                raise UserError(f"run_dir = {config.run_dir!r}: {rule}; {how_to_go_on(run)} ({error})") from error
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fasttricks.config import UserError
-from fasttricks.system.files import remove_leftovers, temporary_of
+from fasttricks.system.files import remove_leftovers, temporary_of, why_refused
 
 FORMAT = 2
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
@@ -60,8 +60,9 @@ class _Hashing(io.RawIOBase):
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` to `path`, atomically: temporary file, fsync, rename, fsync of the folder.
 
-    Raises CheckpointError where the disk is full or refuses; the temporary file is removed and `path`, if it was there,
-    is as before. Copies every tensor to the host: a sync. Hashing costs 0.1 s per 100 MB or less; nothing is read back.
+    Raises CheckpointError where the disk is full or refuses, or the folder is gone; the temporary file is removed and `path`,
+    if it was there, is as before. Copies every tensor to the host: a sync. Hashing costs 0.1 s per 100 MB or less; nothing is
+    read back.
     """
     temporary = temporary_of(path)
     try:
@@ -77,7 +78,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         kept = newest_checkpoint(path.parent)
         last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-        rule = "must be on a disk with room that this process may write to; free some and go on with --resume"
+        rule = f"{why_refused(path.parent)} and go on with --resume"
         reason = error if isinstance(error, OSError) else error.__context__ or error  # torch says "unexpected pos"
         raise CheckpointError(f"checkpoint = {str(path)!r}: {rule}; {last} ({_first_line(reason)})") from error
 

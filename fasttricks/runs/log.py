@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class RunLog:
         """console.log says why it is there."""
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
+        self._excepthook = threading.excepthook
 
     def print(self, text: str) -> None:
         """Print a line above the progress bar; into console.log where standard output is lost."""
@@ -71,10 +73,16 @@ class RunLog:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
             _keep_first(self.folder / "metrics.jsonl", self._records)
             self._file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
+            threading.excepthook = self._leave_out_tensorboards
             self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
             self._progress.update(self._task, completed=step)
             self._progress.start()
         self.resume_clock()
+
+    def _leave_out_tensorboards(self, args: threading.ExceptHookArgs) -> None:
+        """No traceback of TensorBoard's thread where the disk refuses: it raises the same error again in ours, which names it."""
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            self._excepthook(args)
 
     def add(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
         """Take in a micro-batch: the loss summed over its images, a scalar on the device. No sync."""
@@ -151,6 +159,8 @@ class RunLog:
                 plot_curves(self.folder, self._metrics)
         except OSError as error:
             self.print(f"note: the last records or curves.png could not be written to {self.folder}: {error}")
+        finally:
+            threading.excepthook = self._excepthook
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

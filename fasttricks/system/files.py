@@ -36,3 +36,10 @@ def write_whole(path: Path, content: bytes, temporary: Path | None = None) -> No
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def why_refused(folder: Path) -> str:
+    """The rule that a failed write to `folder` has broken, and the way out: the folder is gone, or else has no room."""
+    if not folder.is_dir():
+        return f"must be in a folder that stays while the run goes on: {folder} was deleted, moved or unmounted; bring it back"
+    return "must be on a disk with room that this process may write to; free some"

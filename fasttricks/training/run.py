@@ -135,7 +135,7 @@ def last_good(run: Run) -> str:
 def how_to_go_on(run: Run) -> str:
     """What to tell the user of a run that failed before its end."""
     newest = newest_checkpoint(run.folder / "checkpoints")
-    kept = f"from {newest}" if newest else "from the beginning, as no checkpoint was saved yet"
+    kept = f"from {newest}" if newest else "from the beginning, as there is no checkpoint"
     return f"add --resume to the same command to go on {kept}"
 
 
