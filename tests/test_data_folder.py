@@ -163,7 +163,7 @@ def test_a_damaged_quarantine_list_is_an_error(tmp_path: Path, line: bytes) -> N
     write_quarantine(tmp_path, {"train/a/2.jpg": "x"})
     with (tmp_path / "quarantine.jsonl").open("ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(QuarantineError, match=r"quarantine\.jsonl: line 2 must be .*prepare scan"):
+    with pytest.raises(QuarantineError, match=r"quarantine\.jsonl: must be .* \(line 2: .*prepare scan"):
         scan_folder(tmp_path / "train")
 
 

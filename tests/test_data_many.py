@@ -44,18 +44,18 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 @pytest.mark.filterwarnings("ignore:.*skipped")
 @pytest.mark.parametrize("strays", ["one text file", "all quarantined", "half text"])
 def test_stray_and_bad_files_cost_no_more_than_others(strays: str, tmp_path: Path) -> None:
-    """Of 20,000 in a class; it took 52.7 s with one stray file among them, and takes 0.3 s."""
+    """Of 5,000 in a class: 3.3 s with one stray file among them where a set is made a file, and 0.03 s where it is not."""
     (tmp_path / "one").write_bytes(HEADER)
-    link_names(tmp_path / "train" / "a", tmp_path / "one", 20_000)
+    link_names(tmp_path / "train" / "a", tmp_path / "one", 5000)
     if strays == "one text file":
         (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
     elif strays == "half text":
         (tmp_path / "text").write_text("no image")
-        for number in range(10_000):
+        for number in range(2500):
             os.link(tmp_path / "text", tmp_path / "train" / "a" / f"{number}.txt")
     else:
-        write_quarantine(tmp_path, {f"train/a/a_{number}.JPEG": "x" for number in range(1, 20_000)})
-    assert cpu_seconds(lambda: scan_folder(tmp_path / "train")) < 5
+        write_quarantine(tmp_path, {f"train/a/a_{number}.JPEG": "x" for number in range(1, 5000)})
+    assert cpu_seconds(lambda: scan_folder(tmp_path / "train")) < 1.5
 
 
 def write_pack(root: Path, classes: int) -> Path:
@@ -104,13 +104,13 @@ def test_who_stands_in(seed: int) -> None:
 
 @pytest.mark.parametrize("many_in_one_class", [False, True])
 def test_an_epoch_with_one_bad_image_in_a_hundred_costs_seconds(many_in_one_class: bool) -> None:
-    """Of 1.3 million in 1000 classes, bad ones all over and half of them in one class: found beforehand, and met anew."""
-    count = 1_300_000
+    """Of 400,000 in 1000 classes, bad ones all over and half of them in one class: found beforehand, and met anew."""
+    count = 400_000
     labels = np.arange(count) * 1000 // count
     bad = np.arange(0, count, 100)
     if many_in_one_class:
-        labels[:200_000] = 0
-        bad = np.concatenate([np.arange(6500), bad[6500:]])
+        labels[:60_000] = 0
+        bad = np.concatenate([np.arange(2000), bad[2000:]])
     found = StandIns(labels)
     [found.mark(image) for image in bad.tolist()]
     assert cpu_seconds(lambda: [found.after(image) for image in bad.tolist()]) < 2

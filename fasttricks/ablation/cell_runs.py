@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fasttricks.ablation.cells import AblateConfig, training_of
-from fasttricks.ablation.jobs import Job
+from fasttricks.ablation.jobs import HEADLINE, Job
 from fasttricks.ablation.paper import Cell, Table
 from fasttricks.config import TIMM, DistillConfig, TrainConfig
 from fasttricks.config.recipes import RECIPES
@@ -25,12 +25,6 @@ from fasttricks.learning.teacher import load_teacher
 from fasttricks.runs.folder import config_digest
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World, resolve_device
-from fasttricks.tasks.classification import CLASSIFICATION
-
-METRICS = CLASSIFICATION.metrics
-"""Of the task that an ablation's runs train."""
-HEADLINE = METRICS[0]
-"""What cells are compared by."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,23 @@ from typing import Any
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.runs.folder import differences, read_config
 from fasttricks.system.ownership import Claim, InUseError
+from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.schema import fields, number, text, whole
+from fasttricks.tasks.classification import CLASSIFICATION
 
 RESULT = "result.json"
 """What a finished run holds besides the trainer's own files; a run without it is not finished."""
+
+METRICS = CLASSIFICATION.metrics
+"""Of the task that an ablation's runs train."""
+HEADLINE = METRICS[0]
+"""What cells are compared by."""
+_RESULTS = Reader(ConfigError, "must be what an ablation's run left", "remove its folder, and the run is done again")
+_NUMBERS = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in METRICS)), number())
+_RESULT = fields(
+    {"cpu_seconds": number(), "versions": fields({"commit": text()})},
+    {"ranks": whole(1), "diverged": text(10_000), "device": text(), **_NUMBERS},
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +53,13 @@ class Job:
         Raises ConfigError where the folder holds a run of another config: a default has changed since.
         """
         file = self.folder / RESULT
-        if not file.is_file():
+        if not is_there(file):
             return None
         changed = differences(read_config(self.folder), self.config)
         if changed:
             rule = f"was run with other fields ({'; '.join(changed)}); remove it, or give another --run-dir"
             raise ConfigError(f"run_dir = {str(self.folder)!r}: {rule}")
-        result: dict[str, Any] = json.loads(file.read_text())
+        result: dict[str, Any] = _RESULTS.json(file, _RESULT)
         return result
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation.cell_runs import HEADLINE, METRICS, CellRuns, by_column
+from fasttricks.ablation.cell_runs import CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
+from fasttricks.ablation.jobs import HEADLINE, METRICS
 from fasttricks.ablation.paper import MARKS, Table
 from fasttricks.ablation.statistics import CONFIDENCE, Difference, deviation, mean, paired_difference
 from fasttricks.runs.metric import Metric

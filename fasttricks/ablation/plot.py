@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation.cell_runs import HEADLINE, CellRuns, by_column
+from fasttricks.ablation.cell_runs import CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
+from fasttricks.ablation.jobs import HEADLINE
 from fasttricks.ablation.markdown import data_line, heading, score
 from fasttricks.ablation.paper import Table
 from fasttricks.ablation.statistics import CONFIDENCE, paired_difference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,12 @@ from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.data.sources import find_dataset
 from fasttricks.models import build_model
+from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.schema import anything, table
 from fasttricks.training.checks import check_batch, num_classes
 from fasttricks.training.run import KEPT_CHECKPOINTS
 
+_FILES = Reader(ConfigError, "must be what fasttricks.ablate wrote", "give another --run-dir")
 LOG_BYTES = 1 << 20
 """What is reckoned for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""
 
@@ -37,9 +39,9 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
         "val_images": len(val),
     }
     file = Path(config.run_dir) / "data.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [f"{n}: {before[n]} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
+    if is_there(file):
+        before = _FILES.json(file, table(anything))
+        changed = [f"{n}: {before.get(n)} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
         if changed:
             rule = f"must be the data set that {config.run_dir} was begun with ({'; '.join(changed)})"
             raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")

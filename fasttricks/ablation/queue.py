@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fasttricks.ablation.cell_runs import HEADLINE, CellRuns, Plan, by_column, plan_cells
+from fasttricks.ablation.cell_runs import CellRuns, Plan, by_column, plan_cells
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import Job, claimed
+from fasttricks.ablation.jobs import HEADLINE, Job, claimed
 from fasttricks.ablation.paper import Table
 from fasttricks.ablation.preflight import check_data, check_disk
 from fasttricks.ablation.report import write_report

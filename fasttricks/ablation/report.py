@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fasttricks.ablation.cell_runs import METRICS, CellRuns, Plan
+from fasttricks.ablation.cell_runs import CellRuns, Plan
 from fasttricks.ablation.cells import AblateConfig
+from fasttricks.ablation.jobs import METRICS
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.plot import plot
 from fasttricks.config.cli import arguments_of

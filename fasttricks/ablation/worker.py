@@ -24,14 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from fasttricks.ablation.jobs import RESULT, Job
-from fasttricks.config import TrainConfig, UserError, from_dict
+from fasttricks.config import ConfigError, TrainConfig, UserError, from_dict
 from fasttricks.config.cli import arguments_of
 from fasttricks.learning.divergence import DivergedError
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.distributed import join_world, keep_freed_memory
+from fasttricks.system.reading import Reader
+from fasttricks.system.schema import anything, table
 from fasttricks.system.signals import StopRequest
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training.build import build
+
+_SUMMARIES = Reader(ConfigError, "must be what fasttricks.train wrote", "remove the run's folder, and it is done again")
 
 
 def run_job(job: Job) -> str:
@@ -114,10 +118,9 @@ def _torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         _end_with_parent(process.kill)  # its ranks end with it
         status = process.wait()
-    summary = Path(config.run_dir) / "summary.json"
-    if status or not summary.is_file():
+    if status:
         raise UserError(f"torchrun ended with status {status}")
-    result: dict[str, Any] = json.loads(summary.read_text())
+    result: dict[str, Any] = _SUMMARIES.json(Path(config.run_dir) / "summary.json", table(anything))
     return result
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from fasttricks.config import UserError
 from fasttricks.system.files import remove_leftovers, temporary_of, why_refused
+from fasttricks.system.reading import is_there, read_range, regular_file
 
 FORMAT = 2
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
@@ -32,7 +33,7 @@ KEYS = (
 _NAME = re.compile(r"step-(\d{10,})\.pt")
 """What checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
 _DAMAGED = ".damaged"
-_ZIP = b"PK\3\4"
+_ZIP, _ZIP_END = b"PK\3\4", b"PK\5\6"
 CHECKSUM_MARK = b"\nfasttricks-sha256\n"
 """What stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
 _TRAILER_BYTES = len(CHECKSUM_MARK) + hashlib.sha256().digest_size
@@ -100,14 +101,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     there, a file of another format, or one with code in it.
     """
     file = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
-    if file is None or not file.is_file():
+    if file is None or not is_there(file):
         raise CheckpointError(
             f"checkpoint = {str(path)!r}: must be a file, or a run folder with checkpoints/step-NUMBER.pt; check the path"
         )
+    return read_checkpoint(file)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """As load_checkpoint, of the file alone."""
     try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"checkpoint = {str(file)!r}: cannot be read ({error}); use another one") from error
+        with regular_file(file) as (descriptor, size):
+            _require_trailer(file, descriptor, size)
+            data = read_range(descriptor, 0, size)
+    except (OSError, MemoryError) as error:
+        why = (
+            error.strerror
+            if isinstance(error, OSError)
+            else f"{file.stat().st_size:,} bytes, more than there is memory for"
+        )
+        raise DamagedError(f"checkpoint = {str(file)!r}: cannot be read ({why or error}); use another one") from error
     state = _decode(file, _checked(file, data))
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise _other_format(file, state)
@@ -117,6 +130,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint = {str(file)!r}: must have the entries that fasttricks.train writes; it lacks {missing}"
         )
     return {**state, "path": str(file)}
+
+
+def _require_trailer(file: Path, descriptor: int, size: int) -> None:
+    """Raise DamagedError for what neither begins nor ends as a checkpoint does, before all of it is read."""
+    if read_range(descriptor, 0, len(_ZIP)) != _ZIP:
+        raise _no_checkpoint(file)
+    end = read_range(descriptor, max(0, size - 2 * _TRAILER_BYTES), 2 * _TRAILER_BYTES)
+    if CHECKSUM_MARK not in end and _ZIP_END not in end:
+        raise _no_checkpoint(file)
+
+
+def _no_checkpoint(file: Path) -> DamagedError:
+    rule = "must be a whole file of fasttricks.train; nothing in it was run; use another one"
+    return DamagedError(f"checkpoint = {str(file)!r}: {rule} (does not match its checksum: damaged, or no checkpoint)")
 
 
 def _checked(file: Path, data: bytes) -> memoryview:
@@ -131,8 +158,7 @@ def _checked(file: Path, data: bytes) -> memoryview:
             state = None
         if state is not None and not (isinstance(state, dict) and state.get("format") == FORMAT):
             raise _other_format(file, state)
-    rule = "must be a whole file of fasttricks.train; nothing in it was run; use another one"
-    raise DamagedError(f"checkpoint = {str(file)!r}: {rule} (does not match its checksum: damaged, or no checkpoint)")
+    raise _no_checkpoint(file)
 
 
 def _decode(file: Path, data: memoryview) -> object:
@@ -160,7 +186,12 @@ def _first_line(error: BaseException) -> str:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the newest first: the files whose name is as checkpoint_path() makes it, by number."""
-    found = (path for path in folder.glob("step-*.pt") if path.is_file() and _NAME.fullmatch(path.name))
+    return [path for path in named_checkpoints(folder) if path.is_file()]
+
+
+def named_checkpoints(folder: Path) -> list[Path]:
+    """The same with what has such a name and is no file, which a resumed run has to say and to move out of its way."""
+    found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
     return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
 
 

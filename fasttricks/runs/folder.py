@@ -17,7 +17,10 @@ from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.system.files import remove_leftovers, temporary_of, write_whole
 from fasttricks.system.ownership import PATIENCE_S, Claim, InUseError, require_free
 from fasttricks.system.process import launch_token, restart_count
+from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.schema import anything, fields, table, text
 
+CONFIGS = Reader(ConfigError, "must be what fasttricks.train wrote", "give another --run-dir")
 LOCK = ".lock"
 _DYING_S = 30.0
 """What torchrun started again may find its last start's main rank still giving a GPU's memory back."""
@@ -120,7 +123,7 @@ def check_run_dir(config: TrainConfig) -> None:
     if not config.resume:
         rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
         raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
-    if not (folder / "config.json").is_file():
+    if not is_there(folder / "config.json"):
         raise ConfigError(
             f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir"
         )
@@ -141,10 +144,10 @@ def _half_made(folder: Path) -> bool:
 def made_by_this_launch(run_dir: str) -> bool:
     """Whether the torchrun that started this process has made this run, in an earlier start of its ranks."""
     try:
-        saved = json.loads((Path(run_dir) / "config.json").read_text())
-        return bool(launch_token()) and saved["launch"] == launch_token()
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = CONFIGS.json(Path(run_dir) / "config.json", fields({"launch": text()}))
+    except ConfigError:
         return False
+    return bool(launch_token()) and saved["launch"] == launch_token()
 
 
 def open_run(config: TrainConfig) -> Path:
@@ -166,11 +169,11 @@ def open_run(config: TrainConfig) -> Path:
 def read_config(folder: Path) -> TrainConfig:
     """The resolved config of the run in `folder`. Raises ConfigError where config.json is none that a run wrote."""
     file = folder / "config.json"
+    saved = CONFIGS.json(file, fields({"config": table(anything)}))
     try:
-        values = json.loads(file.read_text())["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"config = {str(file)!r}: must be what fasttricks.train wrote ({error!r})") from error
-    return from_dict(TrainConfig, values)
+        return from_dict(TrainConfig, saved["config"])
+    except ConfigError as error:
+        raise CONFIGS.refusal(file, error) from error
 
 
 def deciding_fields(config: TrainConfig) -> dict[str, Any]:

@@ -21,11 +21,22 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fasttricks.config import ConfigError
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
 from fasttricks.system.output import keep_lost_output, lost_output
 from fasttricks.system.progress import progress_bar
+from fasttricks.system.reading import Reader, is_there, parse_json
+from fasttricks.system.schema import fields, number, whole
+
+_METRICS = Reader(
+    ConfigError,
+    'must have a record {"step": number, "epoch": number, ...} in each line',
+    "mend it, or move it away: the run then goes on without its earlier records",
+    max_bytes=1 << 26,
+)
+_RECORD = fields({"step": whole(), "epoch": number()}, others=number())
 
 CONSOLE = "console.log"
 """What was said once the terminal, the pipe or the file that standard output or error went to was lost."""
@@ -157,27 +168,35 @@ class RunLog:
             self._board.close()
             if draw:
                 plot_curves(self.folder, self._metrics)
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             self.print(f"note: the last records or curves.png could not be written to {self.folder}: {error}")
         finally:
             threading.excepthook = self._excepthook
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, without the torn last line that a kill may leave."""
+    """The records of metrics.jsonl up to the first that is none, as a kill leaves the last line torn; none without the file.
+
+    Raises ConfigError for what is no regular file.
+    """
     records = []
     path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in _METRICS.read(path).split(b"\n") if is_there(path) else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            records.append(parse_json(line, _RECORD))
+        except ValueError:
             break
     return records
 
 
 def _keep_first(path: Path, count: int) -> None:
-    """Drop all but the first `count` records: a resumed run writes the others again."""
+    """Drop all but the first `count` records: a resumed run writes the others again.
+
+    Raises ConfigError where there are fewer, unless the file is away: they were on the disk with the checkpoint that counts them.
+    """
     kept = read_metrics(path.parent)[:count]
+    if is_there(path) and len(kept) < count:
+        raise _METRICS.refusal(path, f"line {len(kept) + 1} is no record, of {count} that the checkpoint counts")
     remove_leftovers(path.parent, re.escape(path.name))
     temporary = temporary_of(path)
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -189,8 +208,8 @@ def plot_curves(folder: Path, metrics: Sequence[Metric]) -> None:
     from matplotlib.figure import Figure
 
     records = read_metrics(folder)
-    train = [record for record in records if "train_loss" in record]
-    validation = [record for record in records if "val_loss" in record]
+    train = [record for record in records if {"train_loss", "lr"} <= record.keys()]
+    validation = [record for record in records if {"val_loss", *(m.name for m in metrics)} <= record.keys()]
     if not train:
         return
     panels = list(dict.fromkeys(metric.panel for metric in metrics))

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.config import DataConfig, ModelConfig, TrainConfig, model_info
+from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.data.pipeline import color
 from fasttricks.runs.metric import Metric
 from fasttricks.runs.saved import Saved
+from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.schema import Kind, fields, number, table, text, whole
 
 _LIBRARIES = {
     "timm": 'timm.create_model("local-dir:DIR", pretrained=True)',
     "torchvision": "torchvision.models.{name}(num_classes={num_classes}{more})",
 }
+
+
+_FILES = Reader(ConfigError, "must be what fasttricks.train wrote", "move it away, and the card is made without it")
+
+
+def summary_kind(metrics: Sequence[Metric]) -> Kind:
+    """What summary.json holds of a run whose task has these metrics."""
+    numbers = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in metrics)), number())
+    return fields(
+        {"steps": whole(), "val_images": whole(), "ranks": whole(1), "precision": text(), "device": text(), **numbers}
+    )
 
 
 def counterparts(config: ModelConfig) -> dict[str, str]:
@@ -70,7 +82,8 @@ def model_card(
     summary.json are read from; None or without them: the card says what is not known.
     """
     config, classes = saved.config, saved.classes
-    summary, versions = _read(run_folder, "summary.json"), _read(run_folder, "config.json").get("versions", {})
+    summary = _read(run_folder, "summary.json", summary_kind(metrics))
+    versions = _read(run_folder, "config.json", fields({}, {"versions": table(text())})).get("versions", {})
     parts = [
         _front_matter(counterparts),
         f"# {config.model.name}, {len(classes)} classes",
@@ -87,10 +100,10 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _read(folder: Path | None, name: str) -> dict[str, Any]:
-    if folder is None or not (folder / name).is_file():
+def _read(folder: Path | None, name: str, kind: Kind) -> dict[str, Any]:
+    if folder is None or not is_there(folder / name):
         return {}
-    values: dict[str, Any] = json.loads((folder / name).read_text())
+    values: dict[str, Any] = _FILES.json(folder / name, kind)
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,22 @@ from torch import Tensor, nn
 
 from fasttricks.config import TrainConfig, from_dict
 from fasttricks.models import build_model
-from fasttricks.runs.checkpoint import load_checkpoint, load_weights
+from fasttricks.runs.checkpoint import CheckpointError, load_checkpoint, load_weights
+from fasttricks.system.reading import parse_json
+from fasttricks.system.schema import anything, fields, listed, optional, table, text, whole
+
+_STATE = fields(
+    {
+        "config": text(1 << 20),
+        "classes": listed(text()),
+        "step": whole(),
+        "epoch": whole(),
+        "ranks": listed(anything),
+        "model": table(anything),
+        "average": optional(table(anything)),
+    },
+    {"task": text()},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +62,16 @@ class Saved:
 def read_saved(path: Path) -> Saved:
     """The checkpoint at `path`: a file, or a run folder, of which the newest is taken. Raises as load_checkpoint."""
     state = load_checkpoint(path)
+    try:
+        _STATE(state, "")
+        config = from_dict(TrainConfig, parse_json(state["config"].encode(), table(anything)))
+    except ValueError as error:
+        rule = "must hold what fasttricks.train saves of a run"
+        raise CheckpointError(f"checkpoint = {state['path']!r}: {rule} ({error}); use another one") from error
     return Saved(
         path=Path(state["path"]),
         task=state.get("task", "classification"),  # as in every checkpoint before there were others
-        config=from_dict(TrainConfig, json.loads(state["config"])),
+        config=config,
         classes=tuple(state["classes"]),
         step=state["step"],
         epoch=state["epoch"],

@@ -17,7 +17,8 @@ from fasttricks.runs.checkpoint import (
     CheckpointError,
     DamagedError,
     checkpoints,
-    load_checkpoint,
+    named_checkpoints,
+    read_checkpoint,
     set_aside,
 )
 from fasttricks.runs.folder import deciding_fields, releases
@@ -116,10 +117,10 @@ def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resume
     A damaged one is passed over, with a note. Raises CheckpointError where all are, and ConfigError for another run's.
     """
     found, folder = Resumed(), Path(config.run_dir) / "checkpoints"
-    paths = checkpoints(folder) if config.resume else []
+    paths = named_checkpoints(folder) if config.resume else []
     for path in paths:
         try:
-            found.state = load_checkpoint(path)
+            found.state = read_checkpoint(path)
             break
         except DamagedError as error:
             found.damaged.append(path)
@@ -147,7 +148,7 @@ def _check(found: Resumed, config: TrainConfig, world: World, now: dict[str, Any
 def _newest_edge(folder: Path) -> str:
     for path in checkpoints(folder):
         try:
-            if not load_checkpoint(path)["step_in_epoch"]:
+            if not read_checkpoint(path)["step_in_epoch"]:
                 return str(path)
         except CheckpointError:
             continue

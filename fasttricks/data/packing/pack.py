@@ -27,13 +27,33 @@ from numpy.typing import NDArray
 from fasttricks.config import Range, check_fields
 from fasttricks.data.packing.reencode import QUALITY, Packed, encode
 from fasttricks.data.sources import Source
+from fasttricks.data.sources.columns import read_columns
 from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.data.sources.listed import Where, read_at
-from fasttricks.data.sources.packed import FORMAT, INDEX, MANIFEST, PLAN, PackedImages, open_packed, write_index
+from fasttricks.data.sources.packed import (
+    BAD,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    PLANS,
+    PackedImages,
+    open_packed,
+    read_manifest,
+    shard_name,
+    write_index,
+)
 from fasttricks.system.files import write_whole
 from fasttricks.system.ownership import Claim, InUseError
+from fasttricks.system.reading import Reader, is_there, parse_json
+from fasttricks.system.schema import fields, table, text
 
 _LOCK = ".lock"
+_PLANS = Reader(DataError, "damaged, or no plan of a pack", "remove the folder and pack anew")
+_ANEW = "remove it and its shard, and give the same command again: that shard is packed anew"
+_RECORDS = Reader(DataError, "damaged, or no record of a shard", _ANEW, max_bytes=1 << 28)
+_RECORD = {"offset": np.int64, "length": np.int64, "crc": np.int64, "notes": np.uint8}
+_NOTES = fields({"bad": BAD, "troubles": table(text(10_000))})
 _CHUNK = 16
 """Images a task of a worker: handing one over costs 0.1 ms."""
 
@@ -83,7 +103,7 @@ def pack_split(source: Source, out: Path, config: PackConfig, advance: Any = lam
     """
     plan = _plan(source, config)
     with _claimed(out, plan):
-        if (out / MANIFEST).exists():
+        if is_there(out / MANIFEST):
             advance(len(source))
             return _report(out)
         order = np.random.default_rng(config.seed).permutation(len(source))
@@ -93,19 +113,18 @@ def pack_split(source: Source, out: Path, config: PackConfig, advance: Any = lam
         troubles: dict[str, str] = {}
         with _Workers(config) as workers:
             for number, part in enumerate(parts):
-                if not (out / _shard(number)).exists():
+                if not is_there(out / shard_name(number)):
                     _write_shard(source, out, number, part, workers, advance)
                 else:
                     advance(len(part))
-                with np.load(out / _record(number), allow_pickle=False) as record:
-                    for name in ("offset", "length", "crc"):
-                        columns[name][part] = record[name]
-                    columns["shard"][part] = number
-                    notes = json.loads(record["notes"].tobytes())
-                    bad |= notes["bad"]
-                    troubles |= notes["troubles"]
+                record, notes = _read_record(out / _record(number), len(part))
+                for name, column in record.items():
+                    columns[name][part] = column
+                columns["shard"][part] = number
+                bad |= notes["bad"]
+                troubles |= notes["troubles"]
         columns["label"] = np.asarray(source.labels)
-        shards = {_shard(n): (out / _shard(n)).stat().st_size for n in range(len(parts))}
+        shards = {shard_name(n): (out / shard_name(n)).stat().st_size for n in range(len(parts))}
         manifest = {
             "format": FORMAT,
             "classes": source.classes,
@@ -170,7 +189,7 @@ def _write_shard(
     """Write shard `number`, the images `part`, and the record of what lies where in it."""
     notes: dict[str, dict[str, str]] = {"bad": {}, "troubles": {}}
     lengths, crcs = [], []
-    temporary = out / f".{_shard(number)}.part"
+    temporary = out / f".{shard_name(number)}.part"
     try:
         with open(temporary, "wb", buffering=1 << 20) as file:
             images = workers.encoded([source.bad.get(index) or source.locate(index) for index in part.tolist()])
@@ -190,7 +209,7 @@ def _write_shard(
         text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
         np.savez(record, offset=offsets, length=np.array(lengths), crc=np.array(crcs), notes=text)
         write_whole(out / _record(number), record.getvalue())
-        os.replace(temporary, out / _shard(number))
+        os.replace(temporary, out / shard_name(number))
     except BrokenProcessPool as error:
         rule = "a worker process died, perhaps for want of memory; give fewer --workers"
         raise DataError(f"{out}: {rule}; the same command goes on where it stopped") from error
@@ -224,7 +243,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{out}: cannot be written to ({error.strerror}); give another OUT") from error
     with claim:
-        known = next((out / name for name in (MANIFEST, PLAN) if (out / name).exists()), None)
+        known = next((out / name for name in (MANIFEST, PLAN) if is_there(out / name)), None)
         if known is not None:
             _same_plan(known, plan)
         elif any(not entry.name.startswith((_LOCK, f".{PLAN}")) for entry in out.iterdir()):  # else of a killed start
@@ -235,26 +254,31 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
 
 
 def _same_plan(known: Path, plan: dict[str, Any]) -> None:
-    try:
-        saved = json.loads(known.read_text())
-        saved = saved["plan"] if known.name == MANIFEST else saved
-        differing = [name for name in plan if saved.get(name) != plan[name]]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{known}: damaged ({error!r}); remove the folder and pack anew") from error
+    saved = read_manifest(known.parent)["plan"] if known.name == MANIFEST else _PLANS.json(known, PLANS)
+    differing = [name for name in plan if saved.get(name) != plan[name]]
     if differing:
         name = differing[0]
-        raise DataError(
-            f"{known.parent}: was packed with {name} = {saved.get(name)!r}, now {plan[name]!r}; give the same, or another OUT"
-        )
+        was = f"was packed with {name} = {saved.get(name)!r:.100}, now {plan[name]!r}"
+        raise DataError(f"{known.parent}: {was}; give the same, or another OUT")
+
+
+def _read_record(path: Path, images: int) -> tuple[dict[str, NDArray[np.int64]], dict[str, dict[str, str]]]:
+    """(columns, what is bad and what was trouble) of a shard of so many images. Raises DataError for another."""
+    content = _RECORDS.read(path)
+    try:
+        columns = read_columns(content, _RECORD)
+        notes: dict[str, dict[str, str]] = parse_json(columns.pop("notes").tobytes(), _NOTES)
+        short = next((name for name, column in columns.items() if len(column) != images), None)
+        if short is not None:
+            raise ValueError(f"column {short}: must have {images} numbers, but has {len(columns[short])}")
+    except ValueError as error:
+        raise _RECORDS.refusal(path, error) from error
+    return columns, notes
 
 
 def _report(out: Path) -> Report:
-    manifest = json.loads((out / MANIFEST).read_text())
+    manifest = read_manifest(out)
     return Report(open_packed(out), sum(manifest["shards"].values()), manifest["troubles"])
-
-
-def _shard(number: int) -> str:
-    return f"shard-{number:05d}.bin"
 
 
 def _record(number: int) -> str:

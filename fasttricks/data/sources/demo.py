@@ -33,10 +33,13 @@ from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
 from fasttricks.system.ownership import Claim, Owner
 from fasttricks.system.progress import counted
+from fasttricks.system.reading import Reader
+from fasttricks.system.schema import anything
 
 CLASSES = tuple(demo_images.SHAPES)
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
+_MANIFESTS = Reader(DataError, "damaged", "it is drawn anew")
 _WORKER = "import sys; from fasttricks.data.sources.demo import _work; _work(sys.argv[1])"
 
 
@@ -103,8 +106,8 @@ def _inventory(root: Path) -> dict[str, int]:
 
 def _is_whole(root: Path) -> bool:
     try:
-        return bool(json.loads((root / MANIFEST).read_text()) == _inventory(root))
-    except (OSError, ValueError):
+        return bool(_MANIFESTS.json(root / MANIFEST, anything) == _inventory(root))
+    except (OSError, DataError):
         return False
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from errno import EFBIG, EINVAL
+from errno import EFBIG
 from pathlib import Path
 from typing import NamedTuple
 
-_LARGEST_IMAGE = 1 << 29  # bytes; more is no image, and would be read into memory
+from fasttricks.system.reading import read_range, regular_file
+
+LARGEST_IMAGE = 1 << 29  # bytes; more is no image, and would be read into memory
 
 
 class Where(NamedTuple):
@@ -64,22 +65,8 @@ class ListedImages(ABC):
 
 def read_at(place: Where) -> bytes:
     """The bytes there. Raises OSError, also for what is no file, and for 0.5 GB or more. Never waits for a pipe's end."""
-    descriptor = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(EINVAL, "Is a directory" if stat.S_ISDIR(status.st_mode) else "not a file")
-        length = status.st_size if place.length < 0 else place.length
-        if length >= _LARGEST_IMAGE:
+    with regular_file(place.path) as (descriptor, size):
+        length = size if place.length < 0 else place.length
+        if length >= LARGEST_IMAGE:
             raise OSError(EFBIG, f"{length:,} bytes long")
         return read_range(descriptor, place.start, length)
-    finally:
-        os.close(descriptor)
-
-
-def read_range(descriptor: int, start: int, length: int) -> bytes:
-    """`length` bytes of an open file from `start` on, or as many as it has. From any thread. Raises OSError."""
-    content = os.pread(descriptor, length, start)
-    while len(content) < length and (more := os.pread(descriptor, length - len(content), start + len(content))):
-        content += more
-    return content

@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
+import stat
 import threading
 import zlib
 from dataclasses import dataclass, field
@@ -22,14 +22,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.listed import ListedImages, Where, read_range
+from fasttricks.data.sources.columns import read_columns
+from fasttricks.data.sources.errors import DataError, show_name
+from fasttricks.data.sources.listed import LARGEST_IMAGE, ListedImages, Where
 from fasttricks.system.files import write_whole
+from fasttricks.system.reading import Reader, is_there, read_range, regular_file
+from fasttricks.system.schema import fields, listed, table, text, whole
 
 MANIFEST, INDEX, PLAN = "pack.json", "index.npz", "packing.json"
 FORMAT = 1
 _COLUMNS = {"shard": np.uint32, "offset": np.uint64, "length": np.uint32, "crc": np.uint32, "label": np.uint32}
 REPACK = "copy it again from where it is whole, or pack the images anew into another folder"
+MANIFESTS = Reader(DataError, "damaged, or no pack", REPACK, max_bytes=1 << 28)
+_INDEX_BYTES, _IMAGE_BYTES = 1 << 16, 24 + 1024
+"""What an index may be long: in any case, and an image more."""
+PLANS = fields({"images": whole(1, 2**40), "files": text(100)})
+BAD = table(text(20_000), key=text(12, r"\d+", "a number"))
+_MANIFEST = fields({
+    "classes": listed(text()), "shards": table(whole(), key=text(30, r"shard-\d{5,9}\.bin", "named shard-NUMBER.bin")),
+    "index_digest": text(100), "altered": text(), "bad": BAD, "troubles": table(text(10_000)), "plan": PLANS,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class PackedImages(ListedImages):
     def _descriptor(self, shard: int) -> int:
         with self._lock:
             if shard not in self._open:
-                self._open[shard] = os.open(self.root / self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+                with regular_file(self.root / self.shards[shard]) as (descriptor, _):
+                    self._open[shard] = os.dup(descriptor)
             return self._open[shard]
 
     def __del__(self) -> None:
@@ -83,43 +96,82 @@ class PackedImages(ListedImages):
 
 def is_packed(folder: Path) -> bool:
     """Whether a packed split lies there, or a part of one."""
-    return any(os.path.exists(folder / name) for name in (MANIFEST, PLAN))
+    return is_there(folder / MANIFEST) or is_there(folder / PLAN)
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What pack.json says of the packed split at `root`, its shards as numbers of bytes by name.
+
+    Raises DataError for one that no release wrote, or another.
+    """
+    file = root / MANIFEST
+    manifest: dict[str, Any] = MANIFESTS.json(file, fields({"format": whole()}))
+    if manifest["format"] != FORMAT:
+        raise DataError(
+            f"{root}: packed in format {manifest['format']}, this release reads {FORMAT}; pack the images anew"
+        )
+    try:
+        _MANIFEST(manifest, "")
+        images, names = manifest["plan"]["images"], list(manifest["shards"])
+        if len(set(manifest["classes"])) < len(manifest["classes"]):
+            raise ValueError("a class stands twice in it")
+        if images > sum(manifest["shards"].values()) + len(manifest["bad"]):
+            raise ValueError(f"more images, {images:,}, than its shards have bytes")
+        if any(int(number) >= images for number in manifest["bad"]):
+            raise ValueError(f"a bad image that is none of its {images:,}")
+        if names != [shard_name(number) for number in range(len(names))]:
+            raise ValueError(f"shards that are not numbered from {shard_name(0)} on")
+    except ValueError as error:
+        raise MANIFESTS.refusal(file, error) from error
+    return manifest
 
 
 def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> PackedImages:
     """The packed split at `root`, its labels in the order of `classes` where given.
 
     Raises DataError for one that is not finished, of another format, that lacks a file or has one of another size, whose
-    index is damaged, or that has a class which `classes` lacks. Cost: reads the index, 60 bytes an image, not the images.
+    index is damaged, or that has a class which `classes` lacks. No file but those of `root` is opened, whatever it says.
+    Cost: reads the index, 60 bytes an image, not the images.
     """
-    if not (root / MANIFEST).exists():
+    if not is_there(root / MANIFEST):
         raise DataError(f"{root}: packing is not finished; give the same `prepare pack` command again, it goes on")
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-        version, known, shards, digest = (manifest[key] for key in ("format", "classes", "shards", "index_digest"))
-        bad = {int(number): why for number, why in manifest["bad"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / MANIFEST}: damaged ({error!r}); {REPACK}") from error
-    if version != FORMAT:
-        raise DataError(f"{root}: packed in format {version}, this release reads {FORMAT}; pack the images anew")
+    manifest = read_manifest(root)
+    shards: dict[str, int] = manifest["shards"]
     for name, size in shards.items():
-        found = (root / name).stat().st_size if (root / name).exists() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes of {size}"
-            raise DataError(f"{root / name}: {state}; {REPACK}")
-    files, columns = _read_index(root / INDEX, digest)
-    labels = columns.pop("label")
+        if wrong := _why_no_shard(root / name, size):
+            raise DataError(f"{root / name}: {wrong}; {REPACK}")
+    files, columns = _read_index(root / INDEX, manifest)
+    labels, known = columns.pop("label"), tuple(manifest["classes"])
     if classes is not None:
-        strangers = sorted(set(known) - set(classes))
+        number = {name: label for label, name in enumerate(classes)}
+        strangers = sorted(set(known) - number.keys())
         if strangers:
             raise DataError(
                 f"{root}: class {', '.join(strangers[:5])} has no counterpart in train; pack both from one folder"
             )
-        number = {name: label for label, name in enumerate(classes)}
         labels = np.array([number[name] for name in known], np.uint32)[labels]
         known = classes
-    named = root, tuple(known), files, tuple(labels.tolist())
-    return PackedImages(*named, tuple(shards), columns, str(manifest["altered"]), bad=bad)
+    bad = {int(number): why for number, why in manifest["bad"].items()}
+    return PackedImages(
+        root, known, files, tuple(labels.tolist()), tuple(shards), columns, manifest["altered"], bad=bad
+    )
+
+
+def shard_name(number: int) -> str:
+    """What shard `number` of a packed split is called."""
+    return f"shard-{number:05d}.bin"
+
+
+def _why_no_shard(path: Path, size: int) -> str:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return "is no file"
+    return "" if status.st_size == size else f"has {status.st_size} bytes of {size}"
 
 
 def write_index(path: Path, files: list[str], columns: dict[str, NDArray[Any]]) -> str:
@@ -131,14 +183,31 @@ def write_index(path: Path, files: list[str], columns: dict[str, NDArray[Any]]) 
     return hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()
 
 
-def _read_index(path: Path, digest: str) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {REPACK}") from error
-    if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
+def _read_index(path: Path, manifest: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """(names, columns), each of as many images as the manifest has, that lie within its shards and are of its classes."""
+    images = manifest["plan"]["images"]
+    content = MANIFESTS.read(path, _INDEX_BYTES + images * _IMAGE_BYTES)
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != manifest["index_digest"]:
         raise DataError(f"{path}: {len(content)} bytes that fail their checksum: the index is cut or damaged; {REPACK}")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        columns = {name: arrays[name] for name in _COLUMNS}
-        names = arrays["names"].tobytes()
-    return tuple(os.fsdecode(names).split("\0")), columns
+    try:
+        columns = read_columns(content, {"names": np.uint8, **_COLUMNS})
+        names = tuple(os.fsdecode(columns.pop("names").tobytes()).split("\0"))
+        for name, found in [("names", len(names)), *((name, len(column)) for name, column in columns.items())]:
+            if found != images:
+                raise ValueError(f"column {name}: must have the {images} images of {MANIFEST}, but has {found}")
+        sizes = np.array([*manifest["shards"].values()], np.uint64)
+        _require(columns["label"] < len(manifest["classes"]), names, columns["label"], "label", "of a class")
+        _require(columns["shard"] < len(sizes), names, columns["shard"], "shard", "of a shard")
+        size = sizes[columns["shard"]]
+        _require(columns["offset"] <= size, names, columns["offset"], "offset", "within its shard")
+        fits = (columns["length"] <= size - columns["offset"]) & (columns["length"] < LARGEST_IMAGE)
+        _require(fits, names, columns["length"], "length", "within its shard, and below 0.5 GB")
+    except ValueError as error:
+        raise MANIFESTS.refusal(path, error) from error
+    return names, columns
+
+
+def _require(holds: NDArray[np.bool_], names: tuple[str, ...], column: NDArray[Any], name: str, rule: str) -> None:
+    wrong = np.flatnonzero(~holds)
+    if len(wrong):
+        raise ValueError(f"{show_name(names[wrong[0]])[:200]}: {name} = {column[wrong[0]]}: must be {rule}")

@@ -15,12 +15,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fasttricks.config import UserError
+from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.schema import fields, text
 
 QUARANTINE = "quarantine.jsonl"
 
 
 class QuarantineError(UserError):
     """A quarantine list that cannot be read or written."""
+
+
+_RULE = 'must be {"file": path, "reason": words} in each line'
+_LISTS = Reader(QuarantineError, _RULE, "make the list anew with fasttricks.data.prepare scan", max_bytes=1 << 28)
+_ENTRY = fields({"file": text(5000), "reason": text(10_000)})
 
 
 def read_quarantine(root: Path, classes: Iterable[str] = ()) -> dict[str, str]:
@@ -55,17 +62,6 @@ def write_quarantine(root: Path, reasons: Mapping[str, str]) -> Path:
 
 
 def _read(root: Path) -> dict[str, str]:
-    path = root / QUARANTINE
-    if not path.is_file():
+    if not is_there(root / QUARANTINE):
         return {}
-    reasons = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            reasons["" + entry["file"]] = f"quarantined: {entry['reason']}"
-        except (ValueError, KeyError, TypeError) as error:
-            rule = 'must be {"file": path, "reason": words}; make the list anew with fasttricks.data.prepare scan'
-            raise QuarantineError(f"{path}: line {number} {rule}") from error
-    return reasons
+    return {entry["file"]: f"quarantined: {entry['reason']}" for entry in _LISTS.lines(root / QUARANTINE, _ENTRY)}
