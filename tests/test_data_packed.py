@@ -34,6 +34,8 @@ from fasttricks.data.sources.quarantine import write_quarantine
 from fasttricks.system.ownership import Claim
 from lib.tiny import arguments, call
 
+LIMIT = DataConfig().max_pixels
+
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
@@ -247,7 +249,7 @@ def test_bad_images_move_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_quarantine(root, {"train/a/5.jpg": "a thumb on the lens"})
     assert call(prepare.main, "pack", str(root), str(out), "--short-side", "32") == 0
     shown = capsys.readouterr().out
-    assert "train/a/2.jpg: cannot be decoded" in shown
+    assert "train/a/2.jpg: damaged or cut off: " in shown
     assert "train/a/3.jpg: no image: first bytes b'no image at " in shown
     assert "train/a/4.jpg: unreadable: No such file or directory" in shown
     assert "train/a/5.jpg: quarantined: a thumb on the lens" in shown
@@ -278,7 +280,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
 
 def test_what_an_image_is_stored_as() -> None:
     def stored(content: bytes, short_side: int = 30, quality: int = 95) -> Image.Image:
-        return Image.open(io.BytesIO(encode(content, short_side, quality).content))
+        return Image.open(io.BytesIO(encode(content, short_side, quality, LIMIT).content))
 
     for mode in ("RGB", "L", "P", "RGBA", "LA"):
         image = stored(encoded(picture(mode)))
@@ -290,16 +292,20 @@ def test_what_an_image_is_stored_as() -> None:
     image = stored(encoded(picture(), "JPEG", exif=turned, quality=95))
     assert image.size == (30, 45) and not image.getexif()
     small = encoded(picture(size=(400, 30)), "JPEG", quality=20)
-    assert encode(small, 30, 95).content == small  # neither enlarged nor stored in more bytes
+    assert encode(small, 30, 95, LIMIT).content == small  # neither enlarged nor stored in more bytes
     large = encoded(picture(size=(20, 25)), "JPEG", quality=100)
-    assert len(encode(large, 30, 50).content) < len(large)
-    assert encode(large, 0, 0).content == large
+    assert len(encode(large, 30, 50, LIMIT).content) < len(large)
+    assert encode(large, 0, 0, LIMIT).content == large
     deep = encoded(Image.fromarray(np.arange(5400, dtype=np.uint16).reshape(60, 90) * 12))
-    assert encode(deep, 30, 95).content == deep and "stored as they are" in encode(deep, 30, 95).trouble
+    image, want = stored(deep), np.arange(5400).reshape(60, 90) * 12 / 257
+    assert image.mode == "L" and np.abs(np.asarray(image.resize((90, 60)), float) - want).max() < 8
+    assert encode(deep, 30, 95, 5399).content == deep
+    assert "90 x 60 = 5,400 pixels, over data.max_pixels = 5,399" in encode(deep, 30, 95, 5399).trouble
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("short_side", 31), ("quality", 101), ("shard_images", 0), ("seed", -1), ("workers", -1)]
+    ("field", "value"),
+    [("short_side", 31), ("quality", 101), ("shard_images", 0), ("seed", -1), ("workers", -1), ("max_pixels", 0)],
 )
 def test_settings_have_ranges(field: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"{field} = {value}"):

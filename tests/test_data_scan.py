@@ -16,9 +16,9 @@ from PIL import Image
 
 from fasttricks.config import DataConfig
 from fasttricks.data import prepare
-from fasttricks.data.packing.scan import examine, list_files, scan_files
+from fasttricks.data.packing.scan import list_files, scan_files
+from fasttricks.data.packing.verdict import why_damaged
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
-from fasttricks.data.sources.headers import problem
 from lib.images import FULL, KINDS, encoded, put, smooth
 from lib.tiny import call
 
@@ -73,10 +73,10 @@ def test_every_damaged_file_is_found_and_none_falsely(name: str, real_jpegs: Cal
     rng, files = np.random.default_rng(0), real_jpegs(name, 500)
     assert len(files) == 500
     for number, file in enumerate(files):
-        reason = examine(file, LIMIT)
-        assert reason is None, (number, reason)
+        reason = why_damaged(file, LIMIT)
+        assert not reason, (number, reason)
         damage = FOUND[number % len(FOUND)]
-        assert examine(damage(file, rng), LIMIT), (number, damage.__name__)
+        assert why_damaged(damage(file, rng), LIMIT), (number, damage.__name__)
     # what else runs on the core counts too, and only makes it longer
     assert any(seconds_an_image(name, files) < 0.002 for _ in range(3))
 
@@ -84,7 +84,7 @@ def test_every_damaged_file_is_found_and_none_falsely(name: str, real_jpegs: Cal
 def seconds_an_image(name: str, files: list[bytes]) -> float:
     """Of this process's time."""
     start = time.process_time()
-    assert not any(examine(file, LIMIT) for file in files)
+    assert not any(why_damaged(file, LIMIT) for file in files)
     seconds = (time.process_time() - start) / len(files)
     print(f"{name}: {1000 * seconds:.2f} ms an image")
     return seconds
@@ -104,7 +104,7 @@ def test_how_much_of_what_leaves_a_valid_scan_is_found(
             at = int(rng.integers(scan_data(file), max(scan_data(file) + 1, len(file) - 2 - size)))
             end = min(at + size, len(file) - 2)
             found += (
-                examine(file[:at] + rng.integers(0, 256, end - at, np.uint8).tobytes() + file[end:], LIMIT) is not None
+                why_damaged(file[:at] + rng.integers(0, 256, end - at, np.uint8).tobytes() + file[end:], LIMIT) != ""
             )
         print(f"{name}: of 500 with {size} random bytes in the scan, {found} are found")
         assert found > (100 if size > 1 else 20)
@@ -115,9 +115,9 @@ def test_every_flipped_byte_of_a_png_is_found_but_in_its_end() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).save(buffer, "PNG")
     png = buffer.getvalue()
-    assert examine(png, LIMIT) is None
+    assert why_damaged(png, LIMIT) == ""
     for at in range(8, len(png) - 12):
-        assert examine(png[:at] + bytes([png[at] ^ 1]) + png[at + 1 :], LIMIT), at
+        assert why_damaged(png[:at] + bytes([png[at] ^ 1]) + png[at + 1 :], LIMIT), at
 
 
 def test_kinds(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_kinds(tmp_path: Path) -> None:
     silent = f"{list(KINDS).index('damaged scan'):02d}/b/2.jpg"
     assert sorted(bad) == sorted([*expected, silent, "checksum.png"])
     assert count == len(files)
-    assert "damaged: " in bad[silent]
+    assert "damaged or cut off: " in bad[silent]
 
 
 def test_the_command_writes_the_list_that_training_honours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,14 +156,14 @@ def test_the_command_writes_the_list_that_training_honours(tmp_path: Path, capsy
     (root / "train" / "a" / "notes.txt").write_text("no image, and not named as one")
     assert call(prepare.main, "scan", str(root), "--workers", "1") == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith(r"train/b/line\n\udcff.jpg: damaged: ")
+    assert shown[0].startswith(r"train/b/line\n\udcff.jpg: damaged or cut off: ")
     assert shown[1] == f"1 of 9 images are bad; listed in {root}/quarantine.jsonl"
     lines = (root / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["file"] for line in lines] == [f"train/b/{odd}"]
     (root / "train" / "a" / "notes.txt").unlink()
     folder: ImageFolder = scan_folder(root / "train")
     assert [folder.files[index] for index in folder.bad] == [f"b/{odd}"]
-    assert "quarantined: damaged: " in next(iter(folder.bad.values()))
+    assert "quarantined: damaged or cut off: " in next(iter(folder.bad.values()))
     (root / "train" / "b" / odd).unlink()
     assert call(prepare.main, "scan", str(root), "--workers", "1") == 0
     assert not (root / "quarantine.jsonl").exists(), "the old list is replaced"
@@ -178,12 +178,12 @@ def test_a_file_that_ends_the_process_is_bad_and_the_others_are_scanned(
         (tmp_path / f"{number:02d}.jpg").write_bytes(b"end" if number == 7 else KINDS["grey"].make)  # type: ignore[arg-type]
     (tmp_path / "11.jpg").write_bytes(b"text")
 
-    def decode(file: bytes, max_pixels: int) -> str | None:
-        return os._exit(1) if file == b"end" else problem(file, max_pixels)
+    def decode(file: bytes, max_pixels: int) -> str:
+        return os._exit(1) if file == b"end" else why_damaged(file, max_pixels)
 
     forked = multiprocessing.get_context("fork")
     monkeypatch.setattr("fasttricks.data.packing.scan.multiprocessing.get_context", lambda name: forked)
-    monkeypatch.setattr("fasttricks.data.packing.scan.examine", decode)
+    monkeypatch.setattr("fasttricks.data.packing.scan.why_damaged", decode)
     monkeypatch.setattr("fasttricks.data.packing.scan._CHUNK", 4)
     done: list[int] = []
     count, bad = scan_files(tmp_path, list_files(tmp_path), workers=2, max_pixels=LIMIT, advance=done.append)

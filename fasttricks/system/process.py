@@ -1,4 +1,5 @@
-"""What a rank knows of the process that started it: torchrun's restarts, its death, the command to go on with. No torch."""
+"""What a rank knows of the process that started it: its share of the cores, torchrun's restarts, its death, the
+command to go on with. No torch."""
 
 from __future__ import annotations
 
@@ -21,6 +22,11 @@ def under_torchrun() -> bool:
 def restart_count() -> int:
     """How often torchrun has started this rank again after a failure (--max-restarts); 0 without torchrun."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def threads_per_rank() -> int:
+    """CPU cores of this process, shared out among the ranks of this machine; 1 at least."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def die_with_launcher() -> None:

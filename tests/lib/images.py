@@ -109,9 +109,9 @@ KINDS: dict[str, Kind] = {
     "cut after the header": Kind(JPEG[: JPEG.index(b"\xff\xda")], "cut off"),
     "cut tail": Kind(JPEG[: len(JPEG) // 2], "cut off: image file is truncated"),
     "cut PNG": Kind(PNG[: len(PNG) // 2], "cut off"),
-    "cut PNG header": Kind(PNG[:20], "PNG without a size in its header"),
+    "cut PNG header": Kind(PNG[:20], "damaged or cut off: "),
     "cut WebP": Kind(WEBP[: len(WEBP) // 2], "cut off"),
-    "damaged PNG": Kind(PNG[:1000] + bytes(500) + PNG[1500:], "DALI cannot decode it"),
+    "damaged PNG": Kind(PNG[:1000] + bytes(500) + PNG[1500:], "damaged or cut off: "),
     "damaged scan": Kind(damaged_scan, tolerance=255),  # what is seen of it is the decoder's choice
     "no size": Kind(with_size(JPEG, 0, 0), "JPEG without a size in its header"),
     "PNG bomb": Kind(png_bomb, "20000 x 20000 = 400,000,000 pixels, over data.max_pixels = 100,000,000"),

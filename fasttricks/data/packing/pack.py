@@ -28,6 +28,7 @@ from fasttricks.config import Range, check_fields
 from fasttricks.data.packing.reencode import QUALITY, Packed, encode
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.columns import read_columns
+from fasttricks.data.sources.decode import quiet_pillow
 from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.data.sources.listed import Where, read_at
 from fasttricks.data.sources.packed import (
@@ -72,6 +73,8 @@ class PackConfig:
     """Of the order in which images are stored. The order of training does not depend on it."""
     workers: Annotated[int, Range(0, zero="one a CPU core")] = 0
     """Processes that read and encode."""
+    max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
+    """Larger images, by the size in their header, are kept as they are and named, as data.max_pixels has training refuse them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -91,14 +94,14 @@ class Report(NamedTuple):
     images: PackedImages
     bytes: int
     troubles: dict[str, str]
-    """Images that are left out because they cannot be read, or stored as they are because they cannot be decoded: name -> why."""
+    """Images that training will not use, name -> why: left out as they cannot be read, or stored as they are."""
 
 
 def pack_split(source: Source, out: Path, config: PackConfig, advance: Any = lambda count: None) -> Report:
     """Pack `source` into the folder `out`, or finish what an earlier call began. `advance(n)` is called as n images are done.
 
     The order stays that of the folder whatever an image is: one that is bad in `source` or cannot be read is stored as 0 bytes
-    and bad in the pack too; one that cannot be decoded is stored as it is. Both are reported. Raises DataError for a folder
+    and bad in the pack too; one that training cannot use is stored as it is. Both are reported. Raises DataError for a folder
     that holds something else, a pack of other images or settings, one that is being packed, a full disk.
     """
     plan = _plan(source, config)
@@ -145,7 +148,7 @@ class _Workers:
     """Processes that read and encode, or threads where bytes are only copied; a bound on how far they run ahead."""
 
     def __init__(self, config: PackConfig) -> None:
-        self._settings = config.short_side, config.quality
+        self._settings = config.short_side, config.quality, config.max_pixels
         self._count = config.workers or len(os.sched_getaffinity(0))
         self._pool: Executor = ThreadPoolExecutor(self._count)
         if config.altered:
@@ -168,11 +171,12 @@ class _Workers:
             yield from future.result()
 
 
-def _work(places: list[Where | str], short_side: int, quality: int) -> list[Packed]:
-    return [_pack_one(place, short_side, quality) for place in places]
+def _work(places: list[Where | str], *settings: int) -> list[Packed]:
+    quiet_pillow()
+    return [_pack_one(place, *settings) for place in places]
 
 
-def _pack_one(place: Where | str, short_side: int, quality: int) -> Packed:
+def _pack_one(place: Where | str, short_side: int, quality: int, max_pixels: int) -> Packed:
     """The image there; a str says why there is none."""
     if isinstance(place, str):
         return Packed(b"", 0, bad=place)
@@ -180,7 +184,7 @@ def _pack_one(place: Where | str, short_side: int, quality: int) -> Packed:
         content = read_at(place)
     except OSError as error:
         return Packed(b"", 0, bad=why_unreadable(error))
-    return encode(content, short_side, quality)
+    return encode(content, short_side, quality, max_pixels)
 
 
 def _write_shard(
@@ -225,6 +229,8 @@ def _write_shard(
 def _plan(source: Source, config: PackConfig) -> dict[str, Any]:
     """What a pack is of: a resumed one must be of the same."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
+    if config.max_pixels == PackConfig.max_pixels:  # packs of before the field are of the same plan
+        del settings["max_pixels"]
     encoder = f"Pillow {PIL.__version__}" if config.altered else "none"
     return {"images": len(source), "files": source.fingerprint(), **settings, "encoder": encoder}
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import warnings
 import zlib
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from fasttricks.data.packing.verdict import why_unusable
+from fasttricks.data.sources.decode import BadImage, decode
 
 QUALITY = 90
 """Where images are resized and no quality is given."""
-_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
-"""How PIL holds an image -> as what it is stored. Others (16 bits a channel) are kept as they are."""
 
 
 class Packed(NamedTuple):
@@ -21,36 +21,35 @@ class Packed(NamedTuple):
     content: bytes
     crc: int
     trouble: str = ""
-    """Why it was kept as it is though it should have been re-encoded; empty: there was none."""
+    """Why training will not use it, though it is stored, as it is; empty: it will."""
     bad: str = ""
     """Why it could not be read; empty: it could."""
 
 
-def encode(content: bytes, short_side: int, quality: int) -> Packed:
+def encode(content: bytes, short_side: int, quality: int, max_pixels: int) -> Packed:
     """An image as it is stored: upright, its short side at most `short_side`, as a JPEG; 0: that stays as it is.
 
     The filter is the loader's, bilinear widened where it shrinks, the chroma is halved (4:2:0). Where nothing shrinks, the
-    smaller of the file and its new encoding is kept.
+    smaller of the file and its new encoding is kept. An image that training cannot use is kept as it is.
     """
-    if not short_side and not quality:
-        return Packed(content, zlib.crc32(content))
-    stored, trouble = content, ""
+    stored = content
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF tags: the pixels are what counts
-            with Image.open(io.BytesIO(content)) as opened:
-                shape, mode = opened.size, _MODES.get(opened.mode)
-                if mode is None:
-                    return Packed(content, zlib.crc32(content), f"pixels of kind {opened.mode}, stored as they are")
-                image = ImageOps.exif_transpose(opened).convert(mode)
-            scale = short_side / min(shape)
-            shrinks = 0 < scale < 1
-            if shrinks:
-                image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=quality or QUALITY, subsampling="4:2:0", optimize=True)
-            if shrinks or buffer.tell() < len(content):
-                stored = buffer.getvalue()
-    except (OSError, SyntaxError, ValueError, ArithmeticError, Image.DecompressionBombError) as error:
-        trouble = f"cannot be decoded ({error}), stored as it is"
+        if short_side or quality:
+            stored = _smaller(content, short_side, quality, max_pixels)
+            trouble = ""
+        else:
+            trouble = why_unusable(content, max_pixels)
+    except BadImage as error:
+        trouble = str(error)
     return Packed(stored, zlib.crc32(stored), trouble)
+
+
+def _smaller(content: bytes, short_side: int, quality: int, max_pixels: int) -> bytes:
+    image = decode(content, max_pixels)
+    scale = short_side / min(image.size)
+    shrinks = 0 < scale < 1
+    if shrinks:
+        image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality or QUALITY, subsampling="4:2:0", optimize=True)
+    return buffer.getvalue() if shrinks or buffer.tell() < len(content) else content

@@ -1,28 +1,23 @@
 """Decode every image of a folder strictly, and say which are damaged: what `fasttricks.data.prepare scan` does.
 
-Decoders mend what they can. libjpeg fills a damaged scan with grey and says so in a warning that DALI and PIL do not pass
-on; here the warning is the reason. JPEG: libjpeg-turbo, strict, luma only, which still reads every bit of every channel, in
-1.5 ms for 500 x 375 pixels. Others: PIL, which compares a PNG's checksums. No torch, no DALI.
-
-What cannot be found: bytes changed inside a JPEG's scan that are again a valid scan of the right length. A JPEG has no
-checksum, so nothing but the original can tell. tests/test_data_scan.py counts how often that happens.
+No torch, no DALI.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from fasttricks.data.packing.verdict import why_damaged
+from fasttricks.data.sources.decode import quiet_pillow
 from fasttricks.data.sources.errors import why_unreadable
 from fasttricks.data.sources.folder import named_image
-from fasttricks.data.sources.headers import image_format, problem
+from fasttricks.data.sources.headers import HEADER_BYTES, image_format
 from fasttricks.data.sources.listed import Where, read_at
 from fasttricks.data.sources.walk import SPLITS, is_dataset, list_folder
 
@@ -103,42 +98,9 @@ def _class_level(root: Path) -> int | None:
     return next((level for level, holds in known.items() if holds), None)
 
 
-def examine(file: bytes, max_pixels: int) -> str | None:
-    """Why the image `file` is bad, in words; None where every bit of it decodes."""
-    reason = problem(file, max_pixels)
-    if reason is not None:
-        return reason
-    return _decode_jpeg(file) if image_format(file[:12]) == "JPEG" else _decode_other(file)
-
-
-def _decode_jpeg(file: bytes) -> str | None:
-    import simplejpeg
-
-    try:
-        *_, space, _ = simplejpeg.decode_jpeg_header(file)
-        simplejpeg.decode_jpeg(file, "CMYK" if space in ("CMYK", "YCCK") else "GRAY", fastdct=True, strict=True)
-    except ValueError as error:
-        return f"damaged: {error}"
-    return None
-
-
-def _decode_other(file: bytes) -> str | None:
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # `problem` has looked
-    try:
-        with Image.open(io.BytesIO(file)) as image:
-            image.verify()  # a PNG's checksums
-        with Image.open(io.BytesIO(file)) as image:
-            image.load()
-    except Exception as error:  # a damaged file fails in many ways
-        return f"damaged: {error}"
-    return None
-
-
 def _examine_files(root: str, names: list[str], max_pixels: int) -> tuple[int, dict[str, str]]:
     """(how many are images or named so, the bad ones and why). In a process of its own."""
-    warnings.simplefilter("ignore")  # PIL's, on what it mends: not bad
+    quiet_pillow()
     count, bad = 0, {}
     for name in names:
         try:
@@ -146,13 +108,13 @@ def _examine_files(root: str, names: list[str], max_pixels: int) -> tuple[int, d
         except OSError as error:
             if not named_image(name):
                 continue
-            reason: str | None = why_unreadable(error)
+            reason = why_unreadable(error)
         else:
-            if image_format(file[:12]) is None and not named_image(name):
+            if image_format(file[:HEADER_BYTES]) is None and not named_image(name):
                 continue
-            reason = examine(file, max_pixels)
+            reason = why_damaged(file, max_pixels)
         count += 1
-        if reason is not None:
+        if reason:
             bad[name] = reason
     return count, bad
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from typing import Any
 
@@ -16,6 +15,8 @@ from fasttricks.data.pipeline.draws import Draws, image_draws
 from fasttricks.data.pipeline.feed import Job
 from fasttricks.data.pipeline.graph import image_graph, training_inputs
 from fasttricks.data.pipeline.pixels import Pixels
+from fasttricks.data.sources.decode import BadImage, decode
+from fasttricks.system.process import threads_per_rank
 
 
 class DecodeError(RuntimeError):
@@ -48,7 +49,7 @@ class Decoder:
             on_gpu=on_gpu,
             half=half,
             batch_size=batch_size,
-            num_threads=config.threads or _threads_per_rank(),
+            num_threads=config.threads or threads_per_rank(),
             device_id=(device.index or 0) if on_gpu else None,
             prefetch_queue_depth=ahead,
         )
@@ -99,9 +100,12 @@ class Decoder:
             self.run()
             self._outputs()
         except RuntimeError as error:
+            try:  # Pillow's words are plainer, and those that scan uses
+                decode(job.encoded[0], self._config.max_pixels)
+            except BadImage as reason:
+                return str(reason)
             lines = [line.strip() for line in str(error).splitlines()]
-            reason = [line for line in lines if line and "no longer valid" not in line][-1]
-            return f"DALI cannot decode it ({reason})"
+            return f"DALI cannot decode it ({[line for line in lines if line and 'no longer valid' not in line][-1]})"
         self._pipeline.release_outputs()
         self._under_way.clear()
         return None
@@ -112,7 +116,3 @@ class Decoder:
         except RuntimeError as error:
             raise DecodeError(str(error)) from error
         return outputs
-
-
-def _threads_per_rank() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,4 +1,6 @@
-"""What goes into the pipeline: the encoded images of a rank, read ahead by threads, in an order known beforehand.
+"""What goes into the pipeline: the images of a rank, read ahead by threads, in an order known beforehand.
+
+Plain JPEGs and PNGs stay encoded for DALI; images of other kinds are decoded here (sources/decode.py says why).
 
 A bad file neither stops nor shifts an epoch. In training the next good image of its class takes its place, with its
 random numbers; in validation it is left out, as another in its place would count twice. Which image that is depends on
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Semaphore
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +23,18 @@ from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources import Source
+from fasttricks.data.sources.decode import BadImage, decodable, quiet_pillow
 from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
-from fasttricks.data.sources.headers import problem
+from fasttricks.system.process import threads_per_rank
 
 _Read = tuple[int, int, bytes]
 
 READ_THREADS = 4
 """Cold and network disks answer many requests at once; more threads than this only wait for each other on a warm one."""
 READ_AHEAD = 4
-"""Batches that are read before they are asked for: the memory is theirs, encoded."""
+"""Batches that are read before they are asked for, one at least."""
+AHEAD_BYTES = 1 << 30
+"""Fewer, where they would hold more than this: decoded images may be a hundred times as large as encoded ones."""
 
 
 class Job(NamedTuple):
@@ -43,7 +49,7 @@ class Job(NamedTuple):
     labels: NDArray[np.int64]
     """(N,), of `images`."""
     encoded: list[bytes]
-    """N files."""
+    """N plain JPEGs, plain PNGs or PNMs."""
 
     def one(self, number: int) -> Job:
         """A job of its image `number` alone."""
@@ -76,7 +82,10 @@ class Feed:
         self._part = shards.part(rank)
         self._labels = np.asarray(source.labels, np.int64)
         self.recall({})
-        self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        quiet_pillow()
+        self._may_read = Semaphore(READ_THREADS)
+        threads = max(READ_THREADS, config.threads or threads_per_rank())
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The images of this rank by number, in the order of `epoch`, bad ones too."""
@@ -85,8 +94,9 @@ class Feed:
         return order[self._part.start : self._part.stop]
 
     def jobs(self, epoch: int, step: int) -> Iterator[Job]:
-        """From batch `step` of `epoch` on. READ_AHEAD batches are under way while the caller works on one."""
+        """From batch `step` of `epoch` on. Up to READ_AHEAD batches are under way while the caller works on one."""
         waiting: deque[tuple[int, int, list[Future[list[_Read]]]]] = deque()
+        ahead = READ_AHEAD
         try:
             while True:
                 order, size = self.order(epoch), self._shards.batch_size
@@ -94,8 +104,12 @@ class Feed:
                     places = order[at * size : (at + 1) * size]
                     parts = np.array_split(places, min(READ_THREADS, max(1, len(places))))
                     waiting.append((epoch, at, [self._pool.submit(self._read, part.tolist()) for part in parts]))
-                    if len(waiting) > READ_AHEAD:
-                        yield self._job(*waiting.popleft())
+                    while len(waiting) > ahead:
+                        job = self._job(*waiting.popleft())
+                        size_bytes = 1 + sum(map(len, job.encoded))
+                        ahead = max(1, min(READ_AHEAD, AHEAD_BYTES // size_bytes))
+                        yield job
+                        del job  # the caller's alone now
                 epoch, step = epoch + 1, 0
         finally:
             for _, _, parts_left in waiting:
@@ -125,16 +139,17 @@ class Feed:
         return read
 
     def _good(self, image: int) -> bytes | None:
-        """Its file; None where it is bad, which is then known."""
+        """As DALI takes it; None where it is bad, which is then known."""
         if image in self.bad:
             return None
         try:
-            file = self._source.read(image)
-            reason = problem(file, self._config.max_pixels)
+            with self._may_read:
+                file = self._source.read(image)
+            return decodable(file, self._config.max_pixels)
         except OSError as error:
             reason = why_unreadable(error)
-        if reason is None:
-            return file
+        except BadImage as error:
+            reason = str(error)
         self.mark(image, reason)
         return None
 

@@ -31,8 +31,8 @@ _FILTERS = {
 def decode(path: Path | str) -> Image.Image:
     """The image as RGB, turned upright by its EXIF tag."""
     with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # PIL would cut 65535 to 255
+        upright, deep = ImageOps.exif_transpose(image), image.format == "PPM" and image.mode == "I"
+    if upright.mode.startswith("I;16") or deep:  # PIL would cut 65535 to 255
         return Image.fromarray(np.round(np.asarray(upright) / 257).astype(np.uint8)).convert("RGB")
     return upright.convert("RGBA").convert("RGB") if "transparency" in upright.info else upright.convert("RGB")
 

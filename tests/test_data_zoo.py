@@ -1,0 +1,168 @@
+"""The zoo (lib/zoo.py) through the commands of a user, each in one process over all of it: none ends by a signal, all say the
+same of a file, and pixels are Pillow's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fasttricks.config import DataConfig
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
+from fasttricks.data.sources.folder import scan_folder
+from lib.forked import python_m
+from lib.images import encoded, smooth
+from lib.tiny import arguments, environment
+from lib.zoo import damaged, written_by_hand, written_by_pillow
+
+Verdicts = dict[str, str]
+"""Name of each refused file -> why."""
+
+
+def write(root: Path, files: dict[str, bytes]) -> dict[str, str]:
+    """A data set of the files and a few good images, the same for training and validation. Path in the split -> name."""
+    paths = {f"zoo/{number:04d}.jpg": name for number, name in enumerate(files)}
+    for split in ("train", "val"):
+        for label in ("good", "zoo"):
+            (root / split / label).mkdir(parents=True)
+            (root / split / label / "good.jpg").write_bytes(encoded(smooth("RGB", (50, 40))))
+        for path, name in paths.items():
+            (root / split / path).write_bytes(files[name])
+    return paths
+
+
+def command(module: str, *args: str) -> str:
+    """What it printed, both streams. It did not end by a signal or a traceback."""
+    done = python_m(module, *args)
+    assert done.returncode in (0, 1), (done.returncode, done.stderr[-3000:])
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def scanned(root: Path) -> Verdicts:
+    command("fasttricks.data.prepare", "scan", str(root / "val"), "--workers", "1")
+    listed = root / "val" / "quarantine.jsonl"
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    listed.unlink()
+    return {line["file"]: line["reason"] for line in lines}
+
+
+def trained(root: Path, run: Path) -> tuple[Verdicts, Verdicts]:
+    """Of training, which is to see all of each image, and of validation."""
+    whole = ["--data.area", "1", "1", "--data.aspect", "1", "1"]
+    more = ["--epochs", "1", "--global-batch-size", "32", "--data.max-bad", "1"]
+    command("fasttricks.train", *arguments(root, run, *whole, *more))
+    bad = json.loads((run / "summary.json").read_text())["bad_images"]
+    return tuple(
+        {name.removeprefix(f"{split}/"): why for name, why in bad.items() if name.startswith(split)}
+        for split in ("train", "val")
+    )  # type: ignore[return-value]
+
+
+def packed(root: Path, out: Path) -> Verdicts:
+    command("fasttricks.data.prepare", "pack", str(root), str(out), "--workers", "1")
+    return dict(json.loads((out / "val" / "pack.json").read_text())["troubles"])
+
+
+def predicted(root: Path, run: Path, paths: list[str]) -> Verdicts:
+    said = command("fasttricks.predict", str(run), *(str(root / "val" / path) for path in paths))
+    errors = [line.removeprefix(f"error: {root}/val/") for line in said.splitlines() if line.startswith("error: ")]
+    return dict(line.split(": ", 1) for line in errors)  # type: ignore[misc]
+
+
+def check(root: Path, files: dict[str, bytes]) -> None:
+    """The five commands agree on each file; scan alone may find more, in a JPEG whose damage decoders hide."""
+    names = write(root / "data", files)
+    train, val = trained(root / "data", root / "run")
+    said = {
+        "train": train,
+        "val": val,
+        "scan": scanned(root / "data"),
+        "pack": packed(root / "data", root / "packed"),
+        "predict": predicted(root / "data", root / "run", list(names)),
+    }
+    for path, name in names.items():
+        verdicts = {command: path in bad for command, bad in said.items()}
+        silent = name.startswith("JPEG") and not name.startswith("JPEG2000")
+        if silent and verdicts["scan"]:
+            del verdicts["scan"]
+        assert len(set(verdicts.values())) == 1, (name, {command: bad.get(path) for command, bad in said.items()})
+    for why in (why for bad in said.values() for why in bad.values()):
+        assert "sample" not in why and len(why) > 5, why
+
+
+def sampled(seed: int, every: int = 1) -> dict[str, bytes]:
+    """All whole files, and each `every`-th of them with one damage, by turns."""
+    whole = written_by_pillow() | written_by_hand()
+    hurt = {}
+    for number, (name, file) in list(enumerate(whole.items()))[seed % every :: every]:
+        kinds = list(damaged(name, file, seed).items())
+        hurt |= dict([kinds[(number + seed) % len(kinds)]])
+    return whole | hurt
+
+
+def test_the_commands_agree_and_none_dies(tmp_path: Path) -> None:
+    check(tmp_path, sampled(0, every=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 20))
+def test_the_commands_agree_on_other_damage_and_none_dies(seed: int, tmp_path: Path) -> None:
+    check(tmp_path, sampled(seed))
+
+
+def test_pixels_are_those_of_pil(tmp_path: Path) -> None:
+    """Each file that is not refused, and none is refused that PIL turns to 8 bits."""
+    files = written_by_pillow() | written_by_hand()
+    names = write(tmp_path, files)
+    config = DataConfig(image_size=32, val_resize=36, threads=1, max_bad=1.0)
+    folder = scan_folder(tmp_path / "val")
+    loader = Loader(folder, config, training=False, batch_size=64, device=torch.device("cpu"))
+    shown = {}
+    for batch in loader:
+        shown |= {folder.files[place]: image for place, image in zip(batch.places, batch.images, strict=True)}
+    refused = {names[path.removeprefix("val/")] for path in loader.bad}
+    assert refused == {
+        *(name for name in files if name.startswith(("TIFF I", "TIFF F")) and "I;16" not in name),
+        *("JPEG of 12 bits", "JPEG lossless", "JPEG of two frames", "JPEG of many scans"),
+        *("BMP of no such depth", "PNG of too long a side"),
+    }
+    for path, name in names.items():
+        if name in refused:
+            continue
+        image = decode(tmp_path / "val" / path)
+        width, height = (min(side, 100) for side in image.size)  # PIL would make gigabytes of 20,000 x 1
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+        want = normalise(validation_pixels(image, image_size=32, val_resize=36))
+        levels = np.abs(shown[path].permute(1, 2, 0).numpy() - want).max() * 58
+        assert levels < 1.6, (name, levels)
+
+
+def test_a_long_image_costs_what_its_crop_does(tmp_path: Path) -> None:
+    """In a process whose peak is known: 1 x 20,000 pixels, resized whole, are 4 GB."""
+    code = """
+import resource, sys, torch
+from fasttricks.config import DataConfig
+from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.sources.folder import scan_folder
+config = DataConfig(image_size=224, val_resize=256, threads=1)
+for folder in sys.argv[1:]:
+    (batch,) = Loader(scan_folder(folder), config, training=False, batch_size=4, device=torch.device("cpu"))
+    print(len(batch), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    for side in (1000, 20_000):
+        for number, size in enumerate([(side, 1), (1, side), (side, 3), (3, side)]):
+            (tmp_path / str(side) / "a").mkdir(parents=True, exist_ok=True)
+            Image.effect_noise(size, 99).save(tmp_path / str(side) / "a" / f"{number}.png")
+    command = [sys.executable, "-c", code, str(tmp_path / "1000"), str(tmp_path / "20000")]
+    lines = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout.split()
+    assert lines[::2] == ["4", "4"]
+    assert int(lines[3]) < int(lines[1]) + 100, "MB"
