@@ -18,6 +18,9 @@ from fasttricks.data.pipeline import color
 from fasttricks.data.pipeline.draws import Draws
 from fasttricks.data.pipeline.pixels import Pixels, graph_input, normalised, resize_filter
 
+_LONG = 8
+"""Sides of an image as 1 to this or more: panoramas are 1 to 5."""
+
 
 def training_inputs(config: DataConfig, pixels: Pixels, draws: Draws) -> dict[str, NDArray[np.float32]]:
     """What the training graph takes of N images besides their files, from their random numbers, by name.
@@ -39,9 +42,31 @@ def image_graph(config: DataConfig, pixels: Pixels | None, *, on_gpu: bool, half
         return (pixels.nodes(crops, config, half=half),)
     # on the GPU too, chroma as libjpeg upsamples it: what is measured does not depend on the device
     images = fn.decoders.image(encoded, device=decoder, jpeg_fancy_upsampling=True)
-    # the whole image onto the rounded size, as PIL does; DALI's default keeps the exact scale and shifts the image
-    images = fn.resize(images, resize_shorter=config.val_resize, subpixel_scale=False, **resize_filter(config))
+    region = resized_region(fn.peek_image_shape(encoded), config.val_resize, config.image_size)
+    # the image onto the rounded size, as PIL does; DALI's default keeps the exact scale and shifts the image
+    images = fn.resize(images, **region, subpixel_scale=False, **resize_filter(config))
     return (normalised(images, color.MEAN.tolist(), config, half=half),)
+
+
+def resized_region(shape: Any, short_side: int, crop_size: int) -> dict[str, Any]:
+    """What a resize makes of an image of `shape` (H, W, C): the whole with its short side at `short_side`, in rounded pixels.
+
+    Of an image longer than _LONG times its width, the centre of `crop_size` alone along the long side: one of 1 x 20,000
+    would else be 256 x 5,120,000. The centre crop that follows is the same, but for the rounding of float32.
+    """
+    sides = fn.slice(shape, 0, 2, axes=[0])
+    shortest = fn.reductions.min(sides)
+    whole = (2 * short_side * sides + shortest) // (2 * shortest)
+    cut = whole > _LONG * short_side
+    size = cut * crop_size + (1 - cut) * whole
+    start = cut * ((whole - crop_size) // 2)
+    pixels = fn.cast(sides, dtype=types.FLOAT) / fn.cast(whole, dtype=types.FLOAT)
+    return {
+        "size": fn.cast(size, dtype=types.FLOAT),
+        "roi_start": fn.cast(start, dtype=types.FLOAT) * pixels,
+        "roi_end": fn.cast(cut * (start + size), dtype=types.FLOAT) * pixels
+        + fn.cast((1 - cut) * sides, dtype=types.FLOAT),
+    }
 
 
 def crop_window(shape: Any, area_range: tuple[float, float], aspect: Any, area: Any) -> dict[str, Any]:
