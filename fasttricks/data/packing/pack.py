@@ -55,6 +55,8 @@ _ANEW = "remove it and its shard, and give the same command again: that shard is
 _RECORDS = Reader(DataError, "damaged, or no record of a shard", _ANEW, max_bytes=1 << 28)
 _RECORD = {"offset": np.int64, "length": np.int64, "crc": np.int64, "notes": np.uint8}
 _NOTES = fields({"bad": BAD, "troubles": table(text(10_000))})
+_BEFORE = {"max_pixels": 100_000_000}
+"""What a plan means that was written before it had the field."""
 _CHUNK = 16
 """Images a task of a worker: handing one over costs 0.1 ms."""
 
@@ -229,8 +231,6 @@ def _write_shard(
 def _plan(source: Source, config: PackConfig) -> dict[str, Any]:
     """What a pack is of: a resumed one must be of the same."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
-    if config.max_pixels == PackConfig.max_pixels:  # packs of before the field are of the same plan
-        del settings["max_pixels"]
     encoder = f"Pillow {PIL.__version__}" if config.altered else "none"
     return {"images": len(source), "files": source.fingerprint(), **settings, "encoder": encoder}
 
@@ -261,7 +261,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
 
 def _same_plan(known: Path, plan: dict[str, Any]) -> None:
     saved = read_manifest(known.parent)["plan"] if known.name == MANIFEST else _PLANS.json(known, PLANS)
-    differing = [name for name in plan if saved.get(name) != plan[name]]
+    differing = [name for name in plan if saved.get(name, _BEFORE.get(name)) != plan[name]]
     if differing:
         name = differing[0]
         was = f"was packed with {name} = {saved.get(name)!r:.100}, now {plan[name]!r}"
