@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +140,9 @@ def test_archives_of_another_structure_are_named(archives: Archives, tmp_path: P
     refused("no uncompressed tar, or cut off", train=archives.devkit)
     refused("cannot be read \\(No such file or directory\\); give the archive", train=tmp_path / "none.tar")
     refused("cannot be read as an archive .*; give ILSVRC2012_devkit_t12.tar.gz", devkit=tmp_path / "none.tar")
+    os.mkfifo(tmp_path / "pipe.tar")  # not waited for
+    refused("cannot be read \\(a pipe, not a file\\); give the archive", train=tmp_path / "pipe.tar")
+    refused("cannot be read as an archive .*a pipe, not a file", devkit=tmp_path / "pipe.tar")
     refused("no data/meta.mat in it; give ILSVRC2012_devkit", devkit=archives.val)
     other = tmp_path / "other.tar"
     other.write_bytes(tar_of({"n09999999.tar": tar_of({})}))
@@ -160,5 +164,7 @@ def test_archives_of_another_structure_are_named(archives: Archives, tmp_path: P
     refused("has class number 4, which data/meta.mat does not know", devkit=other)
     write_kit(other, kit | {f"x/{TRUTH_NAME}": b"three\n"})
     refused("must have a number a line", devkit=other)
+    write_kit(other, kit | {f"x/{TRUTH_NAME}": bytes((1 << 26) + 1)})  # 65 KB, packed
+    refused("validation_ground_truth.txt of 67,108,865 bytes; give ILSVRC2012_devkit", devkit=other)
     write_kit(other, kit | {"x/data/meta.mat": meta()[:300]})
     refused("data/meta.mat is damaged or of another kind", devkit=other)

@@ -18,7 +18,8 @@ from fasttricks.ablation.jobs import METRICS, RESULT, Job
 from fasttricks.ablation.preflight import check_data
 from fasttricks.config import ConfigError, DataConfig
 from fasttricks.runs.folder import read_config
-from fasttricks.runs.log import RunLog, read_metrics
+from fasttricks.runs.log import RunLog, plot_curves, read_metrics
+from fasttricks.system.ownership import InUseError, require_free
 from lib.hostile import DEEP, NO_FILES, NO_TABLES, Change, content
 from lib.tiny import ALONE, FinishedRun, call
 
@@ -157,6 +158,38 @@ def test_what_is_no_file_under_a_checkpoints_name(
     assert newest.is_file() and not newest.is_symlink(), "trained again"
     assert os.path.lexists(newest.with_name(newest.name + ".damaged"))
     assert before.name in shown
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name)])
+def test_something_else_under_the_locks_name(
+    make: Change, run: Path, finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(run / ".lock")
+    main, args = commands(run, finished_run)["resume"]
+    assert call(main, *args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: run_dir = ") and "give another --run-dir" in error and error.count("\n") == 1
+
+
+def test_a_lock_that_names_no_owner_is_a_strangers(run: Path) -> None:
+    """Where there are no locks a file says who has the run: whatever lies there, it is read under bounds."""
+    stand_in = run / ".lock.owner"
+    stand_in.touch()
+    for change, _ in NO_TABLES.values():
+        change(stand_in)
+        if stand_in.exists():  # a link to nowhere is no owner
+            with pytest.raises(InUseError, match="is in use by another process"):
+                require_free(run / ".lock", patience_s=0)
+        stand_in.rmdir() if stand_in.is_dir() else stand_in.unlink()
+        stand_in.touch()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/full")])
+def test_curves_are_drawn_over_what_has_their_name(make: Change, run: Path) -> None:
+    (run / "curves.png").unlink()
+    make(run / "curves.png")
+    plot_curves(run, METRICS)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and not (run / "curves.png").is_symlink()
 
 
 # ------------------------------------------------------------------------------------------------------------- ablations

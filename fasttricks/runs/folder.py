@@ -73,12 +73,14 @@ def _commit() -> str:
 def check_unused(config: TrainConfig) -> None:
     """See that no other process trains in config.run_dir. Changes nothing. Waits for one that was just killed.
 
-    Raises ConfigError, naming it.
+    Raises ConfigError, naming it, and where that cannot be seen.
     """
     try:
         require_free(Path(config.run_dir) / LOCK, patience_s=_patience_s())
     except InUseError as error:
         raise _in_use(config, error) from error
+    except OSError as error:  # something else has the lock's name
+        raise _no_place(config, error) from error
 
 
 def claim_run(config: TrainConfig) -> Claim:

@@ -234,4 +234,7 @@ def plot_curves(folder: Path, metrics: Sequence[Metric]) -> None:
     for axes in (loss_axes, lr_axes, *metric_axes):
         axes.grid(alpha=0.3)
         axes.set(xlabel="epoch", xlim=(0, epochs[-1] * 1.02))
-    figure.savefig(folder / "curves.png", dpi=120)
+    remove_leftovers(folder, r"curves\.png")
+    temporary = temporary_of(folder / "curves.png")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, folder / "curves.png")  # a pipe of that name would be waited for

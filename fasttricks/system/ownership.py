@@ -24,6 +24,8 @@ from datetime import datetime
 from pathlib import Path
 
 from fasttricks.config import UserError
+from fasttricks.system.reading import Reader
+from fasttricks.system.schema import fields, text, whole
 
 PATIENCE_S = 3.0
 """How long a process that was killed may take to let go; longer where it gives memory back to a GPU's driver first."""
@@ -32,6 +34,9 @@ _SETTLE_S = 0.3
 _BYTE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 1 << 30, 1, 0)  # struct flock of Linux, 64 bits
 _HELD = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+_OWNERS = Reader(UserError, "must name an owner", "remove it")
+_OWNER = fields({"host": text(), "pid": whole(), "since": text(), "machine": text(), "started": whole()})
 
 
 class InUseError(UserError):
@@ -219,6 +224,6 @@ def _is_at(file: Path, descriptor: int) -> bool:
 def _named_in(file: Path) -> Owner:
     """The owner that is named there; an unknown one where none is, or not yet."""
     try:
-        return Owner(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        return Owner(**_OWNERS.json(file, _OWNER))
+    except (UserError, TypeError):
         return Owner()

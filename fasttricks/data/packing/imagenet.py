@@ -19,9 +19,11 @@ from typing import Any
 from fasttricks.data.packing.pack import PackConfig
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.listed import ListedImages, Where
+from fasttricks.system.reading import regular_file
 
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"(?:.*/)?(ILSVRC2012_val_\d{8}\.JPEG)")
+_LARGEST = 1 << 26  # bytes of a file of the kit, whose two are below 1 MB
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -105,8 +107,7 @@ def _members(
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (first byte, number of bytes)) of the files of an uncompressed tar, itself `length` bytes from `start` of `path`."""
     try:
-        with open(path, "rb") as file:
-            whole = os.fstat(file.fileno()).st_size
+        with regular_file(path) as (descriptor, whole), open(descriptor, "rb", closefd=False) as file:
             window: Any = file if length is None else _Window(file, start, length)
             end = whole if length is None else start + length
             with tarfile.open(fileobj=window, mode="r:") as tar:
@@ -162,10 +163,18 @@ def _read_devkit(path: Path) -> tuple[dict[int, str], list[int]]:
     """({class number: WordNet id}, the class number of each validation image)."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as tar:
+        with (
+            regular_file(path) as (descriptor, _),
+            open(descriptor, "rb", closefd=False) as archive,
+            tarfile.open(fileobj=archive) as tar,
+        ):
             for member in tar:
                 for wanted in (_META, _TRUTH):
                     if member.name.endswith(wanted) and (file := tar.extractfile(member)):
+                        if member.size > _LARGEST:
+                            raise DataError(
+                                f"{path}: {wanted} of {member.size:,} bytes; give ILSVRC2012_devkit_t12.tar.gz"
+                            )
                         found[wanted] = file.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path}: cannot be read as an archive ({error}); give ILSVRC2012_devkit_t12.tar.gz") from error
