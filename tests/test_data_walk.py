@@ -202,6 +202,23 @@ def test_a_list_that_names_no_images_changes_no_data_set(tmp_path: Path) -> None
     assert opened(root) == before
 
 
+@pytest.mark.parametrize("place", ["", "train", "train/b"])
+def test_lists_besides_that_of_a_scan_are_named(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_threads: None
+) -> None:
+    """Those of earlier scans of other parts, above and below: what they list is not used, whatever this scan says."""
+    root = tmp_path / "data"
+    plain(root)
+    images(root / "test")
+    for folder in ("", "train", "train/b", "test"):
+        write_quarantine(root / folder, {"no.jpg": "x"})
+    assert call(prepare.main, "scan", str(root / place), "--workers", "1") == 0
+    shown = capsys.readouterr().out
+    for folder in ("", "train", "train/b"):
+        assert (f"training honours {root / folder / 'quarantine.jsonl'} too" in shown) == (folder != place), shown
+    assert shown.count("note: ") == 2
+
+
 def test_any_tree_is_walked(tmp_path: Path) -> None:
     """Three levels by each name, as one of them may be class folders; deeper, each folder once; no circle without end."""
     images(tmp_path / "tree" / "1" / "2" / "3" / "4")

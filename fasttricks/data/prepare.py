@@ -54,7 +54,7 @@ def main(args: Sequence[str]) -> None:
 def scan(args: Sequence[str]) -> None:
     """Decode every image below DIR, a data set or a part of one, strictly; list the bad ones in DIR/quarantine.jsonl."""
     from fasttricks.config.cli import parse
-    from fasttricks.data.packing.scan import list_files, scan_files
+    from fasttricks.data.packing.scan import list_files, other_lists, scan_files
     from fasttricks.data.sources.errors import DataError, show_name
     from fasttricks.data.sources.quarantine import write_quarantine
     from fasttricks.data.sources.walk import why_none
@@ -73,6 +73,10 @@ def scan(args: Sequence[str]) -> None:
     for name, reason in bad.items():
         print(f"{show_name(name)}: {reason}")
     path = write_quarantine(root, bad)
+    for other in other_lists(root, files):
+        print(
+            f"note: training honours {other} too, which this scan leaves as it is; remove it where its images are mended"
+        )
     print(f"{len(bad):,} of {images:,} images are bad; listed in {path}" if bad else f"all {images:,} images are good")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,6 +19,7 @@ from fasttricks.data.sources.errors import why_unreadable
 from fasttricks.data.sources.folder import named_image
 from fasttricks.data.sources.headers import HEADER_BYTES, image_format
 from fasttricks.data.sources.listed import Where, read_at
+from fasttricks.data.sources.quarantine import QUARANTINE
 from fasttricks.data.sources.walk import SPLITS, is_dataset, list_folder
 
 _CHUNK = 64  # files a task: a tenth of a second
@@ -89,6 +90,27 @@ def list_files(root: Path) -> list[str]:
             else:
                 once.append((f"{inside}{name}/", level + 1, above))
     return sorted(files)
+
+
+def other_lists(root: Path, files: Iterable[str]) -> list[Path]:
+    """The quarantine lists that training honours beside that of `root`, whose `files` list_files gave: above and below it."""
+    place, level = Path(os.path.abspath(root)), _class_level(root)
+    above = list(place.parents)[: {1: 1, 0: 2}.get(level if level is not None else -1, 0)]
+    folders = {folder for file in files for folder in _first_folders(file)}
+    if is_dataset(root):
+        folders = {folder for folder in folders if folder.partition("/")[0] in SPLITS}
+    places = (*above, *(root / folder for folder in sorted(folders)))
+    return [folder / QUARANTINE for folder in places if os.path.lexists(folder / QUARANTINE)]
+
+
+def _first_folders(file: str) -> Iterator[str]:
+    """The first two folders of a path, as far as it has them: of a data set, the split and the class folder."""
+    first, _, rest = file.partition("/")
+    second, _, more = rest.partition("/")
+    if rest:
+        yield first
+    if more:
+        yield f"{first}/{second}"
 
 
 def _class_level(root: Path) -> int | None:
