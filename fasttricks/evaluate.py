@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fasttricks.config import DataConfig, EvalConfig, Precision, check_fields
+from fasttricks.config import DataConfig, EvalConfig, Precision, check_fields, show_name
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def main(args: Sequence[str]) -> None:
         found = evaluate_checkpoint(config, saved, world)
         if world.is_main:
             scores = f"{show_all(find_task(saved.task).metrics, found)}  loss {found['val_loss']:.4f}"
-            print(f"{scores}  {found['val_images']} images  {saved.path}")
+            print(f"{scores}  {found['val_images']} images  {show_name(saved.path)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fasttricks.config import ConfigError
+from fasttricks.config import ConfigError, show_name
 from fasttricks.system.extras import require_extra, require_train_extra
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def main(args: Sequence[str]) -> None:
 
     path = Path(args[0])
     target = export(read_saved(path), config, path if path.is_dir() else None)
-    print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {target}/")
+    print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {show_name(target)}/")
 
 
 if __name__ == "__main__":

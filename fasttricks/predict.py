@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from fasttricks.config import DataConfig, Precision, Range, UserError, check_fields
+from fasttricks.config import DataConfig, Precision, Range, UserError, check_fields, show_name
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def load(
 def prediction_text(prediction: Prediction) -> str:
     """The image's lines."""
     rows = [f"  {100 * share:6.2f} %  {name}" for name, share in prediction.classes]
-    return "\n".join([prediction.path, *rows])
+    return "\n".join(map(show_name, [prediction.path, *rows]))
 
 
 def main(args: Sequence[str]) -> None:
@@ -157,7 +157,7 @@ def main(args: Sequence[str]) -> None:
         for prediction in predict(saved, named[1:], config, world):
             failed |= bool(prediction.error)
             if prediction.error:
-                print(f"error: {prediction.path}: {prediction.error}", file=sys.stderr)
+                print(show_name(f"error: {prediction.path}: {prediction.error}"), file=sys.stderr)
             else:
                 print(prediction_text(prediction), flush=True)
     raise SystemExit(int(failed))

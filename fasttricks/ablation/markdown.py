@@ -11,6 +11,7 @@ from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import HEADLINE, METRICS
 from fasttricks.ablation.paper import MARKS, Table
 from fasttricks.ablation.statistics import CONFIDENCE, Difference, deviation, mean, paired_difference
+from fasttricks.config import show_name
 from fasttricks.runs.metric import Metric
 
 
@@ -38,7 +39,7 @@ def data_line(cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, A
     epochs = sorted({runs.config.epochs for runs in cells if runs.config}) or [config.epochs]
     length = " or ".join(f"{n}" for n in epochs) + (" epoch" if epochs == [1] else " epochs")
     images = f"{data['train_images']:,} training and {data['val_images']:,} validation images"
-    place = Path(data["root"]).name
+    place = show_name(Path(data["root"]).name)
     return f"{place}: {images} of {data['classes']} classes, {config.data.image_size} pixels, {length}, recipe {config.recipe}"
 
 

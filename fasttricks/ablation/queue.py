@@ -14,6 +14,7 @@ from fasttricks.ablation.preflight import check_data, check_disk
 from fasttricks.ablation.report import write_report
 from fasttricks.ablation.statistics import paired_difference
 from fasttricks.ablation.worker import run_job, tidy
+from fasttricks.config import show_name
 from fasttricks.runs.folder import write_json
 from fasttricks.runs.log import CONSOLE
 from fasttricks.system.output import keep_lost_output
@@ -35,7 +36,7 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
         keep_lost_output(folder / CONSOLE, stdout=True)
         write_json(folder / "data.json", data)
         first = jobs_of(plan, config.seeds)
-        print(f"{len(first)} runs, {len(unfinished(first))} to do, in {folder}/", flush=True)
+        print(f"{len(first)} runs, {len(unfinished(first))} to do, in {show_name(folder)}/", flush=True)
         check_disk(unfinished(first), config, data["classes"])
         try:
             work(first, config, failures)
@@ -121,4 +122,4 @@ def train(job: Job, config: AblateConfig, failures: dict[str, str], label: str) 
         tidy(job, keep_checkpoints=config.keep_checkpoints)
         score = HEADLINE.show(result[HEADLINE.name]) if HEADLINE.name in result else "diverged"
         outcome = f"{score}  {result['cpu_seconds']:.1f} CPU s  {time.monotonic() - started:.0f} s"
-    print(f"{label}  {outcome}", flush=True)
+    print(show_name(f"{label}  {outcome}"), flush=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttricks.ablation.jobs import RESULT, Job
-from fasttricks.config import ConfigError, TrainConfig, UserError, from_dict
+from fasttricks.config import ConfigError, TrainConfig, UserError, from_dict, show_name
 from fasttricks.config.cli import arguments_of
 from fasttricks.learning.divergence import DivergedError
 from fasttricks.runs.folder import versions, write_json
@@ -96,7 +96,7 @@ def _train(values: dict[str, Any], ranks: int, log: str) -> None:
         print(f"stopped {stopped}", flush=True)
         os._exit(1)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(show_name(f"error: {error}"), file=sys.stderr, flush=True)
         os._exit(2)
     except Exception:
         traceback.print_exc()

@@ -5,7 +5,7 @@ networks: what a network's name says.
 Beside what is re-exported here: recipes, tricks, resolve (from both to what is trained), cli (command lines).
 """
 
-from fasttricks.config.errors import ConfigError, UserError, nearest, require, unknown
+from fasttricks.config.errors import ConfigError, UserError, nearest, require, show_name, unknown
 from fasttricks.config.fields import field_docs, field_kinds, from_dict, from_plain, get_at, replace_at, replace_fields
 from fasttricks.config.networks import NETWORKS, TIMM, ModelInfo, model_info, variant_of
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
@@ -63,6 +63,7 @@ __all__ = [
     "replace_at",
     "replace_fields",
     "require",
+    "show_name",
     "unknown",
     "variant_of",
 ]

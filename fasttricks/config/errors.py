@@ -6,8 +6,21 @@ import difflib
 from collections.abc import Iterable
 
 
+def show_name(name: object) -> str:
+    """A name of a file, folder or class as one line that any terminal, log and page takes: what cannot be printed is escaped.
+
+    Names are data: they may hold line breaks, terminal escapes and bytes that are no UTF-8.
+    """
+    text = str(name)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """Something the user can set right. The message names value, rule and way out; entry points print it and exit 2."""
+
+    def __str__(self) -> str:
+        """The message in one line, whatever the names in it hold; what it lists is in further lines, each indented by two."""
+        return "\n  ".join(map(show_name, super().__str__().split("\n  ")))
 
 
 class ConfigError(UserError):

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fasttricks.config import Range, UserError, check_fields, require
+from fasttricks.config import Range, UserError, check_fields, require, show_name
 from fasttricks.system.extras import require_train_extra
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def scan(args: Sequence[str]) -> None:
     """Decode every image below DIR, a data set or a part of one, strictly; list the bad ones in DIR/quarantine.jsonl."""
     from fasttricks.config.cli import parse
     from fasttricks.data.packing.scan import list_files, other_lists, scan_files
-    from fasttricks.data.sources.errors import DataError, show_name
+    from fasttricks.data.sources.errors import DataError
     from fasttricks.data.sources.quarantine import write_quarantine
     from fasttricks.data.sources.walk import why_none
     from fasttricks.system.progress import counted
@@ -71,13 +71,14 @@ def scan(args: Sequence[str]) -> None:
     if not images:
         raise DataError(f"{root}: no image below it; give the folder that holds train/ and val/")
     for name, reason in bad.items():
-        print(f"{show_name(name)}: {reason}")
+        print(show_name(f"{name}: {reason}"))
     path = write_quarantine(root, bad)
     for other in other_lists(root, files):
         print(
-            f"note: training honours {other} too, which this scan leaves as it is; remove it where its images are mended"
+            f"note: training honours {show_name(other)} too, which this scan leaves as it is; remove it where its images are mended"
         )
-    print(f"{len(bad):,} of {images:,} images are bad; listed in {path}" if bad else f"all {images:,} images are good")
+    listed = f"{len(bad):,} of {images:,} images are bad; listed in {show_name(path)}"
+    print(listed if bad else f"all {images:,} images are good")
 
 
 def pack(args: Sequence[str]) -> None:
@@ -111,7 +112,6 @@ def imagenet(args: Sequence[str]) -> None:
 
 def check(args: Sequence[str]) -> None:
     """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
-    from fasttricks.data.sources.errors import show_name
     from fasttricks.data.sources.packed import open_packed
     from fasttricks.system.progress import counted
 
@@ -130,16 +130,15 @@ def check(args: Sequence[str]) -> None:
                 advance(1)
         count += len(images)
         for index, why in images.bad.items():
-            print(f"{split}/{show_name(images.name(index))}: bad when it was packed, left out: {why}")
+            print(show_name(f"{split}/{images.name(index)}: bad when it was packed, left out: {why}"))
     if bad:
         raise UserError("\n  ".join([f"{out}: {len(bad)} of {count} images are damaged:", *bad[:20]]))
-    print(f"{out}: {count:,} images, all as they were packed")
+    print(f"{show_name(out)}: {count:,} images, all as they were packed")
 
 
 def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> None:
     """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
     from fasttricks.data.packing.pack import pack_split
-    from fasttricks.data.sources.errors import show_name
     from fasttricks.system.progress import counted
 
     for split, source in splits.items():
@@ -149,11 +148,11 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command goes on where it stopped") from None
         what = config.altered or "byte for byte as they were"
-        print(f"{out / split}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {what}")
+        print(f"{show_name(out / split)}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {what}")
         for name, why in islice(report.troubles.items(), 20):
-            print(f"  {split}/{show_name(name)}: {why}")
+            print(show_name(f"  {split}/{name}: {why}"))
         if len(report.troubles) > 20:
-            print(f"  and {len(report.troubles) - 20} more: see troubles in {out / split / 'pack.json'}")
+            print(f"  and {len(report.troubles) - 20} more: see troubles in {show_name(out / split / 'pack.json')}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from fasttricks.config import ConfigError
+from fasttricks.config import ConfigError, show_name
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
@@ -67,8 +67,9 @@ class RunLog:
         self._board: SummaryWriter | None = None
         self._excepthook = threading.excepthook
 
-    def print(self, text: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line above the progress bar; into console.log where standard output is lost."""
+        text = show_name(line)
         self.console.print(text, highlight=False, markup=False)
         self.console.file.flush()  # into a pipe or a file too, as it happens
         if self.world.is_main and (reason := lost_output()):

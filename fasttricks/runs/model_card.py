@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info
+from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info, show_name
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.data.pipeline import color
 from fasttricks.runs.metric import Metric
@@ -95,7 +95,7 @@ def model_card(
         "## How it was trained",
         _training(config, summary, versions),
         "## Classes",
-        ", ".join(classes),
+        ", ".join(map(show_name, classes)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -162,4 +162,4 @@ def _training(config: TrainConfig, summary: Mapping[str, Any], versions: Mapping
         rows["hardware"] = f"{summary['ranks']} x {summary['device']}, {summary['train_seconds']:,.0f} s of training"
     if versions:
         rows["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {show_name(value)} |" for name, value in rows.items())])

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from fasttricks.config import UserError
+from fasttricks.config import UserError, show_name
 from fasttricks.system.output import LostOutputError, kept_output
 
 _RANK_0_SPEAKS_S = 3.0
@@ -38,7 +38,7 @@ def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = F
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
             if not _rank():
-                print(f"stopped; {stop}" if stop.args else "stopped", file=sys.stderr)
+                print(show_name(f"stopped; {stop}") if stop.args else "stopped", file=sys.stderr)
             raise SystemExit(130) from None
 
 

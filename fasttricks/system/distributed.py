@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fasttricks.config import ConfigError
+from fasttricks.config import ConfigError, show_name
 from fasttricks.system.process import restart_count
 
 
@@ -119,7 +119,8 @@ def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
     """
     reason = f"another rank ended, or did not answer within timeout_s = {world.timeout_s}; the first error says why"
     shown = str(error).partition("\n")[0].partition(". ")[0]
-    print(f"error: rank {world.rank}: {reason} ({shown}){way_out and f'; {way_out}'}", file=sys.stderr, flush=True)
+    line = f"error: rank {world.rank}: {reason} ({shown}){way_out and f'; {way_out}'}"
+    print(show_name(line), file=sys.stderr, flush=True)
     os._exit(1)
 
 

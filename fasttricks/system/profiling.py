@@ -59,12 +59,13 @@ class StepProfiler:
             self._say(f"note: no profile: the run ended after step {SKIPPED}, before one was recorded")
             return
         profile.export_chrome_trace(str(self._folder / TRACE))
-        self._say(table(profile.key_averages(), steps, on_gpu=self._on_gpu))
+        for line in table(profile.key_averages(), steps, on_gpu=self._on_gpu):
+            self._say(line)
         self._say(f"trace of {steps} steps: {self._folder / TRACE} (open in ui.perfetto.dev)")
 
 
-def table(averages: Any, steps: int, *, on_gpu: bool) -> str:
-    """Where `steps` steps spent their time: the phases, as the host saw them, and the operators that took most.
+def table(averages: Any, steps: int, *, on_gpu: bool) -> list[str]:
+    """The lines that say where `steps` steps spent their time: the phases, as the host saw them, and the operators that took most.
 
     averages: torch.profiler's key_averages(). An operator's time is its own, without those it calls: on the device on a GPU.
     """
@@ -81,7 +82,7 @@ def table(averages: Any, steps: int, *, on_gpu: bool) -> str:
         lines.append(f"{_line(event.key, getattr(event, own), steps, total)}  {event.count / steps:7.1f} calls")
     rest = sum(getattr(event, own) for event in operators[ROWS:])
     lines.append(_line(f"{max(0, len(operators) - ROWS)} others", rest, steps, total))
-    return "\n".join(lines)
+    return lines
 
 
 def _line(name: str, microseconds: float, steps: int, whole: float) -> str:

@@ -74,7 +74,8 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         run.load_state_dict(resumed.state)
     world.barrier()  # every rank has looked at run_dir before one makes it
     run.claim = own(config, world, resumed)
-    log.print(header(run, train.root.parent, resumed))
+    for line in header(run, train.root.parent, resumed):
+        log.print(line)
     return run
 
 

@@ -11,7 +11,7 @@ from fasttricks.training.resume import Resumed
 from fasttricks.training.run import Run
 
 
-def header(run: Run, data: Path, resumed: Resumed) -> str:
+def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
     """A line for each fact. data: the folder that holds the images."""
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -40,7 +40,7 @@ def header(run: Run, data: Path, resumed: Resumed) -> str:
         done += f" and {run.step_in_epoch} of {run.steps_per_epoch} steps" if run.step_in_epoch else ""
         rows["resume"] = done if resumed else "no checkpoint was saved yet: from the beginning"
     rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
-    return "\n".join(f"{name:8s} {value}" for name, value in rows.items())
+    return [f"{name:8s} {value}" for name, value in rows.items()]
 
 
 def _teacher_rows(run: Run) -> dict[str, str]:

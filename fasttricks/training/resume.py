@@ -127,7 +127,7 @@ def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resume
             found.notes.append(f"{error}; going back to the one before")
     if paths and not found:
         rule = "every checkpoint there is damaged; give another --run-dir, or delete this one to begin anew"
-        raise CheckpointError(f"run_dir = {config.run_dir!r}: {rule}:\n" + "\n".join(found.notes))
+        raise CheckpointError(f"run_dir = {config.run_dir!r}: {rule}:\n  " + "\n  ".join(found.notes))
     if found:
         _check(found, config, world, now)
     _check_same_on_all_ranks(found, world)

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fasttricks.config import DataConfig
+from fasttricks.config import DataConfig, show_name
 from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.decode import BadImage, decodable, quiet_pillow
-from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
+from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.system.process import threads_per_rank
 
 _Read = tuple[int, int, bytes]

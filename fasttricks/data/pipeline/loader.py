@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from fasttricks.config import DataConfig
+from fasttricks.config import DataConfig, show_name
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.decoder import DecodeError, Decoder
 from fasttricks.data.pipeline.feed import Feed, Job
 from fasttricks.data.pipeline.pixels import choose_pixels
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source
-from fasttricks.data.sources.errors import DataError, show_name
+from fasttricks.data.sources.errors import DataError
 from fasttricks.system.transfer import to_device
 
 _SHOWN = 20
@@ -246,7 +246,7 @@ class Loader:
         new = sorted(image for image in self._feed.bad.copy() if image not in self._named)
         then = "replaced by another of its class" if self._training else "left out"
         for image in new[:_SHOWN]:
-            name, why = show_name(self._source.name(image)), self._feed.bad[image]
+            name, why = show_name(self._source.name(image)), show_name(self._feed.bad[image])
             print(f"bad image {name}: {why}; {then}", file=sys.stderr, flush=True)
         if len(new) > _SHOWN:
             print(f"{len(new) - _SHOWN} more bad images: {then}; the run's summary.json names all", file=sys.stderr)

@@ -12,8 +12,3 @@ class DataError(UserError):
 def why_unreadable(error: OSError) -> str:
     """The reason in words of a file that cannot be read."""
     return f"unreadable: {error.strerror or error}"
-
-
-def show_name(name: str) -> str:
-    """A file name as one line that any terminal and file takes: what cannot be printed is escaped."""
-    return name if name.isprintable() else repr(name)[1:-1]

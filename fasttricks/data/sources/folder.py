@@ -17,7 +17,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from fasttricks.data.sources.errors import DataError, show_name, why_unreadable
+from fasttricks.config import show_name
+from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.data.sources.headers import HEADER_BYTES, why_no_image
 from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.quarantine import read_quarantine
@@ -109,7 +110,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         kept = [file for file in there if file not in no_image or named_image(file)]
         worst = {at: reasons[file] for at, file in enumerate(kept, len(files)) if file in reasons}
         if len(worst) == len(kept):
-            why = f" ({show_name(there[0])}: {reasons[there[0]]})" if there else ""
+            why = f" ({there[0]}: {reasons[there[0]]})" if there else ""
             way_out = "add images or remove the folder"
             raise DataError(f"{root / name}: class folder with no image in it{why}; {way_out}")
         bad |= worst
@@ -120,7 +121,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         skipped += hidden
     if skipped:
         what = f"{len(skipped)} hidden or system files, or files without an image's name and content"
-        warnings.warn(f"{root}: skipped {what} ({_names(skipped)})", stacklevel=2)
+        warnings.warn(f"{show_name(root)}: skipped {what} ({_names(skipped)})", stacklevel=2)
     return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels), bad=bad)
 
 
@@ -169,7 +170,7 @@ def _list_class(root: Path, name: str) -> Listing:
     there = list_folder(root / name)
     inner = next((folder for folder in there.folders if not named_image(folder)), None)
     if inner is not None:
-        raise DataError(f"{root}: {show_name(f'{name}/{inner}')} is a folder inside a class folder; {LAYOUT}")
+        raise DataError(f"{root}: {name}/{inner} is a folder inside a class folder; {LAYOUT}")
     files, hidden = sorted(there.files + there.folders), there.hidden
     return there._replace(folders=[], files=[f"{name}/{f}" for f in files], hidden=[f"{name}/{h}" for h in hidden])
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasttricks.data.sources.columns import read_columns
-from fasttricks.data.sources.errors import DataError, show_name
+from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.listed import LARGEST_IMAGE, ListedImages, Where
 from fasttricks.system.files import write_whole
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
@@ -210,4 +210,4 @@ def _read_index(path: Path, manifest: dict[str, Any]) -> tuple[tuple[str, ...], 
 def _require(holds: NDArray[np.bool_], names: tuple[str, ...], column: NDArray[Any], name: str, rule: str) -> None:
     wrong = np.flatnonzero(~holds)
     if len(wrong):
-        raise ValueError(f"{show_name(names[wrong[0]])[:200]}: {name} = {column[wrong[0]]}: must be {rule}")
+        raise ValueError(f"{names[wrong[0]]:.200}: {name} = {column[wrong[0]]}: must be {rule}")
