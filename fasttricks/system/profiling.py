@@ -65,7 +65,7 @@ class StepProfiler:
 
 
 def table(averages: Any, steps: int, *, on_gpu: bool) -> list[str]:
-    """The lines that say where `steps` steps spent their time: the phases, as the host saw them, and the operators that took most.
+    """The lines that say where `steps` steps spent their time: the phases, as the host saw them, and the longest operators.
 
     averages: torch.profiler's key_averages(). An operator's time is its own, without those it calls: on the device on a GPU.
     """
