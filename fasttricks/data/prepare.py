@@ -74,9 +74,8 @@ def scan(args: Sequence[str]) -> None:
         print(show_name(f"{name}: {reason}"))
     path = write_quarantine(root, bad)
     for other in other_lists(root, files):
-        print(
-            f"note: training honours {show_name(other)} too, which this scan leaves as it is; remove it where its images are mended"
-        )
+        left = "too, which this scan leaves as it is; remove it where its images are mended"
+        print(f"note: training honours {show_name(other)} {left}")
     listed = f"{len(bad):,} of {images:,} images are bad; listed in {show_name(path)}"
     print(listed if bad else f"all {images:,} images are good")
 
