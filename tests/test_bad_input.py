@@ -272,7 +272,7 @@ def test_a_damaged_image_is_named_and_replaced(data: Path, tmp_path: Path, capsy
     args = arguments(data, tmp_path / "run", "--data.max-bad", "0.1")
     assert call(train.main, *args) == 0
     said = capsys.readouterr().err
-    assert "bad image bee/004.jpg: cut off" in said and "replaced by another of its class" in said
+    assert "bad image bee/004.jpg: damaged or cut off" in said and "replaced by another of its class" in said
     assert "bad image ant/000.jpg: no image: first bytes b'buzz'; left out" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert list(summary["bad_images"]) == ["train/bee/004.jpg", "val/ant/000.jpg"]
