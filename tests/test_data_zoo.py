@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,26 @@ for folder in sys.argv[1:]:
     lines = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout.split()
     assert lines[::2] == ["4", "4"]
     assert int(lines[3]) < int(lines[1]) + 100, "MB"
+
+
+def test_what_dali_alone_cannot_decode_is_decoded_by_pillow(tmp_path: Path) -> None:
+    """A PNG with more pixels than its header tells, its checksums true: shown by training and validation as Pillow has it."""
+    image = smooth("RGB", (50, 40))
+    file = encoded(image, "PNG")
+    header = file[12:29]
+    short = header[:8] + (39).to_bytes(4, "big") + header[12:]
+    file = file.replace(header + zlib.crc32(header).to_bytes(4, "big"), short + zlib.crc32(short).to_bytes(4, "big"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "long.png").write_bytes(file)
+    for number in range(3):
+        (tmp_path / "a" / f"{number}.jpg").write_bytes(encoded(image))
+    config = DataConfig(image_size=32, val_resize=36, threads=1, max_bad=0.0, color="none", area=(1.0, 1.0))
+    for training in (False, True):
+        loader = Loader(scan_folder(tmp_path), config, training=training, batch_size=2, device=torch.device("cpu"))
+        shown = [place for _ in range(2) for batch in loader for place in batch.places.tolist()]
+        assert sorted(shown) == sorted([0, 1, 2, 3] * 2)
+        assert loader.bad == {}
+    want = normalise(validation_pixels(image.crop((0, 0, 50, 39)), image_size=32, val_resize=36))
+    loader = Loader(scan_folder(tmp_path), config, training=False, batch_size=4, device=torch.device("cpu"))
+    (batch,) = loader
+    assert np.abs(batch.images[3].permute(1, 2, 0).numpy() - want).max() * 58 < 1.6

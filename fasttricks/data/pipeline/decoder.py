@@ -15,7 +15,6 @@ from fasttricks.data.pipeline.draws import Draws, image_draws
 from fasttricks.data.pipeline.feed import Job
 from fasttricks.data.pipeline.graph import image_graph, training_inputs
 from fasttricks.data.pipeline.pixels import Pixels
-from fasttricks.data.sources.decode import BadImage, decode
 from fasttricks.system.process import threads_per_rank
 
 
@@ -90,8 +89,8 @@ class Decoder:
         self._pipeline.release_outputs()
         return images
 
-    def why_undecodable(self, job: Job) -> str | None:
-        """Why a job of one image cannot be decoded, by a decoder that nothing was handed over to; None where it can.
+    def decodes(self, job: Job) -> bool:
+        """Whether a job of one image can be decoded, by a decoder that nothing was handed over to.
 
         This decoder is of no more use if it cannot.
         """
@@ -99,16 +98,11 @@ class Decoder:
         try:
             self.run()
             self._outputs()
-        except RuntimeError as error:
-            try:  # Pillow's words are plainer, and those that scan uses
-                decode(job.encoded[0], self._config.max_pixels)
-            except BadImage as reason:
-                return str(reason)
-            lines = [line.strip() for line in str(error).splitlines()]
-            return f"DALI cannot decode it ({[line for line in lines if line and 'no longer valid' not in line][-1]})"
+        except RuntimeError:
+            return False
         self._pipeline.release_outputs()
         self._under_way.clear()
-        return None
+        return True
 
     def _outputs(self) -> Any:
         try:

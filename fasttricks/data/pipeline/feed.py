@@ -23,7 +23,7 @@ from fasttricks.data.pipeline.draws import epoch_order
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources import Source
-from fasttricks.data.sources.decode import BadImage, decodable, quiet_pillow
+from fasttricks.data.sources.decode import BadImage, decodable, decode, quiet_pillow, to_pnm
 from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.system.process import threads_per_rank
 
@@ -79,6 +79,8 @@ class Feed:
         self._training, self._seed = training, seed
         self.bad: dict[int, str] = {}
         """Bad images found so far, by number, and why."""
+        self._by_pillow: set[int] = set()
+        """Images that DALI could not decode."""
         self._part = shards.part(rank)
         self._labels = np.asarray(source.labels, np.int64)
         self.recall({})
@@ -145,13 +147,22 @@ class Feed:
         try:
             with self._may_read:
                 file = self._source.read(image)
-            return decodable(file, self._config.max_pixels)
+            limit = self._config.max_pixels
+            return to_pnm(decode(file, limit)) if image in self._by_pillow else decodable(file, limit)
         except OSError as error:
             reason = why_unreadable(error)
         except BadImage as error:
             reason = str(error)
         self.mark(image, reason)
         return None
+
+    def keep_from_dali(self, image: int, file: bytes) -> None:
+        """Have Pillow decode an image from now on that DALI cannot decode; it is bad where Pillow cannot either. As mark()."""
+        try:
+            decode(file, self._config.max_pixels)
+        except BadImage as error:
+            self.mark(image, str(error))
+        self._by_pillow.add(image)
 
     def mark(self, image: int, reason: str) -> None:
         """Note that an image is bad. What was read ahead is as it was: ask for new jobs. Raises DataError for too many."""

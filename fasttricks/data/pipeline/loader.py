@@ -221,7 +221,7 @@ class Loader:
         )
 
     def _mend(self, error: DecodeError) -> None:
-        """After DALI failed: find the files under way that it cannot decode, so that they are left out from now on.
+        """After DALI failed: find the files under way that it cannot decode, so that it does not get them any more.
 
         Raises `error` where all of them decode: the trouble is another. Cost: the decoder is built anew, 0.1 s; where
         DALI does not say which image of a batch it was, the images of a few batches are decoded one by one.
@@ -230,16 +230,15 @@ class Loader:
         numbers = {int(number) for number in _SAMPLE.findall(str(error))}
         under_way = [(job, n) for job in self._under_way for n in range(len(job.encoded))]
         hinted = [(job, n) for job, n in under_way if n in numbers]
-        found: dict[int, str] = {}
+        found: dict[int, bytes] = {}
         for job, number in hinted or under_way:
             alone = alone or self._build(batch_size=1, ahead=1)
-            why = alone.why_undecodable(job.one(number))
-            if why is not None:
-                found[int(job.images[number])], alone = why, None
+            if not alone.decodes(job.one(number)):
+                found[int(job.images[number])], alone = job.encoded[number], None
         if not found:
             raise error
-        for image, why in found.items():
-            self._feed.mark(image, why)
+        for image, file in found.items():
+            self._feed.keep_from_dali(image, file)
 
     def _name_bad(self) -> None:
         """Say which files were found bad since the last time."""
