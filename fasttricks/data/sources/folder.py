@@ -177,7 +177,7 @@ def _list_class(root: Path, name: str) -> Listing:
 
 def _with_bar(text: str, total: int, parts: Iterable[tuple[int, T]]) -> Iterator[T]:
     """What comes with each count of `parts`, under a bar that counts up to `total` once that takes long."""
-    with counted(text, total, after=_PATIENCE_S) as advance:
+    with counted(show_name(text), total, after=_PATIENCE_S) as advance:
         for count, part in parts:
             advance(count)
             yield part
