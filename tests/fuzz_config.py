@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
-from fasttricks.runs.folder import check_run_dir, made_by_this_launch, read_config
+from fasttricks.runs.begin import check_run_dir
+from fasttricks.runs.folder import made_by_this_launch, read_config
 from lib.fuzzing import settings_for, take_turns
 
 SETTINGS = settings_for(50)

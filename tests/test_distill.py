@@ -295,6 +295,7 @@ def test_another_teacher_is_refused_on_resume(
     other, folder = tmp_path / "other", tmp_path / "run"
     assert call(train.main, *arguments(tiny_data, other, "--seed", "9", "--epochs", "1")) == 0
     start("--distill.teacher", str(teacher_run), run_dir=folder).log.close()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')  # else there is nothing to lose
     with pytest.raises(
         ConfigError, match=r"its own config; changed: distill\.digest: '[0-9a-f]{16}' -> '[0-9a-f]{16}'"
     ):

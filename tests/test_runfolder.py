@@ -18,12 +18,20 @@ import fasttricks
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at
 from fasttricks.config.recipes import resnet50d_tricks
 from fasttricks.runs import folder as runfolder
-from fasttricks.runs.folder import check_run_dir, differences, open_run, read_config, versions, write_json
+from fasttricks.runs.begin import check_run_dir, is_empty_run
+from fasttricks.runs.folder import differences, open_run, read_config, versions, write_json
 from lib.configs import leaves
 
 
 def config_in(folder: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(resnet50d_tricks(), run_dir=str(folder), **changes)
+
+
+def begun(config: TrainConfig) -> Path:
+    """A run that has logged a step."""
+    folder = open_run(config)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    return folder
 
 
 def test_a_new_folder_and_an_empty_one_are_fine(tmp_path: Path) -> None:
@@ -43,7 +51,7 @@ def test_open_run_writes_the_config_that_is_read_back(tmp_path: Path) -> None:
 
 def test_a_run_that_is_there_is_refused_with_the_way_out(tmp_path: Path) -> None:
     config = config_in(tmp_path / "run")
-    open_run(config)
+    begun(config)
     before = (tmp_path / "run" / "config.json").read_bytes()
     rule = (
         rf"^run_dir = '{tmp_path}/run': is there already and is never overwritten; add --resume .* another --run-dir$"
@@ -77,6 +85,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": {"epoch": 3}}', '{"config": 3}'])
 def test_a_config_json_that_no_run_wrote_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
+    assert not is_empty_run(tmp_path)
     with pytest.raises(ConfigError):
         check_run_dir(config_in(tmp_path, resume=True))
 
@@ -186,7 +195,7 @@ def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> No
         config = dataclasses.replace(config, model=ModelConfig(name="inception_v3"))
     if path == "distill.cache":
         config = replace_at(config, "distill.teacher", "/teacher")
-    open_run(dataclasses.replace(config, resume=False))
+    begun(dataclasses.replace(config, resume=False))
     old, new = get_at(config, path), OTHER[path]
     changed = replace_at(config, path, new)
     if path in HARMLESS:
@@ -198,7 +207,7 @@ def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> No
 
 
 def test_a_run_resumes_from_a_folder_that_moved(tmp_path: Path) -> None:
-    open_run(config_in(tmp_path / "run"))
+    begun(config_in(tmp_path / "run"))
     (tmp_path / "run").rename(tmp_path / "moved")
     check_run_dir(config_in(tmp_path / "moved", resume=True))
 
@@ -217,8 +226,51 @@ def test_a_run_that_was_killed_while_its_folder_was_made_begins(tmp_path: Path) 
         check_run_dir(config_in(tmp_path / "other"))
 
 
+EMPTY = {  # what a run may have left that ended before it had anything to lose, besides its config.json
+    "its folder": {},
+    "torn record": {"metrics.jsonl": '{"step": 1, "ep'},
+    "no record": {"metrics.jsonl": "", "console.log": "x", "events.out.tfevents.1.host.2.0": "x"},
+    "unfinished files": {"checkpoints/.step-0000000002.pt.17.tmp": "x", ".metrics.jsonl.17.tmp": "x", ".lock": "{}"},
+}
+FULL = {
+    "a record": {"metrics.jsonl": '{"step": 1}\n'},
+    "a checkpoint": {"checkpoints/step-0000000002.pt": "x"},
+    "a damaged checkpoint": {"checkpoints/step-0000000002.pt.damaged": "x"},
+    "a checkpoint of the user's": {"checkpoints/mine.pt": "x"},
+    "a file of the user's": {"thesis.tex": "x"},
+    "a summary": {"summary.json": "{}"},
+    "a trace": {"trace.json": "{}"},
+}
+
+
+@pytest.mark.parametrize("name", [*EMPTY, *FULL])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_with_nothing_to_lose_may_be_taken_over_by_another_config(
+    name: str, resume: bool, tmp_path: Path
+) -> None:
+    folder = open_run(config_in(tmp_path / "run"))
+    for file, content in (EMPTY | FULL)[name].items():
+        (folder / file).write_text(content)
+    mended = config_in(folder, resume=resume, seed=1)
+    if name in EMPTY:
+        check_run_dir(mended)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"its own config; changed: seed: 0 -> 1$" if resume else "never overwritten"
+        ):
+            check_run_dir(mended)
+    assert all((folder / file).read_text() == content for file, content in (EMPTY | FULL)[name].items())
+
+
+def test_a_link_or_a_pipe_in_an_empty_run_is_the_users(tmp_path: Path) -> None:
+    for make in (lambda path: path.symlink_to("/dev/null"), os.mkfifo):
+        folder = open_run(config_in(tmp_path / str(make)))
+        make(folder / "metrics.jsonl")
+        assert not is_empty_run(folder)
+
+
 def test_micro_batches_may_differ_where_ranks_may(tmp_path: Path) -> None:
-    open_run(config_in(tmp_path / "run"))
+    begun(config_in(tmp_path / "run"))
     changed = config_in(tmp_path / "run", resume=True, accumulate=2)
     with pytest.raises(ConfigError, match="accumulate: 1 -> 2"):
         check_run_dir(changed)
@@ -226,7 +278,7 @@ def test_micro_batches_may_differ_where_ranks_may(tmp_path: Path) -> None:
 
 
 def test_all_changes_are_named(tmp_path: Path) -> None:
-    open_run(config_in(tmp_path / "run"))
+    begun(config_in(tmp_path / "run"))
     changed = replace_at(config_in(tmp_path / "run", resume=True, seed=1), "optim.momentum", 0.8)
     with pytest.raises(ConfigError, match=r"seed: 0 -> 1; optim\.momentum: 0\.9 -> 0\.8$"):
         check_run_dir(changed)

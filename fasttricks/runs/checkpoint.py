@@ -7,10 +7,12 @@ the one before as it was. torch.load and zip tools read it too; they overlook th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -221,6 +223,23 @@ def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda s
         if path != marked:
             path.unlink()
     remove_leftovers(folder, _NAME.pattern)
+
+
+def keep_copy(path: Path, name: str) -> Path:
+    """Keep the checkpoint `path` under another name beside it, which keep_newest() leaves alone. Takes no room where it can.
+
+    Raises OSError where it cannot be written.
+    """
+    kept = path.with_name(name)
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(path, kept)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary_of(kept))
+            os.replace(temporary_of(kept), kept)
+    return kept
 
 
 def set_aside(paths: Iterable[Path]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,11 @@ from typing import Any
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.system.files import remove_leftovers, temporary_of, write_whole
-from fasttricks.system.ownership import PATIENCE_S, Claim, InUseError, require_free
-from fasttricks.system.process import launch_token, restart_count
-from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.process import launch_token
+from fasttricks.system.reading import Reader
 from fasttricks.system.schema import anything, fields, table, text
 
 CONFIGS = Reader(ConfigError, "must be what fasttricks.train wrote", "give another --run-dir")
-LOCK = ".lock"
-_DYING_S = 30.0
-"""What torchrun started again may find its last start's main rank still giving a GPU's memory back."""
 
 _MAY_DIFFER = (
     *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
@@ -70,79 +66,6 @@ def _commit() -> str:
         return "unknown"
 
 
-def check_unused(config: TrainConfig) -> None:
-    """See that no other process trains in config.run_dir. Changes nothing. Waits for one that was just killed.
-
-    Raises ConfigError, naming it, and where that cannot be seen.
-    """
-    try:
-        require_free(Path(config.run_dir) / LOCK, patience_s=_patience_s())
-    except InUseError as error:
-        raise _in_use(config, error) from error
-    except OSError as error:  # something else has the lock's name
-        raise _no_place(config, error) from error
-
-
-def claim_run(config: TrainConfig) -> Claim:
-    """The run folder, made where it is not there, for this process alone. For the main rank.
-
-    Raises ConfigError where another process has it, and where it cannot be made.
-    """
-    folder = Path(config.run_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return Claim(folder / LOCK, patience_s=_patience_s())
-    except InUseError as error:
-        raise _in_use(config, error) from error
-    except OSError as error:
-        raise _no_place(config, error) from error
-
-
-def _patience_s() -> float:
-    return _DYING_S if restart_count() else PATIENCE_S
-
-
-def _in_use(config: TrainConfig, error: InUseError) -> ConfigError:
-    return ConfigError(f"run_dir = {config.run_dir!r}: {error}, or give another --run-dir")
-
-
-def _no_place(config: TrainConfig, error: OSError) -> ConfigError:
-    return ConfigError(f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})")
-
-
-def check_run_dir(config: TrainConfig) -> None:
-    """See that the run may be written to config.run_dir. Changes nothing.
-
-    Raises ConfigError where a run is there and --resume is not given, and where it is a run of another config.
-    """
-    folder = Path(config.run_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(
-            f"run_dir = {config.run_dir!r}: must be a folder, but a file is there; give another --run-dir"
-        )
-    if not folder.is_dir() or _half_made(folder):
-        return
-    if not config.resume:
-        rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
-        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
-    if not is_there(folder / "config.json"):
-        raise ConfigError(
-            f"run_dir = {config.run_dir!r}: must hold a run (config.json) to resume; give another --run-dir"
-        )
-    lenient = ("accumulate",) if config.allow_other_ranks else ()  # resume.py knows where that may differ
-    changed = differences(read_config(folder), config, lenient)
-    if changed:
-        rule = f"a run resumes only with its own config; changed: {'; '.join(changed)}"
-        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
-
-
-def _half_made(folder: Path) -> bool:
-    """Whether `folder` is empty, or holds no more than open_run had made of it when it was killed."""
-    passing = [path for path in folder.iterdir() if path.name.startswith((LOCK, ".config.json."))]
-    rest = [path for path in folder.iterdir() if path not in passing]
-    return all(path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()) for path in rest)
-
-
 def made_by_this_launch(run_dir: str) -> bool:
     """Whether the torchrun that started this process has made this run, in an earlier start of its ranks."""
     try:
@@ -152,19 +75,25 @@ def made_by_this_launch(run_dir: str) -> bool:
     return bool(launch_token()) and saved["launch"] == launch_token()
 
 
-def open_run(config: TrainConfig) -> Path:
+def no_place(config: TrainConfig, error: OSError) -> ConfigError:
+    """What to raise where a run folder refuses."""
+    return ConfigError(f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})")
+
+
+def open_run(config: TrainConfig, extended: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Make the run's folder and write config.json into it. For the main rank, which has claimed it, after check_run_dir.
 
-    Raises ConfigError where it cannot be made.
+    extended: how the run got more epochs than it began with. Raises ConfigError where it cannot be made.
     """
     folder = Path(config.run_dir)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, r"config\.json")
-        made = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
+        made: dict[str, Any] = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
+        made |= {"extended": list(extended)} if extended else {}
         write_json(folder / "config.json", made)
     except OSError as error:
-        raise _no_place(config, error) from error
+        raise no_place(config, error) from error
     return folder
 
 

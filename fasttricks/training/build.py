@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from fasttricks.config import ConfigError, TrainConfig, UserError, replace_at
+from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source
 from fasttricks.learning.batches import Batches
@@ -17,8 +16,7 @@ from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import check_precision, image_dtype, resolve_precision
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
-from fasttricks.runs.checkpoint import checkpoints
-from fasttricks.runs.folder import check_run_dir, check_unused, claim_run, open_run
+from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.log import RunLog
 from fasttricks.system.distributed import World
 from fasttricks.system.monitor import start_monitor
@@ -27,7 +25,8 @@ from fasttricks.system.signals import StopRequest
 from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.training.checks import check_batch, check_sizes, num_classes
 from fasttricks.training.header import header
-from fasttricks.training.resume import Resumed, conditions, find_state
+from fasttricks.training.owning import own
+from fasttricks.training.resume import conditions, find_state
 from fasttricks.training.run import Run
 
 
@@ -72,42 +71,12 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     )
     if resumed:
         run.load_state_dict(resumed.state)
+        run.extended = resumed.extended
     world.barrier()  # every rank has looked at run_dir before one makes it
     run.claim = own(config, world, resumed)
     for line in header(run, train.root.parent, resumed):
         log.print(line)
     return run
-
-
-def own(config: TrainConfig, world: World, resumed: Resumed) -> AbstractContextManager[object]:
-    """The main rank's claim on the run folder, with the run's config.json in it; nothing on the others. A collective.
-
-    Raises ConfigError on all ranks alike where another process has it, or has had it since it was looked at.
-    """
-    claim, refusal = None, ""
-    if world.is_main:
-        try:
-            claim = claim_run(config)
-            check_same(config, resumed)
-            resumed.set_damaged_aside()
-            open_run(config)
-        except UserError as error:
-            refusal = str(error)
-    refusal = world.gather(refusal.encode())[0].decode()
-    if refusal:
-        if claim is not None:
-            claim.release()
-        raise ConfigError(refusal)
-    return claim or nullcontext()
-
-
-def check_same(config: TrainConfig, resumed: Resumed) -> None:
-    """Raise ConfigError where the run folder is no longer as it was when find_state() looked."""
-    check_run_dir(config)
-    found = [path for path in checkpoints(Path(config.run_dir) / "checkpoints") if path not in resumed.damaged]
-    if config.resume and found[:1] != ([Path(resumed.path)] if resumed else []):
-        rule = "another process has gone on with it meanwhile; give the same command again"
-        raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
 
 
 def with_teacher(config: TrainConfig, train: Source, world: World) -> tuple[TrainConfig, Teacher | None]:

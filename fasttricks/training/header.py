@@ -39,6 +39,12 @@ def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
         done = f"{resumed.path}, after epoch {run.epoch} of {config.epochs}"
         done += f" and {run.step_in_epoch} of {run.steps_per_epoch} steps" if run.step_in_epoch else ""
         rows["resume"] = done if resumed else "no checkpoint was saved yet: from the beginning"
+    if resumed.extends:
+        last = resumed.extended[-1]
+        what = (
+            f"the schedule is from here on that of {last['to_epochs']}, lr {run.lr_at(run.step):.4g} in the next step"
+        )
+        rows["extended"] = f"from {last['from_epochs']} to {last['to_epochs']} epochs: {what}"
     rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
     return [f"{name:8s} {value}" for name, value in rows.items()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class Resumed:
     notes: list[str] = field(default_factory=list)
     """What the user should know of how it was found."""
     damaged: list[Path] = field(default_factory=list)
+    extended: list[dict[str, Any]] = field(default_factory=list)
+    """How the run got more epochs than it began with, the last time now where `extends`."""
+    extends: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.state)
@@ -136,13 +140,31 @@ def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resume
 
 def _check(found: Resumed, config: TrainConfig, world: World, now: dict[str, Any]) -> None:
     state, at, edge = found.state, "", ""
+    saved = json.loads(state["fingerprint"])
+    found.extended = json.loads(state.get("extended", "[]"))
+    if saved["epochs"] != config.epochs:
+        found.extended.append(_extension(state, saved["epochs"], config))
+        found.extends, saved["epochs"] = True, config.epochs
     if state["step_in_epoch"]:
         at = f"in mid-epoch ({state['path']}, {state['step_in_epoch']} steps into epoch {state['epoch'] + 1})"
         edge = _newest_edge(Path(state["path"]).parent) if config.allow_other_ranks else ""
-    check_conditions(json.loads(state["fingerprint"]), now, config, at=at, edge=edge)
+    check_conditions(saved, now, config, at=at, edge=edge)
     if state["hardware"] != world.device_name:
         began = f"began on {state['hardware']} and goes on on {world.device_name}"
         found.notes.append(f"the run {began}: weights may differ in their last bits from those of one machine")
+
+
+def _extension(state: dict[str, Any], before: int, config: TrainConfig) -> dict[str, Any]:
+    """What is to be known of more epochs for a run that is finished. Raises ConfigError where the epochs cannot be others."""
+    done = state["epoch"] + (state["step_in_epoch"] > 0)
+    if config.epochs < done:
+        rule = f"must be at least the {done} that the run in {config.run_dir} has begun"
+        raise ConfigError(f"epochs = {config.epochs}: {rule}; go on with --epochs {before}, or give another --run-dir")
+    if state["epoch"] < before:
+        rule = f"must be the {before} that the run in {config.run_dir} began with until those are done; then it can be extended"
+        raise ConfigError(f"epochs = {config.epochs}: {rule}; go on with --epochs {before}, or give another --run-dir")
+    when = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"from_epochs": before, "to_epochs": config.epochs, "step": state["step"], "when": when}
 
 
 def _newest_edge(folder: Path) -> str:

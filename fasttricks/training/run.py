@@ -44,6 +44,8 @@ class Run(Learner):
     """On `folder`, of the main rank: no other process writes to it."""
     conditions: dict[str, Any] = field(default_factory=dict)
     """What must be the same to resume (resume.py)."""
+    extended: list[dict[str, Any]] = field(default_factory=list)
+    """How it got more epochs than it began with: from_epochs, to_epochs, the step at which that was, when."""
     epoch: int = 0
     unmeasured: bool = False
     """The last epoch is trained and its validation is still to come."""
@@ -55,6 +57,7 @@ class Run(Learner):
         """What a checkpoint holds, on the main rank; the others' is without `ranks`. A collective and a sync."""
         return {
             **super().state_dict(),
+            **({"extended": json.dumps(self.extended)} if self.extended else {}),
             "task": self.task.name,
             "config": json.dumps(dataclasses.asdict(self.config)),
             "classes": list(self.classes),

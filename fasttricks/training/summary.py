@@ -29,6 +29,7 @@ def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
         **run.loss_scale.report(),
         **({"skipped_losses": run.guard.skipped} if run.guard.skip else {}),
         **images_per_joule(run),
+        **({"extended": run.extended} if run.extended else {}),
         "bad_images": bad_images(run),
     }
     if run.world.is_main:
