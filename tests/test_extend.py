@@ -68,6 +68,7 @@ def test_a_finished_run_is_extended_on_the_schedule_of_its_new_length(
     assert json.loads(saved["fingerprint"])["epochs"] == 5 and json.loads(saved["extended"]) == [record]
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_killed_goes_on_bit_for_bit_and_can_be_extended_again(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_the_mended_command_takes_the_folder_of_one_that_failed(
         assert read_config(run).seed == 5 and [r["step"] for r in metrics_of(run) if "lr" in r] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_file_system_without_hard_links_gets_a_copy(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,8 +50,14 @@ def hold(file: str, kind: str, then: str) -> None:
     if kind == "no locks":
         refuse_locks(setattr)
     claim = Claim(Path(file))
+    if then == "fork":
+        if not os.fork():
+            claim.release()
+            claim.__del__()
+            os._exit(0)
+        os.wait()
     Path(f"{file}.claimed").touch()
-    if then == "stay":
+    if then in ("stay", "fork"):
         time.sleep(600)
     if then == "release":
         claim.release()
@@ -96,6 +102,17 @@ def test_a_process_that_ends_lets_go_however_it_ends(tmp_path: Path, kind: str, 
     Claim(file, patience_s=30).release()
     process.join()
     assert sorted(os.listdir(tmp_path)) == ["lock.claimed"]
+
+
+def test_a_process_that_is_forked_from_the_owner_does_not_let_go_for_it(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "lock"
+    process = forked(hold, str(file), kind, "fork")
+    while not Path(f"{file}.claimed").exists():
+        assert process.exitcode is None
+    with pytest.raises(InUseError, match=f"pid {process.pid} on "):
+        Claim(file, patience_s=0)
+    process.kill()
+    process.join()
 
 
 def test_one_that_lets_go_in_time_is_waited_for_and_named(tmp_path: Path, kind: str) -> None:

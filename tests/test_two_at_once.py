@@ -54,6 +54,7 @@ def test_of_two_that_begin_at_once_one_trains(tiny_data: Path, tmp_path: Path, m
     assert steps_of(tmp_path / "run") == list(range(1, 25))
 
 
+@pytest.mark.slow
 def test_pack_is_refused_where_another_packs_and_goes_on_once_that_is_killed(tiny_data: Path, tmp_path: Path) -> None:
     args = ["pack", str(tiny_data), str(tmp_path / "out"), "--shard-images", "1"]
     with running("fasttricks.data.prepare", *args) as first:
@@ -66,6 +67,7 @@ def test_pack_is_refused_where_another_packs_and_goes_on_once_that_is_killed(tin
     assert python_m("fasttricks.data.prepare", "check", str(tmp_path / "out")).returncode == 0
 
 
+@pytest.mark.slow
 def test_two_runs_fill_one_cache_of_the_teachers_logits(tiny_data: Path, teacher_run: Path, tmp_path: Path) -> None:
     more = [
         "--data.fixed-augmentation",

@@ -100,7 +100,7 @@ class Claim:
         self, file: Path, *, patience_s: float = PATIENCE_S, waiting: Callable[[Owner], object] = lambda owner: None
     ) -> None:
         self._given = self._file = file
-        self._descriptor = -1
+        self._descriptor, self._pid = -1, os.getpid()
         _wait_for(self._take, file, patience_s, waiting)
 
     def _take(self) -> Owner | None:
@@ -155,13 +155,13 @@ class Claim:
             raise
 
     def release(self) -> None:
-        """Give it up; nothing where that is done."""
-        if self._descriptor == -1:
+        """Give it up; nothing where that is done, and in a process that was forked meanwhile, whose it never was."""
+        descriptor, self._descriptor = self._descriptor, -1  # at once: Ctrl-C may come at any line
+        if descriptor == -1 or self._pid != os.getpid():
             return
-        if _is_at(self._file, self._descriptor):  # else the user has removed it, and another may have made it anew
+        if _is_at(self._file, descriptor):  # else the user has removed it, and another may have made it anew
             self._file.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        os.close(descriptor)
 
     def __del__(self) -> None:
         self.release()
