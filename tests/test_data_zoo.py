@@ -17,7 +17,7 @@ from fasttricks.config import DataConfig
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
 from fasttricks.data.sources.folder import scan_folder
-from lib.forked import on_ranks, python_m
+from lib.forked import on_ranks, said_by
 from lib.images import encoded, smooth
 from lib.tiny import arguments
 from lib.zoo import damaged, written_by_hand, written_by_pillow
@@ -38,16 +38,8 @@ def write(root: Path, files: dict[str, bytes]) -> dict[str, str]:
     return paths
 
 
-def command(module: str, *args: str) -> str:
-    """What it printed, both streams. It did not end by a signal or a traceback."""
-    done = python_m(module, *args)
-    assert done.returncode in (0, 1), (done.returncode, done.stderr[-3000:])
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 def scanned(root: Path) -> Verdicts:
-    command("fasttricks.data.prepare", "scan", str(root / "val"), "--workers", "1")
+    said_by("fasttricks.data.prepare", "scan", str(root / "val"), "--workers", "1")
     listed = root / "val" / "quarantine.jsonl"
     lines = [json.loads(line) for line in listed.read_text().splitlines()]
     listed.unlink()
@@ -58,7 +50,7 @@ def trained(root: Path, run: Path) -> tuple[Verdicts, Verdicts]:
     """Of training, which is to see all of each image, and of validation."""
     whole = ["--data.area", "1", "1", "--data.aspect", "1", "1"]
     more = ["--epochs", "1", "--global-batch-size", "32", "--data.max-bad", "1"]
-    command("fasttricks.train", *arguments(root, run, *whole, *more))
+    said_by("fasttricks.train", *arguments(root, run, *whole, *more))
     bad = json.loads((run / "summary.json").read_text())["bad_images"]
     return tuple(
         {name.removeprefix(f"{split}/"): why for name, why in bad.items() if name.startswith(split)}
@@ -67,12 +59,13 @@ def trained(root: Path, run: Path) -> tuple[Verdicts, Verdicts]:
 
 
 def packed(root: Path, out: Path) -> Verdicts:
-    command("fasttricks.data.prepare", "pack", str(root), str(out), "--workers", "1")
+    said_by("fasttricks.data.prepare", "pack", str(root), str(out), "--workers", "1")
     return dict(json.loads((out / "val" / "pack.json").read_text())["troubles"])
 
 
 def predicted(root: Path, run: Path, paths: list[str]) -> Verdicts:
-    said = command("fasttricks.predict", str(run), *(str(root / "val" / path) for path in paths))
+    paths = [str(root / "val" / path) for path in paths]
+    said = said_by("fasttricks.predict", str(run), *paths, codes=(1,))
     errors = [line.removeprefix(f"error: {root}/val/") for line in said.splitlines() if line.startswith("error: ")]
     return dict(line.split(": ", 1) for line in errors)  # type: ignore[misc]
 

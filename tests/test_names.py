@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fasttricks.config import UserError, show_name
-from lib.forked import python_m
+from lib.forked import said_by
 from lib.tiny import arguments, write_images
 
 FORGED = "\nerror: forged"
@@ -28,14 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     data = write_images(root / f"data{EVIL}", train=48, val=9, classes=CLASSES)
     (data / "train" / CLASSES[0] / f"bad{EVIL}.jpg").write_bytes(b"text")
     run = root / f"run{EVIL}"
-    return data, run, said("fasttricks.train", *arguments(data, run, "--epochs", "1"))
-
-
-def said(module: str, *args: str, code: int = 0) -> str:
-    done = python_m(module, *args)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
+    return data, run, said_by("fasttricks.train", *arguments(data, run, "--epochs", "1"))
 
 
 def check(text: str) -> None:
@@ -58,7 +51,7 @@ def test_commands_say_them_escaped(command: str, trained: tuple[Path, Path, str]
     image = next(iter((data / "val" / CLASSES[0]).iterdir()))
     out = tmp_path / f"out{EVIL}"
     if command == "check":
-        said("fasttricks.data.prepare", "pack", str(data), str(out))
+        said_by("fasttricks.data.prepare", "pack", str(data), str(out))
     calls = {
         "predict": ("fasttricks.predict", [str(run), str(image), str(data / f"nowhere{EVIL}")], 1),
         "evaluate": ("fasttricks.evaluate", [str(run)], 0),
@@ -69,7 +62,7 @@ def test_commands_say_them_escaped(command: str, trained: tuple[Path, Path, str]
         "plan": ("fasttricks.plan", [*arguments(data / f"nowhere{EVIL}", run)], 2),
     }
     module, args, code = calls[command]
-    check(said(module, *args, code=code))
+    check(said_by(module, *args, codes=(code,)))
     if command == "export":
         check((out / "README.md").read_text())
         labels = json.loads((out / "config.json").read_text())["label_names"]
@@ -89,7 +82,7 @@ def test_errors_say_them_escaped(wrong: str, tmp_path: Path) -> None:
     }[wrong]
     place.mkdir(exist_ok=True)
     (place / f"x{EVIL}.txt").write_text("no image") if wrong != "empty class" else None
-    shown = said("fasttricks.train", *arguments(data, tmp_path / "run"), code=2)
+    shown = said_by("fasttricks.train", *arguments(data, tmp_path / "run"), codes=(2,))
     check(shown)
     assert shown.startswith("error: ") and shown.count("\n") == 1, shown
 

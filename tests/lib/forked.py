@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -39,6 +39,14 @@ def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess
     """`python -m module args`, with further variables of the environment."""
     with running(module, *args, **env) as started:
         return started.wait()
+
+
+def said_by(module: str, *args: str, codes: Collection[int] = (0,)) -> str:
+    """What `python -m module args` says, both streams; it ends with one of these exit codes and without a traceback."""
+    done = python_m(module, *args)
+    assert done.returncode in codes, (done.returncode, done.stderr[-3000:])
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 class Running:
