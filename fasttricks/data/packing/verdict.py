@@ -31,10 +31,9 @@ def _reason(file: bytes, max_pixels: int, *, strict: bool) -> str:
     try:
         ready = decodable(file, max_pixels)
         kind = image_format(ready[:HEADER_BYTES])
+        # where it is not strict, libjpeg-turbo's own interface lets errors in later scans pass
         if kind == "PNG" or (kind == "JPEG" and not strict and read_jpeg_header(ready).scans > 1):
-            decode(
-                ready, max_pixels
-            )  # libjpeg-turbo's own interface lets errors in later scans pass where it is not strict
+            decode(ready, max_pixels)
         elif kind == "JPEG":
             simplejpeg.decode_jpeg(ready, "GRAY", fastdct=True, strict=strict)
         elif strict and image_format(file[:HEADER_BYTES]) == "JPEG" and (space := _color_space(file)):

@@ -6,7 +6,10 @@ Asked of every file that is read, so it costs microseconds.
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _SEGMENTS = 10_000  # more before the first scan, or so many bytes of padding, are no header
 _TAIL_BYTES = 64  # how far before a file's end its end marker may stand
@@ -111,10 +114,10 @@ def with_plain_orientation(file: bytes, header: JpegHeader) -> bytes:
     return b"".join([*parts, file[at:]])
 
 
-def orientation(image: object) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's turn of a PIL image, 1 to 8; 1, as it is stored, where it has none that can be read."""
     try:
-        turn = image.getexif().get(_ORIENTATION, 1)  # type: ignore[attr-defined]
+        turn = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF fails in many ways, and is no damage of the pixels
         return 1
     return turn if turn in range(1, 9) else 1
