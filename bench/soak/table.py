@@ -34,24 +34,24 @@ def _worst(done: list[dict[str, Any]], field: str) -> str:
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str, int, int, str]]:
-    """(promise, what was done, n, failed, figures) of each kind."""
+    """(guarantee, test, n, failed, figures) of each kind."""
     runs: dict[str, list[dict[str, Any]]] = found["runs"]
     table = []
-    for kind, (promise, what) in WORDS.items():
+    for kind, (guarantee, test) in WORDS.items():
         done = runs.get(kind, [])
         failed = sum(not result["ok"] for result in done)
-        table.append((promise, what, count(kind, done), failed, _figures(kind, done)))
+        table.append((guarantee, test, count(kind, done), failed, _figures(kind, done)))
     return table
 
 
 WORDS = {
-    "kills": ("kill -9 anywhere and the same command again: the same weights, bit for bit", "runs killed 3 times"),
-    "restarts": ("one rank killed under torchrun --max-restarts: the run goes on by itself", "runs, one rank killed"),
-    "saves": ("a checkpoint on the disk is whole, and the one before it is there", "saves in a loop that is killed"),
-    "flips": ("a flipped bit is found, and the run goes back to the one before", "bits flipped"),
-    "truncations": ("a file cut short is found, and the run goes back to the one before", "files cut"),
+    "kills": ("kill -9 at any point, then the same command: the same weights, bit for bit", "runs killed 3 times"),
+    "restarts": ("one rank killed under torchrun --max-restarts: the run resumes by itself", "runs, one rank killed"),
+    "saves": ("a checkpoint on disk is complete, and the previous one exists", "saves in a loop that is killed"),
+    "flips": ("a flipped bit is found, and the run resumes from the previous checkpoint", "bits flipped"),
+    "truncations": ("a truncated file is found, and the run resumes from the previous checkpoint", "files cut"),
     "payloads": ("no code runs from a checkpoint", "payloads, each four ways"),
-    "signals": ("SIGTERM, Ctrl-C: saves, exits 0, and goes on bit for bit", "runs stopped"),
+    "signals": ("SIGTERM, Ctrl-C: the run saves, exits 0, and resumes bit for bit", "runs stopped"),
     "launchers": ("torchrun killed: no orphan", "launchers killed"),
     "hangs": ("a rank that hangs ends all of them", "runs, one rank stopped"),
 }
@@ -66,8 +66,8 @@ def _figures(kind: str, done: list[dict[str, Any]]) -> str:
         plain = sum(result["command"] == "plain" for result in good)
         return (
             f"{len(kills)} kills: {which['step']} at a random step, {which['save']} aimed at a save, {which['edge']} at an "
-            f"epoch's end, {which['start']} in the start; {inside} left a half-written file; {plain} runs by the plain command, "
-            "the others forked after the imports"
+            f"epoch's end, {which['start']} at the start; {inside} left a half-written file; {plain} runs used the plain "
+            "command, the others were forked after the imports"
         )
     if kind == "restarts":
         times = sorted(result["seconds_to_the_next_step"] for result in good)
@@ -110,8 +110,11 @@ def cells(done: list[dict[str, Any]]) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """The table, with the machine and the versions."""
     version = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if name != "commit")
-    head = "| promise | what was done | n | failed | figures |\n|---|---|---|---|---|\n"
-    lines = [f"| {p} | {what} | {n} | {failed} | {figures} |\n" for p, what, n, failed, figures in rows(found)]
+    head = "| guarantee | test | n | failed | figures |\n|---|---|---|---|---|\n"
+    lines = [
+        f"| {guarantee} | {test} | {n} | {failed} | {figures} |\n"
+        for guarantee, test, n, failed, figures in rows(found)
+    ]
     grid = cells(found["runs"].get("kills", []))
     return f"{head}{''.join(lines)}\n{grid}\n{found['machine']}, no GPU; {version}.\n"
 
