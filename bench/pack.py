@@ -119,7 +119,7 @@ def psnr_of(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 def evaluate(console: Console, config: Config, place: Path) -> None:
     """Print the top-1 of a checkpoint on its validation images, as they are and re-encoded."""
-    from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+    from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
     from fasttricks.runs.saved import read_saved
     from fasttricks.system.distributed import World
 

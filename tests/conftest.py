@@ -162,7 +162,7 @@ def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
 @pytest.fixture(scope="session")
 def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
     """The run folder of a wider network than `start` builds. Not to be changed."""
-    from fasttricks import train
+    from fasttricks.commands import train
     from lib.tiny import arguments, call
 
     def make(folder: Path) -> None:

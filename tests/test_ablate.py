@@ -24,12 +24,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttricks import ablate
 from fasttricks.ablation.cell_runs import plan_cells, training_name
 from fasttricks.ablation.cells import extend
 from fasttricks.ablation.jobs import Job, claimed
 from fasttricks.ablation.paper import table6
 from fasttricks.ablation.queue import POLL_S
+from fasttricks.commands import ablate
 from fasttricks.config import ConfigError, DistillConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.runs.checkpoint import load_checkpoint

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttricks import ablate
 from fasttricks.ablation.cell_runs import CellRuns, plan_cells, training_name
 from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, training_of
 from fasttricks.ablation.jobs import Job
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
+from fasttricks.commands import ablate
 from fasttricks.config import ConfigError, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES

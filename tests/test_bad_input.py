@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttricks import evaluate, export, predict, train, trainer
+from fasttricks import trainer
+from fasttricks.commands import evaluate, export, predict, train
 from fasttricks.config import Range, TrainConfig, field_rules
 from fasttricks.runs import checkpoint
 from lib.configs import edges, leaves, plain

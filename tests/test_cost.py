@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttricks import cost
+from fasttricks.commands import cost
+from fasttricks.commands.cost import Cost, CostConfig, count, ratio, table, time_by_turns
 from fasttricks.config import ConfigError
-from fasttricks.cost import Cost, CostConfig, count, ratio, table, time_by_turns
 from fasttricks.models import MODELS
 from lib.networks import multiply_adds, on_meta
 from lib.tiny import ALONE, call

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from fasttricks.data import prepare
+from fasttricks.commands import data as prepare
 from fasttricks.data.packing.imagenet import open_imagenet
 from fasttricks.data.sources import find_dataset
 from fasttricks.data.sources.errors import DataError

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fasttricks.commands import data as prepare
 from fasttricks.config import ConfigError, DataConfig
-from fasttricks.data import prepare
 from fasttricks.data.packing import pack
 from fasttricks.data.packing.pack import PackConfig, pack_split
 from fasttricks.data.packing.reencode import encode
@@ -328,7 +328,7 @@ def test_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_training_from_a_pack_gives_the_weights_that_the_folder_gives(tiny_data: Path, tmp_path: Path) -> None:
-    from fasttricks import train
+    from fasttricks.commands import train
 
     assert call(prepare.main, "pack", str(tiny_data), str(tmp_path / "packed")) == 0
     weights = []

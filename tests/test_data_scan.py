@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fasttricks.commands import data as prepare
 from fasttricks.config import DataConfig
-from fasttricks.data import prepare
 from fasttricks.data.packing.scan import list_files, scan_files
 from fasttricks.data.packing.verdict import why_damaged
 from fasttricks.data.sources.folder import ImageFolder, scan_folder

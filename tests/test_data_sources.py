@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.config import DataConfig
 from fasttricks.data import sources
 from fasttricks.data.packing.imagenet import ArchiveImages

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import fasttricks.training.build  # noqa: F401 (before a test gives up the right to read its file)
-from fasttricks import train
-from fasttricks.data import prepare
+from fasttricks.commands import data as prepare
+from fasttricks.commands import train
 from fasttricks.data.packing import scan
 from fasttricks.data.packing.scan import list_files
 from fasttricks.data.sources import find_dataset

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.config import ConfigError, DistillConfig, LossConfig, UserError
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import color

@@ -77,5 +77,5 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract.get("containers") == ["fasttricks"])
     table = PAGES["architecture.md"].partition("| room | contents |\n|---|---|\n")[2].partition("\n\n")[0]
-    rows = [row.split("|")[1].strip().removesuffix(".py") for row in table.splitlines()]
+    rows = [row.split("|")[1].strip().removesuffix(".py").replace("\\_", "_") for row in table.splitlines()]
     assert [set(row.split(", ")) - {"data.prepare"} for row in rows] == [set(layer.split(" | ")) for layer in layers]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttricks import evaluate
+from fasttricks.commands import evaluate
 from fasttricks.models import build_model
 from fasttricks.runs.checkpoint import load_checkpoint
 from lib.forked import python_m

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks import export
+from fasttricks.commands import export
 from fasttricks.config import ConfigError, ModelConfig
 from fasttricks.config.recipes import RECIPES, resnet50d_tricks
 from fasttricks.data.pipeline.loader import Loader

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.runs.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from fasttricks.runs.folder import read_config
 from fasttricks.tasks import classification

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fasttricks import evaluate, train
-from fasttricks.data import prepare
+from fasttricks.commands import data as prepare
+from fasttricks.commands import evaluate, train
 from fasttricks.data.packing.pack import PackConfig, pack_split
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.packed import INDEX, MANIFEST

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fasttricks import evaluate, export, predict, train
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import METRICS, RESULT, Job
 from fasttricks.ablation.preflight import check_data
+from fasttricks.commands import evaluate, export, predict, train
 from fasttricks.config import ConfigError, DataConfig
 from fasttricks.runs.folder import read_config
 from fasttricks.runs.log import RunLog, plot_curves, read_metrics

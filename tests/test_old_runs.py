@@ -17,10 +17,10 @@ import pytest
 from safetensors import torch as safetensors_torch
 
 from bench.soak.tiny import digest_of
+from fasttricks.commands import data as prepare
+from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
+from fasttricks.commands.export import ExportConfig, export
 from fasttricks.config import ConfigError
-from fasttricks.data import prepare
-from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
-from fasttricks.export import ExportConfig, export
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.folder import read_config
 from fasttricks.runs.saved import read_saved

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
+from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
 from fasttricks.trainer import fit, train_step

@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from fasttricks.commands.plan import extend, main, plan_text
 from fasttricks.config.cli import parse_extended
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
@@ -24,7 +25,6 @@ from fasttricks.learning.placement import wrap
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.models import build_model
-from fasttricks.plan import extend, main, plan_text
 from fasttricks.planning import planner as scale
 from fasttricks.planning.cards import CARDS
 from fasttricks.planning.footprint import LiveTensors, fill_optimizer_state, footprint

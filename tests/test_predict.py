@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttricks import predict
+from fasttricks.commands import predict
+from fasttricks.commands.predict import PredictConfig, Prediction
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.reference import decode, normalise, validation_pixels
 from fasttricks.data.sources.folder import scan_folder
-from fasttricks.predict import PredictConfig, Prediction
 from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.classification import evaluation_logits
 from lib.tiny import ALONE, FinishedRun, call, environment

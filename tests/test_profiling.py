@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.system import profiling
 from fasttricks.system.profiling import StepProfiler, table
 from lib.tiny import arguments, call, write_images

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.config import ConfigError, DataConfig, ScheduleConfig, TrainConfig
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources.folder import scan_folder

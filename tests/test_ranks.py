@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.config import ConfigError
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import find_dataset
-from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
@@ -27,7 +27,7 @@ WITNESS = """
 import sys, torch
 from fasttricks.training import build
 from fasttricks import trainer
-from fasttricks.train import main
+from fasttricks.commands.train import main
 
 def witness(run):
     summary = fit(run)

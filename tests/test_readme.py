@@ -9,8 +9,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from fasttricks import config, evaluate
+from fasttricks import config
 from fasttricks.ablation.cells import extend
+from fasttricks.commands import evaluate
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS

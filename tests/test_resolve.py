@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from fasttricks import train
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.cells import extend as extend_to_ablate
+from fasttricks.commands import train
+from fasttricks.commands.plan import extend as extend_to_plan
 from fasttricks.config import ConfigError, TrainConfig, TricksConfig, get_at, replace_at
 from fasttricks.config.cli import arguments_of, parse_extended, parse_recipe
 from fasttricks.config.recipes import RECIPES, resnet50_baseline, resnet50d_tricks
 from fasttricks.config.resolve import require_resolved, resolve
 from fasttricks.config.tricks import TRICKS, is_on
-from fasttricks.plan import extend as extend_to_plan
 from fasttricks.planning.planner import PlanConfig, make_plan
 from fasttricks.training.build import build
 from lib.tiny import ALONE, SMALLEST, arguments, call, configure

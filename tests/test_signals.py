@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.runs.checkpoint import checkpoints, step_of
 from fasttricks.system.signals import StopRequest
 from fasttricks.tasks import classification

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.config import ConfigError
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.learning.learner import Task
 from fasttricks.planning.footprint import footprint
 from fasttricks.runs.checkpoint import load_checkpoint

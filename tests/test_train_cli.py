@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fasttricks
-from fasttricks import train
+from fasttricks.commands import train
 from fasttricks.config import TrainConfig
 from fasttricks.runs.folder import read_config
 from lib.forked import on_terminal

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fasttricks import train, trainer
+from fasttricks import trainer
+from fasttricks.commands import train
 from fasttricks.config import cli
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.optim import master_state_dict

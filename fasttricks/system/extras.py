@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PIL")
 """Modules of the extra `train` that training cannot do without; pynvml it can, and says so (monitor.py)."""
@@ -18,9 +19,17 @@ def require_extra(extra: str, modules: Sequence[str], what: str) -> None:
     missing = [name for name in modules if not _present(name)]
     if missing:
         needed = f"{what} needs {', '.join(missing)}, not installed here"
-        command = f"pip install 'fasttricks[{extra}]' (in a checkout: pip install '.[{extra}]')"
-        print(f"error: {needed}; install it with: {command}", file=sys.stderr)
+        command = f"install it with: pip install 'fasttricks[{extra}]' (in a checkout: pip install '.[{extra}]')"
+        print(f"error: {needed}; {_activate() or command}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _activate() -> str:
+    """How to take the set-up of this checkout (make setup), where another Python runs; empty where there is none."""
+    venv = Path(__file__).parents[2] / ".venv"
+    if not (venv / ".set-up").exists() or Path(sys.prefix).resolve() == venv.resolve():
+        return ""
+    return f"`make setup` has installed it in {venv}: run `source {venv}/bin/activate` first"
 
 
 def _present(name: str) -> bool:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import sys
 
-from fasttricks import train, trainer
+from fasttricks import trainer
+from fasttricks.commands import train
 from fasttricks.system.command import run_main
 from fasttricks.training.run import Run
 

@@ -1,0 +1,99 @@
+"""The commands: `fasttricks NAME ...`, and `python -m fasttricks.NAME ...`, which torchrun needs. None imports torch before
+it has read its arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from typing import NamedTuple
+
+from fasttricks.config.errors import UserError, unknown
+from fasttricks.system.extras import require_train_extra
+from fasttricks.system.process import die_with_launcher
+
+
+class Command(NamedTuple):
+    """One command."""
+
+    summary: str
+    module: str
+    """Has main(args)."""
+    prints_result: bool = False
+    """As run_main."""
+    plain: bool = False
+    """Needs no package of the extra `train`."""
+
+
+COMMANDS = {
+    "train": Command("train a recipe", "fasttricks.commands.train"),
+    "evaluate": Command("accuracy and loss of a checkpoint", "fasttricks.commands.evaluate", prints_result=True),
+    "predict": Command("the likeliest classes of images", "fasttricks.commands.predict", prints_result=True),
+    "export": Command("safetensors, ONNX and a model card", "fasttricks.commands.export"),
+    "ablate": Command("the paper's tables, or a recipe's tricks one by one", "fasttricks.commands.ablate"),
+    "plan": Command("memory, time and bottleneck of a run on N GPUs", "fasttricks.commands.plan", prints_result=True),
+    "cost": Command("parameters, FLOPs and time of networks", "fasttricks.commands.cost", prints_result=True),
+    "data": Command("scan, pack and check a data set", "fasttricks.commands.data"),
+    "list": Command("list models, recipes or tricks", "fasttricks.commands.list", prints_result=True, plain=True),
+}
+USAGE = "\n".join(
+    [
+        "usage: fasttricks COMMAND ...",
+        "",
+        "commands:",
+        *(f"  {name:9s} {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "fasttricks COMMAND --help describes a command. fasttricks --version shows the version.",
+        "Under torchrun: torchrun --nproc-per-node N -m fasttricks.train ...",
+    ]
+)
+_MODULES = {"data": "fasttricks.data.prepare"}
+"""Where `python -m` finds a command that is not fasttricks.NAME."""
+_as_one_command = False
+
+
+def prog(name: str) -> str:
+    """How the user calls command `name`: as `fasttricks NAME` or as `python -m fasttricks.NAME`, as this process was started."""
+    return f"fasttricks {name}" if _as_one_command else f"python -m {_MODULES.get(name, f'fasttricks.{name}')}"
+
+
+def start(name: str, args: Sequence[str] | None = None) -> None:
+    """Run command `name` on `args`, by default on sys.argv, and end the process as run_main does."""
+    die_with_launcher()
+    command = COMMANDS[name]
+    if not command.plain:
+        require_train_extra()
+    from fasttricks.system.command import run_main
+
+    run_main(
+        partial(_main, command.module, sys.argv[1:] if args is None else args), prints_result=command.prints_result
+    )
+
+
+def _main(module: str, args: Sequence[str], _: Sequence[str]) -> None:
+    import_module(module).main(args)
+
+
+def main() -> None:
+    """The console script `fasttricks`, and `python -m fasttricks`."""
+    global _as_one_command
+    _as_one_command = True
+    name, args = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    if name in COMMANDS:
+        return start(name, args)
+    from fasttricks.system.command import run_main
+
+    return run_main(partial(_answer, name))
+
+
+def _answer(name: str, _: Sequence[str]) -> None:
+    if name in ("-V", "--version"):
+        from fasttricks import __version__
+
+        print(f"fasttricks {__version__}")
+    elif name in ("", "-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if name else 2)
+    else:
+        raise UserError(f"command = {name!r}: {unknown(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")

@@ -1,0 +1,86 @@
+"""Ablate: python -m fasttricks.ablate TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...].
+
+TABLE is one of the paper's (table2 .. table6) or a design over a recipe's tricks (add-one, leave-one-out, factorial).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, check_name, extend, find_tables
+from fasttricks.ablation.paper import PAPER_TABLES
+from fasttricks.commands import prog
+from fasttricks.config import ConfigError
+from fasttricks.config.recipes import RECIPES
+
+PROG = prog("ablate")
+USAGE = f"usage: {PROG} TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...]"
+
+
+def main(args: Sequence[str]) -> None:
+    """Train the cells of the tables that `args` name, those that are not finished yet, and print the tables."""
+    from fasttricks.config.cli import parse_extended
+
+    if not args or args[0] in ("-h", "--help"):
+        print(table_help())
+        raise SystemExit(0 if args else 2)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            "WORLD_SIZE is set: an ablation starts the ranks of its runs itself; give --ranks, without torchrun"
+        )
+    names, recipe, rest = split(args)
+    config = parse_extended([recipe, *rest], prog=f"{PROG} {' '.join(names)}", extend=extend)
+    tables = find_tables(names, config)
+
+    from fasttricks.ablation.queue import ablate
+
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, _stop) for number in ends}
+    try:
+        failed = ablate(tables, config, command=f"{PROG} {' '.join(args)}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if failed:
+        print(f"error: {failed} run(s) failed, their cells stay blank; the tables name them", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def split(args: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """(tables, recipe, the rest) of a command line. Raises ConfigError for a name that is neither, with the nearest."""
+    count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+    names, rest = list(args[:count]), list(args[count:])
+    recipe = names.pop() if names and names[-1] in RECIPES else ""
+    if not names:
+        raise ConfigError(f"table = '': must be given before the recipe; the tables are {', '.join(_known())}")
+    for name in names:
+        check_name(name)
+    designs = [name for name in names if name in DESIGNS]
+    if designs and not recipe:
+        rule = f"needs a recipe whose tricks it goes through: {PROG} {designs[0]} RECIPE; the recipes are {', '.join(RECIPES)}"
+        raise ConfigError(f"table = {designs[0]!r}: {rule}")
+    return list(dict.fromkeys(names)), recipe or PAPERS_RECIPE, rest
+
+
+def _known() -> tuple[str, ...]:
+    return (*PAPER_TABLES, *DESIGNS)
+
+
+def table_help() -> str:
+    """The tables and designs with a line each, and how to go on."""
+    about = {
+        **{name: make.__doc__ for name, make in PAPER_TABLES.items()},
+        **{n: m.__doc__ for n, m in DESIGNS.items()},
+    }
+    rows = [f"  {name:14s} {(text or '').partition(chr(10))[0]}" for name, text in about.items()]
+    recipe = f"RECIPE is one of {', '.join(RECIPES)}; the paper's tables take {PAPERS_RECIPE} where none is given."
+    again = "The same command given again goes on; given several times at once, the processes share the runs."
+    return "\n".join([USAGE, "", "tables:", *rows, "", recipe, again, f"{PROG} TABLE RECIPE --help lists every field."])

@@ -1,0 +1,172 @@
+"""Prepare a data set: python -m fasttricks.data.prepare scan | pack | imagenet | check; each with --help."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from fasttricks.commands import prog
+from fasttricks.config import Range, UserError, check_fields, require, show_name
+
+if TYPE_CHECKING:
+    from fasttricks.data.packing.pack import PackConfig
+    from fasttricks.data.sources import Source
+
+PROG = prog("data")
+USAGE = f"""usage:
+  {PROG} scan DIR [--workers N]                        find damaged images, and list them in DIR/quarantine.jsonl
+  {PROG} pack DIR OUT [--short-side N] [--quality Q]   DIR/train and DIR/val into shards
+  {PROG} imagenet OUT --train-tar T --val-tar V --devkit-tar D [--short-side N] [--quality Q]
+                                                              the official ImageNet archives into shards
+  {PROG} check OUT                                     read all that was packed, against its checksums
+
+Training takes DIR or OUT as --data.root, and honours the list. A command that was stopped goes on when it is given again.
+--help after its name lists the options of a command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanConfig:
+    """How to scan."""
+
+    workers: Annotated[int, Range(0, zero="as many as cores")] = 0
+    """Processes that decode."""
+    max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
+    """Larger images, by the size in their header, count as bad, as data.max_pixels in training."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command that `args` name."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if args else 2)
+    if args[0] not in COMMANDS:
+        raise UserError(f"{args[0]!r} is no command of {PROG}: {', '.join(COMMANDS)} are")
+    COMMANDS[args[0]](args[1:])
+
+
+def scan(args: Sequence[str]) -> None:
+    """Decode every image below DIR, a data set or a part of one, strictly; list the bad ones in DIR/quarantine.jsonl."""
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.scan import list_files, other_lists, scan_files
+    from fasttricks.data.sources.errors import DataError
+    from fasttricks.data.sources.quarantine import write_quarantine
+    from fasttricks.data.sources.walk import why_none
+    from fasttricks.system.progress import counted
+
+    (root,), rest = _places(args, "scan", ("DIR",))
+    config = parse(ScanConfig(), rest, prog=f"{PROG} scan DIR", description=scan.__doc__ or "")
+    if what := why_none(root):
+        raise DataError(f"{root}: {what}; give the folder that holds train/ and val/")
+    files = list_files(root)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with counted("scan", len(files)) as advance:
+        images, bad = scan_files(root, files, workers=workers, max_pixels=config.max_pixels, advance=advance)
+    if not images:
+        raise DataError(f"{root}: no image below it; give the folder that holds train/ and val/")
+    for name, reason in bad.items():
+        print(show_name(f"{name}: {reason}"))
+    path = write_quarantine(root, bad)
+    for other in other_lists(root, files):
+        left = "too, which this scan leaves as it is; remove it where its images are mended"
+        print(f"note: training honours {show_name(other)} {left}")
+    listed = f"{len(bad):,} of {images:,} images are bad; listed in {show_name(path)}"
+    print(listed if bad else f"all {images:,} images are good")
+
+
+def pack(args: Sequence[str]) -> None:
+    """DIR/train and DIR/val into OUT/train and OUT/val."""
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.pack import PackConfig
+    from fasttricks.data.sources.folder import scan_dataset
+
+    (root, out), rest = _places(args, "pack", ("DIR", "OUT"))
+    config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
+    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
+        raise UserError(f"OUT = {out}: must not lie in DIR, whose folders would get a class more")
+    train, val = scan_dataset(root)
+    pack_dataset({"train": train, "val": val}, out, config)
+
+
+def imagenet(args: Sequence[str]) -> None:
+    """The three official archives of ILSVRC2012 into OUT/train and OUT/val, without unpacking them."""
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.imagenet import ImagenetConfig, open_imagenet
+    from fasttricks.data.packing.pack import PackConfig
+
+    (out,), rest = _places(args, "imagenet", ("OUT",))
+    config = parse(ImagenetConfig(), rest, prog=f"{PROG} imagenet OUT", description=imagenet.__doc__ or "")
+    for name in ("train_tar", "val_tar", "devkit_tar"):
+        require(bool(getattr(config, name)), name, "", f"give the archive as --{name.replace('_', '-')}")
+    train, val = open_imagenet(Path(config.train_tar), Path(config.val_tar), Path(config.devkit_tar))
+    settings = {name: getattr(config, name) for name in PackConfig.__dataclass_fields__}
+    pack_dataset({"train": train, "val": val}, out, PackConfig(**settings))
+
+
+def check(args: Sequence[str]) -> None:
+    """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
+    from fasttricks.data.sources.packed import open_packed
+    from fasttricks.system.progress import counted
+
+    (out,), rest = _places(args, "check", ("OUT",))
+    if rest:
+        raise UserError(f"{rest[0]!r}: check takes OUT alone")
+    bad, count = [], 0
+    for split in ("train", "val"):
+        images = open_packed(out / split)
+        with counted(f"check {split}", len(images)) as advance:
+            for index in range(len(images)):
+                try:
+                    images.read(index)
+                except OSError as error:
+                    bad.append(f"{split}/{show_name(images.name(index))}: {error.strerror}")
+                advance(1)
+        count += len(images)
+        for index, why in images.bad.items():
+            print(show_name(f"{split}/{images.name(index)}: bad when it was packed, left out: {why}"))
+    if bad:
+        raise UserError("\n  ".join([f"{out}: {len(bad)} of {count} images are damaged:", *bad[:20]]))
+    print(f"{show_name(out)}: {count:,} images, all as they were packed")
+
+
+def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> None:
+    """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
+    from fasttricks.data.packing.pack import pack_split
+    from fasttricks.system.progress import counted
+
+    for split, source in splits.items():
+        try:
+            with counted(f"pack {split}", len(source)) as advance:
+                report = pack_split(source, out / split, config, advance)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+        what = config.altered or "byte for byte as they were"
+        print(f"{show_name(out / split)}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {what}")
+        for name, why in islice(report.troubles.items(), 20):
+            print(show_name(f"  {split}/{name}: {why}"))
+        if len(report.troubles) > 20:
+            print(f"  and {len(report.troubles) - 20} more: see troubles in {show_name(out / split / 'pack.json')}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "scan": scan,
+    "pack": pack,
+    "imagenet": imagenet,
+    "check": check,
+}
+
+
+def _places(args: Sequence[str], command: str, names: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """The paths that a command begins with, and the rest of its arguments."""
+    if "-h" in args or "--help" in args:
+        return [Path(name) for name in names], list(args)
+    given = list(args[: len(names)])
+    if len(given) < len(names) or any(place.startswith("-") for place in given):
+        raise UserError(f"{command} needs {' and '.join(names)} first: {PROG} {command} {' '.join(names)}")
+    return [Path(place) for place in given], list(args[len(names) :])

@@ -1,0 +1,169 @@
+"""Export a checkpoint: python -m fasttricks.export CHECKPOINT [--output DIR ...]: safetensors, ONNX and a model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fasttricks.commands import prog
+from fasttricks.config import ConfigError, show_name
+from fasttricks.system.extras import require_extra
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fasttricks.runs.saved import Saved
+
+PROG = prog("export")
+USAGE = f"""usage: {PROG} CHECKPOINT [--output DIR] [--no-onnx] [--no-average]
+
+CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. DIR gets model.safetensors (in timm's and
+torchvision's key names), model.onnx (from pixels to logits), config.json and a model card, README.md. It must not exist."""
+OPSET = 18
+ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+"""What ONNX Runtime's logits may be off by, relative to the largest: float32 summed in another order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export, and where to."""
+
+    output: str = ""
+    """Folder to make; empty: export/ in the run folder, or beside the checkpoint file. It must not exist."""
+    onnx: bool = True
+    """Write model.onnx too, and hold it against the network with ONNX Runtime."""
+    average: bool = True
+    """Take the averaged weights where the run kept an average (ema_decay)."""
+
+
+def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """The state_dict of `model` under its own names, which are torchvision's and timm's. FP32, contiguous."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    path.write_bytes(save(tensors, metadata))
+
+
+def from_pixels(model: nn.Module) -> nn.Module:
+    """`model` behind the normalisation: (N, 3, S, S) float32 RGB pixels, 0 to 255, to logits (N, K)."""
+    import torch
+    from torch import nn
+
+    from fasttricks.data.pipeline import color
+
+    class FromPixels(nn.Module):
+        mean: Tensor
+        std: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            for name, values in (("mean", color.MEAN), ("std", color.STD)):
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            logits: Tensor = self.model((pixels - self.mean) / self.std)
+            return logits
+
+    return FromPixels().eval()
+
+
+def write_onnx(model: nn.Module, path: Path, image_size: int, metadata: dict[str, str]) -> None:
+    """`model` behind its normalisation as ONNX, opset 18, of any batch size; held against ONNX Runtime afterwards.
+
+    Input pixels: (N, 3, S, S) float32 RGB, 0 to 255. Output logits: (N, K). Raises ConfigError where the two disagree.
+    """
+    import onnx
+    import onnxruntime
+    import torch
+
+    network = from_pixels(model)
+    pixels = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 255
+    torch.onnx.export(
+        network,
+        (pixels,),
+        path,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["pixels"],
+        output_names=["logits"],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("N", min=1)}},
+        external_data=False,
+        verbose=False,
+    )
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, metadata)
+    onnx.save(graph, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for count in (2, 1):
+        with torch.no_grad():
+            wanted = network(pixels[:count]).numpy()
+        (found,) = session.run(None, {"pixels": pixels[:count].numpy()})
+        off = float(abs(found - wanted).max() / max(abs(wanted).max(), 1e-6))
+        if not off <= TOLERANCE:
+            rule = f"ONNX Runtime's logits are off by {off:.2g} of the largest, more than {TOLERANCE:g}; take --no-onnx"
+            raise ConfigError(f"onnx = {str(path)!r}: {rule}")
+
+
+def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
+    """Write the folder; all of it or nothing. Returns the folder.
+
+    Raises ConfigError where it exists or cannot be made, and as write_onnx.
+    """
+    from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
+    from fasttricks.system.files import temporary_of
+    from fasttricks.tasks import find_task
+
+    target = Path(config.output or (run_folder or saved.path.parent) / "export")
+    if target.exists():
+        raise ConfigError(f"output = {str(target)!r}: is there already and is never overwritten; give another --output")
+    run, classes = saved.config, saved.classes
+    model = saved.network(average=config.average)
+    hub = hub_config(run, classes)
+    metadata = {
+        "format": "pt",
+        "architecture": hub["architecture"],
+        "model": run.model.name,
+        "transform": transform_text(run.data),
+        "classes": json.dumps(list(classes)),
+    }
+    temporary = temporary_of(target)
+    try:
+        temporary.mkdir(parents=True)
+        write_safetensors(model, temporary / "model.safetensors", metadata)
+        if config.onnx:
+            write_onnx(model, temporary / "model.onnx", run.data.image_size, metadata)
+        (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n")
+        (temporary / "README.md").write_text(
+            model_card(saved, find_task(saved.task).metrics, counterparts(run.model), run_folder, config.onnx)
+        )
+        os.rename(temporary, target)
+    except OSError as error:
+        raise ConfigError(f"output = {str(target)!r}: must be a place to write to; give another ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def main(args: Sequence[str]) -> None:
+    """Export the checkpoint that `args` name."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if args else 2)
+    from fasttricks.config.cli import parse
+
+    config = parse(ExportConfig(), args[1:], prog=f"{PROG} {args[0]}", description="Export a checkpoint.")
+    if config.onnx:
+        require_extra("export", ["safetensors", *ONNX_MODULES], "export (--no-onnx aside)")
+    require_extra("export", ["safetensors"], "export")
+    from fasttricks.runs.saved import read_saved
+
+    path = Path(args[0])
+    target = export(read_saved(path), config, path if path.is_dir() else None)
+    print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {show_name(target)}/")

@@ -1,0 +1,120 @@
+"""Scale on paper: python -m fasttricks.plan RECIPE --gpus N --gpu CARD [--section.field value ...]; --help lists the recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from fasttricks.commands import prog
+from fasttricks.config import TrainConfig
+from fasttricks.learning.schedule import image_sizes
+from fasttricks.planning.planner import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
+
+PROG = prog("plan")
+MIB = 2**20
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan in words and numbers, for a terminal."""
+    config = plan.config
+    machine = f"{config.gpus} x {config.gpu} in {config.nodes} node(s)"
+    sections = {
+        f"{config.recipe} on {machine}, {config.precision}: figures on paper, not measured": training_rows(plan),
+        "memory of a GPU, MiB: live tensors of an eager step at their most": memory_rows(plan),
+        "time of a step, ms: from data sheets": time_rows(plan),
+    }
+    lines = []
+    for head, rows in sections.items():
+        lines += [head, *(f"  {name:21s}  {value}".rstrip() for name, value in rows.items()), ""]
+    return "\n".join(lines[:-1])
+
+
+def training_rows(plan: Plan) -> dict[str, str]:
+    """What the run is."""
+    config, schedule = plan.config, plan.config.schedule
+    batch = f"{config.gpus} GPU(s) x {config.accumulate} micro-batch(es) x {plan.shards.batch_size} images"
+    warmup = f"warm-up {schedule.warmup_epochs:g} epochs = {plan.warmup_steps:,} steps, then {schedule.decay}"
+    steps = f"{plan.steps_per_epoch:,} an epoch, {plan.steps_per_epoch * config.epochs:,} in {config.epochs} epochs"
+    sizes = image_sizes(schedule, full=config.data.image_size, epochs=config.epochs)
+    grow = {"image sizes": f"{', '.join(map(str, sizes))} pixels over the epochs; all below is at the last"}
+    return {
+        "training images": f"{plan.data.images:,} of {plan.data.classes:,} classes ({plan.data.source})",
+        "global batch": f"{config.global_batch_size:,} = {batch}",
+        "learning rate": f"peak {config.peak_lr:g}, {warmup}",
+        "steps": steps,
+        **(grow if len(sizes) > 1 else {}),
+    }
+
+
+def memory_rows(plan: Plan) -> dict[str, str]:
+    """What a GPU has to hold, and whether it can."""
+    memory, gradients = plan.memory, plan.footprint.gradient_bytes / MIB
+    notes = {
+        "parameters": f"{plan.footprint.num_parameters / 1e6:.2f} M",
+        "statistics": "of batch norm",
+        "gradients": "in the buckets of DistributedDataParallel"
+        if plan.config.gpus > 1
+        else f"at that moment; {gradients:,.1f} in all",
+        "optimizer": "momentum and FP32 masters" if plan.config.precision == "fp16" else "momentum",
+        "average": "of the weights",
+        "teacher": f"{plan.config.distill.teacher}, in FP16",
+        "activations": "and all else",
+        "input": f"of the step, and {plan.config.data.prefetch} batch(es) prefetched",
+    }
+    rows = {kind: f"{memory[kind] / MIB:10,.1f}  {note}" for kind, note in notes.items() if memory.get(kind)}
+    missing = ("convolution workspace", "allocator slack", "CUDA, NCCL, DALI")
+    answer = "yes" if plan.fits else "no"
+    rows |= {
+        "all of these": f"{plan.memory_bytes / MIB:10,.1f}",
+        **dict.fromkeys(missing, "       not modelled"),
+        f"fits {plan.card.memory_gib} GiB": f"       {answer}: {USABLE:.0%} of it for these, the rest for what is not modelled",
+    }
+    return rows if plan.fits else rows | {"way out": way_out(plan)}
+
+
+def way_out(plan: Plan) -> str:
+    """What makes a plan fit that does not."""
+    other = with_more_accumulation(plan)
+    if other is None:
+        return "       a larger card or a smaller model: not even one image at once fits"
+    batch_norm = f"batch norm then averages over {other.shards.batch_size} images"
+    return f"{other.memory_bytes / MIB:10,.1f}  with --accumulate {other.config.accumulate}; {batch_norm}"
+
+
+def time_rows(plan: Plan) -> dict[str, str]:
+    """What a step takes, and what decides it."""
+    config, card, found = plan.config, plan.card, plan.footprint
+    summed = (
+        f"{found.gradient_bytes / 1e6:,.1f} MB all-reduced: {plan.link_bytes / 1e6:,.1f} MB sent by a GPU in a ring"
+    )
+    path = f"the slower of NVLink and {config.network_gbit:g} Gbit/s a node" if config.nodes > 1 else "NVLink"
+    link = f"{summed} at {plan.link_bandwidth / 1e9:g} GB/s ({path}), no latency"
+    peak = f"{card.peak_flops[config.precision] / 1e12:g} TFLOP/s{' (TF32)' if config.precision == 'fp32' and card.tf32 else ''}"
+    traffic = f"{found.traffic_bytes / 1e9:,.1f} GB in and out of its operators"
+    notes = {
+        "compute": f"{found.flops / 1e12:,.2f} TFLOP at {config.efficiency:g} (assumed) of {peak}",
+        "traffic": f"{traffic}, at {card.memory_bandwidth / 1e9:,.0f} GB/s",
+        "link": link if config.gpus > 1 else "one GPU",
+        "loader": f"{config.loader_rate:,g} imgs/sec a node, as given",
+    }
+    rows = {name: f"{seconds * 1e3:10,.2f}  {notes[name]}" for name, seconds in plan.seconds.items()}
+    minutes = plan.data.images / plan.images_per_sec / 60
+    speed = f"then about {plan.images_per_sec:,.0f} imgs/sec, {minutes:,.1f} minutes an epoch"
+    unknown = "" if config.loader_rate else " (loader aside: give --loader-rate)"
+    return {
+        **rows,
+        "loader needed": f"       {plan.loader_need:,.0f} imgs/sec a node",
+        "bottleneck": f"       {plan.bottleneck}{unknown}; {speed}",
+    }
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the plan of the recipe and machine that `args` name."""
+    from fasttricks.config.cli import parse_extended
+
+    print(plan_text(make_plan(parse_extended(args, prog=PROG, extend=extend))))
+
+
+def extend(recipe: TrainConfig) -> PlanConfig:
+    """`recipe` with the machine's fields at their defaults."""
+    return PlanConfig(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
