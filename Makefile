@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all fuzz soak bench bench-compare lint fmt type clean
+.PHONY: help setup train test test-all fuzz soak bench bench-compare lint fmt type recipes clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,6 +52,9 @@ fmt: setup  ## format, and mend what ruff can
 
 type: setup  ## the type checker alone
 	$(BIN)/mypy
+
+recipes: setup  ## write docs/recipes.md from the recipes
+	$(BIN)/python docs/recipes_page.py
 
 clean:  ## remove the set-up and what tools left; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

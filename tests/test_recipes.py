@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import runpy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from fasttricks.ablation.paper import PAPER_TABLES
 from fasttricks.config import ConfigError, TrainConfig
+from fasttricks.config.expected import EXPECTED
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.models import MODELS, build_model
+from lib.tiny import REPOSITORY
 
 # From the paper, sections 2 to 5, in its words on the left. Everything that it does not set is in UNSET.
 BASELINE: dict[str, Any] = {
@@ -172,7 +176,45 @@ def test_recipe_says_source_and_command(name: str) -> None:
         assert f"fasttricks.ablate table4 table5 table6 {name} " in command
     else:
         assert f"fasttricks.train {name} " in command or (name, command) == ("demo", "make train.")
-    assert any(word in text for word in ("Source: ", "PAPER: "))
+    assert "Source: " in text
+
+
+MIXUP, BOTH = "+ mixup, no distillation", "+ distillation and mixup"
+PRINTED = {  # recipe -> table, row and column of the paper
+    "resnet50-baseline": ("table3", "baseline: small batch, fp32", "ResNet-50"),
+    "resnet50-efficient": ("table3", "efficient: large batch, its tricks", "ResNet-50"),
+    "resnet50d-tricks": ("table6", MIXUP, "ResNet-D (the paper: ResNet-50-D)"),
+    "resnet50d-tricks-distill": ("table6", BOTH, "ResNet-D (the paper: ResNet-50-D)"),
+    "inceptionv3-baseline": ("table3", "baseline: small batch, fp32", "Inception-V3"),
+    "inceptionv3-efficient": ("table3", "efficient: large batch, its tricks", "Inception-V3"),
+    "inceptionv3-tricks": ("table6", MIXUP, "Inception-V3"),
+    "mobilenet-baseline": ("table3", "baseline: small batch, fp32", "MobileNet"),
+    "mobilenet-efficient": ("table3", "efficient: large batch, its tricks", "MobileNet"),
+    "mobilenet-tricks": ("table6", MIXUP, "MobileNet"),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_expected_accuracy_is_that_of_the_papers_table(name: str) -> None:
+    """The ablations have the paper's figures too, and a recipe cannot import them."""
+    table, *place = PRINTED[name]
+    (figure,) = [cell.paper for cell in PAPER_TABLES[table]().cells if [cell.row, cell.column] == place]
+    expected = EXPECTED[name]
+    assert figure is not None
+    assert figure.values == {"top1": expected.top1, "top5": expected.top5}
+    assert (expected.source == "recalled") == (figure.marks["top1"] == "M")
+    assert figure.time.partition(" min")[0] in (expected.time.partition(" min")[0], "")
+
+
+def test_every_recipe_has_an_expected_accuracy_or_the_reason_why_not() -> None:
+    assert list(EXPECTED) == list(RECIPES)
+    assert {*PRINTED, "resnet152d-teacher"} == set(PAPER), "of the paper's recipes, all that it printed"
+    assert all(expected.top1 or expected.note for expected in EXPECTED.values())
+
+
+def test_the_page_of_recipes_is_made_from_them() -> None:
+    made = runpy.run_path(str(REPOSITORY / "docs" / "recipes_page.py"))
+    assert made["PAGE"].read_text() == made["page"](), "run: make recipes"
 
 
 def test_a_misspelt_recipe_is_answered_with_the_nearest() -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from fasttricks.config.expected import EXPECTED
 from fasttricks.config.fields import field_docs, field_kinds, get_at
 from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
@@ -77,7 +78,9 @@ def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainCon
         print(recipe_help(prog))
         raise SystemExit(0 if args else 2)
     name, rest = args[0], args[1:]
-    recipe, about = extend(find_recipe(name)()), f"{inspect.getdoc(find_recipe(name))}\n\n{_tricks_help()}"
+    recipe = extend(find_recipe(name)())
+    expected = f"\nExpected: {EXPECTED[name]}." if name in EXPECTED else ""
+    about = f"{inspect.getdoc(find_recipe(name))}{expected}\n\n{_tricks_help()}"
     tricks = _find_tricks(rest)
     switched = resolve(recipe, {"tricks.on": tricks.on, "tricks.off": tricks.off})
     if _RANK == 0:

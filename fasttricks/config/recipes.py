@@ -1,7 +1,7 @@
-"""Recipes: functions () -> TrainConfig. A docstring says source, expected result, hardware, time and command.
+"""Recipes: functions () -> TrainConfig. A docstring says source and command; expected.py has result, hardware and time.
 
 The paper's recipes state the global batch; ranks and --accumulate split it (resnet50-efficient on one GPU:
---accumulate 8 makes it 8 x 128). Figures marked PAPER are the paper's; those marked HERE were measured on 2 CPU cores.
+--accumulate 8 makes it 8 x 128).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from fasttricks.config.schema import (
 def demo() -> TrainConfig:
     """ResNet-10-D on ten classes of drawn shapes that the project makes itself; 5 minutes on 2 CPU cores.
 
-    HERE: 98.12 % after 286 s of training, another process beside it.
     Source: none, a first run for a newcomer. Command: make train.
     """
     return TrainConfig(
@@ -45,7 +44,6 @@ def demo() -> TrainConfig:
 def cifar10() -> TrainConfig:
     """ResNet-10-D at 32 pixels, for folders of CIFAR-10 images; about 17 minutes on 2 CPU cores.
 
-    HERE: 87.03 % after 1,022 s of training.
     Source: the paper's tricks; model size, crop and schedule chosen in docs/log.md.
     Command: python -m fasttricks.train cifar10 --data.root DIR
     """
@@ -68,10 +66,10 @@ def cifar10() -> TrainConfig:
 def cifar10_ablate() -> TrainConfig:
     """A bottleneck ResNet small enough to ablate every trick on folders of CIFAR-10; one epoch.
 
-    HERE: 29 to 57 CPU seconds a run, docs/ablation.md. The lr is the paper's, 0.1 at 256: four times that hardly trains the
-    large batch without zero gamma. Every trick is on; the steps are at the paper's shares of the run (a quarter, a half,
-    three quarters), warm-up takes a tenth of it (5 of 120 epochs would be 4 steps of the large batch).
-    Source: the paper's tables 4 to 6, scaled down; blocks with a 1x1, 3x3 and 1x1, so that A and B differ.
+    Every trick is on. The lr is the paper's, 0.1 at 256: four times that hardly trains the large batch without zero gamma
+    (docs/ablation.md). The lr decays at the paper's shares of the run (a quarter, a half, three quarters). Warm-up takes a
+    tenth of the run, because the paper's share, 5 of 120 epochs, would be 4 steps of the large batch.
+    Source: the paper's tables 4 to 6, scaled down. Blocks have a 1x1, a 3x3 and a 1x1 convolution, so that A and B differ.
     Command: python -m fasttricks.ablate table4 table5 table6 cifar10-ablate --data.root DIR
     """
     return TrainConfig(
@@ -116,8 +114,7 @@ def cifar10_teacher() -> TrainConfig:
 def cifar10_distill() -> TrainConfig:
     """A student of a sixteenth of cifar10-teacher's weights that learns from it; folders of CIFAR-10 images.
 
-    HERE: 59.8 % over three seeds, alone 56.4 %, a gain of 3.4 points (95 % interval 0.3 to 6.5); its teacher 74.8 %. docs/log.md.
-    Source: section 5.3, scaled down. The same student alone: --tricks.off distillation.
+    Source: section 5.3, scaled down. The same student alone: --tricks.off distillation. docs/log.md compares them.
     Command: python -m fasttricks.train cifar10-distill --data.root DIR
     """
     return dataclasses.replace(
@@ -133,7 +130,7 @@ def cifar10_distill() -> TrainConfig:
 def resnet50_baseline() -> TrainConfig:
     """ResNet-50 as the paper's baseline (section 2): batch 256, lr 0.1 in steps, 120 epochs, FP32, no trick.
 
-    PAPER: 75.87 / 92.70 % (as recalled, unverified), 13.3 minutes an epoch on 8 V100.
+    Source: the paper's tables 2 and 3.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train resnet50-baseline --data.root DIR
     """
     return TrainConfig(
@@ -150,7 +147,7 @@ def resnet50_baseline() -> TrainConfig:
 def resnet50_efficient() -> TrainConfig:
     """ResNet-50 trained efficiently (section 3): batch 1024, lr 0.4, warm-up, zero gamma, no bias decay, half precision.
 
-    PAPER: 76.21 / 92.97 % (as recalled, unverified), 4.4 minutes an epoch on 8 V100.
+    Source: the paper's table 3.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train resnet50-efficient --data.root DIR
     """
     return TrainConfig(
@@ -165,7 +162,7 @@ def resnet50_efficient() -> TrainConfig:
 def resnet50d_tricks() -> TrainConfig:
     """ResNet-50-D with every trick but distillation (sections 3 to 5): cosine, label smoothing, mixup, 200 epochs.
 
-    PAPER: 79.15 / 94.58 %. Command: torchrun --nproc-per-node 8 -m fasttricks.train resnet50d-tricks --data.root DIR
+    Source: the paper's table 6. Command: torchrun --nproc-per-node 8 -m fasttricks.train resnet50d-tricks --data.root DIR
     """
     efficient = resnet50_efficient()
     return dataclasses.replace(
@@ -181,7 +178,7 @@ def resnet50d_tricks() -> TrainConfig:
 def resnet152d_teacher() -> TrainConfig:
     """ResNet-152-D, the paper's teacher (section 5.3), with every trick but distillation.
 
-    PAPER: trained with cosine and smoothing, and with mixup where the student is (as recalled, unverified); no accuracy given.
+    Source: section 5.3: trained with cosine and smoothing, and with mixup where the student is (as recalled, unverified).
     Command: torchrun --nproc-per-node 8 -m fasttricks.train resnet152d-teacher --data.root DIR
     """
     tricks = resnet50d_tricks()
@@ -191,10 +188,10 @@ def resnet152d_teacher() -> TrainConfig:
 
 
 def resnet50d_tricks_distill() -> TrainConfig:
-    """ResNet-50-D with every trick of the paper, distillation from a ResNet-152-D too (section 5.3).
+    """ResNet-50-D with every trick of the paper, including distillation from a ResNet-152-D (section 5.3).
 
-    PAPER: 79.29 / 94.63 %. Temperature 20, both losses at weight 1. The teacher is the run of resnet152d-teacher; another one
-    that knows ImageNet is --distill.teacher timm:resnet152d.
+    Source: the paper's table 6. Temperature 20, both losses at weight 1. The teacher is the run of resnet152d-teacher.
+    timm has one that knows ImageNet: --distill.teacher timm:resnet152d.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train resnet50d-tricks-distill --data.root DIR
     """
     distill = DistillConfig(teacher="runs/resnet152d-teacher")
@@ -204,8 +201,8 @@ def resnet50d_tricks_distill() -> TrainConfig:
 def inceptionv3_baseline() -> TrainConfig:
     """Inception-V3 as the paper's baseline (section 2): 299 pixels, batch 256, lr 0.1 in steps, 120 epochs, FP32, no trick.
 
-    PAPER: 77.32 / 93.43 % (as recalled, unverified). The paper leaves open the validation resize: 342 pixels keep the 0.875
-    of 224 / 256. No auxiliary head, as in the paper's runs; dropout 0.5 before the classifier, as in the network's own paper.
+    Source: the paper's table 2. The paper does not state the validation resize; 342 pixels keep the ratio of 224 to 256.
+    No auxiliary head, as in the paper's runs. Dropout 0.5 before the classifier, as in the network's own paper.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-baseline --data.root DIR
     """
     return _other_network(resnet50_baseline(), "inceptionv3-baseline", "inception_v3")
@@ -214,16 +211,16 @@ def inceptionv3_baseline() -> TrainConfig:
 def inceptionv3_efficient() -> TrainConfig:
     """Inception-V3 trained efficiently (section 3): batch 1024, lr 0.4, warm-up, no bias decay, half precision.
 
-    PAPER: 77.50 / 93.60 % and 8 minutes an epoch on 8 V100 (as recalled, unverified). Zero gamma does not apply: there is
-    no residual block. Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-efficient --data.root DIR
+    Source: the paper's table 3. Zero gamma does not apply: the network has no residual blocks.
+    Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-efficient --data.root DIR
     """
     return _other_network(resnet50_efficient(), "inceptionv3-efficient", "inception_v3")
 
 
 def inceptionv3_tricks() -> TrainConfig:
-    """Inception-V3 with cosine, label smoothing and mixup besides (section 5), 200 epochs.
+    """Inception-V3 with cosine, label smoothing and mixup too (section 5), 200 epochs.
 
-    PAPER: 78.77 / 94.39 %. Distillation from a ResNet is left out: it made this network worse there.
+    Source: the paper's table 6. Distillation from a ResNet is left out, because it lowered this network's accuracy there.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train inceptionv3-tricks --data.root DIR
     """
     return _other_network(resnet50d_tricks(), "inceptionv3-tricks", "inception_v3")
@@ -232,7 +229,7 @@ def inceptionv3_tricks() -> TrainConfig:
 def mobilenet_baseline() -> TrainConfig:
     """MobileNet-V1 as the paper's baseline (section 2): batch 256, lr 0.1 in steps, 120 epochs, FP32, no trick.
 
-    PAPER: 69.03 / 88.71 % (as recalled, unverified). The paper leaves open whether ReLU is capped: at 6, as in timm.
+    Source: the paper's table 2. The paper does not say whether ReLU is capped; here it is capped at 6, as in timm.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-baseline --data.root DIR
     """
     return _other_network(resnet50_baseline(), "mobilenet-baseline", "mobilenet_v1")
@@ -241,16 +238,16 @@ def mobilenet_baseline() -> TrainConfig:
 def mobilenet_efficient() -> TrainConfig:
     """MobileNet-V1 trained efficiently (section 3): batch 1024, lr 0.4, warm-up, no bias decay, half precision.
 
-    PAPER: 71.90 / 90.47 % and 3.7 minutes an epoch on 8 V100 (as recalled, unverified). Zero gamma does not apply: there is
-    no residual block. Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-efficient --data.root DIR
+    Source: the paper's table 3. Zero gamma does not apply: the network has no residual blocks.
+    Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-efficient --data.root DIR
     """
     return _other_network(resnet50_efficient(), "mobilenet-efficient", "mobilenet_v1")
 
 
 def mobilenet_tricks() -> TrainConfig:
-    """MobileNet-V1 with cosine, label smoothing and mixup besides (section 5), 200 epochs.
+    """MobileNet-V1 with cosine, label smoothing and mixup too (section 5), 200 epochs.
 
-    PAPER: 73.28 / 91.30 %. Distillation from a ResNet is left out: it made this network worse there.
+    Source: the paper's table 6. Distillation from a ResNet is left out, because it lowered this network's accuracy there.
     Command: torchrun --nproc-per-node 8 -m fasttricks.train mobilenet-tricks --data.root DIR
     """
     return _other_network(resnet50d_tricks(), "mobilenet-tricks", "mobilenet_v1")

@@ -1,0 +1,56 @@
+"""Makes docs/recipes.md from the recipes and their expected accuracy: `python docs/recipes_page.py`, or make recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fasttricks.config.expected import EXPECTED, SOURCES
+from fasttricks.config.recipes import RECIPES, summary
+from fasttricks.config.tricks import TRICKS, is_on
+
+PAGE = Path(__file__).with_name("recipes.md")
+HEAD = """# Recipes
+
+    python -m fasttricks.train RECIPE --data.root DIR
+
+`make recipes` writes this page from the recipes. Their ImageNet part is checked field by field against the paper. It was not run
+here, because no GPU was available.
+"""
+SETTINGS = ["recipe", "network", "pixels", "epochs", "global batch", "peak lr"]
+ACCURACY = ["recipe", "top-1, %", "top-5, %", "source", "hardware", "time", "note"]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _settings(name: str) -> list[str]:
+    config = RECIPES[name]()
+    numbers = (config.data.image_size, config.epochs, config.global_batch_size)
+    return [f"`{name}`", config.model.name, *(f"{number:,}" for number in numbers), f"{config.peak_lr:g}"]
+
+
+def _accuracy(name: str) -> list[str]:
+    expected = EXPECTED[name]
+    figures = ["" if value is None else f"{value:.2f}" for value in (expected.top1, expected.top5)]
+    source = SOURCES[expected.source] if any(figures) else ""
+    return [f"`{name}`", *figures, source, expected.hardware, expected.time, expected.note]
+
+
+def _tricks(name: str) -> list[str]:
+    return [f"`{name}`", *("x" if is_on(RECIPES[name](), trick) else "" for trick in TRICKS)]
+
+
+def page() -> str:
+    """The whole of docs/recipes.md."""
+    blocks = [
+        ["## Settings", "", *_table(SETTINGS, [_settings(name) for name in RECIPES])],
+        ["## Expected accuracy", "", *_table(ACCURACY, [_accuracy(name) for name in RECIPES])],
+        ["## Tricks", "", *_table(["recipe", *TRICKS], [_tricks(name) for name in RECIPES])],
+        ["## Summaries", "", *(f"- `{name}`: {summary(name)}" for name in RECIPES)],
+    ]
+    return "\n".join([HEAD, *("\n".join([*block, ""]) for block in blocks)])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Expected accuracy of each recipe, with source, hardware and time. docs/recipes.md and `RECIPE --help` show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal["measured", "paper", "recalled"]
+SOURCES: dict[Source, str] = {
+    "measured": "measured in this project",
+    "paper": "the paper",
+    "recalled": "the paper, as recalled, unverified",
+}
+CPU, GPUS = "2 CPU cores", "8 V100"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The accuracy that a run of a recipe should reach."""
+
+    source: Source
+    top1: float | None = None
+    """Top-1 accuracy on the validation images, percent; None: no figure is known."""
+    top5: float | None = None
+    """Top-5 accuracy, percent."""
+    hardware: str = GPUS
+    """Hardware of the figure and of the time."""
+    time: str = ""
+    """Training time; empty: unknown."""
+    note: str = ""
+    """Conditions of the figure, or the reason why there is none."""
+
+    def __str__(self) -> str:
+        """The accuracy with its source, as `top-1 79.15 %, top-5 94.58 % (the paper)`."""
+        known = [f"{name} {v:.2f} %" for name, v in (("top-1", self.top1), ("top-5", self.top5)) if v is not None]
+        accuracy = f"{', '.join(known)} ({SOURCES[self.source]})" if known else ""
+        return "; ".join(part for part in (accuracy, self.note) if part)
+
+
+EXPECTED: dict[str, Expected] = {
+    "demo": Expected("measured", 98.12, 99.88, CPU, "3 to 5 min", "97.1 % on another CPU"),
+    "cifar10": Expected("measured", 87.03, None, CPU, "17 min"),
+    "cifar10-ablate": Expected(
+        "measured", hardware="1 CPU core", time="1 min", note="docs/ablation.md has its results"
+    ),
+    "cifar10-teacher": Expected("measured", 74.81, None, "1 CPU core", "4 min of CPU time"),
+    "cifar10-distill": Expected(
+        "measured", 59.80, None, "1 CPU core", "1 min", "mean of three seeds; 56.42 % without the teacher"
+    ),
+    "resnet50-baseline": Expected("recalled", 75.87, 92.70, time="13.3 min an epoch (the paper)"),
+    "resnet50-efficient": Expected("recalled", 76.21, 92.97, time="4.4 min an epoch (the paper)"),
+    "resnet50d-tricks": Expected("paper", 79.15, 94.58),
+    "resnet152d-teacher": Expected("paper", note="the paper gives no figure"),
+    "resnet50d-tricks-distill": Expected("paper", 79.29, 94.63),
+    "inceptionv3-baseline": Expected("recalled", 77.32, 93.43, time="19.8 min an epoch (as recalled)"),
+    "inceptionv3-efficient": Expected("recalled", 77.50, 93.60, time="8 min an epoch (as recalled)"),
+    "inceptionv3-tricks": Expected("paper", 78.77, 94.39),
+    "mobilenet-baseline": Expected("recalled", 69.03, 88.71, time="6.2 min an epoch (as recalled)"),
+    "mobilenet-efficient": Expected("recalled", 71.90, 90.47, time="3.7 min an epoch (as recalled)"),
+    "mobilenet-tricks": Expected("paper", 73.28, 91.30),
+}
