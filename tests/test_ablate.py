@@ -231,12 +231,12 @@ def score(job: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("no_plot")
 def test_means_deviations_and_pairs_are_the_standard_librarys(tiny_data: Path, tmp_path: Path) -> None:
-    draws = random.Random(0)
+    draws = random.Random(0)  # means 20 points apart: an image of the fourteen is 7.1
     drawn: dict[bool, dict[int, float]] = {True: {}, False: {}}
 
     def scores(job: Any) -> dict[str, Any]:
         own = drawn[job.config.loss.smoothing > 0]
-        own[job.config.seed] = draws.gauss(70, 2)
+        own[job.config.seed] = draws.gauss(70 if job.config.loss.smoothing else 50, 2)
         return {"top1": own[job.config.seed], "top5": 90.0, "val_loss": 1.0}
 
     with pretend(scores):
@@ -256,14 +256,17 @@ def test_means_deviations_and_pairs_are_the_standard_librarys(tiny_data: Path, t
 def test_more_seeds_go_where_they_would_decide(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of three seeds warmup's differences are 0, 1, 2 (1 +- 2.48), mixup's 5.1, 5, 5.1, cosine's -1, 0, 1 (0 +- 2.48)."""
+    """Of three seeds warmup's differences are 0, 10, 20 (10 +- 24.8), smoothing's 20.1, 20, 20.1, cosine's -10, 0, 10.
+
+    An image of the fourteen is 7.1 points.
+    """
 
     def scores(job: Any) -> dict[str, Any]:
         seed, config = job.config.seed, job.config
         top1 = 50.0
-        top1 += (seed % 3) if config.schedule.warmup_epochs == 0 else 0
-        top1 += 5 + 0.1 * (seed % 2) if config.loss.smoothing == 0 else 0
-        top1 += (seed % 3) - 1 if config.schedule.decay == "step" else 0
+        top1 += 10 * (seed % 3) if config.schedule.warmup_epochs == 0 else 0
+        top1 += 20 + 0.1 * (seed % 2) if config.loss.smoothing == 0 else 0
+        top1 += 10 * ((seed % 3) - 1) if config.schedule.decay == "step" else 0
         return {"top1": top1, "top5": 90.0, "val_loss": 1.0}
 
     factors = ["--factors", "warmup", "label_smoothing", "cosine", "--schedule.warmup-epochs", "0.5"]
@@ -349,22 +352,25 @@ def test_what_another_process_trains_is_waited_for_and_taken_over(
 
 @pytest.mark.usefixtures("no_plot")
 def test_factorial_tells_main_effects(tiny_data: Path, tmp_path: Path) -> None:
-    """Smoothing takes 2.5 points, cosine gives 1; both together, 3 more, of which each gets half."""
+    """Smoothing takes 20 points, cosine gives 8; both together, 3 more, of which each gets half. Seeds differ by 0, 1, 0."""
 
     def scores(job: Any) -> dict[str, Any]:
         smooth, cosine = job.config.loss.smoothing > 0, job.config.schedule.decay == "cosine"
         return {
-            "top1": 50 + job.config.seed - 2.5 * smooth + cosine + 3 * smooth * cosine,
+            "top1": 50 + job.config.seed - 20 * smooth + (8 + job.config.seed % 2) * cosine + 3 * smooth * cosine,
             "top5": 90.0,
             "val_loss": 1.0,
         }
 
-    args = arguments(tiny_data, tmp_path / "a", "--factors", "label_smoothing", "cosine", design="factorial")
+    factors = ["--factors", "label_smoothing", "cosine"]
+    args = arguments(tiny_data, tmp_path / "a", *factors, "--seeds", "3", design="factorial")
     with pretend(scores):
         assert call(ablate.main, *args) == 0
     text = (tmp_path / "a" / "factorial.md").read_text()
-    assert "| label_smoothing | -1.00 (-1.00 to -1.00) | real |" in text
-    assert "| cosine | +2.50 (+2.50 to +2.50) | real |" in text
+    assert "| label_smoothing | -18.50 | no spread between seeds: not judged |" in text
+    half = 4.302653 * statistics.stdev([0, 1, 0]) / 3**0.5
+    middle = 9.5 + 1 / 3
+    assert f"| cosine | {middle:+.2f} ({middle - half:+.2f} to {middle + half:+.2f}) | real |" in text
 
 
 # ------------------------------------------------------------------------------------------------------ real, and slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,13 @@ METRICS = CLASSIFICATION.metrics
 """Of the task that an ablation's runs train."""
 HEADLINE = METRICS[0]
 """What cells are compared by."""
+
+
+def one_image(data: Mapping[str, Any]) -> float:
+    """What one validation image is of the headline, in points; data: as preflight.check_data gives it."""
+    return 100 / int(data["val_images"])
+
+
 _RESULTS = Reader(ConfigError, "must be what an ablation's run left", "remove its folder, and the run is done again")
 _NUMBERS = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in METRICS)), number())
 _RESULT = fields(

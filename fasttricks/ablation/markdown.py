@@ -8,9 +8,9 @@ from typing import Any
 
 from fasttricks.ablation.cell_runs import CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import HEADLINE, METRICS
+from fasttricks.ablation.jobs import HEADLINE, METRICS, one_image
 from fasttricks.ablation.paper import MARKS, Table
-from fasttricks.ablation.statistics import CONFIDENCE, Difference, deviation, mean, paired_difference
+from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, REAL, Difference, deviation, mean, paired_difference
 from fasttricks.config import show_name
 from fasttricks.runs.metric import Metric
 
@@ -21,9 +21,9 @@ def markdown(
     """The table with a section a column, what is blank and why, and how to read it."""
     lines = [f"## {table.name}: {table.title}", "", f"{data_line(cells, config, data)}."]
     for name, column in by_column(cells).items():
-        lines += ["", *_column(name, column)]
+        lines += ["", *_column(name, column, one_image(data))]
     if table.factors:
-        lines += ["", *_main_effects(table.factors, cells)]
+        lines += ["", *_main_effects(table.factors, cells, one_image(data))]
     notes: dict[tuple[str, str], list[str]] = {}
     for runs in cells:
         for note in runs.notes:
@@ -59,23 +59,23 @@ def score(runs: CellRuns, metric: Metric) -> str:
     return f"{mean(values):.2f}" + ("" if around is None else f" ± {around:.2f}")
 
 
-def _column(name: str, column: Sequence[CellRuns]) -> list[str]:
+def _column(name: str, column: Sequence[CellRuns], resolution: float) -> list[str]:
     base = column[0]
     labels = {metric.name: metric.label for metric in METRICS}
     heads = ["", *labels.values(), "seeds", f"difference to {base.cell.row}", "", "s of training"]
     if base.cell.paper:
         heads += [f"the paper, {' / '.join(labels[name] for name in base.cell.paper.values)}", "its difference"]
-    rows = [heads, ["---"] * len(heads), *(_row(runs, base) for runs in column)]
+    rows = [heads, ["---"] * len(heads), *(_row(runs, base, resolution) for runs in column)]
     return [f"**{heading(name, column)}**", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
 
 
-def _row(runs: CellRuns, base: CellRuns) -> list[str]:
+def _row(runs: CellRuns, base: CellRuns, resolution: float) -> list[str]:
     seeds = f"{len(runs.scores())}" if runs.results else ""
     seeds += f", {runs.diverged} diverged" if runs.diverged else ""
     times = [result["train_seconds"] for result in runs.results.values() if "train_seconds" in result]
     seconds = f"{mean(times):,.0f}" if times else ""
     scores = [score(runs, metric) for metric in METRICS]
-    row = [runs.cell.row, *scores, seeds, *_compared(runs, base), seconds]
+    row = [runs.cell.row, *scores, seeds, *_compared(runs, base, resolution), seconds]
     paper, before = runs.cell.paper, base.cell.paper
     if before is None:
         return row
@@ -85,13 +85,13 @@ def _row(runs: CellRuns, base: CellRuns) -> list[str]:
     return [*row, str(paper or ""), change]
 
 
-def _compared(runs: CellRuns, base: CellRuns) -> tuple[str, str]:
+def _compared(runs: CellRuns, base: CellRuns, resolution: float) -> tuple[str, str]:
     """(difference with its interval, verdict), empty for the baseline itself and where nothing was run."""
     if runs is base:
         return "", ""
     if runs.diverged or base.diverged:
         return "", "a run diverged: not judged"
-    difference = paired_difference(runs.scores(), base.scores())
+    difference = paired_difference(runs.scores(), base.scores(), resolution)
     return (_spread(difference), difference.verdict) if difference else ("", "")
 
 
@@ -103,16 +103,16 @@ def _spread(difference: Difference) -> str:
     return f"{difference.mean:+.2f} ({difference.mean - half:+.2f} to {difference.mean + half:+.2f})"
 
 
-def _main_effects(factors: Sequence[str], cells: Sequence[CellRuns]) -> list[str]:
+def _main_effects(factors: Sequence[str], cells: Sequence[CellRuns], resolution: float) -> list[str]:
     """Each factor's effect over all others: the mean of the cells with it less that of the cells without, seed by seed."""
     lines = [f"| main effect | points of {HEADLINE.label} | |", "|---|---|---|"]
     for factor in factors:
-        effect = _main_effect(factor, cells)
+        effect = _main_effect(factor, cells, resolution)
         lines.append(f"| {factor} | {_spread(effect)} | {effect.verdict} |" if effect else f"| {factor} | | |")
     return lines
 
 
-def _main_effect(factor: str, cells: Sequence[CellRuns]) -> Difference | None:
+def _main_effect(factor: str, cells: Sequence[CellRuns], resolution: float) -> Difference | None:
     """Of `factor` in a factorial design; None unless all cells have a seed in common."""
     scores = [runs.scores() for runs in cells]
     shared = set.intersection(*map(set, scores)) if all(runs.jobs for runs in cells) else set()
@@ -121,13 +121,14 @@ def _main_effect(factor: str, cells: Sequence[CellRuns]) -> Difference | None:
         chosen = [own for own, runs in zip(scores, cells, strict=True) if (factor in runs.cell.tricks) == on]
         return {seed: mean([own[seed] for own in chosen]) for seed in shared}
 
-    return paired_difference(average(True), average(False))
+    return paired_difference(average(True), average(False), resolution)
 
 
 def _how_to_read(cells: Sequence[CellRuns], command: str) -> list[str]:
     lines = [
         f"Mean ± standard deviation over seeds, percent. Differences are paired by seed, in points, with their {CONFIDENCE:.0%} "
-        "t interval; real: it leaves 0 out. Each interval stands alone: one in twenty leaves 0 out by chance.",
+        f"t interval; {REAL}: it leaves 0 out. Each interval stands alone: one in twenty leaves 0 out by chance. Not judged: "
+        f"fewer than {MIN_SEEDS} seeds, a difference that is the same in every seed, or a mean of at most one validation image.",
     ]
     shown = {mark for runs in cells if runs.cell.paper for mark in runs.cell.paper.marks.values()}
     if shown:

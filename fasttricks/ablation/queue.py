@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fasttricks.ablation.cell_runs import CellRuns, Plan, by_column, plan_cells
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import HEADLINE, Job, claimed
+from fasttricks.ablation.jobs import HEADLINE, Job, claimed, one_image
 from fasttricks.ablation.paper import Table
 from fasttricks.ablation.preflight import check_data, check_disk
 from fasttricks.ablation.report import write_report
@@ -40,7 +40,8 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
         check_disk(unfinished(first), config, data["classes"])
         try:
             work(first, config, failures)
-            more = jobs_of(nearly_decided(plan, config.more_seeds), config.more_seeds) if config.more_seeds else []
+            near = nearly_decided(plan, config.more_seeds, one_image(data)) if config.more_seeds else []
+            more = jobs_of(near, config.more_seeds)
             if unfinished(more):
                 print(f"{len(unfinished(more))} more runs where they would decide", flush=True)
                 check_disk(unfinished(more), config, data["classes"])
@@ -69,12 +70,15 @@ def jobs_of(plan: Plan, seeds: int) -> list[Job]:
     return list(jobs.values())
 
 
-def nearly_decided(plan: Plan, seeds: int) -> Plan:
-    """The cells whose difference `seeds` seeds would decide at the same spread, and the baselines of their columns."""
+def nearly_decided(plan: Plan, seeds: int, resolution: float) -> Plan:
+    """The cells whose difference `seeds` seeds would decide at the same spread, and the baselines of their columns.
+
+    resolution: as of statistics.Difference.
+    """
 
     def chosen(column: Sequence[CellRuns]) -> list[CellRuns]:
         base, *others = [runs.read() for runs in column]
-        differences = [paired_difference(runs.scores(), base.scores()) for runs in others]
+        differences = [paired_difference(runs.scores(), base.scores(), resolution) for runs in others]
         near = [r for r, d in zip(others, differences, strict=True) if d is not None and d.would_be_decided_by(seeds)]
         return [base, *near] if near else []
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CONFIDENCE = 0.95
+MIN_SEEDS = 3
+"""Seeds from which on a difference is judged: one has no spread, and two lie close together by chance too often."""
+REAL = "real"
+_NOTHING = 1e-9
+"""A spread below it is the rounding of float64, in points of 0 to 100."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -59,32 +64,36 @@ class Difference:
     mean: float
     deviation: float | None
     count: int
+    resolution: float = 0.0
+    """Smallest step between two values, as one image of the validation is of an accuracy; 0: they are continuous."""
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % t interval; None for one seed, which tells nothing of the spread."""
-        return self._half_width_of(self.count)
-
-    def _half_width_of(self, count: int) -> float | None:
-        if self.deviation is None:
+        """Of the 95 % t interval; None below MIN_SEEDS, and where the seeds show no spread that it could be made of."""
+        if self.count < MIN_SEEDS or self.deviation is None or self.deviation < _NOTHING:
             return None
-        return t_quantile(count - 1) * self.deviation / math.sqrt(count)
+        return t_quantile(self.count - 1) * self.deviation / math.sqrt(self.count)
 
     @property
     def verdict(self) -> str:
-        """real: the interval leaves 0 out; never on one seed."""
+        """real: the interval leaves 0 out. Not judged: below MIN_SEEDS, without spread, or a mean within the resolution."""
+        if self.count < MIN_SEEDS:
+            return f"{'one seed' if self.count == 1 else f'{self.count} seeds'}: not judged"
         half = self.half_width
         if half is None:
-            return "one seed: not judged"
-        return "real" if abs(self.mean) > half else "not decided"
+            return "no spread between seeds: not judged"
+        if self.resolution and abs(self.mean) <= self.resolution + _NOTHING:
+            return "within one image: not judged"
+        return REAL if abs(self.mean) > half else "not decided"
 
     def would_be_decided_by(self, count: int) -> bool:
-        """Whether the interval has 0 in it, and would not with `count` seeds, mean and spread staying as they are."""
-        half, then = self.half_width, self._half_width_of(count)
-        return half is not None and then is not None and then < abs(self.mean) <= half
+        """Whether the difference is not real now, and would be with `count` seeds, mean and spread staying as they are."""
+        return self.verdict != REAL and replace(self, count=count).verdict == REAL
 
 
-def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """values - baseline over the seeds that both have; None where there is none."""
+def paired_difference(
+    values: Mapping[int, float], baseline: Mapping[int, float], resolution: float
+) -> Difference | None:
+    """values - baseline over the seeds that both have; None where there is none. resolution: as of Difference."""
     differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
-    return Difference(mean(differences), deviation(differences), len(differences)) if differences else None
+    return Difference(mean(differences), deviation(differences), len(differences), resolution) if differences else None

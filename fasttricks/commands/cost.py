@@ -238,24 +238,13 @@ def report(costs: Sequence[Cost], config: CostConfig, world: World) -> str:
 
 
 def plot(costs: Sequence[Cost], path: Path) -> None:
-    """Time over multiply-adds, both relative to the first network, with the paper's points."""
-    from matplotlib.figure import Figure
+    """Draw multiply-adds and time of each network, relative to the first network's, and the paper's."""
+    from fasttricks.planning.cost_chart import Bars, draw
 
     first = costs[0]
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    for cost in costs:
-        x, (middle, low, high) = cost.multiply_adds / first.multiply_adds, ratio(cost, first)
-        axes.errorbar(x, middle, [[middle - low], [high - middle]], fmt="o", capsize=3, label=cost.name)
-        if cost.name in PAPER and first.name == "resnet50a":
-            axes.plot(*PAPER[cost.name], "k*", markersize=11, label=f"{cost.name}, the paper on V100s")
-    highest = max(max(cost.multiply_adds / first.multiply_adds, ratio(cost, first)[2]) for cost in costs) * 1.05
-    axes.plot([0, highest], [0, highest], color="grey", linewidth=0.8, label="time as multiply-adds")
-    axes.set(xlim=(0, highest), ylim=(0, highest))
-    axes.set_xlabel(f"multiply-adds / {first.name}'s")
-    axes.set_ylabel(f"time of a step / {first.name}'s, median, lowest and highest")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    paper = PAPER if first.name == "resnet50a" else {}
+    rows = [Bars(c.name, c.multiply_adds / first.multiply_adds, ratio(c, first), paper.get(c.name)) for c in costs]
+    draw(rows, path)
 
 
 def main(args: Sequence[str]) -> None:

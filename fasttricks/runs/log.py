@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fasttricks.config import ConfigError, show_name
+from fasttricks.runs.curves import draw_curves
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
@@ -206,36 +207,10 @@ def _keep_first(path: Path, count: int) -> None:
 
 def plot_curves(folder: Path, metrics: Sequence[Metric]) -> None:
     """Draw loss, learning rate and `metrics` by epoch from metrics.jsonl as curves.png; nothing where no step was logged."""
-    from matplotlib.figure import Figure
-
     records = read_metrics(folder)
-    train = [record for record in records if {"train_loss", "lr"} <= record.keys()]
-    validation = [record for record in records if {"val_loss", *(m.name for m in metrics)} <= record.keys()]
-    if not train:
+    if not any("train_loss" in record for record in records):
         return
-    panels = list(dict.fromkeys(metric.panel for metric in metrics))
-    epochs, val_epochs = [r["epoch"] for r in train], [r["epoch"] for r in validation]
-    figure = Figure(figsize=(4 * (2 + len(panels)), 3.6), layout="constrained")
-    loss_axes, lr_axes, *metric_axes = figure.subplots(1, 2 + len(panels))
-    loss_axes.plot(epochs, [r["train_loss"] for r in train], label="training", linewidth=1)
-    lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green")
-    if validation:
-        loss_axes.plot(val_epochs, [r["val_loss"] for r in validation], "o-", label="validation", markersize=3)
-        for metric in metrics:
-            axes = metric_axes[panels.index(metric.panel)]
-            last = f"{metric.label}, last {validation[-1][metric.name]:.2f} {metric.unit}"
-            axes.plot(val_epochs, [r[metric.name] for r in validation], "o-", label=last, markersize=3)
-        for axes in metric_axes:
-            axes.legend(loc="lower right")
-    loss_axes.legend(loc="upper right")
-    loss_axes.set(title="Loss", ylabel="mean cross-entropy (nats)")
-    lr_axes.set(title="Learning rate", ylabel="learning rate of a step", ylim=(0, None))
-    for axes, (title, ylabel) in zip(metric_axes, panels, strict=True):
-        axes.set(title=title, ylabel=ylabel)
-    for axes in (loss_axes, lr_axes, *metric_axes):
-        axes.grid(alpha=0.3)
-        axes.set(xlabel="epoch", xlim=(0, epochs[-1] * 1.02))
     remove_leftovers(folder, r"curves\.png")
     temporary = temporary_of(folder / "curves.png")
-    figure.savefig(temporary, dpi=120, format="png")
+    draw_curves(records, metrics, title=show_name(folder.name)).savefig(temporary, dpi=120, format="png")
     os.replace(temporary, folder / "curves.png")  # a pipe of that name would be waited for
