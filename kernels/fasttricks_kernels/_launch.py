@@ -1,4 +1,4 @@
-"""What every launch shares: who runs Triton, which device, how a tile of rows is cut."""
+"""Shared by all launches: who runs Triton, which device, how a tile of rows is cut."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ NAMESPACE = "fasttricks_kernels"
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as triton.jit decides: once, when the kernels are imported
 
-# Of every launch. No fused multiply-add: the GPU then rounds where the interpreter does, whatever Triton's default is.
+# Options of every launch. No fused multiply-add: the GPU then rounds where the interpreter does, whatever Triton's default is.
 PINNED = {"enable_fp_fusion": False}
 
 TILE = 1024  # elements a program holds at least: 4 warps x 32 lanes x 8 values, 16 bytes a lane in FP16
 BLOCK = 4096  # columns of one chunk; longer rows are cut in chunks, not padded to a power of two
-HELD_BYTES = 98304  # of rows held in registers, 262,144 bytes a multiprocessor; what is longer is read again
-WIDEST_BYTES = 16  # of one load or store instruction
+HELD_BYTES = 98304  # rows held in registers, of 262,144 bytes a multiprocessor; longer rows are read again
+WIDEST_BYTES = 16  # widest load or store instruction
 SHIFTED_ROW_BYTES = 1024  # below, a row's two ends cost more than its few wide accesses save
 
 
@@ -39,7 +39,7 @@ def broadcast_stride(per_sample: Tensor | None) -> int:
 def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
     """How a kernel cuts (N, K) rows: its compile-time constants and launch options.
 
-    Short rows share a program, so that what is read once a program (a loss scale) stays below 0.5 % of the traffic.
+    Short rows share a program, so that the reads of a program (a loss scale) stay below 0.5 % of the traffic.
     A contiguous long row whose length is no multiple of 16 bytes is SHIFTED: lane 0 sits on the 16-byte boundary at
     or before it, because otherwise every access is as narrow as one element.
     """

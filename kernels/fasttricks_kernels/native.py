@@ -25,7 +25,7 @@ _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") e
 
 
 class NativeError(RuntimeError):
-    """The compiled code cannot be had here; the message says why and what would help."""
+    """The compiled code is not available here; the message gives the reason and the way out."""
 
 
 def load(source: Path, flags: Sequence[str] = (), *, cache: Path | None = None) -> ctypes.CDLL:
@@ -83,7 +83,7 @@ def _fingerprint(source: Path, command: list[str]) -> str:
 
 
 def _cpu() -> str:
-    """What -march=native depends on: the CPU's model and the instruction sets that it has."""
+    """The facts that -march=native depends on: the CPU's model and its instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -93,7 +93,7 @@ def _cpu() -> str:
 
 
 def _run(command: list[str]) -> str:
-    """What `command` prints. Raises NativeError where it fails."""
+    """The output of `command`. Raises NativeError where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Share = Tensor | float  # of a sample's first label or image, in [0, 1]: one number, a () tensor, or (N,)
+Share = Tensor | float  # share of a sample's first label or image, in [0, 1]: one number, a () tensor, or (N,)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,7 +29,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def label_weight(label_N: Tensor, share: Share, num_classes: int, ignore_index: int | None) -> Tensor:
-    """What a label weighs in its row: its share; 0 where it is ignored; NaN where label or share is out of range."""
+    """Weight of a label in its row: its share; 0 where it is ignored; NaN where label or share is out of range."""
     share_N = torch.as_tensor(share, device=label_N.device)
     good_N = (label_N >= 0) & (label_N < num_classes) & (share_N >= 0) & (share_N <= 1)
     weight_N = torch.where(good_N, share_N, torch.nan)
@@ -52,7 +52,7 @@ def labels_and_weights(
 
 
 def total_weight(labels: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """What the row's labels weigh together: 1, or less where one is ignored."""
+    """Total weight of the row's labels: 1, or less where one is ignored."""
     return torch.stack([weight_N for _, weight_N in labels]).sum(0)
 
 
@@ -99,7 +99,7 @@ def cross_entropy_grad(
     """
     labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
     total_N = total_weight(labels) * scale_N
-    # In place, because N K elements are what costs: 3 passes of 35 us behind the softmax's 180 (256 x 1000, one core);
+    # In place, because passes over N K elements dominate the cost: 3 passes of 35 us behind the softmax's 180 (256 x 1000, one core);
     # addcmul with two broadcast columns does the first two in one, and takes 2.4 x as long.
     grad_NK = wide(logits_NK).softmax(1).mul_(total_N[:, None])
     if uniform:

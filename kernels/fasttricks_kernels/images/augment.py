@@ -193,7 +193,7 @@ def augment(
         flip: (N,) bool or uint8: mirror the image left to right.
         permutation, lam, pairs: mixup's partner, its weight, and whether partners point at each other, as in `mixup`.
             Partners are augmented by their own matrix and flip. Together or not at all.
-        dtype: of the result: float16, bfloat16 or float32. Arithmetic is float32, rounded once; nothing is clipped.
+        dtype: dtype of the result: float16, bfloat16 or float32. Arithmetic is float32, rounded once; nothing is clipped.
 
     Returns:
         (N, 3, H, W) in channels-last memory.

@@ -174,7 +174,7 @@ def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: 
         to `cross_entropy`.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape, device or range. What can only be seen in a tensor's values (not
+        TypeError, ValueError: a wrong dtype, shape, device or range. An error in a tensor's values (not
             a permutation, no inverse of itself under `pairs`, lam outside [0, 1]) is an error on the CPU; on CUDA the
             image becomes NaN, without a sync. A repeated partner is not looked for there.
 

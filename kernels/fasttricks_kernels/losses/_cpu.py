@@ -1,7 +1,7 @@
 """The losses on the CPU: reference.py's values, losses and gradient together, by half the exponentials that torch takes.
 
-All that is left for backward is one multiplication. float32 logits and what is widened to it go through losses.c, where a C
-compiler is at hand; float64, and all of them where there is none, through reference.py.
+Only one multiplication remains for backward. float32 logits, and narrower ones widened to it, pass through losses.c where a C
+compiler is available. float64 logits, and all logits without a compiler, pass through reference.py.
 
 Shape suffixes: N samples, K classes.
 """
@@ -28,7 +28,7 @@ NO_TEACHER = Weights(temperature=1.0, hard_weight=1.0, soft_weight=0.0)
 
 
 class Batch(ctypes.Structure):
-    """What losses.c takes, field for field."""
+    """The argument of losses.c, field by field."""
 
     _fields_ = (
         ("N", ctypes.c_int64),

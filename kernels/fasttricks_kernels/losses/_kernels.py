@@ -1,4 +1,4 @@
-"""The losses' device code and its launch: one kernel each, for forward, backward and both; what it need not write is
+"""The losses' device code and its launch: one kernel each, for forward, backward and both; unused outputs are
 compiled away.
 
 Shape suffixes: N samples, K classes; in device code R rows of a program, C lanes along a row.

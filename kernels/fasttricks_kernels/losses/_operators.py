@@ -31,7 +31,7 @@ Options = tuple[Labels] | tuple[Labels, Weights]
 
 @dataclass(frozen=True)
 class Loss:
-    """What one loss has of its own."""
+    """The parts that differ between losses."""
 
     name: str
     rows: tuple[str, ...]
@@ -156,7 +156,7 @@ def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpD
         ctx.numbers = inputs[num_tensors:]
         ctx.mark_non_differentiable(output[1])
         ctx.spent = False
-        ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for what is kept
+        ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for the kept tensors
 
     def vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
         kept, *tensors = ctx.saved_tensors
@@ -176,9 +176,9 @@ def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpD
 
 
 def _may_spend(kept: Tensor) -> bool:
-    """Whether a backward pass may scale what forward kept in place, and without an operator: where nobody traces it.
+    """Whether a backward pass may scale the tensor that forward kept, in place and without an operator: where it is not traced.
 
-    An operator takes 100 us from Python, new memory more than that. A second backward must make it anew.
+    An operator takes 100 us from Python, new memory more than that. A second backward must compute it again.
     """
     return type(kept) is Tensor and kept.numel() > 0 and not torch.is_grad_enabled()
 

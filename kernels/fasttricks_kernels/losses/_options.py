@@ -1,4 +1,4 @@
-"""What the losses' public functions and operators share: the labels, checked and in one piece; rows reduced; the scale.
+"""Shared by the losses' public functions and operators: the labels, checked and in one piece; rows reduced; the scale.
 
 Shape suffixes: N samples, K classes.
 """
@@ -20,7 +20,7 @@ LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float unifo
 LABEL_TENSORS = 3  # of LABELS, the first
 WEIGHTS = "float temperature, float hard_weight, float soft_weight"
 # After the options of an operator that writes a scaled gradient: the factor on a row's gradient is the product of the
-# two. What the host knows goes to the kernel as a number, not as a tensor, so that nothing is copied to the device for it.
+# two. The part that the host knows is a number, not a tensor, so that nothing is copied to the device for it.
 SCALE = "Tensor? device_scale_N, float host_scale"
 
 
@@ -51,7 +51,7 @@ class Labels(NamedTuple):
         }
 
     def denominator(self, reduction: Reduction) -> Tensor | int:
-        """What the summed loss is divided by: for a mean the weight of the labels that are not ignored, on their device."""
+        """Divisor of the summed loss: for a mean the weight of the labels that are not ignored, on their device."""
         if reduction != "mean":
             return 1
         if self.ignore_index is None:
@@ -85,7 +85,7 @@ def checked_labels(
     ignore_index: int | None,
     reduction: Reduction,
 ) -> Labels:
-    """What every loss takes, checked. Raises TypeError and ValueError; reads no value on a GPU."""
+    """The arguments that every loss takes, checked. Raises TypeError and ValueError; reads no value on a GPU."""
     _checks.check_logits("logits", logits)
     _checks.check_labels("target", target, logits)
     _checks.check_pair(target_b, lam, logits)
@@ -110,7 +110,7 @@ def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int)
 
 
 def scale_in_parts(loss_scale: Tensor | float, denominator: Tensor | int) -> tuple[Tensor | None, float]:
-    """SCALE, loss_scale / denominator: what only the device knows, and what the host knows."""
+    """SCALE, loss_scale / denominator: the factor that only the device knows, and the factor that the host knows."""
     if isinstance(denominator, int):
         number = 1.0 / max(denominator, 1)  # an empty batch has no gradient to scale
         return (loss_scale, number) if isinstance(loss_scale, Tensor) else (None, loss_scale * number)

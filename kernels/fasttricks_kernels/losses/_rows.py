@@ -35,7 +35,7 @@ def columns_of(
 def shifted_offsets(row_R, chunk: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):
     """SHIFTED rows: offset of each lane from the tensor's start, and whether its group lies in the row as a whole.
 
-    The mask is constant within a group, which is what lets a load or store of the whole groups stay 16 bytes wide.
+    The mask is constant within a group, so a load or store of whole groups stays 16 bytes wide.
     """
     start_R = row_R.to(tl.int64) * K
     lead_R1 = lead_of(row_R, K, GROUP)[:, None]
@@ -79,7 +79,7 @@ def packed(x_RC, PACK: tl.constexpr):
     """With PACK, values of 16 bits two to a register, to be held there; others as they are.
 
     Left to itself the compiler converts once and keeps the float32 for the second use: twice the registers, and spills.
-    The move is opaque to it, so that what lives is the pair.
+    The move is opaque to it, so that the pair stays in the register.
     """
     if PTX and PACK and x_RC.dtype != tl.float32:
         bits_RC = x_RC.to(tl.int16, bitcast=True)
@@ -90,7 +90,7 @@ def packed(x_RC, PACK: tl.constexpr):
 
 @triton.jit
 def unpacked(held_RC, after_R, PACK: tl.constexpr):
-    """What packed() kept, as float32, converted anew and not before the statistic `after_R`, at least 0, is known."""
+    """The values that packed() kept, as float32, converted again and not before the statistic `after_R`, at least 0, is known."""
     if PTX and PACK and held_RC.dtype != tl.float32:
         # 0, for no sum of exponentials is -1, which the compiler cannot know: a xor that changes nothing
         zero_RC = tl.broadcast_to((after_R == -1.0).to(tl.int16)[:, None], held_RC.shape)
@@ -141,7 +141,7 @@ def raised_max(max_R, x_RC):
 
 @triton.jit
 def sum_of_exp(sum_R, old_max_R, new_max_R, x_RC, coldness):
-    """sum_k exp(coldness (x_k - max)) with x taken in, what was summed before rescaled to the new maximum."""
+    """sum_k exp(coldness (x_k - max)) with x taken in; the earlier sum is rescaled to the new maximum."""
     rescaled_R = sum_R * tl.exp(coldness * (old_max_R - new_max_R))
     return rescaled_R + tl.sum(tl.exp(coldness * (x_RC - new_max_R[:, None])), 1)
 

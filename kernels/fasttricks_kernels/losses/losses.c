@@ -21,7 +21,7 @@
 #endif
 
 #define LANES 8
-#define BLOCK 512 /* numbers of a float sum; what is summed of those is double */
+#define BLOCK 512 /* numbers of a float sum; the sums of these sums are double */
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef vf vf_anywhere __attribute__((aligned(4), may_alias));
@@ -134,7 +134,7 @@ typedef struct {
     float *loss, *grad; /* N, and rows K apart */
     /* of the work */
     int64_t chunk, next; /* rows a thread takes at a time, and the first that none has taken */
-    int32_t status;      /* 0; 1: a label is neither in [0, K) nor ignored; 2: no memory. What is written is then of no use */
+    int32_t status;      /* 0; 1: a label is neither in [0, K) nor ignored; 2: no memory. The results are then invalid */
 } Batch;
 
 typedef struct {
@@ -199,7 +199,7 @@ static void distillation(const Batch *b, int64_t n, const Weighed *row, float *s
     b->loss[n] = b->hard * labelled + softness * (b->temperature * log(soft_sum) - teacher_cross);
 }
 
-/* What each thread does: takes rows until none is left. */
+/* The work of a thread: takes rows until none is left. */
 static void work(void *batch) {
     Batch *b = batch;
     float *scratch = b->teacher ? malloc(2 * b->K * sizeof *scratch) : NULL;

@@ -76,7 +76,7 @@ def sgd_step(
         masters: float32, like weights; or [] for float32 weights, which are then their own masters.
         momenta: float32, like weights; zeros before the first step.
         lr, momentum, weight_decay: finite, at least 0.
-        grad_scale: () float32 on the device: what the gradients are multiplied by.
+        grad_scale: () float32 on the device: the loss scale that the gradients carry; they are divided by it.
         found_inf: () float32 on the device; where it is not 0, nothing at all is written (see `overflow`).
 
     Raises: TypeError, ValueError: lengths, dtypes, shapes, strides, devices or ranges that do not fit.

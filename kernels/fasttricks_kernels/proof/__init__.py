@@ -1,1 +1,1 @@
-"""What is known of the kernels without a GPU: their machine code, and the bytes they ask for. The library imports none of it."""
+"""Proofs about the kernels without a GPU: their machine code, and the bytes they request. The library imports none of it."""

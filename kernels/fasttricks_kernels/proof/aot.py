@@ -1,6 +1,6 @@
-"""Compile a kernel ahead of time for a GPU that is not here, and read what the machine code does.
+"""Compile a kernel ahead of time for a GPU that is not here, and inspect the machine code.
 
-A launch is recorded rather than written down again: what is compiled is exactly what would run, with its warps,
+A launch is recorded rather than written down again, so the compiled kernel is the one that would run, with its warps,
 compile-time constants and pointer alignments.
 """
 
@@ -47,7 +47,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What one kernel became on one architecture. `loads` and `stores`: instructions by width in bits."""
+    """One kernel compiled for one architecture. `loads` and `stores`: instructions by width in bits."""
 
     kernel: str
     arch: int
@@ -132,7 +132,7 @@ def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
         raise RuntimeError(
-            f"no {pattern!r} in what the compiler's tools print: {text[:200]!r}; is this another release?"
+            f"the output of the compiler's tools has no {pattern!r}: {text[:200]!r}; is this another release?"
         )
     return int(found[1])
 

@@ -24,7 +24,7 @@ LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
     "cross_entropy": (launch_cross_entropy, 1, ()),
     "distillation": (launch_distillation, 2, (Weights(20.0, 1.0, 1.0),)),
 }
-"""A loss's launch, how many (N, K) tensors it reads, and what it takes after them and the labels."""
+"""A loss's launch, how many (N, K) tensors it reads, and its arguments after them and the labels."""
 
 
 @dataclass(frozen=True)

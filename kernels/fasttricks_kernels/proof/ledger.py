@@ -1,6 +1,6 @@
 """Count the bytes a kernel moves, under Triton's interpreter: live lanes times element size, addresses kept.
 
-What it counts is what the program asks for. A re-read that a cache would serve counts again in `total`, and once in
+It counts the program's requests. A re-read that a cache would serve counts again in `total`, and once in
 `unique`.
 """
 

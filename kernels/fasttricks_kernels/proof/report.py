@@ -1,7 +1,7 @@
-"""`python -m fasttricks_kernels.proof.report`: what the kernels become on GPUs that are not here, as Markdown.
+"""`python -m fasttricks_kernels.proof.report`: the kernels' machine code and bytes on GPUs that are not here, as Markdown.
 
 Machine code: registers, shared memory, occupancy, widths of loads and stores, spills, atomics, for each kernel and
-architecture. Bytes: what each kernel asks for, against the least that it can move. Neither is a measurement of time.
+architecture. Bytes: the requests of each kernel, against the least that it can move. Neither is a measurement of time.
 """
 
 from __future__ import annotations
