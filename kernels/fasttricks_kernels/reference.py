@@ -99,7 +99,7 @@ def cross_entropy_grad(
     """
     labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
     total_N = total_weight(labels) * scale_N
-    # In place, because passes over N K elements dominate the cost: 3 passes of 35 us behind the softmax's 180 (256 x 1000, one core);
+    # In place, because passes over N K elements dominate: 3 passes of 35 us behind the softmax's 180 (256 x 1000, one core);
     # addcmul with two broadcast columns does the first two in one, and takes 2.4 x as long.
     grad_NK = wide(logits_NK).softmax(1).mul_(total_N[:, None])
     if uniform:

@@ -14,7 +14,9 @@ from .._launch import PINNED, on_device_of
 
 BLOCK = 1024  # elements a program updates: with 2048 a thread holds twice as many registers
 OVERFLOW_BLOCK = 4096  # elements a program checks
-FIELDS = 5  # columns of a tensor in the table: the addresses of weight, gradient, master and momentum; the element count
+FIELDS = (
+    5  # columns of a tensor in the table: the addresses of weight, gradient, master and momentum; the element count
+)
 
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
