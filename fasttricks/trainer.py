@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved where it stands; says how to go on."""
+    """The run was asked to stop, and has saved where it stands; says how to resume."""
 
 
 # ------------------------------------------------------------------------------------------------ a training step
@@ -115,10 +115,10 @@ def train(run: Run) -> dict[str, float]:
 
 
 def train_epoch(run: Run) -> None:
-    """One pass over the training images, or what is left of it."""
+    """One pass over the training images, or the rest of one."""
     config = run.config
     run.log.resume_clock()
-    run.monitor.take()  # what was read during validation is no part of the epoch
+    run.monitor.take()  # readings during validation are not part of the epoch
     batches = spanned("data", run.train_loader)
     while group := list(islice(batches, config.accumulate)):
         for loss, images in train_step(run, group):
@@ -147,7 +147,7 @@ def stop_if_asked(run: Run) -> None:
     """Save and raise Stopped, on all ranks alike, where any was told to end."""
     if run.stop.agreed:
         save(run)
-        raise Stopped(f"after step {run.step}, saved; go on with: {command_to_resume()}")
+        raise Stopped(f"after step {run.step}, saved; resume with: {command_to_resume()}")
 
 
 def stoppable(run: Run, batches: Iterable[T]) -> Iterator[T]:

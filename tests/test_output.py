@@ -89,7 +89,7 @@ def test_a_closed_terminal_has_training_save_and_end(tiny_data: Path, tmp_path: 
     assert newest is not None
     step = int(newest.stem[5:])
     told = (run / "console.log").read_text().splitlines()
-    assert told[-1].startswith(f"stopped after step {step}, saved; go on with: ")
+    assert told[-1].startswith(f"stopped after step {step}, saved; resume with: ")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "train_loss" in r] == list(range(1, step + 1))
 

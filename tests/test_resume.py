@@ -93,7 +93,7 @@ def test_a_run_that_is_asked_to_stop_saves_there_and_goes_on(
         else:
             step = trainer.train_step
             patch.setattr(trainer, "train_step", lambda run, group: (step(run, group), run.step == 5 and ask())[0])
-        with pytest.raises(Stopped, match=r"^after step [56], saved; go on with: .* --resume$"):
+        with pytest.raises(Stopped, match=r"^after step [56], saved; resume with: .* --resume$"):
             fit(run)
     assert run.step == (5 if where == "in a step" else 6)
     resumed = start(*EVERYTHING, epochs=4, resume=True)

@@ -103,6 +103,6 @@ def test_a_signal_saves_at_the_end_of_its_step_and_exits_0(
         assert call(train.main, *args) == 0
     assert [step_of(path) for path in checkpoints(tmp_path / "run" / "checkpoints")] == [2]
     last = capfd.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("stopped after step 2, saved; go on with: ") and last.endswith(" --resume")
+    assert last.startswith("stopped after step 2, saved; resume with: ") and last.endswith(" --resume")
     assert call(train.main, *args, "--resume") == 0
     assert (tmp_path / "run" / "summary.json").is_file()

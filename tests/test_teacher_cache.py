@@ -123,7 +123,7 @@ def test_an_empty_batch_and_one_that_names_no_images(tmp_path: Path) -> None:
         ([], r"distill\.cache = .*same in every epoch; add --data\.fixed-augmentation"),
         (
             ["--data.fixed-augmentation", "--loss.mixup-alpha", "0.2"],
-            r"mixup blends them anew: add --tricks\.off mixup",
+            r"mixup changes the blend in each epoch: add --tricks\.off mixup",
         ),
         (["--data.fixed-augmentation", "--schedule.first-size", "0.5"], r"add --tricks\.off progressive_resizing"),
     ],

@@ -160,7 +160,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> 
     assert "Traceback" not in text
     assert "SIGINT: saving after this step; Ctrl-C again ends at once" in text
     *_, last = text.strip().splitlines()
-    step, again = re.fullmatch(r"stopped after step (\d+), saved; go on with: (.*)", last).groups()
+    step, again = re.fullmatch(r"stopped after step (\d+), saved; resume with: (.*)", last).groups()
     assert shlex.split(again) == [sys.executable, "-m", "fasttricks.train", *args, "--resume"]
     assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):010d}.pt").is_file()
     assert (tmp_path / "run" / "curves.png").is_file()

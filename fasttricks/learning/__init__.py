@@ -1,1 +1,1 @@
-"""What a training step is made of."""
+"""The parts of a training step."""

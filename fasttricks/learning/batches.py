@@ -1,4 +1,4 @@
-"""What the trainer asks of a loader, of whatever task."""
+"""The Protocol between the trainer and the loader of any task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fasttricks.data.pipeline.shards import Shards
 
 
 class Batches(Protocol):
-    """The batches of one split, an epoch an iteration: what the trainer asks of a loader. data.Loader is one."""
+    """The batches of one split, an epoch an iteration. data.Loader implements it."""
 
     @property
     def shards(self) -> Shards:
@@ -31,10 +31,10 @@ class Batches(Protocol):
         """Batches an epoch, equal on all ranks."""
 
     def __iter__(self) -> Iterator[Any]:
-        """What is left of the epoch."""
+        """The rest of the epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as JSON can hold it."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there. Raises DataError where that was another data set, seed or sharding."""
+        """Continue at that position. Raises DataError where that was another data set, seed or sharding."""

@@ -13,9 +13,9 @@ from fasttricks.config import Compile, ConfigError
 
 
 class CompiledModel(nn.Module):
-    """`model`, its forward and backward pass compiled at the first call, anew for the first batch of another size.
+    """`model`, its forward and backward pass compiled at the first call, and again for the first batch of another size.
 
-    mode: of torch.compile. fallback: where compilation fails, `say` so and go on eagerly; else raise ConfigError. The
+    mode: torch.compile's mode. fallback: where compilation fails, `say` so and run eagerly; else raise ConfigError. The
     weights stay those of `model`, under its own names, which no checkpoint sees changed. Costs half a minute to minutes
     at the first step; of later epochs nothing, as `compiled_graphs` shows.
     """
@@ -38,9 +38,9 @@ class CompiledModel(nn.Module):
         except TorchDynamoException as error:
             reason = f"torch.compile failed: {str(error).strip().splitlines()[0]}"
             if not self._fallback:
-                way_out = "take --compile off, or --compile-fallback to go on without"
+                way_out = "take --compile off, or --compile-fallback to run eagerly"
                 raise ConfigError(f"compile = {self._mode!r}: {reason}; {way_out}") from error
-            self._say(f"note: {reason}; going on without (compile_fallback)")
+            self._say(f"note: {reason}; the network runs eagerly (compile_fallback)")
             self._call = self._eager
             return self._call(images_NCHW)
 

@@ -19,7 +19,7 @@ MOST_SKIPPED = 100
 
 
 Counted = tuple[Tensor, int | Tensor]
-"""What the log counts of a micro-batch: its loss summed over its images, a scalar without a graph, and its images."""
+"""A micro-batch's share of the log: its loss summed over its images, a scalar without a graph, and its images."""
 
 
 class DivergedError(UserError):
@@ -56,7 +56,7 @@ class LossGuard:
         self._loss = torch.zeros((), dtype=torch.float32, device=world.device)
 
     def judge(self, loss_sum: Tensor, num_images: int, step: int) -> tuple[Tensor, Counted]:
-        """The loss to go backward from, and what the log shall count: (loss, images). loss_sum: over so many images."""
+        """The loss for the backward pass, and the log's (loss, images). loss_sum: over so many images."""
         self._judged += 1
         with torch.no_grad():
             good = (loss_sum <= self._limit * num_images) & loss_sum.isfinite()
@@ -70,7 +70,7 @@ class LossGuard:
         return loss_sum * torch.where(good, 1.0, math.nan), counted
 
     def look(self) -> BadLoss | None:
-        """What was bad since the last look, on any rank, or None. A collective and a sync."""
+        """The first bad loss since the last look, on any rank, or None. A collective and a sync."""
         count = int(self._world.sum_(self._count.clone()).item())
         judged, self._judged = self._judged, 0
         self._in_a_row = self._in_a_row + judged if count == judged * self._world.size else 0
@@ -85,11 +85,11 @@ class LossGuard:
         return bad
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps; what was noted since the last look is no part of it."""
+        """The state that a checkpoint keeps, without the notes since the last look."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what state_dict() gave."""
+        """Restore the state that state_dict() gave."""
         self.skipped = state["skipped"]
 
 

@@ -30,7 +30,7 @@ from fasttricks.system.distributed import World
 
 
 class Task(Protocol):
-    """What is learnt, from what, and by what it is judged. What a batch holds is known to its task alone."""
+    """A task: its data, its loss and its metrics. Only the task knows the contents of a batch."""
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class Task(Protocol):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Of evaluate(), the headline first: what runs are compared by."""
+        """The metrics of evaluate(). The first is the headline, by which runs are compared."""
 
     def open_data(self, root: str) -> tuple[Source, Source]:
         """(training, validation) data of data.root. Raises DataError."""
@@ -57,7 +57,7 @@ class Task(Protocol):
     def loss(self, learner: Learner, batch: Any, draw: int) -> tuple[Tensor, int]:
         """(loss summed over the images of a micro-batch, a scalar with its graph; how many images).
 
-        draw: the number of the micro-batch in the run, for what the loss draws at random. Never waits for the device.
+        draw: the number of the micro-batch in the run, for the random numbers of the loss. Never waits for the device.
         """
 
     def evaluate(
@@ -73,7 +73,7 @@ class Task(Protocol):
 
 @dataclass(kw_only=True)
 class Learner:
-    """What trainer.train_step() needs, and no more. make_learner() makes one; nothing of it is of a disk or a screen."""
+    """The state that trainer.train_step() needs, and no more. make_learner() makes one. It has no disk and no screen."""
 
     task: Task
     config: TrainConfig
@@ -82,7 +82,7 @@ class Learner:
     """How an epoch is shared out: arithmetic on the host, no loader."""
     model: nn.Module
     forward: nn.Module
-    """`model`, or what wraps it to compile it and to sum the gradients over ranks."""
+    """`model`, or its wrapper, which compiles it and sums the gradients over ranks."""
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale
     average: WeightAverage | None
@@ -90,7 +90,7 @@ class Learner:
     lr_at: Callable[[int], float]
     guard: LossGuard
     teacher: Teacher | CachedTeacher | None = None
-    """Of a distillation; None without."""
+    """The teacher of a distillation; None without one."""
     step: int = 0
     """Updates done."""
 
@@ -111,7 +111,7 @@ class Learner:
         return sum(map(self.shards.global_count, range(first, last)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What all ranks share, as a checkpoint holds it; no copy. FP32 masters stand in the place of FP16 weights."""
+        """The state that all ranks share, as a checkpoint holds it; no copy. FP32 masters replace FP16 weights."""
         average = {"model": None, "updates": 0} if self.average is None else self.average.state_dict()
         return {
             "step": self.step,
@@ -124,7 +124,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state_dict() gave and a checkpoint kept, whose file is `path` in it.
+        """Restore the state that state_dict() gave and a checkpoint kept; its `path` is the checkpoint's file.
 
         Raises CheckpointError for weights that are not this network's.
         """
@@ -138,7 +138,7 @@ class Learner:
         self.step = state["step"]
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """What this rank alone knows: within an epoch its batch-norm statistics, which are of its own images."""
+        """The state of this rank alone: within an epoch the batch-norm statistics of its own images."""
         apart = self.world.size > 1 and self.step_in_epoch > 0
         average = self.average.model if self.average is not None else None
         return {
@@ -174,7 +174,7 @@ def make_learner(
     forward: nn.Module | None = None,
     teacher: Teacher | CachedTeacher | None = None,
 ) -> Learner:
-    """A Learner at its first step. model: placed (placement.place); forward: what wraps it (placement.wrap); None: itself.
+    """A Learner at its first step. model: placed (placement.place); forward: its wrapper (placement.wrap); None: model.
 
     Raises ConfigError for an optimizer that cannot be had.
     """

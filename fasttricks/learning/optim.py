@@ -1,6 +1,6 @@
 """Nesterov SGD, the parameter groups that "no bias decay" needs, FP32 masters, and the average of the weights.
 
-What the trainer asks of an optimizer is `param_groups[i]["lr"]`, step(), zero_grad(), state_dict() and load_state_dict().
+The trainer uses an optimizer's `param_groups[i]["lr"]`, step(), zero_grad(), state_dict() and load_state_dict().
 """
 
 import copy
@@ -78,12 +78,12 @@ def apex_sgd(groups: list[dict[str, object]], **options: Any) -> torch.optim.Opt
 
 
 def master_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
-    """What `optimizer` really updates: the FP32 master of an FP16 `parameter`, else the parameter itself."""
+    """The tensor that `optimizer` updates: the FP32 master of an FP16 `parameter`, else the parameter itself."""
     return optimizer.master_of(parameter) if isinstance(optimizer, MasterSGD) else parameter
 
 
 def master_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The model's state_dict with masters in the place of FP16 weights: what a checkpoint keeps. No copy."""
+    """The model's state_dict with masters in place of FP16 weights, as a checkpoint keeps it. No copy."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {k: master_of(optimizer, parameters[k]) if k in parameters else v for k, v in model.state_dict().items()}
 
@@ -127,14 +127,14 @@ class WeightAverage:
         return {"model": self.model.state_dict(), "updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any], *, source: str) -> None:
-        """Go on from what state_dict() gave. source: where it is from, for an error. Raises CheckpointError as load_weights."""
+        """Restore the state that state_dict() gave. source: its origin, for an error. Raises CheckpointError as load_weights."""
         load_weights(self.model, state["model"], source=source)
         self.num_updates, self._bound = state["updates"], None
 
     def _bind(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """(averages, what they are of, (average, counter) pairs), each tensor once: two modules may share one.
+        """(averages, the tensors that they average, (average, counter) pairs), each tensor once: two modules may share one.
 
-        Not before the first update: to load an optimizer's state makes its masters anew.
+        Not before the first update: loading an optimizer's state replaces its masters.
         """
         source, optimizer = self._source, self._optimizer
         weights = [p if optimizer is None else master_of(optimizer, p) for p in source.parameters()]

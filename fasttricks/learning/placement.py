@@ -32,7 +32,7 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
 
 
 def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str], None]) -> nn.Module:
-    """`model`, compiled where config says so, in what sums its gradients over the ranks.
+    """`model`, compiled where config says so, in a wrapper that sums its gradients over the ranks.
 
     Batch norm is local, as in the paper: no buffer is broadcast. Gradients are divided by the ranks before they are summed,
     so that FP16 does not overflow there; each dtype has buckets of its own. With three or more ranks, and unless config says

@@ -21,13 +21,13 @@ from fasttricks.learning.divergence import bad_gradients
 from fasttricks_kernels import MasterSGD
 
 Autocast = Callable[[], AbstractContextManager[object]]
-"""What a forward pass runs under."""
+"""Makes the context of a forward pass."""
 FIRST_SCALE = 2.0**16
 """Where a dynamic loss scale starts. Too high costs a skipped step each halving; too low costs small gradients."""
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `precision` is on `device`: auto is fp16 on CUDA and fp32 on the CPU, where FP16 is several times slower."""
+    """`precision` resolved for `device`: auto is fp16 on CUDA and fp32 on the CPU, where FP16 is several times slower."""
     if precision != "auto":
         return precision
     return "fp16" if device.type == "cuda" else "fp32"
@@ -41,7 +41,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 
 def make_autocast(precision: Precision, device: torch.device) -> Autocast:
-    """What the forward pass runs under: autocast to bfloat16 for bf16, else nothing."""
+    """The context of the forward pass: autocast to bfloat16 for bf16, else none."""
     enabled = resolve_precision(precision, device) == "bf16"
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -99,7 +99,7 @@ class LossScale:
             return
         if check:
             _begin_momentum(optimizer)
-            optimizer.found_inf = bad_gradients(optimizer)  # type: ignore[attr-defined]  # what torch's fused SGD asks
+            optimizer.found_inf = bad_gradients(optimizer)  # type: ignore[attr-defined]  # torch's fused SGD reads it
         optimizer.step()
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class LossScale:
         self.value.mul_(factor).clamp_(min=2.0**-126, max=2.0**126)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint keeps."""
         return {"value": self.value, "skipped": self.skipped, "good_steps": self._good_steps}
 
     def report(self) -> dict[str, float]:
@@ -124,7 +124,7 @@ class LossScale:
         return {"loss_scale": self.value.item(), "skipped_steps": self.skipped.item()} if self.on else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from what state_dict() gave. A static scale keeps the value it was made with."""
+        """Restore the state that state_dict() gave. A static scale keeps the value that it was made with."""
         self.skipped.copy_(state["skipped"])
         if self._growth_steps:
             self.value.copy_(state["value"])

@@ -45,8 +45,7 @@ def image_size(epoch: int, config: ScheduleConfig, *, full: int, epochs: int) ->
 
     Progressive resizing: from first_size x full it grows in size_steps equal steps, and is `full` from epoch
     full_size_at x epochs on, rounded down: the last at least. Small images cost less (the time of a step goes with the
-    square of the side) and are what a network learns coarse shapes from. Not of the paper: it became known by fast.ai's
-    entry to DAWNBench (2018).
+    square of the side) and show coarse shapes. It is not the paper's: fast.ai's entry to DAWNBench (2018) made it known.
     """
     growing = int(config.full_size_at * epochs)
     if epoch >= growing or config.first_size == 1:

@@ -22,9 +22,9 @@ from fasttricks.system.distributed import World
 class Teacher(nn.Module):
     """`model` in evaluation mode, its logits without gradient.
 
-    name: the network's. digest: of its weights. statistics: (mean, std) that its images were normalised by, each three
-    numbers in 0 to 255; where they are not ours, each image is converted, which commutes with mixup. dtype: float16 or
-    float32, of its activations. Costs a forward pass a step; no sync.
+    name: the network's name. digest: the digest of its weights. statistics: (mean, std) that its images were normalised by,
+    each three numbers in 0 to 255; where they are not ours, each image is converted, which commutes with mixup. dtype:
+    float16 or float32, the dtype of its activations. Costs a forward pass a step; no sync.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ def _are_ours(mean: Sequence[float], std: Sequence[float]) -> bool:
 def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int, world: World) -> Teacher:
     """The teacher that `config` names, on the rank's device.
 
-    classes: of the training images, in their order; a checkpoint's must be the very same, timm's as many. image_size:
-    pixels, which it must take. Raises ConfigError for these, for weights that are not those of config.digest, and where
+    classes: those of the training images, in their order; a checkpoint's must be the same, timm's as many. image_size:
+    pixels that the teacher must accept. Raises ConfigError for these, for weights that are not those of config.digest, and where
     timm is absent or cannot get its weights; CheckpointError as read_saved.
     """
     statistics = None
@@ -111,7 +111,7 @@ def teacher_dtype(device: torch.device) -> torch.dtype:
 
 
 def teacher_network(config: DistillConfig) -> ModelConfig:
-    """What kind of network the teacher is, its weights aside. Raises CheckpointError as read_saved."""
+    """The teacher's network without its weights. Raises CheckpointError as read_saved."""
     if config.teacher.startswith(TIMM):
         return ModelConfig(name=config.teacher)
     return _read(config.teacher).config.model
@@ -148,7 +148,7 @@ def _check_classes(config: DistillConfig, theirs: Sequence[str], ours: Sequence[
 def _check_output(
     teacher: Teacher, config: DistillConfig, num_classes: int, image_size: int, device: torch.device
 ) -> None:
-    """See what it makes of an image of this size."""
+    """Try one image of this size."""
     try:
         logits = teacher(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, AssertionError) as error:

@@ -99,7 +99,10 @@ def check_cache(config: TrainConfig) -> None:
     rule, cache = "needs images that are the same in every epoch; ", config.distill.cache
     require(config.data.fixed_augmentation, "distill.cache", cache, rule + "add --data.fixed-augmentation")
     require(
-        config.loss.mixup_alpha == 0, "distill.cache", cache, rule + "mixup blends them anew: add --tricks.off mixup"
+        config.loss.mixup_alpha == 0,
+        "distill.cache",
+        cache,
+        rule + "mixup changes the blend in each epoch: add --tricks.off mixup",
     )
     grow = "progressive resizing makes them grow: add --tricks.off progressive_resizing"
     require(config.schedule.first_size == 1, "distill.cache", cache, rule + grow)

@@ -50,5 +50,5 @@ def _unknown_name_rule(name: str) -> str:
     where = f"fasttricks.models.MODELS lists all, and {TIMM}NAME is timm's NAME"
     name = name.lower()
     if f"{name}b" in MODELS:
-        return f"needs its variant: {name}b is what torchvision and timm call {name}, {name}a the original; {where}"
+        return f"needs its variant: {name}b is {name} in torchvision and timm, {name}a the original; {where}"
     return f"is no model; the nearest is {nearest(name, MODELS)}; {where}"

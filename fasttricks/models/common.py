@@ -1,4 +1,4 @@
-"""What the networks share: rounded channel counts, and the paper's initial weights."""
+"""Shared by the networks: rounded channel counts, and the paper's initial weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def scaled(channels: int, width: float) -> int:
-    """channels x width as a multiple of 8 (half rounds up), at least 8: what vector units and tensor cores like."""
+    """channels x width as a multiple of 8 (half rounds up), at least 8, which suits vector units and tensor cores."""
     return max(8, int(channels * width / 8 + 0.5) * 8)
 
 

@@ -40,7 +40,7 @@ def pretrained_timm_model(name: str) -> tuple[nn.Module, tuple[list[float], list
     timm = _timm_that_knows(name)
     try:
         model: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=True)
-    except Exception as error:  # of the hub, the network and the file system, in many kinds
+    except Exception as error:  # the hub, the network and the file system raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         rule = f"timm has no trained weights of it at hand ({reason}); see that they can be downloaded, or take a checkpoint"
         raise ConfigError(f"distill.teacher = {name!r}: {rule}") from error

@@ -203,7 +203,7 @@ class InceptionV3(nn.Module):
         self.feature_channels = tuple(feature_channels)
         """Channels of each output of features()."""
         self.feature_strides = (4, 8, 16, 32)
-        """What each of them divides the image's side by, but for the edges that are not padded."""
+        """The factor by which each divides the image's side, apart from the edges that are not padded."""
         self.num_features = channels
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(channels, num_classes)

@@ -1,4 +1,4 @@
-"""MobileNet-V1 (Howard et al. 2017, arXiv:1704.04861): 3x3 depthwise and 1x1 convolutions by turns.
+"""MobileNet-V1 (Howard et al. 2017, arXiv:1704.04861): alternating 3x3 depthwise and 1x1 convolutions.
 
 State-dict keys and outputs are those of timm's mobilenetv1_100, so its weights load strictly. tests/test_models_other.py
 holds ours against it.
@@ -34,7 +34,7 @@ class MobileNetV1(nn.Module):
     """Stem, five stages of separable blocks, mean over the image, classifier.
 
     num_classes: 1 or more. width: multiplies every channel count, rounded to a multiple of 8 and at least 8; the paper's
-    width multiplier. ReLU6 is what the authors' code and timm have; the paper writes ReLU. There is no residual block, so
+    width multiplier. ReLU6 follows the authors' code and timm; the paper writes ReLU. There is no residual block, so
     zero gamma does not apply. Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
     """
 
@@ -54,7 +54,7 @@ class MobileNetV1(nn.Module):
         self.feature_channels = tuple(scaled(channels, width) for channels, _ in STAGES[1:])
         """Channels of each output of features()."""
         self.feature_strides = (4, 8, 16, 32)
-        """What each of them divides the image's side by, rounded up."""
+        """The factor by which each divides the image's side, rounded up."""
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
         self.classifier = nn.Linear(in_channels, num_classes)

@@ -18,7 +18,7 @@ from fasttricks.models.common import scaled, xavier_
 
 @dataclass(frozen=True)
 class ResNetSpec:
-    """What tells one ResNet from another. The defaults of the three tweaks are variant A."""
+    """The differences between ResNets. The defaults of the three tweaks are variant A."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, ...]
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
     """Stem, stages of residual blocks, mean over the image, classifier.
 
     num_classes: 1 or more. width: multiplies every channel count, rounded to a multiple of 8 and at least 8.
-    stem_stride: what the stem divides the image's side by: 4 (the paper: stride 2, then max-pooling), 2 (no pooling)
+    stem_stride: the factor by which the stem divides the image's side: 4 (the paper: stride 2, then max-pooling), 2 (no pooling)
     or 1 (neither, and a 3x3 for the 7x7); the last two are for images of 32 pixels.
     zero_gamma: gamma of each block's last batch norm starts at 0, so each block starts as its path B (section 3.1).
     Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
@@ -157,7 +157,7 @@ class ResNet(nn.Module):
         self.feature_channels = tuple(feature_channels)
         """Channels of each output of features()."""
         self.feature_strides = tuple(stem_stride * 2**stage for stage in range(len(feature_channels)))
-        """What each of them divides the image's side by, rounded up."""
+        """The factor by which each divides the image's side, rounded up."""
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(in_channels, num_classes)

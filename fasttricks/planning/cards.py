@@ -14,17 +14,17 @@ class Card:
 
     memory_gib: int
     peak_flops: Mapping[Precision, float]
-    """FLOP/s of dense matrix products, by what a run's precision has convolutions run in; what a card lacks is absent."""
+    """FLOP/s of dense matrix products in the format that convolutions use at each precision; unsupported ones are absent."""
     memory_bandwidth: float
     """Bytes/s of its own memory."""
     link_bandwidth: float
-    """Bytes/s of NVLink each way: half of what data sheets give, which is both ways together."""
+    """Bytes/s of NVLink each way: half of the data sheets' figure, which is the sum of both ways."""
     tf32: bool = False
     """Whether fp32 above is TF32, which torch has cuDNN's convolutions use unless told otherwise."""
 
 
 # Data sheets: "NVIDIA V100 Tensor Core GPU" (2020), "NVIDIA A100 Tensor Core GPU" (2022), "NVIDIA H100 Tensor Core GPU" (2022),
-# each in its SXM form; rates without sparsity, so half of what the H100's gives.
+# each in its SXM form; rates without sparsity, so half of the H100 sheet's.
 # Without TF32 the A100 does 19.5e12, the H100 67e12.
 _V100: dict[Precision, float] = {"fp32": 15.7e12, "fp16": 125e12}
 _A100: dict[Precision, float] = {"fp32": 156e12, "bf16": 312e12, "fp16": 312e12}

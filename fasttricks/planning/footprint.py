@@ -1,4 +1,4 @@
-"""What a training step of a config needs, counted in a real train_step on fake tensors: memory by kind, FLOPs, traffic.
+"""The needs of a training step, counted in a real train_step on fake tensors: memory by kind, FLOPs, traffic.
 
 Fake tensors have shape, dtype and storage but no data: a step of ResNet-152 at any batch size takes seconds and no memory.
 """
@@ -45,18 +45,18 @@ class Footprint:
     average (of the weights), teacher (its weights), input (all micro-batches of the step), activations (all else)."""
     num_parameters: int
     gradient_bytes: int
-    """All gradients together: what the ranks sum over the link, once a step."""
+    """All gradients together; the ranks sum them over the link once a step."""
     flops: int
-    """Of the convolutions and matrix products, forward and backward."""
+    """FLOPs of the convolutions and matrix products, forward and backward."""
     traffic_bytes: int
-    """Read and written by the operators one by one, each input and output once: what eager mode moves at least."""
+    """Read and written by the operators one by one, each input and output once: the least that eager mode moves."""
 
 
 class LiveTensors(TorchDispatchMode):
     """Follows each storage that an operator returns until it is freed: bytes live now and at their most, by kind.
 
-    A storage counts once, with its whole size, however many views it has. What an operator takes and gives back inside
-    itself (a convolution's workspace) is not seen. Counts FLOPs and traffic besides. The oracle,
+    A storage counts once, with its whole size, however many views it has. Memory that an operator allocates and
+    frees within itself (a convolution's workspace) is not seen. Also counts FLOPs and traffic. The oracle,
     torch.profiler's memory events of the same step on the CPU, is in tests/test_plan.py.
     """
 
@@ -125,7 +125,7 @@ def footprint(
 ) -> Footprint:
     """Count a step of one of the ranks that `shards` has, in the middle of a run: momentum is there, gradients are freed.
 
-    teacher: of a distillation; where it is not given, config.distill's. task: what is learnt.
+    teacher: the teacher of a distillation; None: config.distill's. task: the task to train.
 
     config.precision: fp32, bf16 or fp16, not auto. The step is eager; of its micro-batches two are run, as the others are
     like the second. Several ranks keep their gradients in buckets all the time, as DistributedDataParallel does.
@@ -165,7 +165,7 @@ def footprint(
 
 
 def label_state(learner: Learner, average: list[Tensor], live: LiveTensors) -> None:
-    """Count what stays from step to step by kind; has the optimizer make its momentum and masters first."""
+    """Count by kind the memory that stays from step to step; has the optimizer make its momentum and masters first."""
     live.label(learner.model.parameters(), "parameters")
     live.label(learner.model.buffers(), "statistics")
     live.label(average, "average")
@@ -181,7 +181,7 @@ def _world(shards: Shards, device: torch.device) -> World:
 
 
 def countable(config: TrainConfig) -> TrainConfig:
-    """`config` without what fake tensors cannot do: the average copies the model, and apex's SGD needs a GPU."""
+    """`config` without the parts that fake tensors cannot run: the average copies the model, and apex's SGD needs a GPU."""
     backend = "torch" if config.optim.backend == "apex" else config.optim.backend
     return dataclasses.replace(config, ema_decay=0.0, optim=dataclasses.replace(config.optim, backend=backend))
 
@@ -193,7 +193,7 @@ def blank_teacher(network: ModelConfig, num_classes: int) -> Teacher:
 
 
 def blank_average(model: nn.Module) -> list[Tensor]:
-    """Of the size of optim.WeightAverage, which copies the model (fake tensors cannot be) and then updates it in place."""
+    """As large as optim.WeightAverage, which copies the model (fake tensors cannot be) and then updates it in place."""
     tensors = [*model.parameters(), *model.buffers()]
     return [torch.zeros_like(t, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in tensors]
 

@@ -22,7 +22,7 @@ IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 NODE = 8
 """GPUs of a node."""
 USABLE = 0.8
-"""Share of a card's memory that what is counted may take; the rest is for what is not modelled."""
+"""Share of a card's memory for the counted parts; the rest is for parts that are not modelled."""
 GIB = 2**30
 
 
@@ -54,7 +54,7 @@ class PlanConfig(TrainConfig):
 
 
 class DataSize(NamedTuple):
-    """What a plan has to know of the training data."""
+    """The facts about the training data that a plan needs."""
 
     images: int
     classes: int
@@ -64,10 +64,10 @@ class DataSize(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would be, in numbers."""
+    """A run in numbers."""
 
     config: PlanConfig
-    """Its precision is not auto, but what a GPU gets for it."""
+    """Its precision is that of a GPU, never auto."""
     data: DataSize
     shards: Shards
     steps_per_epoch: int
@@ -98,12 +98,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it leaves the card room for what is not modelled."""
+        """Whether it leaves room on the card for parts that are not modelled."""
         return self.memory_bytes <= USABLE * self.card.memory_gib * GIB
 
     @property
     def link_bytes(self) -> float:
-        """Bytes that a GPU sends, and takes in, a step: a ring all-reduce of n ranks sends 2 (n - 1) / n of what it sums."""
+        """Bytes that a GPU sends, and receives, a step: a ring of n ranks sends 2 (n - 1) / n of the bytes that it sums."""
         return 2 * (self.config.gpus - 1) / self.config.gpus * self.footprint.gradient_bytes
 
     @property
@@ -114,7 +114,7 @@ class Plan:
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Time of a step by what does it. All work at once, so the longest decides.
+        """Time of a step in each part of the hardware. They overlap, so the longest decides.
 
         The loader is left out where its rate is not known.
         """
@@ -138,7 +138,7 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """What takes longest: compute, traffic, link or loader."""
+        """The part that takes longest: compute, traffic, link or loader."""
         return max(self.seconds, key=lambda name: self.seconds[name])
 
     @property

@@ -1,4 +1,4 @@
-"""What a run learns, from what, and by what it is judged: all that knows what a batch holds."""
+"""The tasks: data, loss and metrics of a run. Only this package knows the contents of a batch."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 
 _PANEL = "Validation accuracy", "images classified right (%)"
 METRICS = (Metric("top1", "top-1", "%", _PANEL), Metric("top5", "top-5", "%", _PANEL))
-"""The first is the headline: what runs are compared by."""
+"""The first is the headline, by which runs are compared."""
 
 
 class Classification:
-    """One label an image, of the classes of data.root: see learner.Task for what each method owes."""
+    """One label an image, of the classes of data.root: learner.Task specifies each method."""
 
     name = "classification"
     metrics = METRICS
@@ -100,7 +100,7 @@ CLASSIFICATION = Classification()
 
 
 def prepare(learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, Targets]:
-    """What the network is to see and to say: mixed, and judged by the teacher, as the config says. draw: which lambda."""
+    """Inputs and targets of the network, with mixup and the teacher's logits as the config says. draw: selects lambda."""
     config, (images, targets) = learner.config, (batch.images, Targets(batch.labels))
     if config.loss.mixup_alpha > 0:
         lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=learner.world.rank)
@@ -149,7 +149,7 @@ def evaluate(
 ) -> dict[str, float]:
     """top1 and top5 in percent, val_loss, the mean cross-entropy in nats, and val_images, over the batches of all ranks.
 
-    `model` is in eval mode meanwhile. Counts are integers and the loss is summed in float64, so neither batch size nor ranks
+    `model` is in eval mode during it. Counts are integers and the loss is summed in float64, so neither batch size nor ranks
     change them. flip: average the logits of an image and its mirror image. Two collectives and one sync, at the end.
     Raises ValueError where no rank has an image.
     """

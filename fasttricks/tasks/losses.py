@@ -11,7 +11,7 @@ from fasttricks_kernels import cross_entropy, distillation_loss, losses_compiled
 
 
 class Targets(NamedTuple):
-    """What a batch is to be classified as: `lam` of `labels` and 1 - lam of `labels_b`, never a dense N x K matrix."""
+    """The targets of a batch: `lam` of `labels` and 1 - lam of `labels_b`, never a dense N x K matrix."""
 
     labels: Tensor
     """(N,) int64, 0 <= label < K."""
@@ -24,7 +24,7 @@ class Targets(NamedTuple):
 
 
 def draw_lam(alpha: float, *, seed: int, step: int, rank: int) -> float:
-    """Mixup's lambda ~ Beta(alpha, alpha), alpha > 0, in [0, 1]; of a resumed run the same as of the uninterrupted one.
+    """Mixup's lambda ~ Beta(alpha, alpha), alpha > 0, in [0, 1]; a resumed run draws the same as the uninterrupted one.
 
     A pure function of (seed, step, rank), each 0 or more. Source: section 5.4. Costs about 20 microseconds on the host; no sync.
     """
@@ -34,8 +34,8 @@ def draw_lam(alpha: float, *, seed: int, step: int, rank: int) -> float:
 def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
     """Blend each image with its partner: lam x image + (1 - lam) x partner, the partner taken from the reversed batch.
 
-    images: (N, C, H, W) of a float type; labels: (N,) int64; lam in [0, 1]. One lambda a batch and the reversed batch are
-    what the authors' published code does. Out of place, deterministic, no sync. The oracle is in tests/test_losses.py.
+    images: (N, C, H, W) of a float type; labels: (N,) int64; lam in [0, 1]. One lambda a batch and the reversed batch
+    follow the authors' published code. Out of place, deterministic, no sync. The oracle is in tests/test_losses.py.
     """
     reverse = torch.arange(len(labels) - 1, -1, -1, device=labels.device)
     return mixup(images, reverse, lam, pairs=True), Targets(labels, labels.flip(0), lam)
@@ -97,5 +97,5 @@ def softened_entropy(logits: Tensor, temperature: float) -> Tensor:
 
 
 def arithmetic() -> str:
-    """What computes cross-entropy on this machine's CPU: compiled C, or torch where no compiler is; each has other last bits."""
+    """The implementation of cross-entropy on this CPU: compiled C, or torch without a compiler. Their last bits differ."""
     return "compiled" if losses_compiled() else "torch"
