@@ -139,7 +139,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        DataError, match=r"No space left on device; .* give the same command again: it goes on at shard 1"
+        DataError, match=r"No space left on device; .* give the same command again: it continues at shard 1"
     ):
         pack_split(few, tmp_path / "out", PackConfig(shard_images=20))
     done = pack_split(few, tmp_path / "out", PackConfig(shard_images=20)).images
@@ -356,7 +356,7 @@ def die(*_: object) -> None:
 @pytest.mark.slow
 def test_a_worker_that_dies_is_named(few: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "_work", die)
-    with pytest.raises(DataError, match=r"a worker process died, .* give fewer --workers; the same command goes on"):
+    with pytest.raises(DataError, match=r"a worker process died, .* give fewer --workers; the same command continues"):
         pack_split(few, tmp_path / "out", PackConfig(quality=50, workers=1))
     monkeypatch.undo()
     assert len(pack_split(few, tmp_path / "out", PackConfig(quality=50, workers=1)).images) == len(few)

@@ -1,4 +1,4 @@
-"""What a training step or a validation takes at a time."""
+"""The images and labels of one pass."""
 
 from __future__ import annotations
 

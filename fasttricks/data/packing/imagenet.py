@@ -199,5 +199,5 @@ def _read_synsets(path: Path, content: bytes) -> dict[int, str]:
         synsets = loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)["synsets"]
         rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
         return {int(number): str(wnid) for number, wnid, children in rows if int(children) == 0}
-    except Exception as error:  # scipy raises what it likes at a damaged file
+    except Exception as error:  # scipy raises many kinds of error at a damaged file
         raise DataError(f"{path}: {_META} is damaged or of another kind ({error!r})") from error

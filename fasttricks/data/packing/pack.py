@@ -1,7 +1,7 @@
 """Pack a folder of images into shards (packed.py): re-encoded smaller where asked, several processes, resumable.
 
 Workers read and encode; this process writes their results in the order drawn from the seed, so the shards do not depend on the
-number of workers. A shard gets its name when it is whole and on the disk; what was packed before a kill is not done again.
+number of workers. A shard gets its name when it is whole and on the disk; images packed before a kill are not packed again.
 """
 
 from __future__ import annotations
@@ -50,40 +50,40 @@ from fasttricks.system.reading import Reader, is_there, parse_json
 from fasttricks.system.schema import fields, table, text
 
 _LOCK = ".lock"
-_PLANS = Reader(DataError, "damaged, or no plan of a pack", "remove the folder and pack anew")
-_ANEW = "remove it and its shard, and give the same command again: that shard is packed anew"
-_RECORDS = Reader(DataError, "damaged, or no record of a shard", _ANEW, max_bytes=1 << 28)
+_PLANS = Reader(DataError, "damaged, or no plan of a pack", "remove the folder and pack again")
+_AGAIN = "remove it and its shard, and give the same command again: it packs that shard again"
+_RECORDS = Reader(DataError, "damaged, or no record of a shard", _AGAIN, max_bytes=1 << 28)
 _RECORD = {"offset": np.int64, "length": np.int64, "crc": np.int64, "notes": np.uint8}
 _NOTES = fields({"bad": BAD, "troubles": table(text(10_000))})
 _BEFORE = {"max_pixels": 100_000_000}
-"""What a plan means that was written before it had the field."""
+"""The meaning of a plan that was written before it had the field."""
 _CHUNK = 16
 """Images a task of a worker: handing one over costs 0.1 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """How to pack. What is stored depends on these alone, not on the number of workers."""
+    """How to pack. The stored bytes depend on these alone, not on the number of workers."""
 
     short_side: Annotated[int, Range(32, zero="keep their size", unit="pixels", note="256 to 512 are usual")] = 0
     """Shrink images whose short side is longer to this (256 to 512 are usual)."""
     quality: Annotated[int, Range(1, 100, zero="90 where images shrink")] = 0
-    """JPEG quality; 0: 90 where images shrink, else their bytes as they are."""
+    """JPEG quality; 0: 90 where images shrink, else their bytes unchanged."""
     shard_images: Annotated[int, Range(1)] = 4096
-    """Images a shard: what a kill loses at most."""
+    """Images a shard. A kill loses one shard at most."""
     seed: Annotated[int, Range(0)] = 0
-    """Of the order in which images are stored. The order of training does not depend on it."""
+    """Seed of the order in which images are stored. The order of training does not depend on it."""
     workers: Annotated[int, Range(0, zero="one a CPU core")] = 0
     """Processes that read and encode."""
     max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
-    """Larger images, by the size in their header, are kept as they are and named, as data.max_pixels has training refuse them."""
+    """Larger images, by the size in their header, are stored unchanged and named; training refuses them by data.max_pixels."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
     def altered(self) -> str:
-        """What becomes of the images, in words; empty: nothing."""
+        """The change of the images, in words; empty: none."""
         if not self.short_side and not self.quality:
             return ""
         side = f"short side at most {self.short_side} pixels, " if self.short_side else ""
@@ -91,7 +91,7 @@ class PackConfig:
 
 
 class Report(NamedTuple):
-    """What became of a split."""
+    """The result of packing a split."""
 
     images: PackedImages
     bytes: int
@@ -100,7 +100,7 @@ class Report(NamedTuple):
 
 
 def pack_split(source: Source, out: Path, config: PackConfig, advance: Any = lambda count: None) -> Report:
-    """Pack `source` into the folder `out`, or finish what an earlier call began. `advance(n)` is called as n images are done.
+    """Pack `source` into the folder `out`, or finish an earlier call's work. `advance(n)` is called as n images are done.
 
     The order stays that of the folder whatever an image is: one that is bad in `source` or cannot be read is stored as 0 bytes
     and bad in the pack too; one that training cannot use is stored as it is. Both are reported. Raises DataError for a folder
@@ -192,7 +192,7 @@ def _pack_one(place: Where | str, short_side: int, quality: int, max_pixels: int
 def _write_shard(
     source: Source, out: Path, number: int, part: NDArray[np.int64], workers: _Workers, advance: Any
 ) -> None:
-    """Write shard `number`, the images `part`, and the record of what lies where in it."""
+    """Write shard `number`, the images `part`, and the record of its contents."""
     notes: dict[str, dict[str, str]] = {"bad": {}, "troubles": {}}
     lengths, crcs = [], []
     temporary = out / f".{shard_name(number)}.part"
@@ -218,18 +218,18 @@ def _write_shard(
         os.replace(temporary, out / shard_name(number))
     except BrokenProcessPool as error:
         rule = "a worker process died, perhaps for want of memory; give fewer --workers"
-        raise DataError(f"{out}: {rule}; the same command goes on where it stopped") from error
+        raise DataError(f"{out}: {rule}; the same command continues where it stopped") from error
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        what = f"{error.filename or out}: {error.strerror or error}"
+        trouble = f"{error.filename or out}: {error.strerror or error}"
         raise DataError(
-            f"{what}; set that right and give the same command again: it goes on at shard {number}"
+            f"{trouble}; set that right and give the same command again: it continues at shard {number}"
         ) from error
 
 
 def _plan(source: Source, config: PackConfig) -> dict[str, Any]:
-    """What a pack is of: a resumed one must be of the same."""
+    """The inputs of a pack; a resumed one must have the same."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
     encoder = f"Pillow {PIL.__version__}" if config.altered else "none"
     return {"images": len(source), "files": source.fingerprint(), **settings, "encoder": encoder}
@@ -237,7 +237,7 @@ def _plan(source: Source, config: PackConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """`out` made for this plan, or found to be of it; no other process packs into it meanwhile."""
+    """`out` made for this plan, or found to be of it; no other process packs into it during the block."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -269,7 +269,7 @@ def _same_plan(known: Path, plan: dict[str, Any]) -> None:
 
 
 def _read_record(path: Path, images: int) -> tuple[dict[str, NDArray[np.int64]], dict[str, dict[str, str]]]:
-    """(columns, what is bad and what was trouble) of a shard of so many images. Raises DataError for another."""
+    """(columns, bad files and troubles) of a shard of so many images. Raises DataError for another."""
     content = _RECORDS.read(path)
     try:
         columns = read_columns(content, _RECORD)

@@ -1,4 +1,4 @@
-"""Decode every image of a folder strictly, and say which are damaged: what `fasttricks.data.prepare scan` does.
+"""Decode every image of a folder strictly, and name the damaged ones, for `fasttricks.data.prepare scan`.
 
 No torch, no DALI.
 """
@@ -104,7 +104,7 @@ def other_lists(root: Path, files: Iterable[str]) -> list[Path]:
 
 
 def _first_folders(file: str) -> Iterator[str]:
-    """The first two folders of a path, as far as it has them: of a data set, the split and the class folder."""
+    """The first two folders of a path, as far as it has them: in a data set, the split and the class folder."""
     first, _, rest = file.partition("/")
     second, _, more = rest.partition("/")
     if rest:

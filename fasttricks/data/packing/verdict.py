@@ -1,10 +1,10 @@
 """Whether an image can be used, found by decoding it: by pack as training would, by scan strictly. No torch, no DALI.
 
-Decoders mend what they can. libjpeg fills a damaged scan with grey and says so in a warning that DALI and PIL do not pass
-on; to scan the warning is the reason. JPEG: libjpeg-turbo, luma only, which still reads every bit of every channel, in
+Decoders repair damage silently. libjpeg fills a damaged scan with grey and gives a warning that DALI and PIL do not pass
+on; scan takes the warning as the reason. JPEG: libjpeg-turbo, luma only, which still reads every bit of every channel, in
 1.5 ms for 500 x 375 pixels. Others: Pillow, which compares a PNG's checksums.
 
-What cannot be found: bytes changed inside a JPEG's scan that are again a valid scan of the right length. A JPEG has no
+It cannot find bytes of a JPEG's scan that were changed into another valid scan of the right length. A JPEG has no
 checksum, so nothing but the original can tell. tests/test_data_scan.py counts how often that happens.
 """
 

@@ -3,8 +3,8 @@
  * A row of the output is made while it lies in the first-level cache: the filter down the columns of the region gives
  * one row of W pixels, the filter along that row gives a pixel, the pixel is rounded to 8 bits and multiplied by the
  * image's 3x4 matrix. Filters, centres and edges are those of PIL's and DALI's resize: a filter widened when the image
- * shrinks (antialias), the outermost pixels repeated. Rounding to 8 bits keeps the values of a resize to uint8, which
- * is what DALI's own operators, the GPU and the oracle (reference.py) do.
+ * shrinks (antialias), the outermost pixels repeated. Rounding to 8 bits keeps the values of a resize to uint8, as
+ * DALI's own operators, the GPU and the oracle (reference.py) do.
  *
  * Same bits on every machine: each sum has one order, products are rounded before they are added (compile with
  * -ffp-contract=off), nothing depends on the number of threads or the width of the vectors.

@@ -80,7 +80,7 @@ def color_matrices(color: Color, factors: Array, noise: Array) -> Array:
 
 
 def noise_means(noise: Array) -> Array:
-    """(N, 3): what to subtract from each of N images for the mean and the noise, x - (mean - noise); noise: (N, 3)."""
+    """(N, 3): the offset to subtract from each of N images for the mean and the noise, x - (mean - noise); noise: (N, 3)."""
     means: Array = MEAN - noise * PCA_VALUES @ PCA_VECTORS.T
     return means
 

@@ -54,7 +54,7 @@ class Decoder:
         )
         self._pipeline.build()
         self._under_way: deque[tuple[Draws | None, dict[str, Any]]] = deque()
-        """Of each job: its random numbers, and what was handed over for it, as DALI does not copy that."""
+        """Each job's random numbers and the buffers handed over for it, which DALI does not copy."""
 
     def hand_over(self, job: Job) -> None:
         """Give it the next job."""
@@ -70,7 +70,7 @@ class Decoder:
             self._pipeline.feed_input(name, values)
 
     def run(self) -> None:
-        """Begin with what was handed over; the first time with all `ahead` of them."""
+        """Start on the batches handed over; the first time on all `ahead` of them."""
         self._pipeline.schedule_run()
 
     def take(self) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Every number is an output of SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014), whose
 n-th output is a hash of key + n * constant: any of them costs the same, and whole arrays are made at once, where numpy's
 generators must be asked image by image. The key of a stream is numpy's SeedSequence of (seed, epoch, purpose). So neither
-rank, batch size, threads nor a resume changes what an image gets. No torch, no DALI.
+rank, batch size, threads nor a resume changes the numbers of an image. No torch, no DALI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COLUMNS = 12
 
 
 class Draws(NamedTuple):
-    """What N images draw in an epoch, before it is scaled to a config's ranges. float64, uniform in [0, 1) but `noise`."""
+    """The random numbers of N images in an epoch, not yet scaled to a config's ranges. float64, uniform in [0, 1) but `noise`."""
 
     area: Array
     """(N,)"""
@@ -32,13 +32,13 @@ class Draws(NamedTuple):
     flip: Array
     """(N,)"""
     factors: Array
-    """(N, 3): of the three colour steps."""
+    """(N, 3): one for each of the three colour steps."""
     noise: Array
     """(N, 3): standard normal, one a principal axis."""
 
 
 def image_draws(seed: int, epoch: int, indices: NDArray[np.int64]) -> Draws:
-    """What the images that stand at `indices` in the data set, 0 or more, draw in `epoch`. 0.4 us an image in batches of 256."""
+    """The random numbers in `epoch` of the images at `indices`, 0 or more, of the data set. 0.4 us an image in batches of 256."""
     counters = (indices[:, None] * _COLUMNS + np.arange(_COLUMNS)).astype(np.uint64)
     bits = random_bits(stream_key(seed, epoch, _IMAGES), counters)
     uniform: Array = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""What goes into the pipeline: the images of a rank, read ahead by threads, in an order known beforehand.
+"""The input of the pipeline: the images of a rank, read ahead by threads, in an order known beforehand.
 
 Plain JPEGs and PNGs stay encoded for DALI; images of other kinds are decoded here (sources/decode.py says why).
 
@@ -165,7 +165,7 @@ class Feed:
         self._by_pillow.add(image)
 
     def mark(self, image: int, reason: str) -> None:
-        """Note that an image is bad. What was read ahead is as it was: ask for new jobs. Raises DataError for too many."""
+        """Record that an image is bad. Jobs read ahead do not change: ask for new ones. Raises DataError for too many."""
         self._stand_ins.mark(image)
         self.bad[image] = reason
         self._check_bad()

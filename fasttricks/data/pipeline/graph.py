@@ -1,8 +1,8 @@
-"""What DALI does to the images of a batch: decode, crop, resize, flip, colour, normalise.
+"""DALI's operations on the images of a batch: decode, crop, resize, flip, colour, normalise.
 
-The graph has no state and no chance: bytes and the images' random numbers go in, pixels come out. A device is a value:
-one function makes the CPU's graph ('cpu' operators, device_id=None) and the GPU's ('mixed' decoding, 'gpu' after it). What
-follows the decoding of a training image is in pixels.py.
+The graph has no state and no randomness: bytes and the images' random numbers go in, pixels come out. A device is a value:
+one function makes the CPU's graph ('cpu' operators, device_id=None) and the GPU's ('mixed' decoding, 'gpu' after it). pixels.py
+has the operations after the decoding of a training image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONG = 8
 
 
 def training_inputs(config: DataConfig, pixels: Pixels, draws: Draws) -> dict[str, NDArray[np.float32]]:
-    """What the training graph takes of N images besides their files, from their random numbers, by name.
+    """The inputs of the training graph for N images besides their files, from their random numbers, by name.
 
     aspect ~ U[config.aspect]; area ~ U[0, 1) is scaled in the graph, as is the position.
     """
@@ -33,14 +33,14 @@ def training_inputs(config: DataConfig, pixels: Pixels, draws: Draws) -> dict[st
 
 
 def image_graph(config: DataConfig, pixels: Pixels | None, *, on_gpu: bool, half: bool) -> tuple[Any, ...]:
-    """(images HWC,): the training graph, which takes what `training_inputs` makes, or without `pixels` the validation graph."""
+    """(images HWC,): the training graph, with the inputs of `training_inputs`, or without `pixels` the validation graph."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     decoder = "mixed" if on_gpu else "cpu"
     if pixels is not None:
         window = crop_window(fn.peek_image_shape(encoded), config.area, *map(graph_input, ("aspect", "area"), (0, 0)))
         crops = fn.decoders.image_slice(encoded, device=decoder, axes=(0, 1), **window)
         return (pixels.nodes(crops, config, half=half),)
-    # on the GPU too, chroma as libjpeg upsamples it: what is measured does not depend on the device
+    # on the GPU too, chroma as libjpeg upsamples it: validation does not depend on the device
     images = fn.decoders.image(encoded, device=decoder, jpeg_fancy_upsampling=True)
     region = resized_region(fn.peek_image_shape(encoded), config.val_resize, config.image_size)
     # the image onto the rounded size, as PIL does; DALI's default keeps the exact scale and shifts the image
@@ -49,7 +49,7 @@ def image_graph(config: DataConfig, pixels: Pixels | None, *, on_gpu: bool, half
 
 
 def resized_region(shape: Any, short_side: int, crop_size: int) -> dict[str, Any]:
-    """What a resize makes of an image of `shape` (H, W, C): the whole with its short side at `short_side`, in rounded pixels.
+    """The resize of an image of `shape` (H, W, C): the whole with its short side at `short_side`, in rounded pixels.
 
     Of an image longer than _LONG times its width, the centre of `crop_size` alone along the long side: one of 1 x 20,000
     would else be 256 x 5,120,000. The centre crop that follows is the same, but for the rounding of float32.

@@ -1,7 +1,7 @@
 """The Loader: an epoch's batches, which are decoded and augmented ahead of the training; bad files named and replaced.
 
-Which images, in what order, is in feed.py; their random numbers in draws.py; what is done to them in graph.py and pixels.py,
-and DALI, which does it, in decoder.py.
+feed.py has the images and their order, draws.py their random numbers, graph.py and pixels.py the operations, decoder.py
+DALI, which runs them.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Loader:
     Args:
         source: the images of the split.
         config: sizes, augmentation, threads.
-        training: random crop, flip and colour, in an order shuffled anew each epoch; else short side to val_resize,
+        training: random crop, flip and colour, in an order shuffled in each epoch; else short side to val_resize,
             centre crop, in the order of `source`.
         batch_size: images of this rank a step, 1 or more.
-        device: of the batches. cuda decodes and augments on the GPU.
-        dtype: of the images. float32 and float16 are rounded once, any other is a cast.
+        device: the device of the batches. cuda decodes and augments on the GPU.
+        dtype: the dtype of the images. float32 and float16 are rounded once, any other is a cast.
         seed: of order and augmentation, 0 or more, equal on all ranks.
         rank, world_size: which of how many equal parts of each epoch this is.
         image_size_at: side of the images by epoch, at most config.image_size; None: always that.
@@ -84,7 +84,7 @@ class Loader:
             "world_size": world_size,
             "files": source.fingerprint(),
         }
-        """What a saved position must agree with."""
+        """The values that a saved position must agree with."""
         self._pixels = choose_pixels(config, training=training, device=device)
         if self._pixels is not None and device.type == "cpu":
             self._must_agree["operators"] = self._pixels.operators  # a machine without a compiler makes other bits
@@ -100,9 +100,9 @@ class Loader:
         return len(self.shards)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one epoch, or what is left of it after a restored state or an iteration left early."""
+        """The batches of one epoch, or the rest of it after a restored state or an iteration left early."""
         if self._image_size_at(self._epoch) != self._config.image_size:
-            self._decoder = None  # what was read ahead is of the old size
+            self._decoder = None  # images read ahead have the old size
         while self._step < len(self):
             batch = self._next()
             self._step += 1
@@ -126,7 +126,7 @@ class Loader:
 
     @property
     def operators(self) -> str:
-        """What makes the pixels of training images: fused or dali on the CPU, gpu on CUDA. Each has other last bits."""
+        """The implementation of training pixels: fused or dali on the CPU, gpu on CUDA. Each has other last bits."""
         return self._pixels.operators if self._pixels is not None else ""
 
     @property
@@ -137,16 +137,16 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where it stands after the batches yielded so far, and the bad files: plain values, 0.2 KB as JSON without any.
 
-        What was read ahead is no part of it.
+        Images read ahead are not part of it.
         """
         position = {"epoch": self._epoch, "step": self._step, "bad": sorted(self._feed.bad.items())}
         return {**self._must_agree, **position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on, bit for bit, where a Loader of equal arguments stood when its state_dict() gave `state`, or its JSON.
+        """Continue, bit for bit, at the position of a Loader of equal arguments whose state_dict() gave `state`, or its JSON.
 
         Raises DataError for a state of another data set, seed, batch size or sharding, and as the constructor for bad files.
-        Cost: after the first batch, what was read ahead is thrown away.
+        Cost: after the first batch, images read ahead are discarded.
         """
         for field, value in self._must_agree.items():
             if state.get(field) != value:
@@ -223,7 +223,7 @@ class Loader:
     def _mend(self, error: DecodeError) -> None:
         """After DALI failed: find the files under way that it cannot decode, so that it does not get them any more.
 
-        Raises `error` where all of them decode: the trouble is another. Cost: the decoder is built anew, 0.1 s; where
+        Raises `error` where all of them decode: the cause is another. Cost: the decoder is rebuilt, 0.1 s; where
         DALI does not say which image of a batch it was, the images of a few batches are decoded one by one.
         """
         self._decoder, alone = None, None

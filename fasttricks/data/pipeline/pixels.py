@@ -29,7 +29,7 @@ _FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC, "lanczos
 
 
 class Pixels(ABC):
-    """What follows the decoding of a training image."""
+    """The operations after the decoding of a training image."""
 
     operators: ClassVar[str]
     """Its name in a saved position."""
@@ -38,7 +38,7 @@ class Pixels(ABC):
 
     @abstractmethod
     def inputs(self, config: DataConfig, draws: Draws) -> dict[str, Array]:
-        """What `nodes` take of N images, from their random numbers, by name."""
+        """The inputs of `nodes` for N images, from their random numbers, by name."""
 
     @abstractmethod
     def nodes(self, crops: Any, config: DataConfig, *, half: bool) -> Any:
@@ -133,7 +133,7 @@ def choose_pixels(config: DataConfig, *, training: bool, device: torch.device) -
         return DaliPixels(f"resized and coloured by DALI's operators, slower than the compiled one: {error}")
 
 
-# ------------------------------------------------------------------------------------------- what several of them need
+# ------------------------------------------------------------------------------------------- shared by several of them
 def graph_input(name: str, ndim: int) -> Any:
     """An input of the graph: `ndim` axes an image, float32."""
     return fn.external_source(name=name, dtype=types.FLOAT, ndim=ndim, no_copy=True)
@@ -176,7 +176,7 @@ def _regions(config: DataConfig, draws: Draws) -> dict[str, Array]:
 
 
 def _resize_region(crops: Any, config: DataConfig) -> Any:
-    """A node: what `_regions` says of the crops, config.image_size square, uint8."""
+    """A node: the crops of `_regions`, config.image_size square, uint8."""
     region = {"roi_start": graph_input("roi_start", 1), "roi_end": graph_input("roi_end", 1), "roi_relative": True}
     return fn.resize(crops, size=[config.image_size] * 2, **region, **resize_filter(config))
 

@@ -40,7 +40,7 @@ def decode(path: Path | str) -> Image.Image:
 def validation_pixels(image: Image.Image, *, image_size: int, val_resize: int, interpolation: str = "linear") -> Pixels:
     """Short side resized to val_resize keeping the aspect ratio (sizes rounded to pixels), centre crop of image_size.
 
-    The filter is widened when the image shrinks, which is what config.antialias means.
+    config.antialias widens the filter when the image shrinks.
     """
     scale = val_resize / min(image.size)
     width, height = (math.floor(side * scale + 0.5) for side in image.size)
@@ -75,7 +75,7 @@ def training_pixels(
 
 
 def training_image(image: Image.Image, config: DataConfig, draws: Draws) -> Pixels:
-    """(S, S, 3), normalised: what training sees of `image`, of which `draws`, N = 1, are the random numbers."""
+    """(S, S, 3), normalised: the training input from `image` with its random numbers `draws`, N = 1."""
     low, high = config.aspect
     aspect = low + (high - low) * draws.aspect[0]
     start, extent = window(image.height, image.width, config.area, aspect, draws.area[0], draws.position[0])

@@ -23,7 +23,7 @@ class Shards:
     """Images of a rank a step, 1 or more."""
     world_size: int
     source: str
-    """What holds the images, for the error."""
+    """Name of the data set or split, for the error."""
 
     def __post_init__(self) -> None:
         if self.num_images < self.world_size:

@@ -41,7 +41,7 @@ class StandIns:
         return None
 
     def _good_of(self, group: int) -> NDArray[np.int64]:
-        marked = self._marked  # before the look at who is bad: what is marked in between makes it anew the next time
+        marked = self._marked  # before the look at who is bad: a mark in between rebuilds it the next time
         made = self._good.get(group)
         if made is None or made[0] != marked:
             images = self._images_of(group)

@@ -1,4 +1,4 @@
-"""Images on disk, by number: what a source of them is, and how the one that data.root names is opened. No torch, no DALI.
+"""Images on disk, by number: the Protocol of a source, and the opening of the one that data.root names. No torch, no DALI.
 
 A new kind of source is one new file here and one row of OPENERS.
 """
@@ -20,7 +20,7 @@ Classes = tuple[str, ...] | None
 
 
 class Source(Protocol):
-    """The encoded images of one split, by number from 0 on. What it tells never changes; it may be asked from any thread."""
+    """The encoded images of one split, by number from 0 on. Its answers never change; it may be asked from any thread."""
 
     @property
     def root(self) -> Path:
@@ -47,7 +47,7 @@ class Source(Protocol):
         """Where the bytes of image `index` lie, for a process that reads without the source."""
 
     def name(self, index: int) -> str:
-        """What to call image `index`, CLASS/IMAGE; no two share a name."""
+        """The name of image `index`, CLASS/IMAGE; no two share a name."""
 
     def fingerprint(self) -> str:
         """The same for the same names and labels in the same order, and for no others."""
@@ -57,9 +57,9 @@ class Opener(NamedTuple):
     """One kind of source."""
 
     recognises: Callable[[str, Split], bool]
-    """Whether that split of what data.root names is of this kind."""
+    """Whether that split of data.root is of this kind."""
     open: Callable[[str, Split, Classes], Source]
-    """That split of what data.root names, labelled by the classes. Raises DataError."""
+    """That split of data.root, labelled by the classes. Raises DataError."""
 
 
 def _open_demo(root: str, split: Split, classes: Classes) -> Source:
@@ -76,11 +76,11 @@ OPENERS = [
     ),
     Opener(lambda root, split: True, open_folder),
 ]
-"""The kinds of source. The first that recognises a place opens it; the last takes any, and says what is wrong with it."""
+"""The kinds of source. The first that recognises a place opens it; the last takes any, and names its faults."""
 
 
 def find_dataset(root: str) -> tuple[Source, Source]:
-    """(train, val) of what data.root names: a folder, or the word demo for the embedded images, drawn at first use.
+    """(train, val) of data.root: a folder, or the word demo for the embedded images, drawn at first use.
 
     Raises DataError as open_split.
     """
@@ -89,7 +89,7 @@ def find_dataset(root: str) -> tuple[Source, Source]:
 
 
 def open_split(root: str, split: Split, *, classes: Classes = None) -> Source:
-    """One split of what data.root names.
+    """One split of data.root.
 
     Raises DataError for an empty name, for images that break a rule of their kind (folder.py, packed.py), and where the
     embedded images cannot be written.

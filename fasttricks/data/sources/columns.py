@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_END = b"PK\5\6"  # of a zip: 12 bytes on stands how long its list of members is
+_END = b"PK\5\6"  # a zip's end record; 12 bytes on stands the length of its list of members
 _LONGEST_LIST = 1 << 12
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '([^']{1,10})', 'fortran_order': False, 'shape': \((\d{1,18}),\), \} *\n",
@@ -26,7 +26,7 @@ _HEADER = re.compile(
 def read_columns(content: bytes, kinds: Mapping[str, DTypeLike]) -> dict[str, NDArray[Any]]:
     """The one-dimensional arrays that `content`, an .npz, holds: those of `kinds`, each of its dtype, and no others.
 
-    Raises ValueError with what is wrong, in words. Cost: a copy of `content` and a checksum.
+    Raises ValueError with the fault, in words. Cost: a copy of `content` and a checksum.
     """
     try:
         end = content.rindex(_END)

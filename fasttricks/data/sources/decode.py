@@ -1,7 +1,7 @@
-"""What an image file becomes before DALI has it: a plain JPEG or PNG stays as it is, every other image is decoded here.
+"""The bytes that DALI gets of an image file: a plain JPEG or PNG unchanged; every other image is decoded here.
 
 DALI gives up a batch when it cannot read the header of one image, while other threads still write into that batch: the
-process ends by a signal, or goes on with memory that it does not own (docs/data.md). So it gets headers alone that cannot fail.
+process ends by a signal, or continues with memory that it does not own (docs/data.md). So it gets only headers that cannot fail.
 Every other format, and every JPEG or PNG of an odd kind, is decoded by Pillow, under the limits below, and handed over as
 uncompressed pixels, a PNM. Training, validation, scan, pack and predict all ask here, so that they agree. No torch, no DALI.
 """
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 _LONGEST_SIDE = 65_535
-"""Pixels: what a JPEG may have. DALI's reader of PNM has a limit too, far above."""
+"""The longest side of a JPEG, pixels. DALI's reader of PNM has a limit too, far above."""
 _MOST_SCANS = 100
-"""Of a JPEG. Encoders write 10 to 20; each is a pass over all pixels, 1 ns a pixel, though it may be a few bytes."""
+"""The most scans of a JPEG. Encoders write 10 to 20. A scan is a pass over all pixels, 1 ns each, even of few bytes."""
 _MOST_WORK = 20
 """Scans of a JPEG of max_pixels; a smaller one may have more."""
 _MOST_TILES = 10_000
-"""Of a JPEG 2000: its decoder keeps 6 KB for each, however small."""
+"""The most tiles of a JPEG 2000: its decoder keeps 6 KB for each, however small."""
 _TILE_BYTES = 14
 """The least that a tile of a JPEG 2000 takes in its file."""
 _MOST_TEXT_BYTES = 2_000_000
-"""Of a PNM whose numbers are text: Pillow reads 4 MB a second."""
+"""The most bytes of a PNM whose numbers are text: Pillow reads 4 MB a second."""
 
 _PNM_GAP = rb"(?:\s|#[^\n]*\n)+"  # one way to match, so that no file can make the search long
 _PNM_HEADER = re.compile(rb"P[1-6]" + _PNM_GAP + rb"\d{1,9}" + _PNM_GAP + rb"\d{1,9}\s")
@@ -100,7 +100,7 @@ def to_pnm(image: Image.Image) -> bytes:
 
 
 def quiet_pillow() -> None:
-    """Leave out Pillow's warnings of what it mends. For this process: its threads share the filters."""
+    """Leave out Pillow's warnings of repaired damage. For this process: its threads share the filters."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -123,7 +123,9 @@ def _check_jpeg(header: JpegHeader, max_pixels: int) -> None:
     most = min(_MOST_SCANS, _MOST_WORK * max_pixels // (header.height * header.width))
     if header.scans > most:
         size = f"{header.width} x {header.height} pixels"
-        raise BadImage(f"JPEG of {header.scans:,} scans, each of which goes over all {size}: over {most}; save it anew")
+        raise BadImage(
+            f"JPEG of {header.scans:,} scans, each of which goes over all {size}: over {most}; save it again with fewer"
+        )
 
 
 def _check_size(kind: str, height: int, width: int, max_pixels: int) -> None:
@@ -132,7 +134,7 @@ def _check_size(kind: str, height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise BadImage(
             f"{width} x {height} = {height * width:,} pixels, over data.max_pixels = {max_pixels:,}; "
-            f"raise it if that is what the image is"
+            f"raise it if that is the image's true size"
         )
     if max(height, width) > _LONGEST_SIDE:
         raise BadImage(f"{width} x {height} pixels: no side may be over {_LONGEST_SIDE:,}; cut it")
@@ -153,7 +155,7 @@ def _webp_size(file: bytes) -> tuple[int, int]:
 
 
 def _check_tiles(file: bytes) -> None:
-    """Of the codestream, whatever the boxes around it say."""
+    """Check the tiles of the codestream, whatever the boxes around it say."""
     at = file.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(file) < at + 42:
         raise BadImage("JPEG 2000 without a size in its header")
@@ -162,8 +164,8 @@ def _check_tiles(file: bytes) -> None:
         raise BadImage("JPEG 2000 whose tiles have no size")
     tiles = -(-max(0, right - left) // width) * -(-max(0, bottom - top) // height)
     if tiles > _MOST_TILES:
-        raise BadImage(f"JPEG 2000 of {tiles:,} tiles, over {_MOST_TILES:,}; save it anew")
-    if tiles * _TILE_BYTES > len(file):  # the decoder would take black for what is not there
+        raise BadImage(f"JPEG 2000 of {tiles:,} tiles, over {_MOST_TILES:,}; save it again with larger tiles")
+    if tiles * _TILE_BYTES > len(file):  # the decoder would fill the absent ones with black
         raise BadImage(f"cut off: JPEG 2000 of {tiles:,} tiles in {len(file):,} bytes")
 
 
@@ -217,8 +219,8 @@ def _eight_bits(image: Image.Image, kind: str) -> Image.Image:
 
     mode = image.mode
     if mode == "F" or (mode == "I" and kind not in ("PNG", "PNM")):  # those two mean 16 bits by it
-        what = "floating-point" if mode == "F" else "32-bit integer"
-        raise BadImage(f"{kind} of {what} pixels, whose range is not known; save it with 8 or 16 bits")
+        pixels = "floating-point" if mode == "F" else "32-bit integer"
+        raise BadImage(f"{kind} of {pixels} pixels, whose range is not known; save it with 8 or 16 bits")
     if mode == "I" or mode.startswith("I;16"):  # convert() would cut 65535 to 255
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if mode in ("1", "L", "LA"):

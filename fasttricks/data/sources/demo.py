@@ -8,7 +8,7 @@ bytes are the same for the same versions of numpy and Pillow on the same kind of
 of all that decides its content, so that an edit of the drawing never meets old data.
 
 A folder under its final name is whole: it is built beside it under another name and renamed, under a lock, so that the
-ranks of a run make it once. Its manifest (files and bytes) finds what was lost later.
+ranks of a run make it once. Its manifest (files and bytes) finds later losses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fasttricks.system.schema import anything
 CLASSES = tuple(demo_images.SHAPES)
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
-_MANIFESTS = Reader(DataError, "damaged", "it is drawn anew")
+_MANIFESTS = Reader(DataError, "damaged", "it is drawn again")
 _WORKER = "import sys; from fasttricks.data.sources.demo import _work; _work(sys.argv[1])"
 
 
@@ -49,7 +49,7 @@ def make_demo(
     """The root of the demo data, train/CLASS/*.jpg and val/CLASS/*.jpg; drawn first where `cache` lacks it.
 
     cache: folder that gets the root as a subfolder; None: fasttricks in $XDG_CACHE_HOME or ~/.cache.
-    seed: of every image, 0 or more; another seed is another folder beside the first.
+    seed: the seed of all images, 0 or more; another seed is another folder beside the first.
     num_train, num_val: images, each at least one a class; classes differ by at most one image.
     workers: drawing processes; 0: one a CPU core. The bytes do not depend on it.
     Raises ValueError for a number out of range and OSError where the images cannot be written.

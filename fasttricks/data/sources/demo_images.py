@@ -47,7 +47,9 @@ def _crescent(rng: np.random.Generator) -> Outline:
     depth = rng.uniform(0.05, 0.3)  # where the inner arc crosses that axis
     outer = _polar(1.0, np.linspace(tip, TAU - tip, 70))
     x, y = math.cos(tip), math.sin(tip)
-    centre = (x * x + y * y - depth * depth) / (2 * (x + depth))  # of the arc through both tips and (-depth, 0)
+    centre = (x * x + y * y - depth * depth) / (
+        2 * (x + depth)
+    )  # the centre of the arc through both tips and (-depth, 0)
     sweep = math.atan2(y, x - centre)
     inner = _polar(centre + depth, np.linspace(TAU - sweep, sweep, 50)) + np.array([centre, 0])
     return [np.concatenate([outer, inner])]

@@ -1,4 +1,4 @@
-"""What is said of data that cannot be used. No torch, no DALI."""
+"""The errors of unusable data. No torch, no DALI."""
 
 from __future__ import annotations
 

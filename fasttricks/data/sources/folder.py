@@ -1,4 +1,4 @@
-"""Find the images of a data set and say what is wrong with it before training begins. No torch, no DALI.
+"""Find the images of a data set and name its faults before training begins. No torch, no DALI.
 
 A wrong layout is an error. A bad file is not: it is listed in ImageFolder.bad with the reason, and the loader puts another
 image in its place (feed.py).
@@ -120,8 +120,8 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
             skipped += [file for file in there if file in no_image and not named_image(file)]
         skipped += hidden
     if skipped:
-        what = f"{len(skipped)} hidden or system files, or files without an image's name and content"
-        warnings.warn(f"{show_name(root)}: skipped {what} ({_names(skipped)})", stacklevel=2)
+        kinds = f"{len(skipped)} hidden or system files, or files without an image's name and content"
+        warnings.warn(f"{show_name(root)}: skipped {kinds} ({_names(skipped)})", stacklevel=2)
     return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels), bad=bad)
 
 
@@ -142,8 +142,8 @@ def _check_layout(root: Path) -> None:
     """Raise DataError where `root` is no folder with train/ and val/ in it."""
     if is_dataset(root):
         return
-    if what := why_none(root):
-        raise DataError(f"{root}: {what}; give the folder that holds train/ and val/ as --data.root")
+    if reason := why_none(root):
+        raise DataError(f"{root}: {reason}; give the folder that holds train/ and val/ as --data.root")
     there = list_folder(root)
     missing = [split for split in SPLITS if split not in there.folders]
     names = _names(sorted(there.folders + there.files + there.hidden)) or "nothing"
@@ -151,9 +151,9 @@ def _check_layout(root: Path) -> None:
 
 
 def _list_root(root: Path) -> Listing:
-    """What lies in a split: class folders alone."""
-    if what := why_none(root):
-        raise DataError(f"{root}: {what}; {LAYOUT}")
+    """The contents of a split: class folders alone."""
+    if reason := why_none(root):
+        raise DataError(f"{root}: {reason}; {LAYOUT}")
     there = list_folder(root)
     if there.folders and there.files:
         raise DataError(f"{root}: {_names(there.files)} lies beside the class folders; move it into one or away")
@@ -166,7 +166,7 @@ def _list_root(root: Path) -> Listing:
 
 
 def _list_class(root: Path, name: str) -> Listing:
-    """What lies in a class folder, by paths relative to root. A folder named as an image is a file, which is bad."""
+    """The contents of a class folder, by paths relative to root. A folder named as an image is a file, which is bad."""
     there = list_folder(root / name)
     inner = next((folder for folder in there.folders if not named_image(folder)), None)
     if inner is not None:
@@ -176,7 +176,7 @@ def _list_class(root: Path, name: str) -> Listing:
 
 
 def _with_bar(text: str, total: int, parts: Iterable[tuple[int, T]]) -> Iterator[T]:
-    """What comes with each count of `parts`, under a bar that counts up to `total` once that takes long."""
+    """The values that come with each count of `parts`, under a bar that counts up to `total` once that takes long."""
     with counted(show_name(text), total, after=_PATIENCE_S) as advance:
         for count, part in parts:
             advance(count)

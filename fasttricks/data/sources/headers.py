@@ -30,7 +30,7 @@ def image_format(header: bytes) -> str | None:
 
 
 def why_no_image(header: bytes) -> str | None:
-    """What is wrong with a file of which these are the first bytes, 12 or more if it has them; None for an image."""
+    """The fault of a file with these first bytes, 12 or more if it has them; None for an image."""
     if image_format(header) is not None:
         return None
     return f"no image: first bytes {header[:HEADER_BYTES]!r}" if header else "0 bytes long"

@@ -24,7 +24,7 @@ _ORIENTATION = 0x0112
 
 
 class JpegHeader(NamedTuple):
-    """What stands before the first scan."""
+    """The facts before the first scan."""
 
     height: int
     """As stored, EXIF's turn aside; 0: none is given."""
@@ -83,7 +83,7 @@ def read_jpeg_header(file: bytes) -> JpegHeader:
 
 
 def _plain_frame(frame: bytes) -> bool:
-    """Of a frame header behind its length: 8 bits; one component, or three that are no RGB, subsampled as is usual."""
+    """Whether a frame header is plain, behind its length: 8 bits; one component, or three, no RGB, with a usual subsampling."""
     components = frame[6:]
     if frame[0] != 8 or len(components) != 3 * frame[5] or max(components[2::3], default=4) > 3:
         return False

@@ -1,4 +1,4 @@
-"""Images that are listed by name, each of them a range of bytes of a file: what all sources of this package are.
+"""Images that are listed by name, each of them a range of bytes of a file. All sources of this package use it.
 
 No torch, no DALI.
 """
@@ -53,7 +53,7 @@ class ListedImages(ABC):
         return read_at(self.locate(index))
 
     def name(self, index: int) -> str:
-        """What to call image `index`: its path in the folder."""
+        """The name of image `index`: its path in the folder."""
         return self.files[index]
 
     def fingerprint(self) -> str:
@@ -64,7 +64,7 @@ class ListedImages(ABC):
 
 
 def read_at(place: Where) -> bytes:
-    """The bytes there. Raises OSError, also for what is no file, and for 0.5 GB or more. Never waits for a pipe's end."""
+    """The bytes there. Raises OSError, also where no file is there, and for 0.5 GB or more. Never waits for a pipe's end."""
     with regular_file(place.path) as (descriptor, size):
         length = size if place.length < 0 else place.length
         if length >= LARGEST_IMAGE:

@@ -32,10 +32,10 @@ from fasttricks.system.schema import fields, listed, table, text, whole
 MANIFEST, INDEX, PLAN = "pack.json", "index.npz", "packing.json"
 FORMAT = 1
 _COLUMNS = {"shard": np.uint32, "offset": np.uint64, "length": np.uint32, "crc": np.uint32, "label": np.uint32}
-REPACK = "copy it again from where it is whole, or pack the images anew into another folder"
+REPACK = "copy it again from an intact place, or pack the images again into another folder"
 MANIFESTS = Reader(DataError, "damaged, or no pack", REPACK, max_bytes=1 << 28)
 _INDEX_BYTES, _IMAGE_BYTES = 1 << 16, 24 + 1024
-"""What an index may be long: in any case, and an image more."""
+"""The greatest length of an index: in any case, and an image more."""
 PLANS = fields({"images": whole(1, 2**40), "files": text(100)})
 BAD = table(text(20_000), key=text(12, r"\d+", "a number"))
 _MANIFEST = fields({
@@ -100,7 +100,7 @@ def is_packed(folder: Path) -> bool:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """What pack.json says of the packed split at `root`, its shards as numbers of bytes by name.
+    """The contents of pack.json of the packed split at `root`, its shards as numbers of bytes by name.
 
     Raises DataError for one that no release wrote, or another.
     """
@@ -108,7 +108,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = MANIFESTS.json(file, fields({"format": whole()}))
     if manifest["format"] != FORMAT:
         raise DataError(
-            f"{root}: packed in format {manifest['format']}, this release reads {FORMAT}; pack the images anew"
+            f"{root}: packed in format {manifest['format']}, this release reads {FORMAT}; pack the images again"
         )
     try:
         _MANIFEST(manifest, "")
@@ -134,7 +134,9 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
     Cost: reads the index, 60 bytes an image, not the images.
     """
     if not is_there(root / MANIFEST):
-        raise DataError(f"{root}: packing is not finished; give the same `prepare pack` command again, it goes on")
+        raise DataError(
+            f"{root}: packing is not finished; give the same `prepare pack` command again, and it continues"
+        )
     manifest = read_manifest(root)
     shards: dict[str, int] = manifest["shards"]
     for name, size in shards.items():
@@ -158,7 +160,7 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
 
 
 def shard_name(number: int) -> str:
-    """What shard `number` of a packed split is called."""
+    """The name of shard `number` of a packed split."""
     return f"shard-{number:05d}.bin"
 
 

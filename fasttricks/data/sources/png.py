@@ -20,7 +20,7 @@ def plain_png_size(file: bytes) -> tuple[int, int] | None:
     """(height, width) of a PNG of the plain kind; None for any other, and where a checksum fails.
 
     Plain: 8 bits a channel, not interlaced, without a colour that is transparent, without EXIF, animation or anything else
-    that changes what is shown. Cost: 0.35 ms a megabyte, nearly all of it without the GIL.
+    that changes the picture. Cost: 0.35 ms a megabyte, nearly all of it without the GIL.
     """
     view, at, size, begun = memoryview(file), 8, None, False
     for _ in range(_CHUNKS):

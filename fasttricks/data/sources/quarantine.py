@@ -2,8 +2,8 @@
 
 DIR is a data set, a split or a class folder.
 
-DIR/quarantine.jsonl: one JSON object a line, {"file": path relative to DIR, "reason": words}. JSON escapes what a name may
-hold: new lines, quotes, and bytes that are no UTF-8, which Python carries as lone surrogates (\\udc80 to \\udcff). Names are
+DIR/quarantine.jsonl: one JSON object a line, {"file": path relative to DIR, "reason": words}. JSON escapes
+new lines in a name, quotes, and bytes that are no UTF-8, which Python carries as lone surrogates (\\udc80 to \\udcff). Names are
 compared as they are on the disk. A file that is not there any more does no harm. No torch, no DALI.
 """
 
@@ -26,7 +26,7 @@ class QuarantineError(UserError):
 
 
 _RULE = 'must be {"file": path, "reason": words} in each line'
-_LISTS = Reader(QuarantineError, _RULE, "make the list anew with fasttricks.data.prepare scan", max_bytes=1 << 28)
+_LISTS = Reader(QuarantineError, _RULE, "make the list again with fasttricks.data.prepare scan", max_bytes=1 << 28)
 _ENTRY = fields({"file": text(5000), "reason": text(10_000)})
 
 

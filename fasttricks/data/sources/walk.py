@@ -1,6 +1,6 @@
-"""What lies in a folder of images: the one rule by which training lists, scan examines and packing reads. No torch, no DALI.
+"""The contents of a folder of images: the one rule by which training lists, scan examines and packing reads. No torch, no DALI.
 
-A link is what it points to. One that points nowhere, or round in a circle, is a file, which cannot be read.
+A link counts as its target. One that points nowhere, or in a circle, is a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "lost+found"})
 
 
 class Listing(NamedTuple):
-    """What lies in one folder, by name, each sorted."""
+    """The contents of one folder, by name, each sorted."""
 
     folders: list[str]
     files: list[str]
@@ -31,14 +31,14 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path | str) -> Listing:
-    """What lies in `folder`. Raises DataError where it cannot be read, for want of permission too. Cost: two system calls
+    """The contents of `folder`. Raises DataError where it cannot be read, for want of permission too. Cost: two system calls
     a folder, and one a link."""
     folders: list[str] = []
     files: list[str] = []
     hidden: list[str] = []
     quarantine = False
     try:
-        inside = os.stat(f"{folder}{os.sep}.")  # the dot asks whether what lies in it may be opened
+        inside = os.stat(f"{folder}{os.sep}.")  # the dot asks whether its contents may be opened
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name == QUARANTINE:
