@@ -175,7 +175,7 @@ def test_the_card_of_a_network_without_residual_blocks_names_the_tricks_that_fit
         ranks=1, weights={}, average=None,
     )  # fmt: skip
     card = model_card(saved, METRICS, {}, None, with_onnx=False)
-    used = "linear_scaling, warmup, no_bias_decay, low_precision, cosine, label_smoothing, mixup"
+    used = "linear_scaling, warmup, no_bias_decay, cosine, label_smoothing, mixup"
     assert f"\n| tricks | {used} |\n" in card
 
 

@@ -9,16 +9,11 @@ from typing import Any
 from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info, show_name
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.data.pipeline import color
+from fasttricks.runs.card_snippets import ONNX, snippets
 from fasttricks.runs.metric import Metric
 from fasttricks.runs.saved import Saved
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import Kind, fields, number, table, text, whole
-
-_LIBRARIES = {
-    "timm": 'timm.create_model("local-dir:DIR", pretrained=True)',
-    "torchvision": "torchvision.models.{name}(num_classes={num_classes}{more})",
-}
-
 
 _FILES = Reader(ConfigError, "must be what fasttricks.train wrote", "move it away, and the card is made without it")
 
@@ -32,11 +27,15 @@ def summary_kind(metrics: Sequence[Metric]) -> Kind:
 
 
 def counterparts(config: ModelConfig) -> dict[str, str]:
-    """Package -> what it calls this very network: timm, torchvision, either or none. A width or stem of ours it has not."""
+    """Package -> what it calls this very network: timm, torchvision, either or none. A width or stem of ours it has not.
+
+    timm's Inception with an auxiliary head gives two outputs in evaluation too: it is another.
+    """
     if (config.width, config.stem_stride) != (ModelConfig.width, ModelConfig.stem_stride):
         return {}
     info = model_info(config.name)
-    return {package: name for package, name in (("timm", info.timm), ("torchvision", info.torchvision)) if name}
+    timm = "" if config.aux_head else info.timm
+    return {package: name for package, name in (("timm", timm), ("torchvision", info.torchvision)) if name}
 
 
 def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
@@ -123,32 +122,35 @@ def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric])
 
 def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:
     mean, std = (" ".join(f"{x:g}" for x in values) for values in (color.MEAN, color.STD))
-    lines = [
+    parts = [
         f"Images: {transform_text(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
-        "",
-        "`model.safetensors` holds the weights, FP32:",
-        "",
+        "`model.safetensors` holds the weights, FP32. `config.json` has the names of the classes in the order of the outputs.",
     ]
-    for package, name in counterparts.items():
-        inception = f", aux_logits={config.model.aux_head}, transform_input=False, init_weights=False"
-        more = inception if model_info(config.model.name).family == "inception" else ""
-        lines.append(f"    {_LIBRARIES[package].format(name=name, num_classes=num_classes, more=more)}  # {package}")
     if not counterparts:
-        lines.append(f"    fasttricks.models.build_model({config.model}, {num_classes})")
-        lines += ["", "timm and torchvision have no such network, though it uses their names."]
+        parts.append("timm and torchvision have no such network, though it uses their names.")
     if with_onnx:
-        lines += [
-            "",
-            "`model.onnx` takes RGB pixels, (N, 3, S, S) float32, 0 to 255, normalises them itself and gives logits.",
-        ]
-    return "\n".join(lines)
+        parts.append(
+            "`model.onnx` takes RGB pixels, (N, 3, S, S) float32, 0 to 255, normalises them itself and gives logits."
+        )
+    parts.append("In this folder, with an `image.jpg`:")
+    for heading, code in snippets(config.model, config.data, counterparts, num_classes).items():
+        if with_onnx or heading != ONNX:
+            parts.append(f"{heading}:\n\n```python\n{code}\n```")
+    return "\n\n".join(parts)
+
+
+def tricks_used(config: TrainConfig, precision: str) -> list[str]:
+    """The tricks that the run had on; half precision only where it ran in it. precision: fp32, bf16 or fp16; auto: not known."""
+    half = precision in ("fp16", "bf16")
+    return [name for name in TRICKS if is_on(config, name) and (half or name != "low_precision")]
 
 
 def _training(config: TrainConfig, summary: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     data, schedule = config.data, config.schedule
-    tricks = ", ".join(name for name in TRICKS if is_on(config, name)) or "none"
+    precision = summary.get("precision", config.precision)
     rows = {
-        "tricks": tricks,
+        "tricks": ", ".join(tricks_used(config, precision)) or "none",
+        "precision": "not known: auto is fp16 on CUDA and fp32 on the CPU" if precision == "auto" else precision,
         "epochs": f"{config.epochs}",
         "global batch": f"{config.global_batch_size} images",
         "learning rate": f"peak {config.peak_lr:g}, warm-up {schedule.warmup_epochs:g} epochs, then {schedule.decay}",

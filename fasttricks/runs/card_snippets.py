@@ -1,0 +1,87 @@
+"""The Python in a model card: an image made ready, and the exported weights loaded and asked, by each library that can.
+
+tests/test_model_card.py runs every block as it is printed, in the exported folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fasttricks.config import DataConfig, ModelConfig, model_info
+from fasttricks.data.pipeline import color
+
+ONNX = "ONNX Runtime"
+"""Heading of the block for a folder that has model.onnx."""
+_FILTERS = {"linear": "BILINEAR", "cubic": "BICUBIC", "lanczos3": "LANCZOS"}
+_APPLY = """\
+with torch.no_grad():
+    shares = model((torch.from_numpy(pixels) - mean) / std).softmax(1)[0]
+print(names[shares.argmax()], float(shares.max()))"""
+_ONNX = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(["logits"], {"pixels": pixels})
+print(names[logits[0].argmax()])"""
+
+
+def snippets(
+    config: ModelConfig, data: DataConfig, counterparts: Mapping[str, str], num_classes: int
+) -> dict[str, str]:
+    """Heading -> lines of Python, to be run in this order in the exported folder, which has an image.jpg.
+
+    counterparts: what timm and torchvision call the network. ONNX comes last.
+    """
+    found = {"An image": _prepare(data)}
+    if "timm" in counterparts:
+        found["timm"] = _asked("import timm", 'model = timm.create_model("local-dir:.", pretrained=True)')
+    if "torchvision" in counterparts:
+        is_inception = model_info(config.name).family == "inception"
+        more = f", aux_logits={config.aux_head}, init_weights=False" if is_inception else ""
+        made = f"model = torchvision.models.{counterparts['torchvision']}(num_classes={num_classes}{more})"
+        found["torchvision"] = _asked("import torchvision", made, loads=True)
+    if not counterparts:
+        imports = "from fasttricks.config import ModelConfig\nfrom fasttricks.models import build_model"
+        found["fasttricks"] = _asked(imports, f"model = build_model({_own(config)}, {num_classes})", loads=True)
+    return {**found, ONNX: _ONNX}
+
+
+def _prepare(data: DataConfig) -> str:
+    size, kind = data.image_size, f"Image.Resampling.{_FILTERS[data.interpolation]}"
+    resize = f"image = image.resize(sides, {kind})"
+    if not data.antialias and data.interpolation == "linear":
+        resize = f"image = image.transform(sides, Image.Transform.EXTENT, (0, 0, *image.size), {kind})"
+    elif not data.antialias:
+        resize += "  # PIL antialiases, the run did not: its pixels differ where an image shrinks"
+    return f"""\
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+names = json.loads(Path("config.json").read_text())["label_names"]
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+sides = [int(side * {data.val_resize} / min(image.size) + 0.5) for side in image.size]
+{resize}
+left, top = ((side - {size}) // 2 for side in image.size)
+image = image.crop((left, top, left + {size}, top + {size}))
+pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None].copy()"""
+
+
+def _asked(imports: str, made: str, *, loads: bool = False) -> str:
+    """A block that makes a model and asks it. loads: it comes without the weights."""
+    mean, std = (f"torch.tensor({values.tolist()}).view(3, 1, 1)" for values in (color.MEAN, color.STD))
+    loader = ["from safetensors.torch import load_file"] if loads else []
+    heads = sorted([*imports.splitlines(), "import torch", *loader], key=lambda line: line.startswith("from"))
+    weights = ['model.load_state_dict(load_file("model.safetensors"))'] if loads else []
+    normal = [f"mean, std = {mean}, {std}"]
+    return "\n".join([*heads, "", made, *weights, "model.eval()", *normal, _APPLY])
+
+
+def _own(config: ModelConfig) -> str:
+    """The config as Python, without the fields at their defaults and those that say nothing of the network's shape."""
+    shape = {"name": config.name, **{field: getattr(config, field) for field in model_info(config.name).options}}
+    plain = {"num_classes", "zero_gamma"}
+    given = [f"{n}={v!r}" for n, v in shape.items() if n not in plain and (n == "name" or v != getattr(ModelConfig, n))]
+    return f"ModelConfig({', '.join(given)})"
