@@ -8,6 +8,8 @@ import inspect
 import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from fasttricks.config import ConfigError, TrainConfig, UserError, field_rules, 
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
+from fasttricks.data.sources import open_split
 from fasttricks.system.command import run_main
 from lib.configs import leaves, plain, words_of
+from lib.tiny import write_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,6 +93,28 @@ def test_a_wrong_value_is_answered_with_field_value_and_rule(
 def test_an_unknown_recipe_is_an_error_of_the_user() -> None:
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
         parse("cifar")
+
+
+def test_run_main_shows_a_warning_of_the_project_as_a_note_and_leaves_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of both ranks: rank 0 alone speaks for the project."""
+    data = write_images(tmp_path / "data", train=3, val=3)
+    (data / "val" / "ant" / ".hidden").touch()
+
+    def main(args: Sequence[str]) -> None:
+        warnings.warn("of this test", stacklevel=1)
+        open_split(str(data), "val")
+
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            run_main(main)
+    assert [str(warning.message) for warning in left] == ["of this test"] * 2
+    note = capsys.readouterr().err
+    assert note.startswith(f"note: {data}/val: skipped 1 hidden") and note.endswith("(ant/.hidden)\n")
+    assert note.count("\n") == 1
 
 
 def test_run_main_prints_a_user_error_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 from fasttricks.config import UserError, show_name
 from fasttricks.system.output import LostOutputError, kept_output
@@ -21,7 +25,7 @@ def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = F
     SIGPIPE's status where nobody reads on. Else the command goes on without it.
     Under torchrun what is wrong for one rank is mostly wrong for all: rank 0 speaks first, and torchrun then ends the others.
     """
-    with kept_output(needed=prints_result):
+    with kept_output(needed=prints_result), _warnings_as_notes():
         try:
             try:
                 main(sys.argv[1:])
@@ -40,6 +44,37 @@ def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = F
             if not _rank():
                 print(show_name(f"stopped; {stop}") if stop.args else "stopped", file=sys.stderr)
             raise SystemExit(130) from None
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Within the block, a warning of this project's own is a line on standard error, of rank 0 alone, and names no source."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not _is_own(filename):
+            before(message, category, filename, lineno, file, line)
+        elif not _rank():
+            print(show_name(f"note: {message}"), file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _is_own(filename: str) -> bool:
+    packages = (sys.modules.get(name) for name in ("fasttricks", "fasttricks_kernels"))
+    folders = [Path(package.__file__).parent for package in packages if package and package.__file__]
+    return any(Path(filename).is_relative_to(folder) for folder in folders)
 
 
 def _rank() -> int:
