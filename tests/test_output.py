@@ -77,7 +77,9 @@ def test_training_goes_on_and_says_in_its_folder_what_it_would_have_said(
     )
     told = (tmp_path / "run" / "console.log").read_text().splitlines()
     assert told[0] == f"standard output is lost ({REASONS[kind]}); what the run says goes on here"
-    assert told[-2].startswith("epoch   1.0  top1 ") and told[-1].endswith(f"everything is in {tmp_path}/run/")
+    shown, result, *following = told[-6:]
+    assert shown.startswith("epoch   1.0  top1 ") and result.endswith(f"everything is in {tmp_path}/run/")
+    assert [line.split()[0] for line in following] == ["evaluate", "predict", "export", "curves"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
 
 
@@ -101,7 +103,8 @@ def test_under_nohup_training_outlives_its_terminal(tiny_data: Path, tmp_path: P
     assert json.loads((run / "summary.json").read_text())["steps"] == 12
     told = (run / "console.log").read_text()
     assert "standard output is lost (Input/output error); what the run says goes on here\n" in told
-    assert told.endswith(f"everything is in {run}/\n") and "\x1b" not in told
+    assert f"everything is in {run}/\n" in told and "\x1b" not in told
+    assert told.count("step 12 of 12  ETA 0:00:00\n") == 1, "a line each step where no bar is seen"
 
 
 @pytest.mark.parametrize("kind", REASONS)

@@ -6,7 +6,11 @@ import json
 import math
 import re
 import shlex
+import shutil
+import socket
 import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fasttricks
-from fasttricks.commands import train
+from fasttricks.commands import evaluate, export, predict, train
 from fasttricks.config import TrainConfig
 from fasttricks.runs.folder import read_config
 from lib.forked import on_terminal
@@ -52,12 +56,27 @@ def test_the_bar_shows_loss_lr_speed_and_time_left(finished_run: FinishedRun) ->
     assert "\x1b[?25h" in finished_run.shown, "the cursor must be shown again"
 
 
-def test_the_last_line_is_the_result(finished_run: FinishedRun) -> None:
+def test_the_last_lines_are_the_result_and_the_next_commands_which_work(
+    finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     summary = json.loads((finished_run.folder / "summary.json").read_text())
-    *_, last = plain(finished_run.shown).strip().splitlines()
+    *_, result, to_evaluate, to_predict, to_export, curves = filter(None, plain(finished_run.shown).splitlines())
     scores = f"top-1 {summary['top1']:.2f} %  top-5 {summary['top5']:.2f} %"
-    assert last.startswith(f"{scores}  {summary['images_per_sec']:,.0f} imgs/sec")
-    assert last.endswith(f"everything is in {finished_run.folder}/")
+    assert result.startswith(f"{scores}  {summary['images_per_sec']:,.0f} imgs/sec")
+    assert result.endswith(f"everything is in {finished_run.folder}/")
+
+    def called(line: str, label: str, main: Callable[[Sequence[str]], object], *instead: str) -> str:
+        words = shlex.split(line)
+        assert words[:4] == [label, "python", "-m", f"fasttricks.{label}"]
+        assert call(main, *[word for word in words[4:] if word != "IMAGE..."], *instead) == 0
+        return capsys.readouterr().out
+
+    assert called(to_evaluate, "evaluate", evaluate.main).startswith(f"{scores}  loss {summary['val_loss']:.4f}")
+    image = next((finished_run.data / "val").rglob("*.jpg"))
+    assert str(image) in called(to_predict, "predict", predict.main, str(image))
+    assert "model.safetensors" in called(to_export, "export", export.main, "--no-onnx")
+    shutil.rmtree(finished_run.folder / "export")
+    assert shlex.split(curves) == ["curves", "tensorboard", "--logdir", str(finished_run.folder)]
 
 
 def test_the_run_folder_holds_all_of_it(finished_run: FinishedRun) -> None:
@@ -70,6 +89,14 @@ def test_the_run_folder_holds_all_of_it(finished_run: FinishedRun) -> None:
     ]
     with Image.open(folder / "curves.png") as curves:
         assert min(curves.size) >= 400
+
+
+def test_config_json_says_who_began_it_where_and_when(finished_run: FinishedRun) -> None:
+    (start,) = json.loads((finished_run.folder / "config.json").read_text())["starts"]
+    assert shlex.split(start["command"])[-len(finished_run.args) :] == finished_run.args
+    assert start["host"] == socket.gethostname()
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(start["date"])
+    assert 0 <= age.total_seconds() < 3600
 
 
 def test_config_json_is_resolved_and_dated_by_commit(finished_run: FinishedRun) -> None:
@@ -95,8 +122,10 @@ def test_metrics_have_every_step_and_every_validation(finished_run: FinishedRun)
 
 
 def test_tensorboard_reads_the_same_numbers(finished_run: FinishedRun) -> None:
-    events = EventAccumulator(str(finished_run.folder))
+    events = EventAccumulator(str(finished_run.folder), size_guidance={"tensors": 0})
     events.Reload()
+    (text,) = events.Tensors("config/text_summary")
+    assert '| model.name | "resnet8d" |' in text.tensor_proto.string_val[0].decode()
     training = [line for line in records(finished_run.folder) if "train_loss" in line]
     assert {"train_loss", "lr", "images_per_sec", "top1", "top5", "val_loss"} <= set(events.Tags()["scalars"])
     read = events.Scalars("train_loss")
@@ -144,7 +173,7 @@ def test_resuming_a_finished_run_says_the_result_again(
     before = contents(tmp_path / "run")
     assert call(train.main, *args, "--resume") == 0
     again = capsys.readouterr().out.strip().splitlines()
-    assert again[-1] == first[-1]
+    assert again[-5:] == first[-5:]
     assert any(re.fullmatch(r"resume   .*step-0000000003.pt, after epoch 1 of 1", line) for line in again)
     after = contents(tmp_path / "run")
     for name in ("metrics.jsonl", "summary.json", "checkpoints/step-0000000003.pt"):

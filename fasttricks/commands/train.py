@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 
 from fasttricks.commands import prog
 from fasttricks.config import UserError
 
 PROG = prog("train")
+
+
+def next_commands(run_dir: str) -> list[str]:
+    """What a user may do with a finished run, a command a line."""
+    folder = shlex.quote(run_dir)
+    return [
+        f"evaluate {prog('evaluate')} {folder}",
+        f"predict  {prog('predict')} {folder} IMAGE...",
+        f"export   {prog('export')} {folder}",
+        f"curves   tensorboard --logdir {folder}",
+    ]
 
 
 def main(args: Sequence[str]) -> None:
@@ -26,16 +38,17 @@ def main(args: Sequence[str]) -> None:
     from fasttricks.training.build import build
     from fasttricks.training.run import how_to_go_on
 
-    memory = keep_freed_memory()
+    keep_freed_memory()
     with join_world(config.device, config.timeout_s) as world:
         if restart_count() and (not world.is_main or made_by_this_launch(config.run_dir)):
             config = dataclasses.replace(config, resume=True)  # torchrun has started its own run again
         stop = StopRequest(world)
         with stop.listening():
             run = build(config, world, stop)
-            run.log.print(f"{'memory':8s} {memory}")
             try:
                 fit(run)
+                for line in next_commands(config.run_dir):
+                    run.log.print(line)
             except Stopped as stopped:
                 run.log.print(f"stopped {stopped}")
             except KeyboardInterrupt:

@@ -216,8 +216,8 @@ def _join(world: World) -> None:
     dist.init_process_group(backend, store=own, rank=world.rank, world_size=world.size, timeout=timeout)
 
 
-def keep_freed_memory() -> str:
-    """Have glibc keep freed activations for the next step. Returns what was set, or could not be, in words.
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed activations for the next step. Returns whether it does; another C library does as it did.
 
     By default glibc hands large blocks back to the system when they are freed and asks for them anew, zeroed page by page, in
     every step. Set here: no mmap, never trim, grow by 256 MiB. Costs memory that was used once and stays with the process;
@@ -226,9 +226,7 @@ def keep_freed_memory() -> str:
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # as <malloc.h> numbers them
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
-        return "as the C library has it: it is not glibc"
+        return False
     # never trim is -1: any other threshold would be an int's 2 GiB at most, which a step's activations exceed
     settings = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 256 << 20))
-    if not all(mallopt(option, value) == 1 for option, value in settings):
-        return "as glibc has it: it refused mallopt"
-    return "freed memory stays with the process"
+    return all(mallopt(option, value) == 1 for option, value in settings)

@@ -98,7 +98,7 @@ def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
     with (
         mock.patch.object(sys, "argv", ["prog", *args]),
         mock.patch("fasttricks.runs.log.plot_curves"),
-        mock.patch("fasttricks.system.distributed.keep_freed_memory", return_value=""),
+        mock.patch("fasttricks.system.distributed.keep_freed_memory"),
     ):
         try:
             run_main(main)
