@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.learning.compiled import compiled_graphs
+from fasttricks.learning.compiled import compiled_graphs, told_of_compiling
 from fasttricks.learning.divergence import Counted
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.optim import set_lr
@@ -83,7 +83,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
     The run folder is free for another process afterwards.
     """
-    with run.claim:
+    with run.claim, told_of_compiling(run.config.compile, run.log.compiling):
         return summarize(run, train(run))
 
 

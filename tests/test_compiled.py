@@ -36,7 +36,12 @@ slow = pytest.mark.slow
     [("aot_eager", 2), pytest.param("inductor", 1, marks=slow), pytest.param("inductor", 2, marks=slow)],
 )
 def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
-    backend: str, accumulate: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    accumulate: int,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """aot_eager traces and differentiates as inductor does, and leaves the half minute of code generation away."""
     compile_ = torch.compile
@@ -47,6 +52,10 @@ def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
     summaries = {}
     for mode in ("off", "default"):
         summaries[mode] = fit(start(tiny_data, tmp_path / mode, *more, "--compile", mode))
+        said = [" ".join(line.split()[:2]) for line in capsys.readouterr().out.splitlines()]
+        steps = [line for line in said if line.startswith(("epoch ", "compiling "))]
+        assert (steps[0] == "compiling the") == (mode == "default")
+        assert "compiling the" not in steps[steps.index("epoch 1.0") :]
     compiled, eager = records(tmp_path / "default"), records(tmp_path / "off")
     for ours, plain in zip(compiled, eager, strict=True):
         assert ours["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)

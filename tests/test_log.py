@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from fasttricks.runs import log as log_module
-from fasttricks.runs.log import RunLog, plot_curves, read_metrics
+from fasttricks.runs.log import TIMINGS, RunLog, plot_curves, read_metrics
 from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import METRICS
 
@@ -68,9 +69,11 @@ def test_a_record_a_line(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == records
     assert [(r["step"], r["epoch"]) for r in records] == [(s, s / 5) for s in (1, 2, 3, 4, 5, 5)]
     assert [sorted(r) for r in records[:1] + records[-1:]] == [
-        ["epoch", "images_per_sec", "lr", "step", "train_loss"],
-        ["epoch", "step", "top1", "top5", "val_loss"],
+        ["epoch", "images_per_sec", "lr", "step", "train_loss", "unix_time"],
+        ["epoch", "step", "top1", "top5", "unix_time", "val_loss"],
     ]
+    times = [r["unix_time"] for r in records]
+    assert times == sorted(times) and time.time() - 60 < times[0] <= times[-1] <= time.time()
     assert [r["train_loss"] for r in records[:-1]] == pytest.approx([2.9, 2.8, 2.7, 2.6, 2.5])
     assert [r["lr"] for r in records[:-1]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert all(r["images_per_sec"] > 0 for r in records[:-1])
@@ -148,7 +151,7 @@ def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
     """Killed at step 8 in the middle of a line, resumed from the checkpoint of step 5."""
 
     def without_speed(folder: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in r.items() if k != "images_per_sec"} for r in read_metrics(folder)]
+        return [{k: v for k, v in r.items() if k not in TIMINGS} for r in read_metrics(folder)]
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
@@ -207,6 +210,9 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_reads_what_metrics_jsonl_says(tmp_path: Path) -> None:
     train(tmp_path, 0, 10)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    losses = [r for r in read_metrics(tmp_path) if "train_loss" in r]
+    assert [e.wall_time for e in events.Scalars("train_loss")] == [r["unix_time"] for r in losses]
     found = scalars(tmp_path)
     assert sorted(found) == ["images_per_sec", "lr", "top1", "top5", "train_loss", "val_loss"]
     for tag, points in found.items():
@@ -221,17 +227,55 @@ def test_tensorboard_drops_the_steps_that_a_resumed_run_does_again(tmp_path: Pat
     assert [step for step, _ in scalars(tmp_path)["train_loss"]] == list(range(1, 11))
 
 
-def test_validation_is_printed_and_the_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_pipe_each_report_is_a_line_that_ends_with_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four images in 2 s a step, of 20: 16 steps and 32 s are left after the fourth. Then torch.compile takes 100 s, which count
+    for no step."""
+    now = [10.0]
+    for clock in ("perf_counter", "monotonic"):
+        monkeypatch.setattr(log_module.time, clock, lambda: now[0])
     log = open_log(tmp_path)
-    log_step(log, 10)
-    log.validated(10, {"top1": 12.345, "top5": 67.0, "val_loss": 1.5})
+    for step in (1, 2, 3, 4):
+        now[0] += 2
+        log_step(log, step)
+    log.compiling(True)
+    now[0] += 100
+    log.compiling(False)
+    log.resume_clock()
+    now[0] += 2
+    log_step(log, 5)
+    log.validated(5, {"top1": 12.345, "top5": 67.0, "val_loss": 1.5})
     log.print("[bold] runs/x [/bold]")
     log.close()
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith("step 1 of 20  ETA 0:00:38")
+    assert shown[3:] == [
+        "epoch   0.8  loss 2.000  lr 0.4  2 imgs/sec  step 4 of 20  ETA 0:00:32",
+        "compiling the network by torch.compile ... (half a minute to minutes)",
+        "epoch   1.0  loss 2.000  lr 0.5  2 imgs/sec  step 5 of 20  ETA 0:00:30",
+        "epoch   1.0  top1 12.35  top5 67.00  val_loss 1.50",
+        "[bold] runs/x [/bold]",  # a path with brackets is no markup
+    ]
+
+
+def test_on_a_terminal_the_bar_has_the_report_and_no_line_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    log = open_log(tmp_path)
+    log.compiling(True)
+    log._progress.refresh()
+    compiling = capsys.readouterr().out
+    log.compiling(False)
+    log_step(log, 10)
+    log.close()
     shown = capsys.readouterr().out
-    assert "epoch   2.0  top1 12.35  top5 67.00  val_loss 1.50" in shown
-    assert "[bold] runs/x [/bold]" in shown  # a path with brackets is no markup
-    assert "10/20" in shown
-    assert "loss 2.000  lr 1.0000" in shown
+    assert "compiling the network ..." in compiling and "half a minute" not in compiling
+    assert "compiling" not in shown
+    assert "epoch   2.0  loss 2.000  lr 1  " in shown and "10/20" in shown and "ETA" not in shown
 
 
 def test_a_disk_that_is_full_at_the_end_hides_no_earlier_error(

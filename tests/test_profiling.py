@@ -77,6 +77,23 @@ def test_a_run_that_ends_early_says_what_was_recorded(steps: int, said: str, tmp
     assert (tmp_path / "trace.json").exists() == (steps == 7)
 
 
+def test_steps_that_compile_are_neither_recorded_nor_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 1, 3 and 6 compile: two steps on, 5, the recording begins, and anew at step 8."""
+    monkeypatch.setattr(profiling, "SKIPPED", 2)
+    monkeypatch.setattr(profiling, "RECORDED", 3)
+    graphs, lines = [0], list[str]()
+    profiler = StepProfiler(tmp_path, torch.device("cpu"), lines.append, on=True, compiled=lambda: graphs[0])
+    for step in range(1, 13):
+        graphs[0] += step in (1, 3, 6)
+        with torch.profiler.record_function("step"), torch.profiler.record_function(f"step {step}"):
+            torch.ones(4) + 1
+        profiler.step()
+    profiler.close()
+    assert lines[0] == "profile, ms a step over 3 steps:"
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {name for name in names if name.startswith("step ")} == {"step 9", "step 10", "step 11"}
+
+
 def test_without_profile_nothing_is_recorded_or_said(tmp_path: Path) -> None:
     lines: list[str] = []
     profiler = StepProfiler(tmp_path, torch.device("cpu"), lines.append, on=False)

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from markdown import markdown
 
 import fasttricks
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at
@@ -47,6 +49,40 @@ def test_open_run_writes_the_config_that_is_read_back(tmp_path: Path) -> None:
     assert read_config(folder) == config
     assert sorted(os.listdir(folder)) == ["checkpoints", "config.json"]
     assert json.loads((folder / "config.json").read_text())["versions"] == versions()
+
+
+def test_each_start_of_a_run_is_kept_the_first_and_so_many_of_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [{"command": f"train {number}", "date": "2026-01-01", "host": "here"} for number in range(5)]
+    monkeypatch.setattr(runfolder, "_NEWEST_STARTS", 2)
+    for number, start in enumerate(made):
+        monkeypatch.setattr(runfolder, "this_start", lambda start=start: start)
+        open_run(config_in(tmp_path / "run", resume=number > 0))
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["starts"] == [made[0], made[2], made[3], made[4]]
+    open_run(config_in(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["starts"] == [made[4]], "taken over: another run"
+
+
+@pytest.mark.parametrize("starts", ["yesterday", [1], [{"command": 7}], [{"command": "x" * 10_001}]])
+def test_starts_that_no_run_wrote_are_refused_by_the_files_name(starts: object, tmp_path: Path) -> None:
+    folder = open_run(config_in(tmp_path / "run"))
+    saved = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", saved | {"starts": starts})
+    with pytest.raises(
+        ConfigError, match=r"config\.json: must be what fasttricks\.train wrote \(starts.*another --run-dir"
+    ):
+        open_run(config_in(folder, resume=True))
+
+
+def test_tensorboard_is_given_every_field_and_a_text_as_it_is(tmp_path: Path) -> None:
+    config = replace_at(config_in(tmp_path / "a|b"), "distill.teacher", "*_`")
+    rows = runfolder.config_table(config).splitlines()[2:]
+    page = ElementTree.fromstring(markdown("\n".join(["|a|b|", "|---|---|", *rows]), extensions=["tables"]))
+    cells = [["".join(cell.itertext()) for cell in row] for row in page.iter("tr")][1:]
+    fields = {name: get_at(config, name) for name, *_ in leaves(TrainConfig)}
+    assert {name: json.loads(value) for name, value in cells} == json.loads(json.dumps(fields))
 
 
 def test_a_run_that_is_there_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -199,4 +199,4 @@ def records(folder: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{name: value for name, value in record.items() if name != "images_per_sec"} for record in whole]
+    return [{name: value for name, value in record.items() if name not in log.TIMINGS} for record in whole]

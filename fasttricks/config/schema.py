@@ -245,9 +245,9 @@ class TrainConfig:
     checkpoint_steps: Annotated[int, Range(0, zero="off")] = 0
     """Save also after each so many steps, within an epoch too; off: at the ends of epochs only."""
     log_steps: Annotated[int, Range(1)] = 20
-    """Steps between two log lines; the only time the host waits for the device."""
+    """Steps between two records of loss, lr and imgs/sec; one also ends each epoch. A pipe or file gets a line for each."""
     profile: bool = False
-    """Record steps 6 to 15 by torch.profiler: trace.json (Chrome format) in the run folder, and a table of where time goes."""
+    """Record steps 6 to 15 after the last compilation: trace.json (Chrome format) in run_dir, and a table of the time spent."""
     run_dir: str = ""
     """Folder of this run; empty: runs/RECIPE. It must not exist, or --resume must be given."""
     resume: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.callback import callback_handler
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
@@ -43,6 +45,25 @@ class CompiledModel(nn.Module):
             self._say(f"note: {reason}; the network runs eagerly (compile_fallback)")
             self._call = self._eager
             return self._call(images_NCHW)
+
+
+@contextmanager
+def told_of_compiling(mode: Compile, tell: Callable[[bool], None]) -> Iterator[None]:
+    """Within the block, tell(True) is called where torch.compile begins to work and tell(False) where it has ended.
+
+    That is at the first forward pass, at the first backward pass, and again for a batch of another size. Both calls come
+    from the thread that compiles: of a backward pass on a GPU, autograd's.
+    """
+    if mode == "off":
+        yield
+        return
+    begins = callback_handler.register_start_callback(lambda _: tell(True))
+    ends = callback_handler.register_end_callback(lambda _: tell(False))
+    try:
+        yield
+    finally:
+        callback_handler.remove_start_callback(begins)
+        callback_handler.remove_end_callback(ends)
 
 
 def compiled_graphs() -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
@@ -15,9 +16,9 @@ from typing import Any
 import fasttricks
 from fasttricks.config import ConfigError, TrainConfig, from_dict
 from fasttricks.system.files import remove_leftovers, temporary_of, write_whole
-from fasttricks.system.process import launch_token
-from fasttricks.system.reading import Reader
-from fasttricks.system.schema import anything, fields, table, text
+from fasttricks.system.process import LONGEST_COMMAND, launch_token, this_start
+from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.schema import anything, fields, listed, table, text
 
 CONFIGS = Reader(ConfigError, "must be what fasttricks.train wrote", "give another --run-dir")
 
@@ -37,6 +38,10 @@ _MAY_DIFFER = (
 )
 """Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
 have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest."""
+
+
+_NEWEST_STARTS = 48
+"""A run that is resumed for ever keeps its first start and so many of the newest: config.json has a bound."""
 
 
 def versions() -> dict[str, str]:
@@ -83,18 +88,30 @@ def no_place(config: TrainConfig, error: OSError) -> ConfigError:
 def open_run(config: TrainConfig, extended: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Make the run's folder and write config.json into it. For the main rank, which has claimed it, after check_run_dir.
 
-    extended: how the run got more epochs than it began with. Raises ConfigError where it cannot be made.
+    extended: how the run got more epochs than it began with. A resumed run keeps the starts that were written there before.
+    Raises ConfigError where it cannot be made, or where those cannot be read.
     """
     folder = Path(config.run_dir)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, r"config\.json")
         made: dict[str, Any] = {"config": dataclasses.asdict(config), "versions": versions(), "launch": launch_token()}
+        earlier = earlier_starts(folder) if config.resume else []
+        made["starts"] = [*earlier[:1], *earlier[1:][-_NEWEST_STARTS:], this_start()]
         made |= {"extended": list(extended)} if extended else {}
         write_json(folder / "config.json", made)
     except OSError as error:
         raise no_place(config, error) from error
     return folder
+
+
+def earlier_starts(folder: Path) -> list[dict[str, str]]:
+    """The command, date and host of each start of the run in `folder`, oldest first; none where no run is there."""
+    if not is_there(folder / "config.json"):
+        return []
+    kind = listed(table(text(longest=LONGEST_COMMAND)))
+    starts: list[dict[str, str]] = CONFIGS.json(folder / "config.json", fields({}, {"starts": kind})).get("starts", [])
+    return starts
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -136,6 +153,18 @@ def config_digest(config: TrainConfig, **more: object) -> str:
     kept = {n: v for n, v in flat.items() if n not in _MAY_DIFFER and (n not in defaults or defaults[n] != v)}
     text = json.dumps({"config": kept, **more}, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def config_table(config: TrainConfig) -> str:
+    """Every field of `config` as a row of a Markdown table."""
+    values = _flatten(dataclasses.asdict(config))
+    rows = [f"| {name} | {_cell(json.dumps(value))} |" for name, value in values.items()]
+    return "\n".join(["| field | value |", "|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    """`text` in a cell of a Markdown table, as it is: no column ends in it, and nothing of it is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+.!|-])", r"\\\1", text)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

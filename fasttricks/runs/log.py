@@ -1,6 +1,6 @@
-"""The log of a run: sums on the device, one host copy an interval, then progress bar, files and curves.png.
+"""The log of a run: sums on the device, one host copy an interval, then progress bar or lines, files and curves.png.
 
-metrics.jsonl has a record a line, the TensorBoard events the same numbers.
+metrics.jsonl has a record a line, the TensorBoard events the same numbers and times, and the config as text.
 Only the main rank shows and writes; the others' calls do the sums and return. All ranks must make the same calls.
 """
 
@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import torch
 from rich.console import Console
+from rich.progress import Task
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -27,7 +28,7 @@ from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
 from fasttricks.system.output import keep_lost_output, lost_output
-from fasttricks.system.progress import progress_bar
+from fasttricks.system.progress import progress_bar, time_left
 from fasttricks.system.reading import Reader, is_there, parse_json
 from fasttricks.system.schema import fields, number, whole
 
@@ -39,6 +40,8 @@ _METRICS = Reader(
 )
 _RECORD = fields({"step": whole(), "epoch": number()}, others=number())
 
+TIMINGS = frozenset({"images_per_sec", "unix_time"})
+"""What a clock says in a record; all else is the same in a run that was resumed."""
 CONSOLE = "console.log"
 """What was said once the terminal, the pipe or the file that standard output or error went to was lost."""
 
@@ -47,20 +50,38 @@ class RunLog:
     """What a run says while it goes, and keeps in `folder`.
 
     add() is called in the training step and never waits for the device. flush(), at every interval, is the only sync.
+    A terminal gets a progress bar. A pipe, a file and a terminal that cannot move its cursor get a line at every flush.
     """
 
     def __init__(
-        self, folder: Path, world: World, metrics: Sequence[Metric], *, num_steps: int, steps_per_epoch: int
+        self,
+        folder: Path,
+        world: World,
+        metrics: Sequence[Metric],
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        config_text: str = "",
     ) -> None:
-        """Writes nothing before start(). metrics: what validated() is given, and curves.png shows."""
+        """Writes nothing before start().
+
+        metrics: validated() is given them, and curves.png shows them. config_text: Markdown, for TensorBoard.
+        """
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
-        self._metrics = metrics
+        self._metrics, self._config_text = metrics, config_text
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
         self._started = time.perf_counter()
         self._seconds, self._records, self._pending = 0.0, 0, False  # of the interval, seconds of an earlier process
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
-        self._progress = progress_bar(self.console, refresh_per_second=4, speed_estimate_period=3600)
+        self._compiling_since, self._compiled_s, self._said = 0.0, 0.0, ""
+        self._progress = progress_bar(
+            self.console,
+            refresh_per_second=4,
+            speed_estimate_period=3600,
+            get_time=lambda: time.monotonic() - self._compiled_s,
+            disable=not self.console.is_interactive,
+        )
         self._task = self._progress.add_task("starting", total=num_steps)
         self._told = False
         """console.log says why it is there."""
@@ -88,9 +109,31 @@ class RunLog:
             self._file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
             threading.excepthook = self._leave_out_tensorboards
             self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
+            if self._config_text:
+                self._board.add_text("config", self._config_text, step)
             self._progress.update(self._task, completed=step)
+            self._progress.advance(self._task, 0)  # the time from which the speed is counted
             self._progress.start()
         self.resume_clock()
+
+    def compiling(self, begins: bool) -> None:
+        """Show that torch.compile begins, or has ended. Its time counts for no estimate of the time left. From any thread."""
+        if begins:
+            self._compiling_since, self._said = time.monotonic(), self._bar.description
+            self._progress.update(self._task, description="compiling the network ...")
+            if self._shows_lines:
+                self.print("compiling the network by torch.compile ... (half a minute to minutes)")
+        else:
+            self._compiled_s += time.monotonic() - self._compiling_since
+            self._progress.update(self._task, description=self._said)
+
+    @property
+    def _bar(self) -> Task:
+        return self._progress.tasks[self._task]
+
+    @property
+    def _shows_lines(self) -> bool:
+        return self._progress.disable or bool(lost_output())
 
     def _leave_out_tensorboards(self, args: threading.ExceptHookArgs) -> None:
         """No traceback of TensorBoard's thread where the disk refuses: it raises the same error again in ours, which names it."""
@@ -137,8 +180,10 @@ class RunLog:
         rate = images / seconds
         self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate, **more()})
         epoch = step / self.steps_per_epoch
-        text = f"epoch {epoch:5.1f}  loss {loss:.3f}  lr {lr:.4f}  {rate:,.0f} imgs/sec"
+        text = f"epoch {epoch:5.1f}  loss {loss:.3f}  lr {lr:.4g}  {rate:,.0f} imgs/sec"
         self._progress.update(self._task, completed=step, description=text)
+        if self._shows_lines:
+            self.print(f"{text}  step {step:,} of {self._bar.total:,.0f}  ETA {time_left(self._bar)}")
         self.resume_clock()
         return seconds
 
@@ -151,11 +196,12 @@ class RunLog:
     def _write(self, step: int, values: dict[str, float]) -> None:
         if self._file is None or self._board is None:
             return
-        record = {"step": step, "epoch": step / self.steps_per_epoch, **values}
+        now = round(time.time(), 3)
+        record = {"step": step, "epoch": step / self.steps_per_epoch, "unix_time": now, **values}
         self._file.write(json.dumps(record) + "\n")
         self._records += 1
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add_scalar(name, value, step, walltime=now)
 
     def close(self, *, draw: bool = True) -> None:
         """Take the progress bar away, close the files and draw curves.png, unless told not to; says so where the disk refuses.

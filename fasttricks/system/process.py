@@ -9,8 +9,11 @@ import shlex
 import signal
 import socket
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
+LONGEST_COMMAND = 10_000
+"""Characters that are kept of a command line."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,8 +55,18 @@ def launch_token() -> str:
 
 def command_to_resume() -> str:
     """The command line that goes on with this run: this process's own, torchrun's where that started it, and --resume."""
-    words = _command_of(os.getppid()) if under_torchrun() else [*sys.orig_argv]
+    words = _own_command()
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def this_start() -> dict[str, str]:
+    """The command line of this process (torchrun's where that started it), the date in UTC and the name of the machine."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"command": shlex.join(_own_command())[:LONGEST_COMMAND], "date": now, "host": socket.gethostname()}
+
+
+def _own_command() -> list[str]:
+    return _command_of(os.getppid()) if under_torchrun() else [*sys.orig_argv]
 
 
 def _command_of(pid: int) -> list[str]:

@@ -19,11 +19,21 @@ class StepProfiler:
     """Records steps 6 to 15 of the process, once. step() after each; close() at the end of the run.
 
     A step that is recorded is slower, by a few percent on the CPU. Without `on` nothing is done. Writes `folder`/trace.json
-    (chrome://tracing, ui.perfetto.dev) and gives `say` the table.
+    (chrome://tracing, ui.perfetto.dev) and gives `say` the table. compiled: the number of graphs that torch.compile has
+    made; where a step adds to it, the steps are counted from there on, and a recording is begun again.
     """
 
-    def __init__(self, folder: Path, device: torch.device, say: Callable[[str], None], *, on: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        say: Callable[[str], None],
+        *,
+        on: bool,
+        compiled: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._folder, self._say, self._on_gpu = folder, say, device.type == "cuda"
+        self._compiled, self._graphs = compiled, compiled()
         self._steps = 0
         self._profile: Any = None
         self._on = on
@@ -31,6 +41,12 @@ class StepProfiler:
     def step(self) -> None:
         """Take note of a step that is done. The last one recorded waits for the device."""
         if not self._on:
+            return
+        if (graphs := self._compiled()) != self._graphs:
+            self._graphs, self._steps = graphs, 0
+            if self._profile is not None:
+                self._profile.stop()
+                self._profile = None
             return
         self._steps += 1
         if self._steps == SKIPPED:
@@ -48,7 +64,8 @@ class StepProfiler:
         if self._profile is not None:
             self._finish(self._steps - SKIPPED)
         else:
-            self._say(f"note: no profile: the run ended after {self._steps} steps, before the {SKIPPED + 1}th")
+            since = " since the last that compiled" if self._graphs else ""
+            self._say(f"note: no profile: the run ended after {self._steps} steps{since}, before the {SKIPPED + 1}th")
 
     def _finish(self, steps: int) -> None:
         profile, self._profile, self._on = self._profile, None, False

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_NARROWEST, _WIDEST = 10, 40
+"""Columns of a bar."""
+
+
+class _Bars(Progress):
+    """A line a task; two where the terminal is too narrow for the text and a bar: the text is never cut."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield from self._lines(task)
+
+    def _lines(self, task: Task) -> Iterator[RenderableType]:
+        text = TextColumn("{task.description}", markup=False)
+        counted = MofNCompleteColumn(), TimeRemainingColumn()
+        taken = sum(1 + cell_len(column.render(task).plain) for column in counted)
+        free = self.console.width - taken
+        beside = free - cell_len(task.description) - 1
+        if beside >= _NARROWEST:
+            self.columns = text, BarColumn(min(_WIDEST, beside)), *counted
+        else:
+            yield Text(task.description, overflow="fold")
+            self.columns = BarColumn(max(1, min(_WIDEST, free))), *counted
+        yield self.make_tasks_table([task])
 
 
 def progress_bar(console: Console, **options: Any) -> Progress:
     """A bar with what is done, of how much, and the time that is left. options: of rich's Progress."""
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, **options)
+    return _Bars(console=console, **options)
+
+
+def time_left(task: Task) -> str:
+    """The time that is left as the bar shows it, h:mm:ss."""
+    return TimeRemainingColumn().render(task).plain
 
 
 @contextmanager

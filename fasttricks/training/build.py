@@ -11,12 +11,14 @@ from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source
 from fasttricks.learning.batches import Batches
+from fasttricks.learning.compiled import compiled_graphs
 from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import check_precision, image_dtype, resolve_precision
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
 from fasttricks.runs.begin import check_run_dir, check_unused
+from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
 from fasttricks.system.distributed import World
 from fasttricks.system.monitor import start_monitor
@@ -54,7 +56,14 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     shards, folder = train_loader.shards, Path(config.run_dir)
     check_sizes(task, config, len(train.classes), shards.smallest_batch)
     steps = count_steps(shards, config)
-    log = RunLog(folder, world, task.metrics, num_steps=config.epochs * steps, steps_per_epoch=steps)
+    log = RunLog(
+        folder,
+        world,
+        task.metrics,
+        num_steps=config.epochs * steps,
+        steps_per_epoch=steps,
+        config_text=config_table(config),
+    )
     judge = with_cache(teacher, config, train, train_loader)
     forward = wrap(model, config, world, log.print)
     run = Run(
@@ -65,7 +74,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         folder=folder,
         log=log,
         monitor=start_monitor(world.device),
-        profiler=StepProfiler(folder, world.device, log.print, on=config.profile and world.is_main),
+        profiler=make_profiler(config, world, log),
         stop=stop or StopRequest(world),
         conditions=needed,
     )
@@ -77,6 +86,13 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     for line in header(run, train.root.parent, resumed):
         log.print(line)
     return run
+
+
+def make_profiler(config: TrainConfig, world: World, log: RunLog) -> StepProfiler:
+    """The main rank's, where config.profile asks for one; it waits for torch.compile where that is on."""
+    compiled = compiled_graphs if config.compile != "off" else lambda: 0
+    on = config.profile and world.is_main
+    return StepProfiler(log.folder, world.device, log.print, on=on, compiled=compiled)
 
 
 def with_teacher(config: TrainConfig, train: Source, world: World) -> tuple[TrainConfig, Teacher | None]:

@@ -12,6 +12,7 @@ from fasttricks import trainer
 from fasttricks.data.batch import Batch
 from fasttricks.learning.divergence import Counted
 from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.log import TIMINGS
 from fasttricks.trainer import fit
 from fasttricks.training.run import Run
 
@@ -51,7 +52,7 @@ def let_go(runs: Iterable[Run]) -> None:
 def records(run: Run) -> list[dict[str, Any]]:
     """metrics.jsonl without its timings."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "images_per_sec"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
 
 
 def final_state(run: Run) -> dict[str, Any]:
