@@ -205,7 +205,7 @@ def test_where_every_loss_is_bad_skipping_ends_too(start: Callable[..., Run], mo
 
 
 def test_apex_cannot_skip() -> None:
-    with pytest.raises(ConfigError, match="on_bad_loss = 'skip': takes an optimizer that can leave a step out"):
+    with pytest.raises(ConfigError, match="on_bad_loss = 'skip': needs an optimizer that can skip a step"):
         configure(Path("x"), Path("y"), "--on-bad-loss", "skip", optim=OptimConfig(backend="apex"))
 
 

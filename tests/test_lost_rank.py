@@ -75,6 +75,6 @@ def test_the_main_ranks_error_is_what_is_read(how: str, said: str, tiny_data: Pa
 def test_a_checkpoint_whose_folder_is_gone_is_not_called_a_full_disk(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     with pytest.raises(
-        CheckpointError, match=f"{folder} was deleted, moved or unmounted; bring it back and go on with"
+        CheckpointError, match=f"{folder} was deleted, moved or unmounted; bring it back and resume with"
     ):
         save_checkpoint(checkpoint_path(folder, 1), {"step": 1})

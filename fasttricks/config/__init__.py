@@ -1,8 +1,8 @@
-"""What a run is, as plain data without torch: a recipe is a function that returns a config, a trick is an edit of one.
+"""A run as plain data without torch: a recipe is a function that returns a config, a trick is an edit of one.
 
-errors: what a user can set right. schema: the configs. ranges: what a field's value must be. fields: the fields by path.
-networks: what a network's name says.
-Beside what is re-exported here: recipes, tricks, resolve (from both to what is trained), cli (command lines).
+errors: errors that a user can correct. schema: the configs. ranges: the rules of the fields' values. fields: the fields by
+path. networks: the networks by name.
+Not re-exported: recipes, tricks, resolve (from both to the config that is trained), cli (command lines).
 """
 
 from fasttricks.config.errors import ConfigError, UserError, nearest, require, show_name, unknown

@@ -45,12 +45,12 @@ def parse(config: T, args: Sequence[str], *, prog: str, description: str) -> T:
 
 
 _WITH_RANGES = ConstructorRegistry()
-"""Has tyro say of a field what its value must be, after the string under it."""
+"""Adds the rule of a field's value to its help, after the string under the field."""
 
 
 @_WITH_RANGES.struct_rule
 def _fields_with_ranges(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """As tyro makes a dataclass from a default, but for the help. None for what is no dataclass with a default."""
+    """As tyro makes a dataclass from a default, with other help. None for any other type."""
     cls, default = info.type, info.default
     if not (dataclasses.is_dataclass(cls) and isinstance(default, cls)):
         return None
@@ -95,7 +95,7 @@ class _OnlyTricks:
 
 
 def _find_tricks(args: Sequence[str]) -> TricksConfig:
-    """What `args` say of --tricks, all else let pass: the other fields can only be judged once the tricks are applied."""
+    """The --tricks in `args`, without the other fields, which can be judged only after the tricks are applied."""
     found, _ = tyro.cli(_OnlyTricks, args=list(args), return_unknown_args=True, add_help=False)
     return found.tricks
 
@@ -116,7 +116,7 @@ def _changes(before: C, now: C) -> dict[str, Any]:
 
 
 def arguments_of(config: TrainConfig) -> list[str]:
-    """What parse_recipe makes `config`, which is resolved, from: its recipe, and each field that differs from the recipe's."""
+    """The arguments that parse_recipe turns into `config`, which is resolved: its recipe, and each field that differs from it."""
     flags = []
     for path, value in _changes(find_recipe(config.recipe)(), config).items():
         section, _, name = path.replace("_", "-").rpartition(".")
@@ -129,7 +129,7 @@ def arguments_of(config: TrainConfig) -> list[str]:
 
 
 def recipe_help(prog: str) -> str:
-    """The recipes with a line each, and how to go on."""
+    """The recipes with a line each, and the next command."""
     rows = [f"  {name:20s} {summary(name)}" for name in RECIPES]
     usage = f"usage: {prog} RECIPE [--section.field value ...]"
     return "\n".join(

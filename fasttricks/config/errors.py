@@ -1,4 +1,4 @@
-"""What a user is told that he can set right: errors with value, rule and way out, and the right name beside a wrong one."""
+"""Errors that a user can correct: each with value, rule and way out, and the nearest right name beside a wrong one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def show_name(name: object) -> str:
-    """A name of a file, folder or class as one line that any terminal, log and page takes: what cannot be printed is escaped.
+    """A name of a file, folder or class as one line for any terminal, log and page: unprintable characters are escaped.
 
     Names are data: they may hold line breaks, terminal escapes and bytes that are no UTF-8.
     """
@@ -19,7 +19,7 @@ class UserError(ValueError):
     """Something the user can set right. The message names value, rule and way out; entry points print it and exit 2."""
 
     def __str__(self) -> str:
-        """The message in one line, whatever the names in it hold; what it lists is in further lines, each indented by two."""
+        """The message in one line, whatever the names in it hold; listed items have further lines, each indented by two."""
         return "\n  ".join(map(show_name, super().__str__().split("\n  ")))
 
 

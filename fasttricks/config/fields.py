@@ -19,7 +19,7 @@ T = TypeVar("T")
 def replace_fields(config: T, values: Mapping[str, Any]) -> T:
     """A copy of `config` with the fields at the dotted paths of `values` replaced, all at once.
 
-    So a rule that relates two of them is judged on what both become.
+    So a rule that relates two of them is judged on their new values.
     """
     own = {path: value for path, value in values.items() if "." not in path}
     nested: dict[str, dict[str, Any]] = {}
@@ -74,7 +74,7 @@ def get_at(config: Any, path: str) -> Any:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
-    """The dataclass `cls` from nested plain dicts, as json.load gives them; `path` is what errors put before a field's name.
+    """The dataclass `cls` from nested plain dicts, as json.load gives them; errors put `path` before a field's name.
 
     Raises ConfigError for an unknown or missing field, and for a value that is not of its field's kind.
     """

@@ -1,4 +1,4 @@
-"""What can be said of a network by its name alone, without torch: a row each. fasttricks/models has their constructors."""
+"""The networks by name, without torch: a row each. fasttricks/models has their constructors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fasttricks.config.errors import require
 TIMM = "timm:"
 """Prefix of a name of timm's."""
 VARIANTS = "abcd"
-"""Of a ResNet, section 4 of the paper."""
+"""The variants of a ResNet, section 4 of the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ModelInfo:
     options: tuple[str, ...]
     """The fields of ModelConfig that it has a use for; any other must be at its default."""
     variant: str = ""
-    """Of a ResNet: a, b, c or d."""
+    """Variant of a ResNet: a, b, c or d; empty for another network."""
     image_size: int = 224
     """Side of the images that it was made for, pixels."""
     val_resize: int = 256
@@ -70,7 +70,7 @@ NETWORKS: dict[str, ModelInfo] = {
         ModelInfo(name="mobilenet_v1", family="mobilenet", options=("width",), timm="mobilenetv1_100"),
     )
 }
-"""Name -> what is known of it."""
+"""The networks by name."""
 OPTIONS = {
     "width": "only the project's own networks have a width",
     "stem_stride": "only the ResNets have such a stem",
@@ -81,7 +81,7 @@ OPTIONS = {
 
 
 def model_info(name: str) -> ModelInfo:
-    """What is known of the network `name`: a row of NETWORKS; of a name of timm's (timm:NAME), that it is timm's.
+    """The facts about the network `name`: a row of NETWORKS; for timm:NAME, a row that says that it is timm's.
 
     Any other name, whose options nobody can judge, has all of them: build_model refuses it.
     """

@@ -1,4 +1,4 @@
-"""What the value of a field must be, written once beside its type: checked when a config is made, and said in its help.
+"""The rule of a field's value, written once beside its type: checked when a config is made, and shown in its help.
 
 flip: Annotated[float, Range(0, 1)] = 0.5
 color: Literal["paper", "published", "none"] = "paper"
@@ -17,7 +17,7 @@ from fasttricks.config.errors import require
 
 
 class Rule(ABC):
-    """What a value must be."""
+    """The rule of a value."""
 
     @abstractmethod
     def holds(self, value: Any) -> bool:
@@ -26,11 +26,11 @@ class Rule(ABC):
     @property
     @abstractmethod
     def words(self) -> str:
-        """What follows 'must be'."""
+        """The words after 'must be'."""
 
     @property
     def message(self) -> str:
-        """What the error says."""
+        """The rule as the error says it."""
         return f"must be {self.words}"
 
 
@@ -45,10 +45,10 @@ class Range(Rule):
     below: bool = False
     """`high` itself is not allowed."""
     zero: str = ""
-    """What 0 means; it is allowed besides, where it lies outside."""
+    """The meaning of 0, which is then allowed, also outside of the range."""
     unit: str = ""
     note: str = ""
-    """What the error says besides."""
+    """An addition to the error."""
 
     def holds(self, value: float) -> bool:
         """False for NaN and infinity too."""
@@ -137,7 +137,7 @@ def field_rules(cls: type) -> Mapping[str, Rule]:
 
 
 def check_fields(config: Any, section: str = "") -> None:
-    """Raise ConfigError for the first field of `config` whose value breaks its rule. section: what its name is said with."""
+    """Raise ConfigError for the first field of `config` whose value breaks its rule. section: the prefix of its name."""
     for name, rule in field_rules(config.__class__).items():
         value = getattr(config, name)
         require(rule.holds(value), section + name, value, rule.message)

@@ -1,4 +1,4 @@
-"""From a recipe and what is asked of it to the config that is trained: tricks first, then single fields, then the run's folder.
+"""From a recipe and its overrides to the config that is trained: tricks first, then single fields, then the run's folder.
 
 The command line and Python callers go through the same `resolve`; build() takes nothing that did not.
 """
@@ -17,7 +17,7 @@ from fasttricks.config.tricks import apply_tricks, find_trick, is_off, is_on
 
 C = TypeVar("C", bound=TrainConfig)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-_WAY_OUT = "call fasttricks.config.resolve.resolve(config), and build what it returns"
+_WAY_OUT = "call fasttricks.config.resolve.resolve(config), and build its result"
 
 
 def resolve(recipe: C, overrides: Mapping[str, Any] = NOTHING) -> C:
@@ -25,8 +25,8 @@ def resolve(recipe: C, overrides: Mapping[str, Any] = NOTHING) -> C:
 
     overrides: dotted field paths to values, {"loss.smoothing": 0.1, "tricks.on": ("mixup",)}. A trick that they name is
     switched as they say, whatever the recipe's lists say of it. A trick that is on keeps the recipe's value. A single field
-    wins over a trick, which then leaves its list: the lists name what is as they say. An empty run_dir becomes runs/RECIPE.
-    Resolving what is resolved changes nothing.
+    wins over a trick, which then leaves its list, so the lists agree with the fields. An empty run_dir becomes runs/RECIPE.
+    Resolving a resolved config changes nothing.
     Raises ConfigError for an unknown field or trick, with the nearest right name, for a value of another kind than its
     field's, and as the config itself does for a value that breaks a rule.
     """
@@ -58,7 +58,7 @@ def _checked(cls: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_resolved(config: TrainConfig) -> None:
-    """Raise ConfigError where `config` says what it does not train: a trick listed that its fields lack, or no run_dir."""
+    """Raise ConfigError where `config` lists a trick that its fields lack, or has no run_dir."""
     require(bool(config.run_dir), "run_dir", config.run_dir, f"must name a folder; {_WAY_OUT}: runs/RECIPE")
     require_switched(config)
 

@@ -1,4 +1,4 @@
-"""What a run is, as frozen dataclasses: every field with its unit and range, checked when it is made.
+"""A run as frozen dataclasses: every field with its unit and range, checked when it is made.
 
 A config is plain data: no torch, no paths touched, no device asked. `TrainConfig` is the root. The docstring under each
 field and its range are its help text; rules that relate two fields stand in __post_init__.
@@ -26,7 +26,7 @@ class DataConfig:
     """Input pipeline: where the images are, and how they are cropped, coloured and scaled."""
 
     root: str = ""
-    """Folder with train/ and val/, a folder of images a class in each; the word demo: images that the project draws."""
+    """Folder with train/ and val/, which hold a folder of images for each class; demo: images that the project draws."""
     image_size: Annotated[int, Range(8, unit="pixels")] = 224
     """Side of the square network input."""
     val_resize: int = 256
@@ -44,13 +44,13 @@ class DataConfig:
     pca_noise: Annotated[float, Range(0, zero="off")] = 0.1
     """Standard deviation of the PCA (AlexNet) noise coefficients. Noise is added on the 0 to 255 scale."""
     fixed_augmentation: bool = False
-    """Draw crop, flip and colour of an image once, and not anew in each epoch: what distill.cache needs. Not in the paper."""
+    """Draw crop, flip and colour of an image once for all epochs, as distill.cache needs it. Not in the paper."""
     interpolation: Interpolation = "linear"
     """Filter of every resize, training and validation."""
     antialias: bool = True
     """Widen the filter when shrinking, as PIL does."""
     operators: Operators = "auto"
-    """CPU training: fused resizes, flips and colours in one compiled pass; dali: its operators; auto: fused where it builds."""
+    """CPU training: fused: one compiled pass resizes, flips and colours; dali: DALI's operators; auto: fused where it builds."""
     threads: Annotated[int, Range(0, zero="choose")] = 0
     """Decoding threads of a rank; 0: the CPU cores divided among the ranks of this machine."""
     prefetch: Annotated[int, Range(1)] = 2
@@ -75,13 +75,13 @@ class ModelConfig:
     num_classes: Annotated[int, Range(0, zero="from the data")] = 0
     """Outputs of the classifier. Another number than data.root has classes is an error."""
     stem_stride: Literal[4, 2, 1] = 4
-    """How much the stem shrinks the image: 4 (the paper), strided convolution and pooling; 2, no pooling; 1, neither."""
+    """Factor by which the stem shrinks the image: 4 (the paper): strided convolution and pooling; 2: no pooling; 1: neither."""
     width: Annotated[float, Range(0, 16, above=True)] = 1.0
     """Multiplies every channel count (rounded to a multiple of 8); the paper's networks have 1."""
     zero_gamma: bool = False
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
     aux_head: bool = False
-    """Inception-V3: train a second classifier on the 17 x 17 stage besides (loss.aux_weight); the paper's runs have none."""
+    """Inception-V3: also train a second classifier on the 17 x 17 stage (loss.aux_weight); the paper's runs have none."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -129,15 +129,15 @@ class ScheduleConfig:
     step_epochs: Annotated[tuple[float, ...], Rising()] = (30, 60, 90)
     """Epochs, counted from the start of the run, at which a step decay multiplies the lr."""
     step_factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
-    """What a step multiplies the lr by."""
+    """Factor of the lr at each of step_epochs."""
     first_size: Annotated[float, Range(0, 1, above=True, note="1 is off")] = 1.0
-    """Progressive resizing: side of the training images at first, as a share of data.image_size; 1: off."""
+    """Progressive resizing: side of the first epoch's training images, as a share of data.image_size; 1: off."""
     size_steps: Annotated[int, Range(1)] = 3
-    """Steps, equal in length and in pixels, in which the side grows."""
-    full_size_at: Annotated[
-        float, Range(0, 1, above=True, below=True, note="some epochs are to have the full size")
-    ] = 0.75
-    """Share of the epochs after which the side is data.image_size."""
+    """Progressive resizing: number of steps, equal in length and in pixels, in which the side grows."""
+    full_size_at: Annotated[float, Range(0, 1, above=True, below=True, note="some epochs must have the full size")] = (
+        0.75
+    )
+    """Progressive resizing: share of the epochs after which the side is data.image_size."""
 
     def __post_init__(self) -> None:
         check_fields(self, "schedule.")
@@ -145,7 +145,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross-entropy and what refines its targets."""
+    """Cross-entropy and its targets."""
 
     smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Label smoothing; the paper's value is 0.1."""
@@ -154,7 +154,7 @@ class LossConfig:
     mixup_alpha: Annotated[float, Range(0, zero="off")] = 0.0
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; the paper's value is 0.2."""
     aux_weight: Annotated[float, Range(0, above=True, note="0.4 is usual")] = 0.4
-    """What the loss of an auxiliary head (model.aux_head) counts beside the network's own."""
+    """Weight of the loss of an auxiliary head (model.aux_head); the network's own has 1."""
 
     def __post_init__(self) -> None:
         check_fields(self, "loss.")
@@ -165,17 +165,17 @@ class DistillConfig:
     """Distillation (section 5.3): hard_weight x CE(labels) + soft_weight x T^2 x CE(teacher's softmax at T, student's at T)."""
 
     teacher: str = ""
-    """Run folder or checkpoint file of fasttricks.train, or timm:NAME, timm's trained weights of it; empty: no distillation."""
+    """Run folder or checkpoint file of fasttricks.train, or timm:NAME for timm's trained weights; empty: no distillation."""
     digest: str = ""
-    """Of the teacher's weights, which the run's config.json records; another teacher is refused. Empty: any."""
+    """Digest of the teacher's weights, as config.json records it. A teacher with another digest is refused. Empty: accept any."""
     temperature: Annotated[float, Range(0, above=True, note="20 is usual")] = 20.0
-    """T; the paper's is 20."""
+    """Temperature T of the softmax; the paper's value is 20."""
     cache: str = ""
-    """Folder for the teacher's logits, which it then gives once an image: K numbers each. Needs data.fixed_augmentation."""
+    """Folder for the teacher's logits: it runs once an image and stores K numbers. Needs data.fixed_augmentation."""
     hard_weight: Annotated[float, Range(0, zero="off")] = 1.0
-    """Weight of the labels' loss; the paper's is 1, its authors' code has 0.5."""
+    """Weight of the labels' loss; the paper's value is 1, its authors' code has 0.5."""
     soft_weight: Annotated[float, Range(0, zero="off")] = 1.0
-    """Weight of T^2 x the teacher's loss; the paper's is 1, its authors' code has 0.5."""
+    """Weight of T^2 x the teacher's loss; the paper's value is 1, its authors' code has 0.5."""
 
     def __post_init__(self) -> None:
         check_fields(self, "distill.")
@@ -188,9 +188,9 @@ class EvalConfig:
     """Validation during training. Every validation image counts exactly once."""
 
     every_epochs: Annotated[int, Range(1)] = 1
-    """Validate after each so many epochs, and after the last."""
+    """Epochs from one validation to the next; the last epoch is always validated."""
     batch_size: Annotated[int, Range(0, zero="as in training")] = 0
-    """Images a batch and rank."""
+    """Images of a validation batch on one rank."""
     flip: bool = False
     """Test-time flip: average the logits of the image and its mirror image. Not in the paper."""
 
@@ -214,36 +214,36 @@ class TricksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run, wholly: the same config, data and versions give the same weights."""
+    """One training run: the same config, data and versions give the same weights."""
 
     recipe: str
-    """Label of the run in its summary: the recipe that it came from."""
+    """Label of the run in its summary: the name of its recipe."""
     epochs: Annotated[int, Range(1)]
     """Passes over the training images."""
     global_batch_size: Annotated[int, Range(1)]
     """Images a step, over all ranks and micro-batches."""
     accumulate: Annotated[int, Range(1)] = 1
-    """Micro-batches a step: gradients are summed over this many passes before an update, to fit a small memory."""
+    """Micro-batches a step: gradients are summed over this many passes before an update, to save memory."""
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU. fp16: FP16 weights with FP32 masters (the paper's); bf16: autocast, FP32 weights."""
     compile: Compile = "off"
     """Mode of torch.compile for the network in training; off: eager."""
     compile_fallback: bool = False
-    """Where compilation fails, say so and go on eagerly; off: an error."""
+    """Run eagerly, with a note, where compilation fails; off: a failure is an error."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
     deterministic: Literal["on", "off"] = "on"
-    """on: 3 or more ranks add their gradients up in the ranks' order, the same bits after a resume; off: the backend's sum."""
+    """on: 3 or more ranks sum gradients in the order of the ranks: the same bits after a resume; off: the backend's sum."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where a GPU is available, else cpu."""
     seed: Annotated[int, Range(0)] = 0
-    """Of weights, order, augmentation and mixup."""
+    """Seed of weights, order, augmentation and mixup."""
     ema_decay: Annotated[float, Range(0, 1, below=True, zero="none")] = 0.0
-    """Average of the weights, kept as avg = decay x avg + (1 - decay) x weights a step and evaluated in their place."""
+    """Moving average of the weights, avg = decay x avg + (1 - decay) x weights at each step; validation uses it."""
     checkpoint_epochs: Annotated[int, Range(1)] = 1
-    """Save after each so many epochs, and after the last. Kept are the newest two and the newest of an epoch's end."""
+    """Epochs from one checkpoint to the next; the last is always saved. The newest two and the newest of an epoch's end stay."""
     checkpoint_steps: Annotated[int, Range(0, zero="off")] = 0
-    """Save also after each so many steps, within an epoch too; off: at the ends of epochs only."""
+    """Steps from one checkpoint to the next within an epoch; off: checkpoints at the ends of epochs only."""
     log_steps: Annotated[int, Range(1)] = 20
     """Steps between two records of loss, lr and imgs/sec; one also ends each epoch. A pipe or file gets a line for each."""
     profile: bool = False
@@ -251,17 +251,17 @@ class TrainConfig:
     run_dir: str = ""
     """Folder of this run; empty: runs/RECIPE. It must not exist, or --resume must be given."""
     resume: bool = False
-    """Go on from the newest whole checkpoint of run_dir, bit for bit; where there is no run yet, begin it."""
+    """Resume from the newest intact checkpoint of run_dir, bit for bit; start a run where there is none."""
     allow_other_ranks: bool = False
-    """Let a resumed run have another number of ranks or micro-batches, from the end of an epoch on."""
+    """Resume with another number of ranks or micro-batches, from the end of an epoch."""
     allow_other_versions: bool = False
-    """Let a resumed run have other releases of torch, DALI, NumPy, Triton, or another kind of device: no longer bit for bit."""
+    """Resume with other releases of torch, DALI, NumPy, Triton, or another kind of device: no longer bit for bit."""
     on_bad_loss: Literal["stop", "skip"] = "stop"
-    """A NaN, infinite or exploded loss: stop the run; or skip and count the step, which then changes no weight."""
+    """At a NaN, infinite or exploded loss, stop: end the run; skip: leave the step out and count it."""
     max_loss: Annotated[float, Range(0, above=True, zero="any finite loss")] = 100.0
-    """A micro-batch's mean loss above this has exploded, nats. Chance is ln(classes), 6.9 for 1000."""
+    """A micro-batch whose mean loss, in nats, is above this has exploded. Chance level is ln(classes), 6.9 for 1000."""
     timeout_s: Annotated[int, Range(1, unit="seconds")] = 600
-    """How long ranks wait for one that hangs before the run ends; above the time that a save takes."""
+    """Time that ranks wait for one that hangs before the run ends; longer than a save."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -274,7 +274,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        rule = "takes an optimizer that can leave a step out; take --optim.backend auto, torch or fused"
+        rule = "needs an optimizer that can skip a step; take --optim.backend auto, torch or fused"
         require(self.on_bad_loss == "stop" or self.optim.backend != "apex", "on_bad_loss", self.on_bad_loss, rule)
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
         require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)
@@ -284,12 +284,12 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate after warm-up; linear scaling as in section 3.1: 0.1 at 256 images, 0.4 at 1024."""
+        """Learning rate after warm-up, with linear scaling as in section 3.1: 0.1 at 256 images, 0.4 at 1024."""
         scale = self.global_batch_size / 256 if self.optim.linear_scaling else 1.0
         return self.optim.base_lr * scale
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Images a rank takes at once. Raises ConfigError where ranks x micro-batches do not divide the global batch."""
+        """Images of one pass on one rank. Raises ConfigError where ranks x micro-batches do not divide the global batch."""
         parts = world_size * self.accumulate
         nearest = max(parts, round(self.global_batch_size / parts) * parts)
         rule = f"must be a multiple of ranks x accumulate ({world_size} x {self.accumulate}); the nearest is {nearest}"

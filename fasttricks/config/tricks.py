@@ -1,4 +1,4 @@
-"""The paper's tricks, one row each: what switches it on and off in a config. Help, docs and ablations come from here."""
+"""The paper's tricks, one row each: the edits that switch it on and off in a config. Help, docs and ablations derive from it."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ _MADE_AT_FIRST = re.compile(
     r"checkpoints|config\.json|metrics\.jsonl|console\.log|events\.out\.tfevents\..+"
     r"|\.(config\.json|metrics\.jsonl)\.\d+\.tmp"
 )
-"""What a run makes before its first step is logged."""
+"""The files that a run makes before its first step is logged."""
 _UNFINISHED = re.compile(r"\.step-\d+\.pt\.\d+\.tmp")
 _DYING_S = 30.0
-"""What torchrun started again may find its last start's main rank still giving a GPU's memory back."""
+"""After a restart by torchrun the previous main rank may still be returning a GPU's memory."""
 
 
 def check_unused(config: TrainConfig) -> None:
@@ -64,8 +64,8 @@ def _in_use(config: TrainConfig, error: InUseError) -> ConfigError:
 def check_run_dir(config: TrainConfig) -> None:
     """See that the run may be written to config.run_dir. Changes nothing.
 
-    Raises ConfigError where a run is there and --resume is not given, and where it is a run of another config. Of a run that
-    has a checkpoint the epochs may be others: resume.py knows when.
+    Raises ConfigError where a run is there and --resume is not given, and where it is a run of another config. The
+    epochs of a run with a checkpoint may differ: resume.py knows when.
     """
     folder = Path(config.run_dir)
     if folder.exists() and not folder.is_dir():
@@ -75,7 +75,7 @@ def check_run_dir(config: TrainConfig) -> None:
     if not folder.is_dir() or is_empty_run(folder):
         return
     if not config.resume:
-        rule = "is there already and is never overwritten; add --resume to go on with it, or give another --run-dir"
+        rule = "is there already and is never overwritten; add --resume to resume it, or give another --run-dir"
         raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
     if not is_there(folder / "config.json"):
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, every byte under a checksum, read without running code.
 
-A checkpoint is one file: what torch.save wrote (tensors, numbers, strings and dicts and lists of them), then the SHA-256
+A checkpoint is one file: the bytes of torch.save (tensors, numbers, strings and dicts and lists of them), then the SHA-256
 of all of that. It is written under a temporary name, flushed to the disk and renamed, so that a kill or a full disk leaves
 the one before as it was. torch.load and zip tools read it too; they overlook the checksum.
 """
@@ -31,13 +31,13 @@ KEYS = (
     "config", "classes", "fingerprint", "hardware", "step", "epoch", "step_in_epoch", "unmeasured", "train_seconds",
     "skipped_losses", "model", "optimizer", "loss_scale", "average", "average_updates", "ranks",
 )  # fmt: skip
-"""What a checkpoint holds besides its format."""
+"""The keys of a checkpoint besides its format."""
 _NAME = re.compile(r"step-(\d{10,})\.pt")
-"""What checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
+"""The names that checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
 _DAMAGED = ".damaged"
 _ZIP, _ZIP_END = b"PK\3\4", b"PK\5\6"
 CHECKSUM_MARK = b"\nfasttricks-sha256\n"
-"""What stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
+"""Stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
 _TRAILER_BYTES = len(CHECKSUM_MARK) + hashlib.sha256().digest_size
 
 
@@ -46,11 +46,11 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """A file that is not, or no longer, what was written."""
+    """A file that is not, or no longer, as it was written."""
 
 
 class _Hashing(io.RawIOBase):
-    """A file to write to that hashes what it passes on: the checksum costs no second read."""
+    """A file to write to that hashes the bytes on their way, so the checksum costs no second read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256 = file, hashlib.sha256()
@@ -81,7 +81,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         kept = newest_checkpoint(path.parent)
         last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-        rule = f"{why_refused(path.parent)} and go on with --resume"
+        rule = f"{why_refused(path.parent)} and resume with --resume"
         reason = error if isinstance(error, OSError) else error.__context__ or error  # torch says "unexpected pos"
         raise CheckpointError(f"checkpoint = {str(path)!r}: {rule}; {last} ({_first_line(reason)})") from error
 
@@ -98,7 +98,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. `path` is a file, or a run folder, of which the newest checkpoint is taken.
 
     Only tensors and plain values are read, whatever the environment says: a file that holds code is refused, not run.
-    Every byte is held to the checksum first, and what is then decoded is what was checked: the file is read once, into
+    Every byte is checked against the checksum first, and the same bytes are then decoded: the file is read once, into
     memory. Raises DamagedError for a file that is not as it was written, and CheckpointError for a path that is not
     there, a file of another format, or one with code in it.
     """
@@ -135,7 +135,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _require_trailer(file: Path, descriptor: int, size: int) -> None:
-    """Raise DamagedError for what neither begins nor ends as a checkpoint does, before all of it is read."""
+    """Raise DamagedError for a file that neither begins nor ends as a checkpoint does, before all of it is read."""
     if read_range(descriptor, 0, len(_ZIP)) != _ZIP:
         raise _no_checkpoint(file)
     end = read_range(descriptor, max(0, size - 2 * _TRAILER_BYTES), 2 * _TRAILER_BYTES)
@@ -149,7 +149,7 @@ def _no_checkpoint(file: Path) -> DamagedError:
 
 
 def _checked(file: Path, data: bytes) -> memoryview:
-    """What torch wrote of `data`, every byte as it was written."""
+    """The bytes of `data` that torch wrote, after the check of every byte."""
     body, trailer = memoryview(data)[:-_TRAILER_BYTES], data[-_TRAILER_BYTES:]
     if trailer == CHECKSUM_MARK + hashlib.sha256(body).digest() and data.startswith(_ZIP):
         return body
@@ -166,7 +166,7 @@ def _checked(file: Path, data: bytes) -> memoryview:
 def _decode(file: Path, data: memoryview) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what foreign files make torch wonder about
+            warnings.simplefilter("ignore")  # foreign files make torch warn
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # foreign data fails in the zip reader, the unpickler or torch, in many ways
         rule = "must be a file of fasttricks.train, of tensors and plain values only; nothing in it was run"
@@ -180,7 +180,7 @@ def _other_format(file: Path, state: object) -> CheckpointError:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong, without torch's advice to load the file anyway."""
+    """The error, without torch's advice to load the file anyway."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     named = next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
     return named.partition(". Please use")[0].partition(". In PyTorch 2.6")[0]
@@ -192,7 +192,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def named_checkpoints(folder: Path) -> list[Path]:
-    """The same with what has such a name and is no file, which a resumed run has to say and to move out of its way."""
+    """The same, with other things of such a name, which a resumed run has to name and to move away."""
     found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
     return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
 
@@ -215,7 +215,7 @@ def step_of(path: Path) -> int:
 def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda step: False) -> None:
     """Delete the checkpoints of `folder` but the newest `count`, 1 or more, and the newest whose step `also` says yes to.
 
-    Temporary files that a kill left go too. What the user put there stays, whatever it is called.
+    Removes the temporary files of killed saves too. The user's files stay, whatever their names.
     """
     found = checkpoints(folder)
     marked = next((path for path in found if also(step_of(path))), None)
@@ -249,7 +249,7 @@ def set_aside(paths: Iterable[Path]) -> None:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Load `weights` into `model`, every key and shape the same. Raises CheckpointError naming what differs."""
+    """Load `weights` into `model`, every key and shape the same. Raises CheckpointError naming the differences."""
     wanted = model.state_dict()
     missing, extra = [k for k in wanted if k not in weights], [k for k in weights if k not in wanted]
     shapes = [

@@ -20,7 +20,7 @@ from fasttricks.system.process import LONGEST_COMMAND, launch_token, this_start
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import anything, fields, listed, table, text
 
-CONFIGS = Reader(ConfigError, "must be what fasttricks.train wrote", "give another --run-dir")
+CONFIGS = Reader(ConfigError, "must be as fasttricks.train wrote it", "give another --run-dir")
 
 _MAY_DIFFER = (
     *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
@@ -45,12 +45,12 @@ _NEWEST_STARTS = 48
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with: python, the packages that matter, and the source's commit where it is a checkout."""
+    """The versions of the run: python, the packages that matter, and the source's commit where it is a checkout."""
     return releases() | {"commit": _commit()}
 
 
 def releases() -> dict[str, str]:
-    """Of python and the packages that matter, by name; the commit, which takes a process of git, is left out."""
+    """The versions of python and the packages that matter, by name, without the commit, which takes a process of git."""
     found = {"python": platform.python_version(), "fasttricks": fasttricks.__version__}
     for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120"):
         try:
@@ -81,7 +81,7 @@ def made_by_this_launch(run_dir: str) -> bool:
 
 
 def no_place(config: TrainConfig, error: OSError) -> ConfigError:
-    """What to raise where a run folder refuses."""
+    """The error for a run folder that cannot be written."""
     return ConfigError(f"run_dir = {config.run_dir!r}: must be a place to write to; give another --run-dir ({error})")
 
 
@@ -140,10 +140,10 @@ def differences(before: TrainConfig, now: TrainConfig, lenient: Collection[str] 
 
 
 def config_digest(config: TrainConfig, **more: object) -> str:
-    """12 hex digits of what makes a difference to the run, and of `more`: equal for configs that train the same.
+    """12 hex digits of the fields that decide the run, and of `more`: equal for configs that train the same.
 
-    Fields at their default are left out, so that a field that is added later, with a default that means what was before,
-    changes nothing.
+    Fields at their default are left out, so a field that is added later changes nothing if its default means the old
+    behaviour.
     """
     fields = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
     sections = {f.name: f.default_factory() for f in dataclasses.fields(TrainConfig) if callable(f.default_factory)}

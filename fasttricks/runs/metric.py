@@ -14,7 +14,7 @@ class Metric(NamedTuple):
     label: str
     """Its name in words and tables, as `top-1`."""
     unit: str
-    """Of its values, as `%`."""
+    """Unit of its values, as `%`."""
     panel: tuple[str, str]
     """Title and y axis of its panel in curves.png; metrics of the same panel share it."""
 

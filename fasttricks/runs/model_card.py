@@ -1,4 +1,4 @@
-"""What an export says of itself: config.json, and a model card from the checkpoint and its run folder."""
+"""The description of an export: config.json, and a model card from the checkpoint and its run folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fasttricks.runs.saved import Saved
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import Kind, fields, number, table, text, whole
 
-_FILES = Reader(ConfigError, "must be what fasttricks.train wrote", "move it away, and the card is made without it")
+_FILES = Reader(ConfigError, "must be as fasttricks.train wrote it", "move it away, and the card is made without it")
 
 
 def summary_kind(metrics: Sequence[Metric]) -> Kind:
-    """What summary.json holds of a run whose task has these metrics."""
+    """The kind of summary.json of a run whose task has these metrics."""
     numbers = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in metrics)), number())
     return fields(
         {"steps": whole(), "val_images": whole(), "ranks": whole(1), "precision": text(), "device": text(), **numbers}
@@ -27,9 +27,9 @@ def summary_kind(metrics: Sequence[Metric]) -> Kind:
 
 
 def counterparts(config: ModelConfig) -> dict[str, str]:
-    """Package -> what it calls this very network: timm, torchvision, either or none. A width or stem of ours it has not.
+    """Package -> its name of the same network, for timm and torchvision. Neither has our other widths or stems.
 
-    timm's Inception with an auxiliary head gives two outputs in evaluation too: it is another.
+    timm's Inception with an auxiliary head also gives two outputs in evaluation, so it is another network.
     """
     if (config.width, config.stem_stride) != (ModelConfig.width, ModelConfig.stem_stride):
         return {}
@@ -58,7 +58,7 @@ def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def transform_text(data: DataConfig) -> str:
-    """What becomes of an image before the network, in words: the validation transform."""
+    """The validation transform in words."""
     filters = {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "Lanczos"}
     antialias = "with antialiasing, as PIL does" if data.antialias else "without antialiasing"
     resize = f"{filters[data.interpolation]}, {antialias}; sizes rounded to the nearest pixel"
@@ -77,8 +77,8 @@ def model_card(
 ) -> str:
     """Markdown, with the front matter that the Hugging Face hub reads.
 
-    metrics: of its task. counterparts: what timm and torchvision call this network. run_folder: where config.json and
-    summary.json are read from; None or without them: the card says what is not known.
+    metrics: those of its task. counterparts: the network's names in timm and torchvision. run_folder: the folder of config.json
+    and summary.json; None or without them: the card names the unknown facts.
     """
     config, classes = saved.config, saved.classes
     summary = _read(run_folder, "summary.json", summary_kind(metrics))

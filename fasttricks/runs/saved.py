@@ -1,4 +1,4 @@
-"""A checkpoint as evaluation, prediction, export and distillation read it: its network, and what the network was trained on."""
+"""A checkpoint as evaluation, prediction, export and distillation read it: its network, and the classes of its training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _STATE = fields(
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """What a checkpoint holds beside what only a resumed run needs."""
+    """The contents of a checkpoint, without the parts that only a resumed run needs."""
 
     path: Path
     """The checkpoint's file."""
     task: str
     config: TrainConfig
-    """Of the run that wrote it."""
+    """The config of the run that wrote it."""
     classes: tuple[str, ...]
     """Names of the classifier's outputs, in their order."""
     step: int
@@ -45,7 +45,7 @@ class Saved:
     weights: Mapping[str, Tensor]
     """FP32, on the CPU."""
     average: Mapping[str, Tensor] | None
-    """Of the weights, where the run kept one (ema_decay)."""
+    """The average of the weights, where the run kept one (ema_decay)."""
 
     def network(self, *, average: bool = True) -> nn.Module:
         """Its network: FP32, on the CPU, in evaluation mode.
@@ -66,7 +66,7 @@ def read_saved(path: Path) -> Saved:
         _STATE(state, "")
         config = from_dict(TrainConfig, parse_json(state["config"].encode(), table(anything)))
     except ValueError as error:
-        rule = "must hold what fasttricks.train saves of a run"
+        rule = "must hold the state of a run of fasttricks.train"
         raise CheckpointError(f"checkpoint = {state['path']!r}: {rule} ({error}); use another one") from error
     return Saved(
         path=Path(state["path"]),
