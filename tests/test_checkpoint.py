@@ -19,17 +19,14 @@ import torch
 from bench.soak.payloads import PAYLOADS, is_live, sealed
 from fasttricks.config import ModelConfig
 from fasttricks.models import build_model
-from fasttricks.runs.checkpoint import (
-    FORMAT,
+from fasttricks.runs.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint
+from fasttricks.runs.stored import (
     CheckpointError,
     DamagedError,
     checkpoint_path,
     checkpoints,
     keep_newest,
-    load_checkpoint,
-    load_weights,
     newest_checkpoint,
-    save_checkpoint,
     step_of,
 )
 from lib.forked import on_ranks

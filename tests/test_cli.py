@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from fasttricks.commands.evaluate import EvaluateConfig
+from fasttricks.commands.predict import PredictConfig
 from fasttricks.config import ConfigError, TrainConfig, UserError, field_rules, get_at, schema
 from fasttricks.config.cli import parse_recipe
+from fasttricks.config.options import ABSENT, FOREIGN, arities, option_docs
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
 from fasttricks.data.sources import open_split
@@ -37,7 +40,7 @@ def parse(*args: str) -> TrainConfig:
     ("args", "wrong", "nearest"),
     [
         (["resnet50-eficient"], "resnet50-eficient", "did you mean 'resnet50-efficient'?"),
-        (["demo", "--optim.bas-lr", "0.1"], "--optim.bas-lr", "Perhaps you meant: --optim.base-lr FLOAT"),
+        (["demo", "--optim.bas-lr", "0.1"], "--optim.bas-lr", "did you mean --optim.base-lr?"),
         (["demo", "--tricks.off", "mixupp"], "mixupp", "did you mean 'mixup'?"),
     ],
     ids=["recipe", "field", "trick"],
@@ -56,17 +59,78 @@ def test_a_misspelt_name_is_answered_with_the_nearest(args: list[str], wrong: st
 @pytest.mark.parametrize(
     ("args", "nearest"),
     [
-        (["--data.rot", "x"], "--data.root STR"),
-        (["--epoch", "3"], "--epochs INT"),
-        (["--schedule.warmup", "3"], "--schedule.warmup-epochs FLOAT"),
-        (["--loss.mixup", "0.1"], "--loss.mixup-alpha FLOAT"),
+        (["--data.rot", "x"], "--data.root"),
+        (["--epoch", "3"], "--epochs"),
+        (["--schedule.warmup", "3"], "--schedule.warmup-epochs"),
+        (["--loss.mixup", "0.1"], "--loss.mixup-alpha"),
         (["--tricks.of", "mixup"], "--tricks.off"),
+        (["--no-data.antialias"], "--data.no-antialias"),
+        (["--learning-rate", "0.1"], "--optim.base-lr"),
+        (["--label-smoothing=0.1"], "--loss.smoothing"),
+        (["--workers", "4"], "--data.threads"),
+        (["--img_size", "64"], "--data.image-size"),
+        (["--amp"], "--precision"),
+        (["--output-dir", "x"], "--run-dir"),
+        (["-b", "64"], "--global-batch-size"),
+        (["--weight-decay", "0"], "--optim.weight-decay"),
     ],
 )
-def test_other_misspelt_fields(args: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
+def test_an_option_that_people_type_is_answered_with_ours_and_its_help(args: list[str], nearest: str) -> None:
+    with pytest.raises(ConfigError) as error:
         parse("demo", *args)
-    assert nearest in plain(capsys.readouterr().err).partition("Perhaps you meant:")[2]
+    right = nearest.removeprefix("--")
+    said = (
+        f"option = {args[0].partition('=')[0]!r}: unknown; did you mean {nearest}? ({option_docs(TrainConfig)[right]}"
+    )
+    assert str(error.value).startswith(said.rstrip("."))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--optimizer", "adam"], "the optimizer is Nesterov SGD; --optim.backend chooses"),
+        (["--weights", "x.pt"], "a run starts from random weights"),
+        (["--gpus", "8"], "torchrun --nproc-per-node N"),
+        (["--xyzzy"], "unknown; train RECIPE --help lists the options"),
+        (["demo2"], "takes one recipe, and has demo"),
+        (["--resume", "runs/a"], "argument = 'runs/a'"),
+    ],
+)
+def test_an_option_that_there_is_not(args: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        parse("demo", *args)
+
+
+def test_other_trainers_options_stand_for_options_that_there_are() -> None:
+    everywhere = {*arities(TrainConfig), *arities(EvaluateConfig), *arities(PredictConfig)}
+    assert {right for right in FOREIGN.values() if right not in everywhere} == set()
+    assert not (set(FOREIGN) | set(ABSENT)) & set(arities(TrainConfig))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--epochs", "3", "demo", "--tricks.off", "mixup", "cosine"],
+        ["--tricks.off", "mixup", "cosine", "demo", "--epochs=3"],
+        ["--epochs", "3", "--tricks.off", "mixup", "cosine", "demo"],
+    ],
+)
+def test_options_stand_in_any_order(args: list[str]) -> None:
+    assert parse(*args) == parse("demo", "--epochs", "3", "--tricks.off", "mixup", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("resnet18", "resnet18d"), ("resnet50b", "resnet50b"), ("inceptionv3", "inception_v3")]
+)
+def test_a_network_in_the_place_of_a_recipe_is_told_so(name: str, network: str) -> None:
+    with pytest.raises(ConfigError, match=f"is a network, and no recipe; .* --model.name {network};"):
+        parse(name)
+
+
+def test_names_of_tricks_with_commas_are_told_to_be_apart() -> None:
+    with pytest.raises(ConfigError, match="must be names apart, without commas: mixup cosine"):
+        parse("demo", "--tricks.off", "mixup,cosine")
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_file_that_ends_the_process_is_bad_and_the_others_are_scanned(
 
 def test_what_is_asked_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(prepare.main, "scan") == 2
-    assert "scan needs DIR first: python -m fasttricks.data.prepare scan DIR" in capsys.readouterr().err
+    assert "scan needs DIR: python -m fasttricks.data.prepare scan DIR" in capsys.readouterr().err
     assert call(prepare.main, "scan", str(tmp_path / "nowhere")) == 2
     assert "nowhere: no such folder; give the folder that holds train/ and val/" in capsys.readouterr().err
     assert call(prepare.main, "scan", str(tmp_path)) == 2

@@ -17,7 +17,8 @@ from fasttricks.config import ConfigError, OptimConfig
 from fasttricks.learning.divergence import Counted, DivergedError, LossGuard, bad_gradients, first_not_finite
 from fasttricks.learning.optim import build_optimizer
 from fasttricks.learning.precision import make_loss_scale
-from fasttricks.runs.checkpoint import checkpoints, load_checkpoint
+from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.stored import checkpoints
 from fasttricks.tasks import classification
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build

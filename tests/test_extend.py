@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from fasttricks.commands import train
-from fasttricks.runs.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.folder import read_config
+from fasttricks.runs.stored import checkpoints, newest_checkpoint
 from fasttricks.tasks import classification
 from lib.states import same
 from lib.tiny import arguments, call

@@ -10,7 +10,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from bench.soak.processes import free_port
-from fasttricks.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
+from fasttricks.runs.checkpoint import save_checkpoint
+from fasttricks.runs.stored import CheckpointError, checkpoint_path
 from fasttricks.system.distributed import join_world
 from lib.forked import forked, python_m, running
 from lib.tiny import FinishedRun, arguments

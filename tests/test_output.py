@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import pytest
 
-from fasttricks.runs.checkpoint import newest_checkpoint
+from fasttricks.runs.stored import newest_checkpoint
 from lib.forked import CLOSED, Running, python_m, running
 from lib.tiny import FinishedRun, arguments, environment
 

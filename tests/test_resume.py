@@ -18,7 +18,8 @@ import torch
 
 from fasttricks import trainer
 from fasttricks.config import ConfigError, TrainConfig, replace_at
-from fasttricks.runs.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from fasttricks.runs.checkpoint import load_checkpoint, save_checkpoint
+from fasttricks.runs.stored import CheckpointError, checkpoints
 from fasttricks.system.distributed import World
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training import resume

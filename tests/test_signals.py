@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fasttricks.commands import train
-from fasttricks.runs.checkpoint import checkpoints, step_of
+from fasttricks.runs.stored import checkpoints, step_of
 from fasttricks.system.signals import StopRequest
 from fasttricks.tasks import classification
 from lib.tiny import ALONE, arguments, call, environment

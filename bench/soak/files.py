@@ -17,16 +17,9 @@ import torch
 from bench.soak import processes
 from bench.soak.payloads import PAYLOADS, is_live, sealed
 from bench.soak.runs import Lab, Result, expect
-from fasttricks.runs.checkpoint import (
-    CheckpointError,
-    DamagedError,
-    checkpoint_path,
-    checkpoints,
-    keep_newest,
-    load_checkpoint,
-    save_checkpoint,
-)
+from fasttricks.runs.checkpoint import load_checkpoint, save_checkpoint
 from fasttricks.runs.folder import read_config
+from fasttricks.runs.stored import CheckpointError, DamagedError, checkpoint_path, checkpoints, keep_newest
 from fasttricks.system.distributed import World
 from fasttricks.training.resume import find_state
 

@@ -1,4 +1,4 @@
-"""Ablate: python -m fasttricks.ablate TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...].
+"""Ablate: fasttricks ablate TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...].
 
 TABLE is one of the paper's (table2 .. table6) or a design over a recipe's tricks (add-one, leave-one-out, factorial).
 """
@@ -15,6 +15,7 @@ from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, check_name, extend
 from fasttricks.ablation.paper import PAPER_TABLES
 from fasttricks.commands import prog
 from fasttricks.config import ConfigError
+from fasttricks.config.cli import split_recipe
 from fasttricks.config.recipes import RECIPES
 
 PROG = prog("ablate")
@@ -56,8 +57,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def split(args: Sequence[str]) -> tuple[list[str], str, list[str]]:
     """(tables, recipe, the rest) of a command line. Raises ConfigError for a name that is neither, with the nearest."""
-    count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
-    names, rest = list(args[:count]), list(args[count:])
+    names, rest = split_recipe(args, prog=f"{PROG} TABLE", extend=extend)
     recipe = names.pop() if names and names[-1] in RECIPES else ""
     if not names:
         raise ConfigError(f"table = '': must be given before the recipe; the tables are {', '.join(_known())}")

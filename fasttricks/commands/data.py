@@ -1,4 +1,4 @@
-"""Prepare a data set: python -m fasttricks.data.prepare scan | pack | imagenet | check; each with --help."""
+"""Prepare a data set: fasttricks data scan | pack | imagenet | check; each with --help."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fasttricks.commands import prog
 from fasttricks.config import Range, UserError, check_fields, require, show_name
+from fasttricks.config.options import HELP, split_arguments
 
 if TYPE_CHECKING:
     from fasttricks.data.packing.pack import PackConfig
@@ -41,6 +42,10 @@ class ScanConfig:
         check_fields(self)
 
 
+class NoOptions:
+    """Of a command without options."""
+
+
 def main(args: Sequence[str]) -> None:
     """Run the command that `args` name."""
     if not args or args[0] in ("-h", "--help"):
@@ -60,7 +65,7 @@ def scan(args: Sequence[str]) -> None:
     from fasttricks.data.sources.walk import why_none
     from fasttricks.system.progress import counted
 
-    (root,), rest = _places(args, "scan", ("DIR",))
+    (root,), rest = _places(args, "scan", ("DIR",), ScanConfig)
     config = parse(ScanConfig(), rest, prog=f"{PROG} scan DIR", description=scan.__doc__ or "")
     if what := why_none(root):
         raise DataError(f"{root}: {what}; give the folder that holds train/ and val/")
@@ -86,7 +91,7 @@ def pack(args: Sequence[str]) -> None:
     from fasttricks.data.packing.pack import PackConfig
     from fasttricks.data.sources.folder import scan_dataset
 
-    (root, out), rest = _places(args, "pack", ("DIR", "OUT"))
+    (root, out), rest = _places(args, "pack", ("DIR", "OUT"), PackConfig)
     config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
     if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
         raise UserError(f"OUT = {out}: must not lie in DIR, whose folders would get a class more")
@@ -100,7 +105,7 @@ def imagenet(args: Sequence[str]) -> None:
     from fasttricks.data.packing.imagenet import ImagenetConfig, open_imagenet
     from fasttricks.data.packing.pack import PackConfig
 
-    (out,), rest = _places(args, "imagenet", ("OUT",))
+    (out,), rest = _places(args, "imagenet", ("OUT",), ImagenetConfig)
     config = parse(ImagenetConfig(), rest, prog=f"{PROG} imagenet OUT", description=imagenet.__doc__ or "")
     for name in ("train_tar", "val_tar", "devkit_tar"):
         require(bool(getattr(config, name)), name, "", f"give the archive as --{name.replace('_', '-')}")
@@ -114,9 +119,10 @@ def check(args: Sequence[str]) -> None:
     from fasttricks.data.sources.packed import open_packed
     from fasttricks.system.progress import counted
 
-    (out,), rest = _places(args, "check", ("OUT",))
-    if rest:
-        raise UserError(f"{rest[0]!r}: check takes OUT alone")
+    (out,), options = _places(args, "check", ("OUT",), NoOptions)
+    if options:
+        print(f"usage: {PROG} check OUT\n\n{check.__doc__}")
+        raise SystemExit(0)
     bad, count = [], 0
     for split in ("train", "val"):
         images = open_packed(out / split)
@@ -162,11 +168,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 
 
-def _places(args: Sequence[str], command: str, names: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """The paths that a command begins with, and the rest of its arguments."""
-    if "-h" in args or "--help" in args:
-        return [Path(name) for name in names], list(args)
-    given = list(args[: len(names)])
-    if len(given) < len(names) or any(place.startswith("-") for place in given):
-        raise UserError(f"{command} needs {' and '.join(names)} first: {PROG} {command} {' '.join(names)}")
-    return [Path(place) for place in given], list(args[len(names) :])
+def _places(args: Sequence[str], command: str, names: tuple[str, ...], cls: type) -> tuple[list[Path], list[str]]:
+    """The paths that a command takes, and its options, which are the fields of `cls`."""
+    given, options = split_arguments(args, cls, prog=f"{PROG} {command} {' '.join(names)}")
+    if set(options) & set(HELP):
+        return [Path(name) for name in names], options
+    usage = f"{PROG} {command} {' '.join(names)}"
+    if len(given) < len(names):
+        raise UserError(f"{command} needs {' and '.join(names)}: {usage}")
+    if len(given) > len(names):
+        raise UserError(f"argument = {given[len(names)]!r}: {command} takes {' and '.join(names)} alone: {usage}")
+    return [Path(place) for place in given], options

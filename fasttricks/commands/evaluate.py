@@ -1,24 +1,36 @@
-"""Evaluate a checkpoint: python -m fasttricks.evaluate CHECKPOINT [--data.root DIR ...]; each validation image counts once."""
+"""Evaluate a checkpoint: fasttricks evaluate CHECKPOINT [--data.root DIR ...]; each validation image counts once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fasttricks.commands import prog
-from fasttricks.config import DataConfig, EvalConfig, Precision, check_fields, show_name
+from fasttricks.commands.saved_run import SavedRunCommand, recorded
+from fasttricks.config import (
+    TRAINING_ONLY,
+    DataConfig,
+    EvalConfig,
+    Precision,
+    TrainConfig,
+    UserError,
+    check_fields,
+    read_launch,
+    show_name,
+)
+from fasttricks.config.options import Hidden
+from fasttricks.data.sources import require_place
 
 if TYPE_CHECKING:
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
 PROG = prog("evaluate")
-USAGE = f"""usage: {PROG} CHECKPOINT [--section.field value ...]
+ABOUT = """Top-1, top-5 and loss of a checkpoint over the validation images of its run, or of --data.root.
 
-CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. Fields are as the run had them unless given.
-{PROG} CHECKPOINT --help lists them."""
+CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. A field that is not given is as in the run."""
+HIDDEN: Hidden = {DataConfig: TRAINING_ONLY, EvalConfig: ("every_epochs",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,25 +71,35 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     return task.evaluate(model, batches, world, config.eval, make_autocast(precision, world.device))
 
 
-def main(args: Sequence[str]) -> None:
-    """Evaluate the checkpoint that `args` name, and print one line."""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        raise SystemExit(0 if args else 2)
+def as_run(run: TrainConfig) -> EvaluateConfig:
+    """Evaluate as `run` validates."""
+    return EvaluateConfig(device=run.device, precision=run.precision, data=run.data, eval=run.eval)
+
+
+def evaluate(saved: Saved, config: EvaluateConfig) -> dict[str, float]:
+    """evaluate_checkpoint on the ranks that torchrun started, or on one. A collective: every rank must call it."""
     from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
-    from fasttricks.config.cli import parse
+    with join_world(config.device) as world:
+        return evaluate_checkpoint(config, saved, world)
+
+
+def main(args: Sequence[str]) -> None:
+    """Evaluate the checkpoint that `args` name, and print one line."""
+    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN)
+    path, more, options = command.read(args)
+    if more:
+        raise UserError(f"argument = {more[0]!r}: {PROG} takes one checkpoint; an option begins with --")
+    if (recorded_run := recorded(path)) is not None:
+        require_place(command.config(recorded_run, options).data.root, "val")
+
     from fasttricks.runs.metric import show_all
     from fasttricks.runs.saved import read_saved
     from fasttricks.tasks import find_task
 
-    saved = read_saved(Path(args[0]))
-    run = saved.config
-    default = EvaluateConfig(device=run.device, precision=run.precision, data=run.data, eval=run.eval)
-    config = parse(default, args[1:], prog=f"{PROG} {args[0]}", description=f"Evaluate {saved.path}.")
-    with join_world(config.device) as world:
-        found = evaluate_checkpoint(config, saved, world)
-        if world.is_main:
-            scores = f"{show_all(find_task(saved.task).metrics, found)}  loss {found['val_loss']:.4f}"
-            print(f"{scores}  {found['val_images']} images  {show_name(saved.path)}")
+    saved = read_saved(path)
+    found = evaluate(saved, command.config(saved.config, options))
+    if read_launch().rank == 0:
+        scores = f"{show_all(find_task(saved.task).metrics, found)}  loss {found['val_loss']:.4f}"
+        print(f"{scores}  {found['val_images']} images  {show_name(saved.path)}")

@@ -1,4 +1,4 @@
-"""Export a checkpoint: python -m fasttricks.export CHECKPOINT [--output DIR ...]: safetensors, ONNX and a model card."""
+"""Export a checkpoint: fasttricks export CHECKPOINT [--output DIR ...]: safetensors, ONNX and a model card."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttricks.commands import prog
+from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, show_name
 from fasttricks.system.extras import require_extra
 
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from fasttricks.runs.saved import Saved
 
 PROG = prog("export")
-USAGE = f"""usage: {PROG} CHECKPOINT [--output DIR] [--no-onnx] [--no-average]
-
-CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. DIR gets model.safetensors (in timm's and
-torchvision's key names), model.onnx (from pixels to logits), config.json and a model card, README.md. It must not exist."""
+ABOUT = """Write model.safetensors (in timm's and torchvision's key names), model.onnx (from pixels to logits), config.json and a
+model card, README.md. CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken."""
 OPSET = 18
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -153,17 +152,15 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
 
 def main(args: Sequence[str]) -> None:
     """Export the checkpoint that `args` name."""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        raise SystemExit(0 if args else 2)
-    from fasttricks.config.cli import parse
-
-    config = parse(ExportConfig(), args[1:], prog=f"{PROG} {args[0]}", description="Export a checkpoint.")
+    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ExportConfig(), lambda run: ExportConfig())
+    path, more, options = command.read(args)
+    if more:
+        raise ConfigError(f"argument = {more[0]!r}: {PROG} takes one checkpoint; an option begins with --")
+    config = command.config(None, options)
     if config.onnx:
         require_extra("export", ["safetensors", *ONNX_MODULES], "export (--no-onnx aside)")
     require_extra("export", ["safetensors"], "export")
     from fasttricks.runs.saved import read_saved
 
-    path = Path(args[0])
     target = export(read_saved(path), config, path if path.is_dir() else None)
     print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {show_name(target)}/")

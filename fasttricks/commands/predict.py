@@ -1,4 +1,4 @@
-"""Classify images: python -m fasttricks.predict CHECKPOINT IMAGE... [--top 5 ...]; as the run's validation sees them."""
+"""Classify images: fasttricks predict CHECKPOINT IMAGE... [--top 5 ...]; as the run's validation sees them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from fasttricks.commands import prog
-from fasttricks.config import DataConfig, Precision, Range, UserError, check_fields, show_name
+from fasttricks.commands.saved_run import SavedRunCommand
+from fasttricks.config import (
+    TRAINING_ONLY,
+    DataConfig,
+    Precision,
+    Range,
+    TrainConfig,
+    UserError,
+    check_fields,
+    show_name,
+)
+from fasttricks.config.options import Hidden
 
 if TYPE_CHECKING:
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
 PROG = prog("predict")
-USAGE = f"""usage: {PROG} CHECKPOINT IMAGE... [--section.field value ...]
+ABOUT = """The likeliest classes of each image, with their probabilities.
 
-CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. For each image the likeliest classes, with their
-probability. An image that cannot be read is named, and the exit status is 1. Fields are as the run had them unless given.
-{PROG} CHECKPOINT --help lists them."""
+CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. An image that cannot be read is named, and the
+exit status is 1. A field that is not given is as in the run."""
+HIDDEN: Hidden = {DataConfig: (*TRAINING_ONLY, "root", "max_bad")}
 BATCH_SIZE = 64
 
 
@@ -133,28 +143,25 @@ def prediction_text(prediction: Prediction) -> str:
     return "\n".join(map(show_name, [prediction.path, *rows]))
 
 
+def as_run(run: TrainConfig) -> PredictConfig:
+    """Predict as `run` validates."""
+    return PredictConfig(device=run.device, precision=run.precision, flip=run.eval.flip, data=run.data)
+
+
 def main(args: Sequence[str]) -> None:
     """Print what the checkpoint that `args` name says of the images. Exits 1 where one could not be used."""
-    named = list(takewhile(lambda arg: not arg.startswith("-"), args))
-    options = args[len(named) :]
-    asks = bool(set(options) & {"-h", "--help"})
-    if not named:
-        print(USAGE)
-        raise SystemExit(0 if asks else 2)
-    from fasttricks.config.cli import parse
+    command = SavedRunCommand(PROG, "CHECKPOINT IMAGE...", ABOUT, PredictConfig(), as_run, HIDDEN)
+    path, images, options = command.read(args)
+    if not images:
+        raise UserError(f"images: none given; {PROG} {show_name(path)} IMAGE...")
     from fasttricks.runs.saved import read_saved
     from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
-    saved = read_saved(Path(named[0]))
-    run = saved.config
-    default = PredictConfig(device=run.device, precision=run.precision, flip=run.eval.flip, data=run.data)
-    config = parse(default, options, prog=f"{PROG} {named[0]}", description=f"Predict by {saved.path}.")
-    if len(named) == 1:
-        raise UserError(f"images: none given; {PROG} {named[0]} IMAGE...")
-    failed = False
+    saved = read_saved(path)
+    config, failed = command.config(saved.config, options), False
     with join_world(config.device) as world:
-        for prediction in predict(saved, named[1:], config, world):
+        for prediction in predict(saved, images, config, world):
             failed |= bool(prediction.error)
             if prediction.error:
                 print(show_name(f"error: {prediction.path}: {prediction.error}"), file=sys.stderr)

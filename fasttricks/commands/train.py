@@ -1,13 +1,18 @@
-"""Train a recipe: python -m fasttricks.train RECIPE [--section.field value ...]; --help lists the recipes."""
+"""Train a recipe: fasttricks train RECIPE [--section.field value ...]; --help lists the recipes."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from fasttricks.commands import prog
-from fasttricks.config import UserError
+from fasttricks.config import TrainConfig, UserError, read_launch
+from fasttricks.data.sources import require_place
+from fasttricks.runs.begin import check_run_dir, check_unused
+from fasttricks.runs.folder import made_by_this_launch
+from fasttricks.system.process import restart_count
 
 PROG = prog("train")
 
@@ -24,15 +29,25 @@ def next_commands(run_dir: str) -> list[str]:
 
 
 def main(args: Sequence[str]) -> None:
-    """Train the recipe that `args` ask for. torch is imported after they are read, so that a wrong one is answered at once."""
+    """Train the recipe that `args` ask for. A wrong argument or path is answered before torch is imported."""
     from fasttricks.config.cli import parse_recipe
 
-    config = parse_recipe(args, prog=PROG)
+    train(parse_recipe(args, prog=PROG))
 
-    from fasttricks.runs.folder import made_by_this_launch
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train `config`, which is resolved, to its end. Returns the summary; an empty one where a signal stopped the run, which
+    is then saved. A collective: every rank must call it.
+
+    Raises UserError for all that the user can set right, and KeyboardInterrupt with the way to resume.
+    """
+    config = restarted(config)
+    check_unused(config)
+    check_run_dir(config)
+    require_place(config.data.root, "train", "val")
+
     from fasttricks.system.distributed import join_world, keep_freed_memory, leave, lost_rank
     from fasttricks.system.files import why_refused
-    from fasttricks.system.process import restart_count
     from fasttricks.system.signals import StopRequest
     from fasttricks.trainer import Stopped, fit
     from fasttricks.training.build import build
@@ -40,15 +55,14 @@ def main(args: Sequence[str]) -> None:
 
     keep_freed_memory()
     with join_world(config.device, config.timeout_s) as world:
-        if restart_count() and (not world.is_main or made_by_this_launch(config.run_dir)):
-            config = dataclasses.replace(config, resume=True)  # torchrun has started its own run again
         stop = StopRequest(world)
         with stop.listening():
             run = build(config, world, stop)
             try:
-                fit(run)
+                summary = fit(run)
                 for line in next_commands(config.run_dir):
                     run.log.print(line)
+                return summary
             except Stopped as stopped:
                 run.log.print(f"stopped {stopped}")
             except KeyboardInterrupt:
@@ -60,3 +74,11 @@ def main(args: Sequence[str]) -> None:
             except OSError as error:  # in training only the run folder is written to
                 rule = why_refused(run.folder)
                 raise UserError(f"run_dir = {config.run_dir!r}: {rule}; {how_to_go_on(run)} ({error})") from error
+    return {}
+
+
+def restarted(config: TrainConfig) -> TrainConfig:
+    """`config`, which resumes where torchrun has started its own run again."""
+    if restart_count() and (read_launch().rank or made_by_this_launch(config.run_dir)):
+        return dataclasses.replace(config, resume=True)
+    return config

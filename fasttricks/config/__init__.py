@@ -1,15 +1,17 @@
 """A run as plain data without torch: a recipe is a function that returns a config, a trick is an edit of one.
 
 errors: errors that a user can correct. schema: the configs. ranges: the rules of the fields' values. fields: the fields by
-path. networks: the networks by name.
+path. networks: the networks by name. launch: this process among the ranks. options: options as people type them.
 Not re-exported: recipes, tricks, resolve (from both to the config that is trained), cli (command lines).
 """
 
 from fasttricks.config.errors import ConfigError, UserError, nearest, require, show_name, unknown
 from fasttricks.config.fields import field_docs, field_kinds, from_dict, from_plain, get_at, replace_at, replace_fields
+from fasttricks.config.launch import Launch, read_launch
 from fasttricks.config.networks import NETWORKS, TIMM, ModelInfo, model_info, variant_of
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
 from fasttricks.config.schema import (
+    TRAINING_ONLY,
     Backend,
     Color,
     Compile,
@@ -30,6 +32,7 @@ from fasttricks.config.schema import (
 __all__ = [
     "NETWORKS",
     "TIMM",
+    "TRAINING_ONLY",
     "Backend",
     "Color",
     "Compile",
@@ -38,6 +41,7 @@ __all__ = [
     "DistillConfig",
     "EvalConfig",
     "Interpolation",
+    "Launch",
     "LossConfig",
     "ModelConfig",
     "ModelInfo",
@@ -60,6 +64,7 @@ __all__ = [
     "get_at",
     "model_info",
     "nearest",
+    "read_launch",
     "replace_at",
     "replace_fields",
     "require",

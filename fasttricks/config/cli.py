@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from fasttricks.config.errors import ConfigError
 from fasttricks.config.expected import EXPECTED
 from fasttricks.config.fields import field_docs, field_kinds, get_at
+from fasttricks.config.launch import read_launch
+from fasttricks.config.options import HELP, NOTHING, Hidden, split_arguments
 from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
@@ -25,42 +28,50 @@ from fasttricks.config.schema import TrainConfig, TricksConfig
 from fasttricks.config.tricks import TRICKS, is_off, is_on
 
 T = TypeVar("T")
-_RANK = int(os.environ.get("RANK", 0))
 
 
-def parse(config: T, args: Sequence[str], *, prog: str, description: str) -> T:
+def parse(config: T, args: Sequence[str], *, prog: str, description: str, hidden: Hidden = NOTHING) -> T:
     """`config` with the fields that `args` name replaced.
 
-    Exits 2 at a wrong field, with the nearest right one, or a wrong value, with the rule; 0 after --help.
+    hidden: fields that the command has no use for; they keep their value and are no options. Raises ConfigError for an unknown
+    option, with the nearest right one. Exits 2 at a wrong value, with the rule; 0 after --help.
     """
+    given, options = split_arguments(args, type(config), prog=prog, hidden=hidden)
+    if given:
+        raise ConfigError(f"argument = {given[0]!r}: {prog} takes no further one; an option begins with --")
     return tyro.cli(
         type(config),
         default=config,
-        args=list(args),
+        args=options,
         prog=prog,
         description=description,
-        console_outputs=_RANK == 0,
-        registry=_WITH_RANGES,
+        console_outputs=read_launch().rank == 0,
+        registry=_with_ranges(hidden),
     )
 
 
-_WITH_RANGES = ConstructorRegistry()
-"""Adds the rule of a field's value to its help, after the string under the field."""
+def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
+    """Has tyro add to a field's help what its value must be, and leave out the hidden fields."""
+    registry = ConstructorRegistry()
 
+    @registry.struct_rule
+    def fields_with_ranges(info: StructTypeInfo) -> StructConstructorSpec | None:
+        """As tyro makes a dataclass from a default, but for the help. None for what is no dataclass with a default."""
+        cls, default = info.type, info.default
+        if not (dataclasses.is_dataclass(cls) and isinstance(default, cls)):
+            return None
+        kinds, docs, rules = get_type_hints(cls), field_docs(cls), field_rules(cls)
+        words = {name: f" Must be {rule.words}." for name, rule in rules.items() if not isinstance(rule, OneOf)}
+        fields = [
+            StructFieldSpec(
+                name, kinds[name], getattr(default, name), helptext=docs.get(name, "") + words.get(name, "")
+            )
+            for name in (one.name for one in dataclasses.fields(cls))
+            if name not in hidden.get(cls, ())
+        ]
+        return StructConstructorSpec(instantiate=partial(dataclasses.replace, default), fields=tuple(fields))
 
-@_WITH_RANGES.struct_rule
-def _fields_with_ranges(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """As tyro makes a dataclass from a default, with other help. None for any other type."""
-    cls, default = info.type, info.default
-    if not (dataclasses.is_dataclass(cls) and isinstance(default, cls)):
-        return None
-    kinds, docs, rules = get_type_hints(cls), field_docs(cls), field_rules(cls)
-    words = {name: f" Must be {rule.words}." for name, rule in rules.items() if not isinstance(rule, OneOf)}
-    fields = [
-        StructFieldSpec(name, kinds[name], getattr(default, name), helptext=docs.get(name, "") + words.get(name, ""))
-        for name in (one.name for one in dataclasses.fields(cls))
-    ]
-    return StructConstructorSpec(instantiate=cls, fields=tuple(fields))
+    return registry
 
 
 def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
@@ -74,19 +85,30 @@ def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
 
 def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> C:
     """As parse_recipe, for an entry point with fields of its own besides: `extend` adds them to the recipe's."""
-    if not args or args[0] in ("-h", "--help"):
+    names, rest = split_recipe(args, prog=prog, extend=extend)
+    if not names:
+        if rest and not set(rest) & set(HELP):
+            raise ConfigError(f"recipe = '': give one: {prog} RECIPE; the recipes are {', '.join(RECIPES)}")
         print(recipe_help(prog))
-        raise SystemExit(0 if args else 2)
-    name, rest = args[0], args[1:]
+        raise SystemExit(0 if rest else 2)
+    name, *more = names
     recipe = extend(find_recipe(name)())
     expected = f"\nExpected: {EXPECTED[name]}." if name in EXPECTED else ""
     about = f"{inspect.getdoc(find_recipe(name))}{expected}\n\n{_tricks_help()}"
+    if more:
+        raise ConfigError(f"argument = {more[0]!r}: {prog} takes one recipe, and has {name}; an option begins with --")
     tricks = _find_tricks(rest)
     switched = resolve(recipe, {"tricks.on": tricks.on, "tricks.off": tricks.off})
-    if _RANK == 0:
+    if read_launch().rank == 0:
         _note_needless(name, recipe, tricks)
     config = parse(switched, rest, prog=f"{prog} {name}", description=about)
     return resolve(switched, _changes(switched, config))
+
+
+def split_recipe(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> tuple[list[str], list[str]]:
+    """(names, options) of the command line of an entry point with recipes. Raises ConfigError as split_arguments."""
+    cls = type(extend(next(iter(RECIPES.values()))()))
+    return split_arguments(args, cls, prog=f"{prog} RECIPE", is_name=RECIPES.__contains__)
 
 
 @dataclass(frozen=True)

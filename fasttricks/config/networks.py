@@ -90,6 +90,15 @@ def model_info(name: str) -> ModelInfo:
     return NETWORKS.get(name) or ModelInfo(name=name, family="", options=tuple(OPTIONS))
 
 
+def find_network(name: str) -> str:
+    """The network that `name` is, in the spelling of timm and torchvision too (resnet18, inceptionv3, mobilenet); empty: none."""
+    if name in NETWORKS or name.startswith(TIMM):
+        return name
+    plain = name.lower().replace("_", "").replace("-", "")
+    alike = {"inceptionv3": "inception_v3", "mobilenet": "mobilenet_v1", "mobilenetv1": "mobilenet_v1"}
+    return alike.get(plain) or next((known for known in (plain, f"{plain}d") if known in NETWORKS), "")
+
+
 def variant_of(name: str, letter: str) -> str:
     """The same network in another variant: variant_of("resnet50a", "d") is "resnet50d".
 

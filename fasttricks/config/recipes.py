@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from fasttricks.config.errors import ConfigError, unknown
-from fasttricks.config.networks import model_info
+from fasttricks.config.networks import find_network, model_info
 from fasttricks.config.schema import (
     DataConfig,
     DistillConfig,
@@ -287,6 +287,9 @@ def find_recipe(name: str) -> Callable[[], TrainConfig]:
     """The recipe called `name`. Raises ConfigError with the nearest right name."""
     if name in RECIPES:
         return RECIPES[name]
+    if network := find_network(name):
+        rule = f"is a network, and no recipe; give a recipe, and the network by --model.name {network}"
+        raise ConfigError(f"recipe = {name!r}: {rule}; the recipes are {', '.join(RECIPES)}")
     raise ConfigError(f"recipe = {name!r}: {unknown(name, RECIPES)}; the recipes are {', '.join(RECIPES)}")
 
 

@@ -66,6 +66,10 @@ class DataConfig:
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
 
 
+TRAINING_ONLY = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
+"""Fields of DataConfig that validation does not read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network and its initial weights."""

@@ -80,6 +80,9 @@ def find_trick(name: str) -> Trick:
     """The trick called `name`. Raises ConfigError with the nearest right name."""
     if name in TRICKS:
         return TRICKS[name]
+    parts = name.replace(",", " ").split()
+    if len(parts) > 1 and all(part in TRICKS for part in parts):
+        raise ConfigError(f"trick = {name!r}: must be names apart, without commas: {' '.join(parts)}")
     raise ConfigError(f"trick = {name!r}: {unknown(name, TRICKS)}; the tricks are {', '.join(TRICKS)}")
 
 

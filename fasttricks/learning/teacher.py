@@ -14,8 +14,8 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
 from fasttricks.models.external import pretrained_timm_model
-from fasttricks.runs.checkpoint import CheckpointError
 from fasttricks.runs.saved import Saved, read_saved
+from fasttricks.runs.stored import CheckpointError
 from fasttricks.system.distributed import World
 
 

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from fasttricks.config import ConfigError, TrainConfig
-from fasttricks.runs.checkpoint import newest_checkpoint
 from fasttricks.runs.folder import differences, no_place, read_config
+from fasttricks.runs.stored import newest_checkpoint
 from fasttricks.system.ownership import PATIENCE_S, Claim, InUseError, require_free
 from fasttricks.system.process import restart_count
 from fasttricks.system.reading import is_there

@@ -7,23 +7,20 @@ the one before as it was. torch.load and zip tools read it too; they overlook th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
-import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import nn
 
-from fasttricks.config import UserError
-from fasttricks.system.files import remove_leftovers, temporary_of, why_refused
-from fasttricks.system.reading import is_there, read_range, regular_file
+from fasttricks.runs.stored import CheckpointError, DamagedError, find_checkpoint, newest_checkpoint
+from fasttricks.system.files import temporary_of, why_refused
+from fasttricks.system.reading import read_range, regular_file
 
 FORMAT = 2
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
@@ -32,21 +29,10 @@ KEYS = (
     "skipped_losses", "model", "optimizer", "loss_scale", "average", "average_updates", "ranks",
 )  # fmt: skip
 """The keys of a checkpoint besides its format."""
-_NAME = re.compile(r"step-(\d{10,})\.pt")
-"""The names that checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
-_DAMAGED = ".damaged"
 _ZIP, _ZIP_END = b"PK\3\4", b"PK\5\6"
 CHECKSUM_MARK = b"\nfasttricks-sha256\n"
 """Stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
 _TRAILER_BYTES = len(CHECKSUM_MARK) + hashlib.sha256().digest_size
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written, read or used."""
-
-
-class DamagedError(CheckpointError):
-    """A file that is not, or no longer, as it was written."""
 
 
 class _Hashing(io.RawIOBase):
@@ -102,12 +88,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     memory. Raises DamagedError for a file that is not as it was written, and CheckpointError for a path that is not
     there, a file of another format, or one with code in it.
     """
-    file = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
-    if file is None or not is_there(file):
-        raise CheckpointError(
-            f"checkpoint = {str(path)!r}: must be a file, or a run folder with checkpoints/step-NUMBER.pt; check the path"
-        )
-    return read_checkpoint(file)
+    return read_checkpoint(find_checkpoint(path))
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -184,68 +165,6 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     named = next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
     return named.partition(". Please use")[0].partition(". In PyTorch 2.6")[0]
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first: the files whose name is as checkpoint_path() makes it, by number."""
-    return [path for path in named_checkpoints(folder) if path.is_file()]
-
-
-def named_checkpoints(folder: Path) -> list[Path]:
-    """The same, with other things of such a name, which a resumed run has to name and to move away."""
-    found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
-    return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder`, or None."""
-    return next(iter(checkpoints(folder)), None)
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies."""
-    return folder / f"step-{step:010d}.pt"
-
-
-def step_of(path: Path) -> int:
-    """The updates that were done when the checkpoint at `path` was saved."""
-    return int(path.stem.removeprefix("step-"))
-
-
-def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda step: False) -> None:
-    """Delete the checkpoints of `folder` but the newest `count`, 1 or more, and the newest whose step `also` says yes to.
-
-    Removes the temporary files of killed saves too. The user's files stay, whatever their names.
-    """
-    found = checkpoints(folder)
-    marked = next((path for path in found if also(step_of(path))), None)
-    for path in found[count:]:
-        if path != marked:
-            path.unlink()
-    remove_leftovers(folder, _NAME.pattern)
-
-
-def keep_copy(path: Path, name: str) -> Path:
-    """Keep the checkpoint `path` under another name beside it, which keep_newest() leaves alone. Takes no room where it can.
-
-    Raises OSError where it cannot be written.
-    """
-    kept = path.with_name(name)
-    with contextlib.suppress(FileExistsError):
-        try:
-            os.link(path, kept)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, temporary_of(kept))
-            os.replace(temporary_of(kept), kept)
-    return kept
-
-
-def set_aside(paths: Iterable[Path]) -> None:
-    """Rename damaged checkpoints, so that they neither count as one that is kept nor are tried again."""
-    for path in paths:
-        path.replace(path.with_name(path.name + _DAMAGED))
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], *, source: str) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fasttricks.config import TrainConfig, from_dict
 from fasttricks.models import build_model
-from fasttricks.runs.checkpoint import CheckpointError, load_checkpoint, load_weights
+from fasttricks.runs.checkpoint import load_checkpoint, load_weights
+from fasttricks.runs.stored import CheckpointError
 from fasttricks.system.reading import parse_json
 from fasttricks.system.schema import anything, fields, listed, optional, table, text, whole
 

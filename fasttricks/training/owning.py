@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.runs.begin import check_run_dir, claim_run, is_empty_run
-from fasttricks.runs.checkpoint import checkpoints, keep_copy
 from fasttricks.runs.folder import no_place, open_run
+from fasttricks.runs.stored import checkpoints, keep_copy
 from fasttricks.system.distributed import World
 from fasttricks.training.resume import Resumed
 

@@ -14,15 +14,9 @@ from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import resolve_precision
-from fasttricks.runs.checkpoint import (
-    CheckpointError,
-    DamagedError,
-    checkpoints,
-    named_checkpoints,
-    read_checkpoint,
-    set_aside,
-)
+from fasttricks.runs.checkpoint import read_checkpoint
 from fasttricks.runs.folder import deciding_fields, releases
+from fasttricks.runs.stored import CheckpointError, DamagedError, checkpoints, named_checkpoints, set_aside
 from fasttricks.system.distributed import World
 from fasttricks.tasks.losses import arithmetic
 

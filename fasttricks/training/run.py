@@ -19,8 +19,9 @@ import torch
 from fasttricks.learning.batches import Batches
 from fasttricks.learning.divergence import MOST_SKIPPED, DivergedError, first_not_finite
 from fasttricks.learning.learner import Learner
-from fasttricks.runs.checkpoint import checkpoint_path, keep_newest, newest_checkpoint, save_checkpoint
+from fasttricks.runs.checkpoint import save_checkpoint
 from fasttricks.runs.log import RunLog
+from fasttricks.runs.stored import checkpoint_path, keep_newest, newest_checkpoint
 from fasttricks.system.monitor import GpuMonitor
 from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest

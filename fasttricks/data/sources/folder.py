@@ -133,9 +133,16 @@ def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
 
 def open_folder(root: str, split: str, classes: tuple[str, ...] | None) -> ImageFolder:
     """The images of ROOT/SPLIT; of train only where val is there too. Raises DataError as scan_folder."""
+    check_folder(root, split)
+    return scan_folder(Path(root, split), classes=classes)
+
+
+def check_folder(root: str, split: str) -> None:
+    """Raise DataError where ROOT/SPLIT is no folder; for train, where ROOT/val is none."""
     if split == "train":
         _check_layout(Path(root))
-    return scan_folder(Path(root, split), classes=classes)
+    elif what := why_none(Path(root, split)):
+        raise DataError(f"{Path(root, split)}: {what}; {LAYOUT}")
 
 
 def _check_layout(root: Path) -> None:

@@ -1,0 +1,163 @@
+"""Options as people type them: in any order, with the names that other trainers gave them. No tyro: an answer comes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from fasttricks.config.errors import ConfigError, nearest
+from fasttricks.config.fields import field_docs
+
+Hidden = Mapping[type, Collection[str]]
+"""Dataclass -> its fields that a command has no use for."""
+NOTHING: Hidden = MappingProxyType({})
+MANY = -1
+HELP = ("-h", "--help")
+
+FOREIGN = {
+    **dict.fromkeys(("learning-rate", "lr", "lr0", "blr"), "optim.base-lr"),
+    **dict.fromkeys(("batch-size", "batch", "bs", "b", "train-batch-size"), "global-batch-size"),
+    **dict.fromkeys(("label-smoothing", "ls"), "loss.smoothing"),
+    **dict.fromkeys(("workers", "num-workers", "j"), "data.threads"),
+    **dict.fromkeys(("img-size", "imgsz", "input-size", "resolution", "train-crop-size", "size"), "data.image-size"),
+    **dict.fromkeys(("val-resize-size", "resize-size"), "data.val-resize"),
+    **dict.fromkeys(("amp", "fp16", "half", "bf16", "mixed-precision", "amp-dtype", "dtype"), "precision"),
+    **dict.fromkeys(("output-dir", "output", "out", "log-dir", "logdir", "save-dir", "project", "work-dir"), "run-dir"),
+    **dict.fromkeys(("mixup", "alpha"), "loss.mixup-alpha"),
+    **dict.fromkeys(("arch", "model", "a", "network", "backbone"), "model.name"),
+    **dict.fromkeys(("data", "data-dir", "data-path", "dataset", "train-dir", "imagenet"), "data.root"),
+    **dict.fromkeys(("wd", "decay"), "optim.weight-decay"),
+    **dict.fromkeys(("sched", "scheduler", "lr-scheduler", "lr-schedule"), "schedule.decay"),
+    **dict.fromkeys(("warmup", "lr-warmup-epochs", "warmup-epoch"), "schedule.warmup-epochs"),
+    **dict.fromkeys(("ema", "model-ema", "model-ema-decay"), "ema-decay"),
+    **dict.fromkeys(("grad-accum", "accumulation-steps", "grad-accum-steps", "accum-iter"), "accumulate"),
+    **dict.fromkeys(("teacher", "kd", "distillation"), "distill.teacher"),
+    **dict.fromkeys(("save-freq", "save-every", "save-period", "checkpoint-hist"), "checkpoint-epochs"),
+    **dict.fromkeys(("print-freq", "log-interval", "log-every", "log-freq"), "log-steps"),
+    **dict.fromkeys(("eval-freq", "val-interval", "val-every"), "eval.every-epochs"),
+    **dict.fromkeys(("sync-bn", "syncbn"), "sync-batch-norm"),
+    **dict.fromkeys(("torchcompile", "torch-compile"), "compile"),
+    **dict.fromkeys(("no-bias-decay", "norm-weight-decay"), "optim.no-bias-decay"),
+    **dict.fromkeys(("topk", "k", "top-k"), "top"),
+    **dict.fromkeys(("tta",), "flip"),
+}
+"""An option of torchvision's, timm's, fastai's or ultralytics' trainers -> the same of ours."""
+ABSENT = {
+    **dict.fromkeys(
+        ("optimizer", "opt", "adam", "adamw"),
+        "the optimizer is Nesterov SGD; --optim.backend chooses its implementation",
+    ),
+    **dict.fromkeys(
+        ("weights", "pretrained", "checkpoint", "initial-checkpoint", "model-path", "ckpt"),
+        "a run starts from random weights, and --resume continues it; evaluate, predict and export take RUN as an argument",
+    ),
+    **dict.fromkeys(
+        ("gpus", "devices", "num-gpus", "nproc", "nproc-per-node", "world-size", "ngpus"),
+        "ranks are torchrun's: torchrun --nproc-per-node N -m fasttricks.train ...",
+    ),
+    **dict.fromkeys(("nesterov",), "momentum is Nesterov's in every run; --optim.momentum sets it"),
+    **dict.fromkeys(("channels-last", "pin-mem", "pin-memory"), "is so in every run; leave it out"),
+}
+"""An option of such a trainer that we have none for -> the way out."""
+
+
+def arities(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> dict[str, int]:
+    """Every option of the dataclass `cls`, without its dashes -> the number of its values, MANY for a list of any length."""
+    found: dict[str, int] = {}
+    for name, kind in get_type_hints(cls).items():
+        if name in hidden.get(cls, ()):
+            continue
+        option = name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            found |= arities(kind, hidden, f"{prefix}{option}.")
+        elif kind is bool:
+            found |= {f"{prefix}{option}": 0, f"{prefix}no-{option}": 0}
+        else:
+            found[prefix + option] = _length(kind)
+    return found
+
+
+def _length(kind: Any) -> int:
+    if get_origin(kind) is not tuple:
+        return 1
+    return MANY if Ellipsis in get_args(kind) else len(get_args(kind))
+
+
+def split_arguments(
+    args: Sequence[str],
+    cls: type,
+    *,
+    prog: str,
+    hidden: Hidden = NOTHING,
+    is_name: Callable[[str], bool] = lambda word: False,
+) -> tuple[list[str], list[str]]:
+    """(arguments by position, options with their values) of `args`, which may be mixed in any order.
+
+    cls: the dataclass whose fields the options are. is_name: says of a word that it ends a list of values.
+    Raises ConfigError for an option that `cls` has not, with the right one.
+    """
+    known, given, options = arities(cls, hidden), [], []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if not _is_option(word):
+            given.append(word)
+            continue
+        options.append(word)
+        if word in HELP:
+            continue
+        name, equals, _ = word.lstrip("-").partition("=")
+        name = name.replace("_", "-")
+        if name not in known or not word.startswith("--"):
+            raise ConfigError(_no_option(word.partition("=")[0], name, cls, known, hidden, prog))
+        left = 0 if equals else known[name]
+        while words and left and not _is_option(words[0]) and not (left < 0 and is_name(words[0])):
+            options.append(words.pop(0))
+            left -= 1
+    return given, options
+
+
+def _is_option(word: str) -> bool:
+    """Whether `word` is an option, and not a value as -0.1."""
+    return word.startswith("-") and len(word) > 1 and not word[1].isdigit() and word[1] != "."
+
+
+def _no_option(word: str, name: str, cls: type, known: Mapping[str, int], hidden: Hidden, prog: str) -> str:
+    """What to say of an option that there is not: the right one, with its help, or why there is none."""
+    if name in arities(cls):
+        return f"option = {word!r}: has no effect here, only in training; leave it out"
+    plain = name.removeprefix("no-")
+    same = [one for one in known if one.rpartition(".")[2] == plain]
+    section, _, last = plain.rpartition(".")
+    off = f"{section}.no-{last}" if name != plain else ""  # --no-data.antialias
+    right = off if off in known else FOREIGN.get(name, "") or (same[0] if len(same) == 1 else "")
+    if right not in known and (absent := ABSENT.get(name)):
+        return f"option = {word!r}: unknown; {absent}"
+    if right not in known:
+        right = nearest(name, known, 0.6) or next(_by_last_part(plain, known), "")
+    help_text = f"{prog} --help lists the options"
+    if not right:
+        return f"option = {word!r}: unknown; {help_text}"
+    return f"option = {word!r}: unknown; did you mean --{right}? ({option_docs(cls)[right].rstrip('.')}); {help_text}"
+
+
+def _by_last_part(name: str, known: Collection[str]) -> Iterator[str]:
+    last = {one.rpartition(".")[2]: one for one in known}
+    if near := nearest(name, last, 0.7):
+        yield last[near]
+
+
+def option_docs(cls: type, prefix: str = "") -> dict[str, str]:
+    """Option, without its dashes -> the string under its field."""
+    found: dict[str, str] = {}
+    for name, kind in get_type_hints(cls).items():
+        option = name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            found |= option_docs(kind, f"{prefix}{option}.")
+        else:
+            found |= dict.fromkeys((f"{prefix}{option}", f"{prefix}no-{option}"), field_docs(cls).get(name, ""))
+    return found

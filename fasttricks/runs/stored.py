@@ -1,0 +1,97 @@
+"""The checkpoints of a run folder as files: names, and which are kept. No torch: a wrong path is answered at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fasttricks.config import UserError
+from fasttricks.system.files import remove_leftovers, temporary_of
+from fasttricks.system.reading import is_there
+
+_NAME = re.compile(r"step-(\d{10,})\.pt")
+"""What checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
+_DAMAGED = ".damaged"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, read or used."""
+
+
+class DamagedError(CheckpointError):
+    """A file that is not, or no longer, what was written."""
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file that `path` names: itself, or the newest checkpoint of a run folder. Raises CheckpointError for any other path."""
+    file = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
+    if file is None or not is_there(file):
+        rule = "must be a file, or a run folder with checkpoints/step-NUMBER.pt; check the path"
+        raise CheckpointError(f"checkpoint = {str(path)!r}: {rule}")
+    return file
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first: the files whose name is as checkpoint_path() makes it, by number."""
+    return [path for path in named_checkpoints(folder) if path.is_file()]
+
+
+def named_checkpoints(folder: Path) -> list[Path]:
+    """The same with what has such a name and is no file, which a resumed run has to say and to move out of its way."""
+    found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+    return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in `folder`, or None."""
+    return next(iter(checkpoints(folder)), None)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` updates lies."""
+    return folder / f"step-{step:010d}.pt"
+
+
+def step_of(path: Path) -> int:
+    """The updates that were done when the checkpoint at `path` was saved."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda step: False) -> None:
+    """Delete the checkpoints of `folder` but the newest `count`, 1 or more, and the newest whose step `also` says yes to.
+
+    Temporary files that a kill left go too. What the user put there stays, whatever it is called.
+    """
+    found = checkpoints(folder)
+    marked = next((path for path in found if also(step_of(path))), None)
+    for path in found[count:]:
+        if path != marked:
+            path.unlink()
+    remove_leftovers(folder, _NAME.pattern)
+
+
+def keep_copy(path: Path, name: str) -> Path:
+    """Keep the checkpoint `path` under another name beside it, which keep_newest() leaves alone. Takes no room where it can.
+
+    Raises OSError where it cannot be written.
+    """
+    kept = path.with_name(name)
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(path, kept)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary_of(kept))
+            os.replace(temporary_of(kept), kept)
+    return kept
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename damaged checkpoints, so that they neither count as one that is kept nor are tried again."""
+    for path in paths:
+        path.replace(path.with_name(path.name + _DAMAGED))

@@ -1,0 +1,121 @@
+"""The console script: it starts what python -m starts, and answers without torch all that can be answered without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import fasttricks
+from fasttricks import commands
+from fasttricks.commands import COMMANDS
+from fasttricks.config import NETWORKS
+from fasttricks.config.recipes import RECIPES
+from fasttricks.config.tricks import TRICKS
+from lib.configs import plain
+from lib.forked import said_by
+from lib.tiny import REPOSITORY, FinishedRun, environment
+
+WITHOUT_TORCH = """
+import sys
+from fasttricks.commands import main
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        assert name != "torch", "torch is imported"
+
+sys.meta_path.insert(0, NoTorch())
+sys.argv[0] = "fasttricks"
+main()
+"""
+
+
+def script(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`fasttricks args` where torch cannot be imported."""
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(), cwd=cwd or REPOSITORY, check=False
+    )
+
+
+def test_every_command_is_a_module_too() -> None:
+    for name, command in COMMANDS.items():
+        assert find_spec(command.module), name
+        if name != "list":
+            assert find_spec(commands.prog(name).removeprefix("python -m ")), name
+
+
+@pytest.mark.parametrize(("args", "status"), [([], 2), (["--help"], 0), (["-h"], 0)])
+def test_its_help_lists_every_command(args: list[str], status: int) -> None:
+    done = script(*args)
+    assert (done.returncode, done.stderr) == (status, "")
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert listed == list(COMMANDS)
+
+
+def test_its_version_is_the_packages() -> None:
+    assert script("--version").stdout == f"fasttricks {fasttricks.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("models", NETWORKS), ("recipes", RECIPES), ("tricks", TRICKS)],
+    ids=lambda value: str(value)[:9],
+)
+def test_what_there_is_is_listed(kind: str, names: dict[str, object]) -> None:
+    listed = [line.split()[0] for line in said_by("fasttricks", "list", kind).splitlines()]
+    assert listed[: len(names)] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian"], "command = 'trian': unknown; did you mean 'train'?"),
+        (["list", "model"], "kind = 'model': unknown; did you mean 'models'?"),
+        (["train", "dmo"], "recipe = 'dmo': unknown; did you mean 'demo'?"),
+        (["train", "demo", "--lr", "1"], "did you mean --optim.base-lr?"),
+        (["train", "demo", "--data.root", "/nowhere"], "/nowhere: no such folder"),
+        (["train", "demo", "--data.root", "TRAIN"], "train: no folder train and no folder val in it"),
+        (["train", "demo", "--run-dir", "RUN"], "is there already and is never overwritten"),
+        (["evaluate", "/nowhere"], "checkpoint = '/nowhere': must be a file, or a run folder"),
+        (["evaluate", "RUN", "--data.color", "none"], "option = '--data.color': has no effect here, only in training"),
+        (["evaluate", "RUN", "--data.root", "/nowhere"], "/nowhere/val: no such folder"),
+        (["evaluate", "RUN", "another"], "argument = 'another': fasttricks evaluate takes one checkpoint"),
+        (["predict", "/nowhere", "a.jpg"], "checkpoint = '/nowhere': must be"),
+        (["predict", "RUN"], "images: none given; fasttricks predict"),
+        (["predict", "RUN", "--topk", "1", "a.jpg"], "option = '--topk': unknown; did you mean --top?"),
+        (["export", "RUN", "--onx"], "did you mean --onnx?"),
+        (["ablate", "tabel4"], "did you mean 'table4'?"),
+        (["plan", "--gpus", "8"], "recipe = '': give one: fasttricks plan RECIPE"),
+        (["cost", "--network", "resnet50d"], "did you mean --networks?"),
+        (["data", "scna"], "'scna' is no command of fasttricks data"),
+        (["data", "pack", "a"], "pack needs DIR and OUT: fasttricks data pack DIR OUT"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_answered_without_torch(args: list[str], words: str, finished_run: FinishedRun) -> None:
+    places = {"RUN": str(finished_run.folder), "TRAIN": str(finished_run.data / "train")}
+    done = script(*(places.get(arg, arg) for arg in args))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["RUN", "/nowhere"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
+def test_the_help_of_a_command_needs_no_checkpoint_and_no_torch(
+    name: str, path: str, finished_run: FinishedRun
+) -> None:
+    done = script(name, str(finished_run.folder) if path == "RUN" else path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = plain(done.stdout)
+    if name != "export":
+        size = 32 if path == "RUN" else 224
+        assert (
+            f"--data.image-size INT Side of the square network input. Must be 8 or more pixels. (default: {size})"
+            in shown
+        )
+        assert "--data.color" not in shown and "every-epochs" not in shown
