@@ -226,7 +226,7 @@ def test_losses_by_other_arithmetic_are_another_version(whole: Run) -> None:
     old = {name: value for name, value in now.items() if name != "cross-entropy"}
     for saved in (old, now | {"cross-entropy": "torch"}):
         check_conditions(saved, now | {"cross-entropy": "torch"}, whole.config, at="", edge="")
-        with pytest.raises(ConfigError, match="changed: cross-entropy: 'torch' -> 'compiled'; go back, or go on with"):
+        with pytest.raises(ConfigError, match="changed: cross-entropy: 'torch' -> 'compiled'; go back, or resume with"):
             check_conditions(saved, now, whole.config, at="", edge="")
 
 
@@ -249,7 +249,7 @@ def check(saved: dict[str, Any], config: TrainConfig, changes: dict[str, Any], *
 def test_another_version_is_refused_but_where_it_is_meant(package: str, whole: Run) -> None:
     saved = json.loads(json.dumps(whole.conditions))
     assert saved[package]
-    rule = rf"changed: {package}: '.*' -> '0\.0'; go back, or go on with --allow-other-versions, no longer bit for bit"
+    rule = rf"changed: {package}: '.*' -> '0\.0'; go back, or resume with --allow-other-versions, no longer bit for bit"
     with pytest.raises(ConfigError, match=rule):
         check(saved, whole.config, {package: "0.0"})
     check(saved, dataclasses.replace(whole.config, allow_other_versions=True), {package: "0.0"})
@@ -262,7 +262,7 @@ def test_other_hardware_is_said_aloud(start: Callable[..., Run], monkeypatch: py
     config = run.config
     found = find_state(config, ALONE, json.loads(json.dumps(run.conditions)))
     assert re.search(
-        "began on .* threads and goes on on a Cray-1: weights may differ in their last bits", found.notes[0]
+        "started on .* threads and resumes on a Cray-1: weights may differ in their last bits", found.notes[0]
     )
 
 
@@ -278,7 +278,7 @@ def test_other_ranks_take_an_option_and_the_end_of_an_epoch(whole: Run) -> None:
         ConfigError, match=r"ranks: 1 -> 2: .* is in mid-epoch \(x, 2 steps\); the last .* can is y: move"
     ):
         check(saved, allowed, {"ranks": 2}, at="in mid-epoch (x, 2 steps)", edge="y")
-    with pytest.raises(ConfigError, match="none here can, or go on with the ranks it began with"):
+    with pytest.raises(ConfigError, match="none here can, or resume with the ranks that it started with"):
         check(saved, allowed, {"ranks": 2}, at="in mid-epoch (x, 2 steps)")
 
 

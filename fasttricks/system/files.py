@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a kill leaves of them. No torch."""
+"""Files that are written whole or not at all, and the remains of a kill. No torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def temporary_of(path: Path) -> Path:
-    """What this process writes `path` under, beside it, before it is renamed."""
+    """The name, beside `path`, that this process writes it under before the rename."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what processes that are gone left in `folder` of files whose whole name the pattern `name` matches.
+    """Remove the temporary files in `folder` of processes that are gone, for files whose whole name the pattern `name` matches.
 
-    Of temporary_of()'s names alone: whatever else lies there is the user's, and what another process is writing stays.
+    It removes temporary_of()'s names alone: every other file is the user's, and the file of a running process stays.
     """
     pattern = re.compile(rf"\.(?:{name})\.(?P<pid>\d+)\.tmp")
     for found in folder.iterdir():
@@ -27,7 +27,7 @@ def remove_leftovers(folder: Path, name: str) -> None:
 def write_whole(path: Path, content: bytes, temporary: Path | None = None) -> None:
     """Write `content` to `path` so that a kill, a power cut or a full disk leaves the old file or the new one.
 
-    temporary: what is renamed to it, in the same folder; a name of its own for each of several writers. None: .NAME.tmp.
+    temporary: the file that is renamed to it, in the same folder; a name of its own for each of several writers. None: .NAME.tmp.
     Raises OSError. Costs an fsync.
     """
     temporary = temporary or path.with_name(f".{path.name}.tmp")
@@ -41,5 +41,5 @@ def write_whole(path: Path, content: bytes, temporary: Path | None = None) -> No
 def why_refused(folder: Path) -> str:
     """The rule that a failed write to `folder` has broken, and the way out: the folder is gone, or else has no room."""
     if not folder.is_dir():
-        return f"must be in a folder that stays while the run goes on: {folder} was deleted, moved or unmounted; bring it back"
+        return f"must be in a folder that stays during the run: {folder} was deleted, moved or unmounted; bring it back"
     return "must be on a disk with room that this process may write to; free some"

@@ -1,4 +1,4 @@
-"""What this rank's GPU does, read through NVML on a thread of its own: power, energy, utilisation, memory, clocks.
+"""Readings of this rank's GPU, through NVML on a thread of its own: power, energy, utilisation, memory, clocks.
 
 NVML is the library of nvidia-smi; pynvml, of the package nvidia-ml-py, is NVIDIA's binding to it. It asks the driver, never
 the CUDA context: no reading waits for a kernel, and none is taken in a training step.
@@ -39,7 +39,7 @@ class GpuMonitor:
     ) -> None:
         """Take the first readings, then one every `period_s` on a daemon thread. No `readers`: no thread, for `reason`.
 
-        What a reader raises of `errors` is said in `note`. `clock` gives seconds; `shutdown` is called once, at the end.
+        `note` names the `errors` that a reader raises. `clock` gives seconds; `shutdown` is called once, at the end.
         """
         self._readers, self._errors, self._reason = readers, errors, reason
         self._clock, self._shutdown, self._period_s = clock, shutdown, period_s
@@ -60,7 +60,7 @@ class GpuMonitor:
 
     @property
     def note(self) -> str:
-        """One line: why there is no monitoring, or what is left out of it; empty where all is read. Grows with new errors."""
+        """One line: the reason why there is no monitoring, or the missing readings; empty without any. Grows with new errors."""
         if self._reason:
             return f"no GPU metrics: {self._reason}"
         left_out = ", ".join(f"{name} ({why})" for name, why in self._missing.items())

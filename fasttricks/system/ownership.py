@@ -5,7 +5,7 @@ lockf's would be gone once this process closes any other descriptor of the file,
 NFS 4, and 3 with lockd, carry the lock to every host. The byte lies far behind the text that names the owner, so that the text
 can be read where a lock forbids reading (SMB).
 
-Where the file system has no locks, a file that only one process can create is what is left: an owner that is gone is found by
+Where the file system has no locks, a file that only one process can create replaces it: an owner that is gone is found by
 its pid on its own machine, and from elsewhere the message names the file to remove.
 """
 
@@ -40,7 +40,7 @@ _OWNER = fields({"host": text(), "pid": whole(), "since": text(), "machine": tex
 
 
 class InUseError(UserError):
-    """Another process holds what this one would write to; says which, and since when."""
+    """Another process holds the place that this one would write to; the message says which, and since when."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Claim:
 
     file: of no other use. It names the owner, and is removed by release().
     patience_s: how long another's claim is waited for; waiting(owner) is called where that has taken a second.
-    A process forked meanwhile shares the claim for as long as it lives; one that is started does not.
+    A process forked from this one shares the claim for as long as it lives; one that is started does not.
     Raises InUseError where another holds it, and OSError where the folder cannot be written to.
     """
 
@@ -110,7 +110,7 @@ class Claim:
         try:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _BYTE)
             if not _is_at(self._file, descriptor):
-                os.close(descriptor)  # its owner has removed it meanwhile
+                os.close(descriptor)  # its owner has just removed it
                 return Owner()
         except OSError as error:
             os.close(descriptor)
@@ -155,11 +155,11 @@ class Claim:
             raise
 
     def release(self) -> None:
-        """Give it up; nothing where that is done, and in a process that was forked meanwhile, whose it never was."""
+        """Give it up; no effect where that is done, or in a forked process, which never owned it."""
         descriptor, self._descriptor = self._descriptor, -1  # at once: Ctrl-C may come at any line
         if descriptor == -1 or self._pid != os.getpid():
             return
-        if _is_at(self._file, descriptor):  # else the user has removed it, and another may have made it anew
+        if _is_at(self._file, descriptor):  # else the user has removed it, and another may have made a new one
             self._file.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -210,7 +210,7 @@ def _wait_for(
 
 
 def _stand_in(file: Path) -> Path:
-    """What is created where there are no locks."""
+    """The file that is created where there are no locks."""
     return file.with_name(f"{file.name}.owner")
 
 

@@ -32,7 +32,7 @@ def average_in_rank_order(model: DistributedDataParallel, world: World) -> None:
     """Have `model` take the mean of its gradients over the ranks by mean_of(), in the place of the backend's all-reduce.
 
     Each rank adds up one shard of a bucket (all_to_all_single) and gives it to all (all_gather). As in a ring, 2 (n - 1) / n
-    of a bucket's bytes leave each of n ranks, while the backward pass goes on; memory holds each bucket once or twice more.
+    of a bucket's bytes leave each of n ranks during the backward pass; memory holds each bucket once or twice more.
     A collective. Over gloo or nccl; buckets of any length and floating dtype.
     """
     gloo, gathers = world.device.type == "cpu", dist.group.WORLD

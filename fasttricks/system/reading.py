@@ -1,6 +1,6 @@
 """Files that others may have written, read under bounds: regular files alone, none longer than it may be, none waited for.
 
-A link is followed, by the rights of the user who put it there; what a file says never leads anywhere. No torch.
+A link is followed, by the rights of the user who put it there; the content of a file never leads to another file. No torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def regular_file(path: Path | str) -> Iterator[tuple[int, int]]:
     _require_regular(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)  # what is there now
+        status = os.fstat(descriptor)  # the file that is there now
         _require_regular(status)
         yield descriptor, status.st_size
     finally:
@@ -55,10 +55,10 @@ def read_range(descriptor: int, start: int, length: int) -> bytes:
 
 
 def parse_json(content: bytes, kind: Kind) -> Any:
-    """What the JSON `content` says, of that kind. Raises ValueError with what is wrong, in words.
+    """The JSON value of `content`, of that kind. Raises ValueError with the fault, in words.
 
     UTF-8, nested at most 32 deep, at most 10,000 lists and tables, whole numbers of at most 20 digits. Its memory is a small
-    multiple of what it is read from.
+    multiple of its text.
     """
     brackets = _STRING.sub(b"", content).translate(None, bytes({*range(256)} - {*b"[]{}"}))
     depth = deepest = 0
@@ -89,12 +89,12 @@ class Reader:
 
     error: type[UserError]
     rule: str
-    """What the file must be."""
+    """The rule of the file."""
     way_out: str
     max_bytes: int = 1 << 20
 
     def refusal(self, path: Path | str, wrong: object) -> UserError:
-        """The error for the file, with what is wrong with it in words."""
+        """The error for the file, with its fault in words."""
         return self.error(f"{path}: {self.rule} ({wrong}); {self.way_out}")
 
     def read(self, path: Path, max_bytes: int | None = None) -> bytes:
@@ -109,7 +109,7 @@ class Reader:
             raise self.refusal(path, error.strerror or error) from error
 
     def json(self, path: Path, kind: Kind) -> Any:
-        """What the file says, of that kind. Raises self.error."""
+        """The value of the file, of that kind. Raises self.error."""
         content = self.read(path)
         try:
             return parse_json(content, kind)
@@ -117,7 +117,7 @@ class Reader:
             raise self.refusal(path, error) from error
 
     def lines(self, path: Path, kind: Kind) -> Iterator[Any]:
-        """What each line says, of that kind, empty ones aside. Raises self.error with the line's number."""
+        """The value of each line, of that kind, without empty lines. Raises self.error with the line's number."""
         for number, line in enumerate(self.read(path).split(b"\n"), 1):
             if line.strip():
                 try:

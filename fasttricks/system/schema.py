@@ -1,4 +1,4 @@
-"""What a value that came as JSON must be: kinds, ranges and lengths, put together from small parts. No torch.
+"""Schemas of values that came as JSON: kinds, ranges and lengths, composed of small parts. No torch.
 
 A Kind is called with a value and where it stands, empty for the whole, and raises WrongError where the value is not of it:
 
@@ -20,7 +20,7 @@ _SHORT.maxlist = _SHORT.maxdict = 2
 
 
 class WrongError(ValueError):
-    """A value that is not of its kind: where it stands, what it is and what it must be."""
+    """A value that is not of its kind: its place, the value and its rule."""
 
     def __init__(self, where: str, value: object, rule: str) -> None:
         super().__init__(f"{where or 'it'} = {_SHORT.repr(value)}: must be {rule}")
@@ -51,7 +51,7 @@ def number() -> Kind:
 
 
 def text(longest: int = 1000, pattern: str = "", words: str = "") -> Kind:
-    """A string of at most `longest` characters, all of which the regular expression matches; words: what it asks for."""
+    """A string of at most `longest` characters, all of which the regular expression matches; words: that rule in words."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, str) or len(value) > longest:

@@ -48,7 +48,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM, SIGINT and SIGHUP over, within the block; elsewhere they do what they did.
+        """Handle SIGTERM, SIGINT and SIGHUP within the block; the earlier handlers return after it.
 
         A SIGHUP that is ignored stays so: nohup has the run outlive its terminal.
 

@@ -21,7 +21,7 @@ def span(name: str) -> Iterator[None]:
     """A range called `name` over the block: a user annotation while a torch profiler records, NVTX once CUDA is in use.
 
     Never waits for the device, and needs no driver. A block that raises ends its range. For use around a compiled
-    network, not inside one. Cost where nobody profiles: about 2 us a range, and what NVTX takes on a GPU. record_function
+    network, not inside one. Cost without a profiler: about 2 us a range, and NVTX's cost on a GPU. record_function
     alone takes 8 us and more even then (both on a busy CPU), so it is entered only while a torch profiler records.
     """
     nvtx = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # asked once, so that push and pop are a pair

@@ -1,1 +1,1 @@
-"""One run: what it is, how it is built, saved and resumed."""
+"""One run: how it is built, saved and resumed."""

@@ -35,7 +35,7 @@ from fasttricks.training.run import Run
 def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *, task: Task = CLASSIFICATION) -> Run:
     """Everything a run needs; resumed where the config says so and a checkpoint is there.
 
-    stop: what may ask the run to end; without, nothing does. task: what is learnt.
+    stop: may ask the run to end; None: nothing does. task: the task to train.
     Nothing is written before every check has passed. Raises ConfigError, DataError or CheckpointError.
     A collective: every rank must call it.
     """

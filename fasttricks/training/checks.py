@@ -1,4 +1,4 @@
-"""What can be said of a config, a network and a data set before anything is trained."""
+"""Checks of a config, a network and a data set before the training."""
 
 from __future__ import annotations
 

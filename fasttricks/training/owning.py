@@ -53,5 +53,5 @@ def check_same(config: TrainConfig, resumed: Resumed) -> None:
     check_run_dir(config)
     found = [path for path in checkpoints(Path(config.run_dir) / "checkpoints") if path not in resumed.damaged]
     if config.resume and found[:1] != ([Path(resumed.path)] if resumed else []):
-        rule = "another process has gone on with it meanwhile; give the same command again"
+        rule = "another process has resumed it since; give the same command again"
         raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")

@@ -1,4 +1,4 @@
-"""What a resumed run goes on from: the newest whole checkpoint of this very run, or a refusal that names what differs."""
+"""The checkpoint that a run resumes from: the newest intact one of the same run, or a refusal that names the differences."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from fasttricks.tasks.losses import arithmetic
 _ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
 """For the defaults of its fields."""
 _RANKS = ("ranks", "accumulate")
-"""What --allow-other-ranks lets differ."""
+"""The facts that may differ under --allow-other-ranks."""
 _SOFTWARE = ("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy")
-"""What --allow-other-versions lets differ: each computes or draws numbers that end up in the weights."""
+"""The facts that may differ under --allow-other-versions: each computes or draws numbers that affect the weights."""
 
 
 @dataclass
 class Resumed:
-    """A checkpoint to go on from; an empty one for a run that begins."""
+    """A checkpoint to resume from; an empty one for a new run."""
 
     state: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What the user should know of how it was found."""
+    """Notes for the user about the search."""
     damaged: list[Path] = field(default_factory=list)
     extended: list[dict[str, Any]] = field(default_factory=list)
     """How the run got more epochs than it began with, the last time now where `extends`."""
@@ -49,7 +49,7 @@ class Resumed:
         return str(self.state.get("path", ""))
 
     def set_damaged_aside(self) -> None:
-        """Rename what was damaged, with a note where that fails. For the main rank, once the folder is its own."""
+        """Rename the damaged checkpoints, with a note where that fails. For the main rank, once the folder is its own."""
         try:
             set_aside(self.damaged)
         except OSError as error:
@@ -84,7 +84,7 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
 
     at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
     """
-    saved = deciding_fields(_ANY) | saved  # a field that was added since had, before, what its default means
+    saved = deciding_fields(_ANY) | saved  # a field that was added since behaved before as its default does
     saved.setdefault("task", "classification")  # as in every run before there were others
     if "cross-entropy" in now:
         saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
@@ -96,7 +96,7 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
         raise ConfigError(f"{where}: a run resumes only with its own config; changed: {'; '.join(changed.values())}")
     if software and not config.allow_other_versions:
         rule = f"began with another; changed: {'; '.join(software)}"
-        raise ConfigError(f"{where}: {rule}; go back, or go on with --allow-other-versions, no longer bit for bit")
+        raise ConfigError(f"{where}: {rule}; go back, or resume with --allow-other-versions, no longer bit for bit")
     if not ranks:
         return
     if not config.allow_other_ranks:
@@ -105,7 +105,7 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
     if at:
         can = f"the last checkpoint that can is {edge}: move newer ones out of its folder" if edge else "none here can"
         rule = f"may differ only at the end of an epoch, and the newest checkpoint is {at}"
-        raise ConfigError(f"{where}: {'; '.join(ranks)}: {rule}; {can}, or go on with the ranks it began with")
+        raise ConfigError(f"{where}: {'; '.join(ranks)}: {rule}; {can}, or resume with the ranks that it started with")
 
 
 # ------------------------------------------------------------------------------------------------------- finding one
@@ -124,7 +124,7 @@ def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resume
             found.damaged.append(path)
             found.notes.append(f"{error}; going back to the one before")
     if paths and not found:
-        rule = "every checkpoint there is damaged; give another --run-dir, or delete this one to begin anew"
+        rule = "every checkpoint there is damaged; give another --run-dir, or delete this one to start again"
         raise CheckpointError(f"run_dir = {config.run_dir!r}: {rule}:\n  " + "\n  ".join(found.notes))
     if found:
         _check(found, config, world, now)
@@ -144,19 +144,19 @@ def _check(found: Resumed, config: TrainConfig, world: World, now: dict[str, Any
         edge = _newest_edge(Path(state["path"]).parent) if config.allow_other_ranks else ""
     check_conditions(saved, now, config, at=at, edge=edge)
     if state["hardware"] != world.device_name:
-        began = f"began on {state['hardware']} and goes on on {world.device_name}"
+        began = f"started on {state['hardware']} and resumes on {world.device_name}"
         found.notes.append(f"the run {began}: weights may differ in their last bits from those of one machine")
 
 
 def _extension(state: dict[str, Any], before: int, config: TrainConfig) -> dict[str, Any]:
-    """What is to be known of more epochs for a run that is finished. Raises ConfigError where the epochs cannot be others."""
+    """Notes about more epochs for a finished run. Raises ConfigError where the epochs cannot change."""
     done = state["epoch"] + (state["step_in_epoch"] > 0)
     if config.epochs < done:
         rule = f"must be at least the {done} that the run in {config.run_dir} has begun"
-        raise ConfigError(f"epochs = {config.epochs}: {rule}; go on with --epochs {before}, or give another --run-dir")
+        raise ConfigError(f"epochs = {config.epochs}: {rule}; resume with --epochs {before}, or give another --run-dir")
     if state["epoch"] < before:
         rule = f"must be the {before} that the run in {config.run_dir} began with until those are done; then it can be extended"
-        raise ConfigError(f"epochs = {config.epochs}: {rule}; go on with --epochs {before}, or give another --run-dir")
+        raise ConfigError(f"epochs = {config.epochs}: {rule}; resume with --epochs {before}, or give another --run-dir")
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"from_epochs": before, "to_epochs": config.epochs, "step": state["step"], "when": when}
 

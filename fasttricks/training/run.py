@@ -44,7 +44,7 @@ class Run(Learner):
     claim: AbstractContextManager[object] = field(default_factory=nullcontext)
     """On `folder`, of the main rank: no other process writes to it."""
     conditions: dict[str, Any] = field(default_factory=dict)
-    """What must be the same to resume (resume.py)."""
+    """The facts that must be the same to resume (resume.py)."""
     extended: list[dict[str, Any]] = field(default_factory=list)
     """How it got more epochs than it began with: from_epochs, to_epochs, the step at which that was, when."""
     epoch: int = 0
@@ -55,7 +55,7 @@ class Run(Learner):
     train_seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds, on the main rank; the others' is without `ranks`. A collective and a sync."""
+        """The state for a checkpoint on the main rank; on the others without `ranks`. A collective and a sync."""
         return {
             **super().state_dict(),
             **({"extended": json.dumps(self.extended)} if self.extended else {}),
@@ -72,7 +72,7 @@ class Run(Learner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint kept. Not a collective, but the same for all ranks.
+        """Restore the state of a checkpoint. Not a collective, but the same for all ranks.
 
         Raises CheckpointError for another network's weights, DataError for a position in other data.
         """
@@ -84,12 +84,12 @@ class Run(Learner):
         self.load_rank_state_dict(ranks[self.world.rank] if len(ranks) == self.world.size else ranks[0])
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """What this rank alone knows: where its loader and its log stand besides."""
+        """The state of this rank alone, with the positions of its loader and its log."""
         position = json.dumps(self.train_loader.state_dict())
         return {"loader": position, "log": self.log.state_dict(), **super().rank_state_dict()}
 
     def load_rank_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what rank_state_dict() gave on this rank."""
+        """Restore the state that rank_state_dict() gave on this rank."""
         super().load_rank_state_dict(state)
         position = json.loads(state["loader"])
         if not self.step_in_epoch:  # at an epoch's end nothing else depends on how it is shared out
@@ -107,14 +107,14 @@ def _encode(state: dict[str, Any]) -> bytes:
 
 
 def _decode(state: bytes) -> dict[str, Any]:
-    """What _encode() was given, on the CPU."""
+    """The values that _encode() got, on the CPU."""
     decoded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
     return decoded
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 def save(run: Run) -> None:
-    """Write a checkpoint and drop the oldest. A collective, and a sync: every rank adds what it alone knows.
+    """Write a checkpoint and drop the oldest. A collective, and a sync: every rank adds its own state.
 
     Never replaces a good one by a bad: raises DivergedError where a loss since the last look, or a weight, is no use.
     """
@@ -137,10 +137,10 @@ def last_good(run: Run) -> str:
 
 
 def how_to_go_on(run: Run) -> str:
-    """What to tell the user of a run that failed before its end."""
+    """Advice for the user of a run that failed before its end."""
     newest = newest_checkpoint(run.folder / "checkpoints")
     kept = f"from {newest}" if newest else "from the beginning, as there is no checkpoint"
-    return f"add --resume to the same command to go on {kept}"
+    return f"add --resume to the same command to resume {kept}"
 
 
 def check_losses(run: Run) -> None:
@@ -149,9 +149,9 @@ def check_losses(run: Run) -> None:
     if bad is None or (run.guard.skip and not bad.hopeless):
         return
     lr, scale = run.lr_at(bad.step), run.loss_scale.report().get("loss_scale", 1.0)
-    what = f"loss = {bad.loss:g} in step {bad.step + 1} at lr {lr:.4g}, loss scale {scale:g}"
-    what += f", and {MOST_SKIPPED} or more in a row" if run.guard.skip else ""
+    found = f"loss = {bad.loss:g} in step {bad.step + 1} at lr {lr:.4g}, loss scale {scale:g}"
+    found += f", and {MOST_SKIPPED} or more in a row" if run.guard.skip else ""
     rule = f"must be finite and at most max_loss ({run.config.max_loss:g})"
     way_out = "lower --optim.base-lr or lengthen --schedule.warmup-epochs in a new run"
     way_out += "" if run.guard.skip else ", or resume with --on-bad-loss skip"
-    raise DivergedError(f"{what}: {rule}; {way_out}; {last_good(run)}")
+    raise DivergedError(f"{found}: {rule}; {way_out}; {last_good(run)}")
