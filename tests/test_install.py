@@ -114,11 +114,11 @@ def test_the_kernels_run_on_their_own(fresh: Venv) -> None:
     assert (done.returncode, done.stdout) == (0, "kernels run\n"), done.stderr
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "plan"])
 def test_without_the_extra_the_command_says_how_to_install_it(module: str, fresh: Venv) -> None:
     done = fresh.run("-m", f"fasttricks.{module}", "demo")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: training needs nvidia.dali, tyro, rich")
+    assert done.stderr.startswith(f"error: {module} needs nvidia.dali, tyro, rich")
     assert done.stderr.count("\n") == 1
     assert done.stderr.endswith("pip install 'fasttricks[train]' (in a checkout: pip install '.[train]')\n")
 

@@ -17,12 +17,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from fasttricks.commands.plan import extend, main, plan_text
-from fasttricks.config.cli import parse_extended
+from fasttricks.commands.plan import duration, extend, main, plan_text
+from fasttricks.config import TrainConfig, field_docs
+from fasttricks.config.cli import parse_extended, parse_recipe
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.placement import wrap
-from fasttricks.learning.precision import image_dtype
+from fasttricks.learning.precision import image_dtype, resolve_precision
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.models import build_model
 from fasttricks.planning import planner as scale
@@ -301,8 +302,60 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         "2.5 MB all-reduced: 4.6 MB sent by a GPU in a ring at 12.5 GB/s (the slower of NVLink and 100 Gbit/s a node)",
         "20,000 imgs/sec a node, as given",
         "bottleneck loader",
+        "10 epoch(s) 12.5 s, 0.0556 GPU-hours",
+        "start it on each node torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --nproc-per-node 8 -m",
     ):
         assert line in shown
+
+
+MACHINES = [(card, precision) for card, has in CARDS.items() for precision in has.peak_flops]
+
+
+@pytest.mark.parametrize(("card", "precision"), MACHINES)
+@pytest.mark.parametrize("gpus", [1, 64])
+def test_every_card_has_a_plan_whose_command_starts_that_run(card: str, precision: Any, gpus: int, paper: Plan) -> None:
+    """The command is read as fasttricks.train reads it, and is the training that was planned."""
+    changes = {"gpu": card, "precision": precision, "gpus": gpus, "epochs": 90, "seed": 3, "accumulate": 64 // gpus}
+    plan = dataclasses.replace(paper, config=dataclasses.replace(paper.config, **changes))
+    assert plan.seconds["compute"] == pytest.approx(plan.footprint.flops / (0.2 * CARDS[card].peak_flops[precision]))
+    shown = plain(plan_text(plan))
+    hours = plan.epoch_seconds * 90 / 3600
+    found = re.search(r"90 epoch\(s\) ([\d,.]+) (s|minutes|hours), ([\d,.]+) GPU-hours", shown)
+    assert found, shown
+    unit = {"s": 3600, "minutes": 60, "hours": 1}[found[2]]
+    assert float(found[1].replace(",", "")) / unit == pytest.approx(hours, rel=0.01)
+    assert float(found[3].replace(",", "")) == pytest.approx(hours * gpus, rel=0.01)
+    assert " 0.0 " not in shown.partition("the whole run")[2]
+    launcher, _, given = shown.partition("-m fasttricks.train ")
+    assert launcher.endswith("python " if gpus == 1 else "--nproc-per-node 8 ")
+    run = parse_recipe(shlex.split(given), prog="test")
+    wanted = {f.name: getattr(plan.config, f.name) for f in dataclasses.fields(TrainConfig)}
+    wanted["data"] = dataclasses.replace(plan.config.data, root="DIR")
+    assert dataclasses.replace(run, precision=precision) == TrainConfig(**wanted)
+    assert resolve_precision(run.precision, torch.device("cuda")) == precision
+
+
+def test_every_card_is_named_in_the_help() -> None:
+    words = field_docs(PlanConfig)["gpu"]
+    for name, card in CARDS.items():
+        assert re.search(rf"\b{name}\b", words), name
+        assert f"{card.memory_gib} GB" in words or name.endswith(f"{card.memory_gib}gb")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0004, "0.000400 s"),
+        (0.016, "0.0160 s"),
+        (59.9, "59.9 s"),
+        (60, "1.00 minutes"),
+        (3599, "60.0 minutes"),
+        (33240, "9.23 hours"),
+        (36e5, "1,000 hours"),
+    ],
+)
+def test_a_duration_is_never_shown_as_none(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 def test_sizes_that_grow_are_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,6 +364,7 @@ def test_sizes_that_grow_are_said(capsys: pytest.CaptureFixture[str]) -> None:
         assert call(main, "cifar10", *SMALL, "--epochs", "10", *more) == 0
         shown.append(plain(capsys.readouterr().out))
     assert "image sizes 16, 20, 28, 32 pixels over the epochs; all below is at the last" in shown[0]
+    assert "GPU-hours at most: earlier images are smaller" in shown[0] and "at most" not in shown[1]
     assert "image sizes" not in shown[1]
 
 

@@ -63,7 +63,7 @@ def start(name: str, args: Sequence[str] | None = None) -> None:
     die_with_launcher()
     command = COMMANDS[name]
     if not command.plain:
-        require_train_extra()
+        require_train_extra(name)
     from fasttricks.system.command import run_main
 
     run_main(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fasttricks.commands import prog
 from fasttricks.config import TrainConfig
 from fasttricks.learning.schedule import image_sizes
+from fasttricks.planning.launch import launch_command
 from fasttricks.planning.planner import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
 
 PROG = prog("plan")
@@ -18,10 +19,12 @@ def plan_text(plan: Plan) -> str:
     """The plan in words and numbers, for a terminal."""
     config = plan.config
     machine = f"{config.gpus} x {config.gpu} in {config.nodes} node(s)"
+    fitting = plan if plan.fits else with_more_accumulation(plan)
     sections = {
         f"{config.recipe} on {machine}, {config.precision}: figures on paper, not measured": training_rows(plan),
-        "memory of a GPU, MiB: live tensors of an eager step at their most": memory_rows(plan),
+        "memory of a GPU, MiB: live tensors of an eager step at their most": memory_rows(plan, fitting),
         "time of a step, ms: from data sheets": time_rows(plan),
+        "the whole run: training steps alone, without validation, checkpoints and start": run_rows(plan, fitting),
     }
     lines = []
     for head, rows in sections.items():
@@ -46,7 +49,7 @@ def training_rows(plan: Plan) -> dict[str, str]:
     }
 
 
-def memory_rows(plan: Plan) -> dict[str, str]:
+def memory_rows(plan: Plan, fitting: Plan | None) -> dict[str, str]:
     """What a GPU has to hold, and whether it can."""
     memory, gradients = plan.memory, plan.footprint.gradient_bytes / MIB
     notes = {
@@ -69,12 +72,11 @@ def memory_rows(plan: Plan) -> dict[str, str]:
         **dict.fromkeys(missing, "       not modelled"),
         f"fits {plan.card.memory_gib} GiB": f"       {answer}: {USABLE:.0%} of it for these, the rest for what is not modelled",
     }
-    return rows if plan.fits else rows | {"way out": way_out(plan)}
+    return rows if plan.fits else rows | {"way out": way_out(fitting)}
 
 
-def way_out(plan: Plan) -> str:
-    """What makes a plan fit that does not."""
-    other = with_more_accumulation(plan)
+def way_out(other: Plan | None) -> str:
+    """What makes a plan fit that does not. other: with_more_accumulation's."""
     if other is None:
         return "       a larger card or a smaller model: not even one image at once fits"
     batch_norm = f"batch norm then averages over {other.shards.batch_size} images"
@@ -87,7 +89,7 @@ def time_rows(plan: Plan) -> dict[str, str]:
     summed = (
         f"{found.gradient_bytes / 1e6:,.1f} MB all-reduced: {plan.link_bytes / 1e6:,.1f} MB sent by a GPU in a ring"
     )
-    path = f"the slower of NVLink and {config.network_gbit:g} Gbit/s a node" if config.nodes > 1 else "NVLink"
+    path = f"the slower of {card.link} and {config.network_gbit:g} Gbit/s a node" if config.nodes > 1 else card.link
     link = f"{summed} at {plan.link_bandwidth / 1e9:g} GB/s ({path}), no latency"
     peak = f"{card.peak_flops[config.precision] / 1e12:g} TFLOP/s{' (TF32)' if config.precision == 'fp32' and card.tf32 else ''}"
     traffic = f"{found.traffic_bytes / 1e9:,.1f} GB in and out of its operators"
@@ -98,14 +100,39 @@ def time_rows(plan: Plan) -> dict[str, str]:
         "loader": f"{config.loader_rate:,g} imgs/sec a node, as given",
     }
     rows = {name: f"{seconds * 1e3:10,.2f}  {notes[name]}" for name, seconds in plan.seconds.items()}
-    minutes = plan.data.images / plan.images_per_sec / 60
-    speed = f"then about {plan.images_per_sec:,.0f} imgs/sec, {minutes:,.1f} minutes an epoch"
+    speed = f"then about {plan.images_per_sec:,.0f} imgs/sec"
     unknown = "" if config.loader_rate else " (loader aside: give --loader-rate)"
     return {
         **rows,
         "loader needed": f"       {plan.loader_need:,.0f} imgs/sec a node",
         "bottleneck": f"       {plan.bottleneck}{unknown}; {speed}",
     }
+
+
+def run_rows(plan: Plan, fitting: Plan | None) -> dict[str, str]:
+    """How long the run takes, and the command that starts it: of the plan that fits, where one does."""
+    config = plan.config
+    whole = plan.epoch_seconds * config.epochs
+    gpu_hours = whole * config.gpus / 3600
+    spent = f"{three_figures(gpu_hours)} GPU-hours" if gpu_hours >= 0.01 else "below 0.01 GPU-hours"
+    bound = " at most: earlier images are smaller" if config.schedule.first_size < 1 else ""
+    rows = {
+        "an epoch": f"{duration(plan.epoch_seconds)}{bound}",
+        f"{config.epochs} epoch(s)": f"{duration(whole)}, {spent}{bound}",
+    }
+    where = " on each node" if config.nodes > 1 else ""
+    return rows | ({f"start it{where}": launch_command(fitting)} if fitting else {})
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that it has one of: 0.420 s, 36.2 s, 2.77 minutes, 1,250 hours."""
+    size, unit = next((size, unit) for size, unit in ((3600, "hours"), (60, "minutes"), (0, "s")) if seconds >= size)
+    return f"{three_figures(seconds / (size or 1))} {unit}"
+
+
+def three_figures(value: float) -> str:
+    """0.420, 36.2, 2.77, 1,250."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def main(args: Sequence[str]) -> None:

@@ -33,7 +33,8 @@ class PlanConfig(TrainConfig):
     gpus: Annotated[int, Range(1)] = 8
     """GPUs of the run, eight a node; must divide global_batch_size / accumulate."""
     gpu: str = "v100"
-    """v100 (16 GB), v100-32gb, a100 (40 GB), a100-80gb or h100 (80 GB)."""
+    """v100 (16 GB), v100-32gb, t4 (16 GB), a100 (40 GB), a100-80gb, l4 (24 GB), rtx4090 (24 GB), h100 (80 GB), h200 (141 GB) or
+    b200 (180 GB)."""
     images: Annotated[int, Range(1, zero="count data.root, else ImageNet")] = 0
     """Training images; 0: as many as data.root has, or ImageNet where there is none."""
     efficiency: Annotated[float, Range(0, 1, above=True)] = 0.2
@@ -108,7 +109,7 @@ class Plan:
 
     @property
     def link_bandwidth(self) -> float:
-        """Bytes/s of the ring: NVLink's in a node; over nodes the network's, which a node's GPUs share, where that is slower."""
+        """Bytes/s of the ring: the card's link in a node. Over nodes the network, which a node's GPUs share, if it is slower."""
         network = self.config.network_gbit * 1e9 / 8
         return self.card.link_bandwidth if self.config.nodes == 1 else min(network, self.card.link_bandwidth)
 
@@ -145,6 +146,11 @@ class Plan:
     def images_per_sec(self) -> float:
         """Over all GPUs."""
         return self.config.global_batch_size / self.seconds[self.bottleneck]
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of the training steps of an epoch, without validation."""
+        return self.steps_per_epoch * self.seconds[self.bottleneck]
 
 
 def make_plan(config: PlanConfig) -> Plan:

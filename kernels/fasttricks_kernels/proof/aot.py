@@ -31,9 +31,21 @@ POINTERS = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
-# Per multiprocessor: shared memory in bytes. All four hold 64 warps and 65,536 registers, handed out by 256 a warp.
-SHARED_BYTES = {70: 96 << 10, 80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
-REGISTERS, WARPS = 65536, 64
+MULTIPROCESSORS = {
+    70: (96 << 10, 64),
+    75: (64 << 10, 32),
+    80: (164 << 10, 64),
+    86: (100 << 10, 48),
+    89: (100 << 10, 48),
+    90: (228 << 10, 64),
+    100: (228 << 10, 64),
+    120: (100 << 10, 48),
+}
+"""Compute capability -> shared memory in bytes and warps of a multiprocessor, as of the CUDA programming guide."""
+REGISTERS = 65536
+"""Of a multiprocessor, all of them; handed out by 256 a warp."""
+TOOLS = ("ptxas", "nvdisasm", "cuobjdump")
+"""What a kernel is assembled and read with: programs of CUDA that Triton's wheel brings along."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +76,11 @@ class MachineCode:
         """Resident warps over the most a multiprocessor holds, as registers and shared memory allow."""
         if not self.registers:  # no listing for this architecture
             return float("nan")
+        shared, warps = MULTIPROCESSORS[self.arch]
         blocks = REGISTERS // (-(-self.registers * 32 // 256) * 256 * self.warps)
         if self.shared_bytes:
-            blocks = min(blocks, SHARED_BYTES[self.arch] // (self.shared_bytes + 1024))
-        return min(blocks * self.warps, WARPS) / WARPS
+            blocks = min(blocks, shared // (self.shared_bytes + 1024))
+        return min(blocks * self.warps, warps) / warps
 
 
 def record_launches(run: Callable[[], object]) -> list[Launch]:
@@ -151,6 +164,17 @@ def _ptx_widths(text: str, instruction: str) -> Counter[int]:
         vector = re.search(r"\.v(\d)", modifiers)
         widths[_number(r"\.[busf](\d+)$", modifiers) * (int(vector[1]) if vector else 1)] += 1
     return widths
+
+
+def missing_tools() -> dict[str, str]:
+    """Those of TOOLS that Triton cannot find or start -> the environment variable that may name one."""
+    missing = {}
+    for name in TOOLS:
+        try:
+            getattr(triton.knobs.nvidia, name)
+        except RuntimeError:
+            missing[name] = f"TRITON_{name.upper()}_PATH"
+    return missing
 
 
 def _tool(name: str, *arguments: str) -> str:
