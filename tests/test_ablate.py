@@ -435,7 +435,7 @@ def test_ctrl_c_says_what_is_left(tiny_data: Path, tmp_path: Path) -> None:
     code, shown = on_terminal(*command(*args), until="1/4", keys=b"\x03")
     assert code == 130, shown
     assert "Traceback" not in shown
-    assert re.search(r"stopped; [23] of 4 runs are left; the same command goes on", shown)
+    assert re.search(r"stopped; [23] of 4 runs are left; the same command continues", shown)
     assert "seed" in (tmp_path / "a" / "leave-one-out.md").read_text()
 
 

@@ -202,7 +202,7 @@ def test_a_result_that_was_changed(name: str, run: Path) -> None:
     job = Job(dataclasses.replace(read_config(run), run_dir=str(run)), 1, "label")
     assert job.result() == result
     change(run / RESULT)
-    with pytest.raises(ConfigError, match=r"result\.json: must be what .*; remove its folder") as caught:
+    with pytest.raises(ConfigError, match=r"result\.json: must be as .*; remove its folder") as caught:
         job.result()
     assert wrong in str(caught.value)
 
@@ -214,7 +214,7 @@ def test_the_data_of_an_ablation_that_was_changed(tiny_data: Path, tmp_path: Pat
     for name, (change, wrong) in NO_TABLES.items():
         (tmp_path / "data.json").touch()
         change(tmp_path / "data.json")
-        with pytest.raises(ConfigError, match=r"data\.json: must be what .*; give another --run-dir") as caught:
+        with pytest.raises(ConfigError, match=r"data\.json: must be as .*; give another --run-dir") as caught:
             check_data(config)
         assert wrong in str(caught.value), name
         (tmp_path / "data.json").rmdir() if (tmp_path / "data.json").is_dir() else (tmp_path / "data.json").unlink()

@@ -73,7 +73,7 @@ def test_training_goes_on_and_says_in_its_folder_what_it_would_have_said(
         ended = started.wait()
     assert (ended.returncode, ended.stderr) == (
         0,
-        f"note: standard output is lost ({REASONS[kind]}); the command goes on\n",
+        f"note: standard output is lost ({REASONS[kind]}); the command continues\n",
     )
     told = (tmp_path / "run" / "console.log").read_text().splitlines()
     assert told[0] == f"standard output is lost ({REASONS[kind]}); what the run says goes on here"
@@ -144,7 +144,7 @@ def test_an_ablation_on_a_closed_terminal_ends_its_run_in_order_and_goes_on(tiny
     (tmp_path / "a").mkdir()
     with on_lost_terminal(tmp_path / "a", "fasttricks.ablate", *args, "--epochs", "50", nohup=False) as it:
         assert it.wait().returncode == 130
-    assert "the same command goes on" in (tmp_path / "a" / "console.log").read_text()
+    assert "the same command continues" in (tmp_path / "a" / "console.log").read_text()
     done = python_m("fasttricks.ablate", *args, "--epochs", "50")
     assert done.returncode == 0, done.stderr
     for log in (tmp_path / "a" / "runs").glob("*/*.log"):

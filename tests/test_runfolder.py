@@ -71,7 +71,7 @@ def test_starts_that_no_run_wrote_are_refused_by_the_files_name(starts: object, 
     saved = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", saved | {"starts": starts})
     with pytest.raises(
-        ConfigError, match=r"config\.json: must be what fasttricks\.train wrote \(starts.*another --run-dir"
+        ConfigError, match=r"config\.json: must be as fasttricks\.train wrote it \(starts.*another --run-dir"
     ):
         open_run(config_in(folder, resume=True))
 

@@ -221,7 +221,7 @@ def stop_by_signal(lab: Lab, number: int, draws: random.Random) -> Result:
     expect(codes == [0] * ranks, f"{run_dir}: exit codes {codes}; see {log}")
     said = log.read_text()
     saved = int(said.partition("stopped after step ")[2].partition(",")[0])
-    expect("go on with: " in said and "--resume" in said.partition("go on with: ")[2], f"{log}: no command to go on")
+    expect("resume with: " in said and "--resume" in said.partition("resume with: ")[2], f"{log}: no command to resume")
     expect(saved - step <= 1 + ranks, f"{run_dir}: signal after step {step}, saved after {saved}")
     codes = processes.wait(processes.fork_ranks([*args, "--resume"], ranks, log))
     expect(codes == [0] * ranks, f"{run_dir}: resumed, exit codes {codes}; see {log}")

@@ -1,7 +1,7 @@
 """A cell and its runs, from the plan to the report: the training that it stands for, a job a seed, and their results.
 
 A training is named by the fields that make a difference to it, so that tables share runs, and a second call of the same
-command finds what is finished.
+command finds the finished runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fasttricks.system.distributed import World, resolve_device
 
 @dataclass(frozen=True)
 class CellRuns:
-    """A cell, its jobs or the reason why it has none, and what has come of them."""
+    """A cell, its jobs or the reason why it has none, and their results."""
 
     cell: Cell
     jobs: tuple[Job, ...] = ()
@@ -39,7 +39,7 @@ class CellRuns:
     results: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     """Seed -> result, of the jobs that are finished."""
     failures: Mapping[int, str] = field(default_factory=dict)
-    """Seed -> what went wrong in this call."""
+    """Seed -> error in this call."""
 
     @property
     def config(self) -> TrainConfig | None:
@@ -62,7 +62,7 @@ class CellRuns:
         return {seed: result[metric.name] for seed, result in self.results.items() if metric.name in result}
 
     def read(self, failures: Mapping[str, str] | None = None) -> CellRuns:
-        """The same with what its jobs have left by now; failures: run folder -> what went wrong, of all jobs.
+        """The same with the results of its jobs by now; failures: run folder -> error, of all jobs.
 
         Raises ConfigError as Job.result.
         """
@@ -119,13 +119,13 @@ def _jobs(training: TrainConfig, config: AblateConfig, label: str) -> tuple[Job,
 
 
 def training_name(config: TrainConfig, ranks: int, device: torch.device) -> str:
-    """A name made of what makes a difference to the result, the seed aside: equal for equal trainings."""
+    """A name made of the fields that decide the result, without the seed: equal for equal trainings."""
     precision = resolve_precision(config.precision, device)
     return config_digest(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks)
 
 
 def _lacks(cell: Cell, training: TrainConfig, config: AblateConfig) -> str:
-    """What a cell waits for before it can be trained; empty for nothing."""
+    """The missing condition for the training of a cell; empty for none."""
     if cell.network and not config.other_networks:
         return f"{cell.network} only with --other-networks"
     teacher = training.distill.teacher

@@ -1,4 +1,4 @@
-"""What an ablation trains: cells of the paper's tables, or of a design over a recipe's tricks, as TrainConfigs.
+"""The trainings of an ablation: cells of the paper's tables, or of a design over a recipe's tricks, as TrainConfigs.
 
 `training_of` makes the training of a cell on top of a recipe that has every trick on. fasttricks/ablate.py is the entry point.
 """
@@ -51,19 +51,19 @@ class AblateConfig(TrainConfig):
     keep_checkpoints: bool = False
     """Keep the checkpoints of finished runs; off: a finished run keeps its log and result."""
     report: bool = False
-    """Train nothing: print the tables of what is finished so far."""
+    """Train nothing: print the tables of the runs finished so far."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = f"must be 0, or more than seeds ({self.seeds})"
         require(self.more_seeds == 0 or self.more_seeds > self.seeds, "more_seeds", self.more_seeds, rule)
-        rule = "do the runs of an ablation; leave it off: a second call of the same command goes on by itself"
+        rule = "do the runs of an ablation; leave it off: a second call of the same command continues by itself"
         require(not self.resume, "resume", self.resume, rule)
         for name in self.factors:
             find_trick(name)
 
 
-# What the paper's tables need of a recipe beside its fields; a recipe that is not named here takes the defaults.
+# Settings of a recipe for the paper's tables, beside its fields; a recipe that is not named here takes the defaults.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "resnet50d-tricks": {"epochs": 120, "mixup_epochs": 200, "small_batch": 256, "other_networks": True},
     "cifar10-ablate": {"small_batch": 64, "distill": DistillConfig(teacher="runs/cifar10-teacher")},
@@ -110,7 +110,7 @@ def fits(config: TrainConfig, trick: str) -> bool:
 
 # -------------------------------------------------------------------------------------- designs over a recipe's tricks
 def add_one(config: AblateConfig) -> Table:
-    """No trick, then each alone. Tricks that are no factor stay as the recipe has them."""
+    """No trick, then each trick alone. Tricks that are not factors stay as the recipe has them."""
     names, fixed = factors_of(config), _fixed(config)
     rows = [Cell("none of them", config.recipe, fixed)]
     rows += [Cell(f"{name} alone", config.recipe, (*fixed, name)) for name in names]
@@ -118,7 +118,7 @@ def add_one(config: AblateConfig) -> Table:
 
 
 def leave_one_out(config: AblateConfig) -> Table:
-    """The recipe as it is, then without each of its tricks."""
+    """The recipe unchanged, then without each of its tricks."""
     on = tuple(name for name in TRICKS if is_on(config, name))
     off = [name for name in config.factors if name not in on]
     require(not off, "factors", off, f"off in recipe {config.recipe}: nothing to leave out; name tricks that it has on")
@@ -128,7 +128,10 @@ def leave_one_out(config: AblateConfig) -> Table:
 
 
 def factorial(config: AblateConfig) -> Table:
-    """Every subset of the tricks. Raises ConfigError for more than MAX_FACTORS of them."""
+    """Every subset of the tricks.
+
+    Raises ConfigError for more than MAX_FACTORS of them.
+    """
     names = factors_of(config)
     rule = f"are {len(names)} tricks and 2^{len(names)} cells; must be at most {MAX_FACTORS}: name them with --factors"
     require(len(names) <= MAX_FACTORS, "factors", names, rule)

@@ -16,20 +16,20 @@ from fasttricks.system.schema import fields, number, text, whole
 from fasttricks.tasks.classification import CLASSIFICATION
 
 RESULT = "result.json"
-"""What a finished run holds besides the trainer's own files; a run without it is not finished."""
+"""The file of a finished run besides the trainer's own; a run without it is not finished."""
 
 METRICS = CLASSIFICATION.metrics
-"""Of the task that an ablation's runs train."""
+"""The metrics of the task that an ablation's runs train."""
 HEADLINE = METRICS[0]
-"""What cells are compared by."""
+"""The metric by which cells are compared."""
 
 
 def one_image(data: Mapping[str, Any]) -> float:
-    """What one validation image is of the headline, in points; data: as preflight.check_data gives it."""
+    """The share of one validation image in the headline, in points; data: as preflight.check_data gives it."""
     return 100 / int(data["val_images"])
 
 
-_RESULTS = Reader(ConfigError, "must be what an ablation's run left", "remove its folder, and the run is done again")
+_RESULTS = Reader(ConfigError, "must be as an ablation's run wrote it", "remove its folder, and the run is done again")
 _NUMBERS = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in METRICS)), number())
 _RESULT = fields(
     {"cpu_seconds": number(), "versions": fields({"commit": text()})},
@@ -51,11 +51,11 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the trainer says, beside the run's folder."""
+        """The trainer's output, beside the run's folder."""
         return self.folder.with_suffix(".log")
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished run left, None where it is not finished.
+        """The result of the finished run, None where it is not finished.
 
         Raises ConfigError where the folder holds a run of another config: a default has changed since.
         """

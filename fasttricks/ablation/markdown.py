@@ -1,4 +1,4 @@
-"""A table of an ablation in Markdown: what was measured, the paper's figures beside it, what is blank, how to read it."""
+"""A table of an ablation in Markdown: measurements beside the paper's figures, reasons for blanks, how to read it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fasttricks.runs.metric import Metric
 def markdown(
     table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, Any], *, command: str
 ) -> str:
-    """The table with a section a column, what is blank and why, and how to read it."""
+    """The table with a section a column, the reasons for blanks, and how to read it."""
     lines = [f"## {table.name}: {table.title}", "", f"{data_line(cells, config, data)}."]
     for name, column in by_column(cells).items():
         lines += ["", *_column(name, column, one_image(data))]
@@ -44,7 +44,7 @@ def data_line(cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, A
 
 
 def heading(name: str, column: Sequence[CellRuns]) -> str:
-    """The column's name, and what was trained in it."""
+    """The column's name, and its networks and batch."""
     batches = sorted({runs.config.global_batch_size for runs in column if runs.config})
     models = list(dict.fromkeys(runs.config.model.name for runs in column if runs.config))
     return f"{name}: {', '.join(models)}, batch {', '.join(map(str, batches))}" if models else f"{name}: not run"

@@ -1,4 +1,4 @@
-"""The paper's tables 2 to 6 as plain data: which tricks are on in each cell, and what the paper printed of it.
+"""The paper's tables 2 to 6 as plain data: which tricks are on in each cell, and the paper's figures for it.
 
 A table is rows and columns of cells. A cell says which tricks are on (all others are off) and which of the two batch
 sizes it takes; cells.py makes trainings of it.
@@ -24,7 +24,7 @@ EFFICIENT = ("linear_scaling", "warmup", "zero_gamma", "no_bias_decay", "low_pre
 
 @dataclass(frozen=True)
 class Figure:
-    """What the paper printed of a training, each value with how sure this project is of the number (MARKS)."""
+    """The paper's figures of a training, each value with how sure this project is of the number (MARKS)."""
 
     values: Mapping[str, float]
     """Metric of the task, by name -> value, in the paper's order: top-1 and top-5 accuracy in percent."""
@@ -44,7 +44,7 @@ def _paper(top1: float, top5: float, mark: Mark, top5_mark: Mark | None = None, 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: its place in the table, what is on in it, and the paper's figure for it."""
+    """One training: its place in the table, its tricks, and the paper's figure for it."""
 
     row: str
     column: str
@@ -65,7 +65,7 @@ class Table:
     title: str
     cells: tuple[Cell, ...]
     factors: tuple[str, ...] = ()
-    """Of a factorial design: the tricks whose main effects are to be told."""
+    """In a factorial design: the tricks whose main effects are shown."""
 
 
 def _variant(letter: str) -> Mapping[str, Any]:
@@ -82,7 +82,7 @@ _NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Inception-V3": ("inception_v3", _own_images("inception_v3")),
     "MobileNet": ("mobilenet_v1", {}),
 }
-"""The paper's networks: name here, and what else they change."""
+"""The paper's networks: name here, and their other changes."""
 
 
 def table2() -> Table:

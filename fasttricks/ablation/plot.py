@@ -15,7 +15,7 @@ from fasttricks.ablation.paper import Table
 from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, paired_difference
 
 LETTERS_AN_INCH = 14
-"""Of the titles, so that they are broken where the figure ends."""
+"""Letters of a title in an inch, so that titles are broken where the figure ends."""
 WORSE, BETTER = "\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}"
 
 
@@ -47,7 +47,7 @@ def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: di
 
 
 def _panel(axes: Any, name: str, column: Sequence[CellRuns], resolution: float) -> dict[str, Any]:
-    """Draw a column. Returns what to name in the legend."""
+    """Draw a column. Returns the entries of the legend."""
     base = column[0]
     axes.axvline(0, color="black", linewidth=0.8)
     handles = {"compared with": axes.plot(0, 0, "ks", markersize=5)[0]}
@@ -74,7 +74,7 @@ def _panel(axes: Any, name: str, column: Sequence[CellRuns], resolution: float) 
 
 
 def _measured(axes: Any, row: int, scores: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
-    """Draw the differences of a row, seed by seed, and their mean with its interval. Returns what to name in the legend."""
+    """Draw the differences of a row, seed by seed, and their mean with its interval. Returns the entries of the legend."""
     difference = paired_difference(scores, base, 0.0)
     if difference is None:
         return {}

@@ -1,4 +1,4 @@
-"""What is checked before the first run of an ablation: the data set, and the disk's room."""
+"""The checks before the first run of an ablation: the data set, and the disk's room."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fasttricks.system.schema import anything, table
 from fasttricks.training.checks import check_batch, num_classes
 from fasttricks.training.run import KEPT_CHECKPOINTS
 
-_FILES = Reader(ConfigError, "must be what fasttricks.ablate wrote", "give another --run-dir")
+_FILES = Reader(ConfigError, "must be as fasttricks.ablate wrote it", "give another --run-dir")
 LOG_BYTES = 1 << 20
-"""What is reckoned for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""
+"""The allowance for the log, curves and events of a run; they were 0.1 to 0.3 MB here."""
 
 
 def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the data set is, and its classes, after every check of it. Raises ConfigError or DataError.
+    """The facts about the data set, and its classes, after every check of it. Raises ConfigError or DataError.
 
     The folder of an ablation is for one data set: another number of classes or images in it is an error.
     """
@@ -57,7 +57,7 @@ def checkpoint_bytes(config: TrainConfig, classes: int) -> int:
 
 
 def check_disk(jobs: Sequence[Job], config: AblateConfig, classes: int) -> None:
-    """Raise UserError where the disk has too little room for what is still to run."""
+    """Raise UserError where the disk has too little room for the runs that remain."""
     if not jobs:
         return
     sizes = {job.config.model: checkpoint_bytes(job.config, classes) for job in jobs}

@@ -19,13 +19,13 @@ from fasttricks.runs.folder import write_json
 from fasttricks.runs.log import CONSOLE
 from fasttricks.system.output import keep_lost_output
 
-POLL_S = 1.0  # between looks at what another process is at
+POLL_S = 1.0  # between looks at the runs of another process
 
 
 def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> int:
-    """Train what is not finished of `tables`, seed by seed, and write and print the tables. Returns how many runs failed.
+    """Train the unfinished runs of `tables`, seed by seed, and write and print the tables. Returns how many runs failed.
 
-    Raises UserError before the first run for what would stop it, and KeyboardInterrupt, saying how to go on.
+    Raises UserError before the first run for an error that would stop it, and KeyboardInterrupt, which says how to resume.
     """
     data, classes = check_data(config)
     plan = [(table, plan_cells(table, config, classes)) for table in tables]
@@ -49,13 +49,13 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
         except KeyboardInterrupt:
             left = len(unfinished(first))
             write_report(read(plan, failures), config, data, command=command)
-            raise KeyboardInterrupt(f"{left} of {len(first)} runs are left; the same command goes on") from None
+            raise KeyboardInterrupt(f"{left} of {len(first)} runs are left; the same command continues") from None
     print(write_report(read(plan, failures), config, data, command=command))
     return len(failures)
 
 
 def read(plan: Plan, failures: Mapping[str, str]) -> Plan:
-    """`plan` with the results of what is finished; failures: run folder -> what went wrong."""
+    """`plan` with the results of the finished runs; failures: run folder -> error."""
     return [(table, [runs.read(failures) for runs in cells]) for table, cells in plan]
 
 
@@ -91,10 +91,10 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 
 
 def work(jobs: Sequence[Job], config: AblateConfig, failures: dict[str, str]) -> None:
-    """Run what is not finished of `jobs`, one after another, with a line each. What fails goes into `failures`.
+    """Run the unfinished of `jobs`, one after another, with a line each. Errors are added to `failures`.
 
-    Another process with the same folder, on this machine or on one that shares it, has its part of them: what it is at is
-    left to it, and at the end waited for.
+    Another process with the same folder, on this machine or on one that shares it, has its part of them. Its
+    current run is left to it; at the end this process waits for it.
     """
     before, told = 0, False
     while waiting := [

@@ -1,4 +1,4 @@
-"""What an ablation leaves beside its runs: a Markdown and a PNG of each table, and results.json with every finished run."""
+"""The results of an ablation beside its runs: a Markdown and a PNG of each table, and results.json with every finished run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fasttricks.runs.folder import write_json
 from fasttricks.system.ownership import Claim
 
 _KEPT = (*(m.name for m in METRICS), "val_loss", "train_seconds", "cpu_seconds", "device", "ranks", "diverged")
-"""Of a run's result.json, what results.json has of it; the commit too."""
+"""The keys of a run's result.json that results.json keeps, besides the commit."""
 
 
 def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, command: str) -> str:

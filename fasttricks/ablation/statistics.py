@@ -69,7 +69,7 @@ class Difference:
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % t interval; None below MIN_SEEDS, and where the seeds show no spread that it could be made of."""
+        """Ends of the 95 % t interval; None below MIN_SEEDS, and where the seeds show no spread that it could be made of."""
         if self.count < MIN_SEEDS or self.deviation is None or self.deviation < _NOTHING:
             return None
         return t_quantile(self.count - 1) * self.deviation / math.sqrt(self.count)

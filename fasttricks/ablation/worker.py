@@ -35,13 +35,15 @@ from fasttricks.system.signals import StopRequest
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training.build import build
 
-_SUMMARIES = Reader(ConfigError, "must be what fasttricks.train wrote", "remove the run's folder, and it is done again")
+_SUMMARIES = Reader(
+    ConfigError, "must be as fasttricks.train wrote it", "remove the run's folder, and it is done again"
+)
 
 
 def run_job(job: Job) -> str:
-    """Train `job` in a process of its own, from where an earlier one left off. Returns what went wrong, '' for nothing.
+    """Train `job` in a process of its own, from the end of an earlier one. Returns the error, '' for none.
 
-    What the trainer says goes to a log beside the run's folder. Ctrl-C and SIGTERM end the process too.
+    The trainer's output is in a log beside the run's folder. Ctrl-C and SIGTERM end the process too.
     """
     config = dataclasses.replace(job.config, resume=job.folder.is_dir())
     context = multiprocessing.get_context("forkserver")
@@ -67,7 +69,7 @@ def _deaf_children() -> Iterator[None]:
     """Processes started in the block never hear Ctrl-C or a closed terminal, which are told to all: this one alone ends them, in
     order.
 
-    Blocked and not ignored, so that what comes meanwhile is heard here at the end of the block.
+    Blocked and not ignored, so that a signal within the block arrives at its end.
     """
     resource_tracker.ensure_running()  # it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
@@ -78,7 +80,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _train(values: dict[str, Any], ranks: int, log: str) -> None:
-    """The process of a run: what train.main does, with its words in `log`."""
+    """The process of a run, as train.main, with its output in `log`."""
     if ranks == 1:
         _end_with_parent()
     with open(log, "a", buffering=1) as file:
@@ -146,6 +148,6 @@ def _end_with_parent(end: Callable[[], object] | None = None) -> None:
 
 
 def tidy(job: Job, *, keep_checkpoints: bool) -> None:
-    """Remove what is no longer needed of a finished run."""
+    """Remove the files of a finished run that are no longer needed."""
     if not keep_checkpoints:
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)

@@ -75,12 +75,12 @@ def _known() -> tuple[str, ...]:
 
 
 def table_help() -> str:
-    """The tables and designs with a line each, and how to go on."""
+    """The tables and designs with a line each, and the next command."""
     about = {
         **{name: make.__doc__ for name, make in PAPER_TABLES.items()},
         **{n: m.__doc__ for n, m in DESIGNS.items()},
     }
     rows = [f"  {name:14s} {(text or '').partition(chr(10))[0]}" for name, text in about.items()]
     recipe = f"RECIPE is one of {', '.join(RECIPES)}; the paper's tables take {PAPERS_RECIPE} where none is given."
-    again = "The same command given again goes on; given several times at once, the processes share the runs."
+    again = "The same command, given again, continues. Given several times at once, the processes share the runs."
     return "\n".join([USAGE, "", "tables:", *rows, "", recipe, again, f"{PROG} TABLE RECIPE --help lists every field."])

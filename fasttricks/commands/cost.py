@@ -1,4 +1,4 @@
-"""What a tweak or a network costs: python -m fasttricks.cost [--networks NAME ...]: counted, and timed by turns."""
+"""Parameters, multiply-adds, bytes and step time of networks: fasttricks cost [--networks NAME ...]."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAPER = {"resnet50d": (1.13, 1.03)}
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
-    """What to compare, and how."""
+    """The networks to compare, and how."""
 
     networks: tuple[str, ...] = (
         *("resnet50a", "resnet50b", "resnet50c", "resnet50d", "inception_v3", "mobilenet_v1", "resnet50d+resnet152d"),
@@ -51,7 +51,7 @@ class CostConfig:
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where a GPU is available, else cpu."""
     output: str = ""
     """Write the table and its plot to OUTPUT.md and OUTPUT.png, which must not exist; empty: only print the table."""
 
@@ -69,14 +69,14 @@ class Cost:
     image_size: int
     num_parameters: int
     multiply_adds: int
-    """Of one image's forward pass, the teacher's too."""
+    """Multiply-adds of one image's forward pass, with the teacher's."""
     parameter_bytes: int
     activation_bytes: int
     """Live at the step's peak, in which input and gradients have their own share."""
     peak_bytes: int
     """All live tensors at their most, as footprint.py counts them: without convolution workspace."""
     seconds: tuple[float, ...] = ()
-    """Of each timed step; step i of all networks ran one after another."""
+    """Time of each timed step; step i of all networks ran one after another."""
 
 
 def training(name: str, config: CostConfig, precision: Precision) -> TrainConfig:
@@ -85,7 +85,7 @@ def training(name: str, config: CostConfig, precision: Precision) -> TrainConfig
     size = config.image_size or model_info(student).image_size
     return TrainConfig(
         recipe="cost",
-        epochs=1000,  # of a step each: none of those that are timed is near the schedule's end
+        epochs=1000,  # a step each: no timed step is near the schedule's end
         global_batch_size=config.batch_size,
         precision=precision,
         data=DataConfig(image_size=size, val_resize=size),
@@ -96,7 +96,7 @@ def training(name: str, config: CostConfig, precision: Precision) -> TrainConfig
 
 
 def count(name: str, config: CostConfig, precision: Precision) -> Cost:
-    """What can be said of a network without running it. Raises ConfigError for an unknown name."""
+    """The counts of a network, without running it. Raises ConfigError for an unknown name."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -218,14 +218,18 @@ def table(costs: Sequence[Cost], config: CostConfig) -> str:
 
 
 def report(costs: Sequence[Cost], config: CostConfig, world: World) -> str:
-    """The table, and what it was made of."""
+    """The table, with its conditions."""
     from fasttricks.learning.precision import resolve_precision
 
     precision = resolve_precision(config.precision, world.device)
     parts = [
         f"Training step, batch {config.batch_size}, {precision}, {NUM_CLASSES} classes, on {world.device_name}. Parameters, "
         "multiply-adds (one image, forward) and bytes are counted; "
-        + (f"times are of {config.rounds} steps of each network, by turns." if config.rounds else "nothing was timed."),
+        + (
+            f"times are of {config.rounds} alternating steps of each network."
+            if config.rounds
+            else "nothing was timed."
+        ),
         table(costs, config),
     ]
     known = [cost for cost in costs if cost.name in PAPER and costs[0].name == "resnet50a"]
@@ -248,7 +252,7 @@ def plot(costs: Sequence[Cost], path: Path) -> None:
 
 
 def main(args: Sequence[str]) -> None:
-    """Print, and write where asked to, what the networks that `args` name cost."""
+    """Print, and write where asked to, the costs of the networks that `args` name."""
     from fasttricks.config.cli import parse
 
     config = parse(CostConfig(), args, prog=PROG, description=__doc__ or "")

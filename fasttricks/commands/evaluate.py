@@ -35,10 +35,10 @@ HIDDEN: Hidden = {DataConfig: TRAINING_ONLY, EvalConfig: ("every_epochs",)}
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How to evaluate; what is not given is as in the checkpoint's run."""
+    """How to evaluate; other fields are those of the checkpoint's run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where a GPU is available, else cpu."""
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU."""
     average: bool = True

@@ -26,17 +26,17 @@ model card, README.md. CHECKPOINT is a file, or a run folder, of which the newes
 OPSET = 18
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""What ONNX Runtime's logits may be off by, relative to the largest: float32 summed in another order."""
+"""Tolerance of ONNX Runtime's logits, relative to the largest: it sums float32 in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to export, and where to."""
+    """The parts of an export, and its place."""
 
     output: str = ""
     """Folder to make; empty: export/ in the run folder, or beside the checkpoint file. It must not exist."""
     onnx: bool = True
-    """Write model.onnx too, and hold it against the network with ONNX Runtime."""
+    """Write model.onnx too, and compare its outputs in ONNX Runtime with the network's."""
     average: bool = True
     """Take the averaged weights where the run kept an average (ema_decay)."""
 

@@ -1,4 +1,4 @@
-"""List what there is: fasttricks list models | recipes | tricks."""
+"""List the networks, recipes or tricks: fasttricks list models | recipes | tricks."""
 
 from __future__ import annotations
 

@@ -41,12 +41,12 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """How to predict; what is not given is as in the checkpoint's run."""
+    """How to predict; other fields are those of the checkpoint's run."""
 
     top: Annotated[int, Range(1)] = 5
     """Classes shown an image; all where there are fewer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where a GPU is available, else cpu."""
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU."""
     average: bool = True
@@ -60,7 +60,7 @@ class PredictConfig:
 
 
 class Prediction(NamedTuple):
-    """What the network says of one image."""
+    """The network's prediction for one image."""
 
     path: str
     classes: list[tuple[str, float]]
@@ -110,7 +110,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
 def load(
     files: tuple[str, ...], config: PredictConfig, world: World
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, str]]]:
-    """Of each batch: its files; file -> its pixels, (3, S, S), as validation has them; file -> why it has none.
+    """For each batch: its files; file -> its pixels, (3, S, S), as validation has them; file -> why it has none.
 
     files: below /, each once.
     """
@@ -149,7 +149,7 @@ def as_run(run: TrainConfig) -> PredictConfig:
 
 
 def main(args: Sequence[str]) -> None:
-    """Print what the checkpoint that `args` name says of the images. Exits 1 where one could not be used."""
+    """Print the predictions of the checkpoint that `args` name for the images. Exits 1 where one could not be used."""
     command = SavedRunCommand(PROG, "CHECKPOINT IMAGE...", ABOUT, PredictConfig(), as_run, HIDDEN)
     path, images, options = command.read(args)
     if not images:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class SavedRunCommand(NamedTuple, Generic[T]):
-    """What such a command takes: CHECKPOINT, perhaps more arguments, and the fields of a config."""
+    """The arguments of such a command: CHECKPOINT, perhaps more arguments, and the fields of a config."""
 
     prog: str
     takes: str

@@ -18,7 +18,7 @@ PROG = prog("train")
 
 
 def next_commands(run_dir: str) -> list[str]:
-    """What a user may do with a finished run, a command a line."""
+    """The next commands for a finished run, one a line."""
     folder = shlex.quote(run_dir)
     return [
         f"evaluate {prog('evaluate')} {folder}",

@@ -51,12 +51,12 @@ def parse(config: T, args: Sequence[str], *, prog: str, description: str, hidden
 
 
 def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
-    """Has tyro add to a field's help what its value must be, and leave out the hidden fields."""
+    """Adds the rule of a field's value to its help, and leaves the hidden fields out."""
     registry = ConstructorRegistry()
 
     @registry.struct_rule
     def fields_with_ranges(info: StructTypeInfo) -> StructConstructorSpec | None:
-        """As tyro makes a dataclass from a default, but for the help. None for what is no dataclass with a default."""
+        """As tyro makes a dataclass from a default, with other help. None for any other type."""
         cls, default = info.type, info.default
         if not (dataclasses.is_dataclass(cls) and isinstance(default, cls)):
             return None
@@ -152,7 +152,7 @@ def arguments_of(config: TrainConfig) -> list[str]:
 
 def recipe_help(prog: str) -> str:
     """The recipes with a line each, and the next command."""
-    rows = [f"  {name:20s} {summary(name)}" for name in RECIPES]
+    rows = [f"  {name:24s} {summary(name)}" for name in RECIPES]
     usage = f"usage: {prog} RECIPE [--section.field value ...]"
     return "\n".join(
         [usage, "", "recipes:", *rows, "", f"{prog} RECIPE --help lists every field with its unit and range."]
@@ -160,5 +160,5 @@ def recipe_help(prog: str) -> str:
 
 
 def _tricks_help() -> str:
-    rows = [f"  {trick.name:16s} {trick.section:4s} {trick.summary}" for trick in TRICKS.values()]
+    rows = [f"  {trick.name:20s} {trick.section:4s} {trick.summary}" for trick in TRICKS.values()]
     return "\n".join(["Tricks for --tricks.on and --tricks.off, with their section of the paper:", *rows])

@@ -126,7 +126,7 @@ def _is_option(word: str) -> bool:
 
 
 def _no_option(word: str, name: str, cls: type, known: Mapping[str, int], hidden: Hidden, prog: str) -> str:
-    """What to say of an option that there is not: the right one, with its help, or why there is none."""
+    """The answer to an unknown option: the right one with its help, or the reason why there is none."""
     if name in arities(cls):
         return f"option = {word!r}: has no effect here, only in training; leave it out"
     plain = name.removeprefix("no-")

@@ -52,7 +52,7 @@ def told_of_compiling(mode: Compile, tell: Callable[[bool], None]) -> Iterator[N
     """Within the block, tell(True) is called where torch.compile begins to work and tell(False) where it has ended.
 
     That is at the first forward pass, at the first backward pass, and again for a batch of another size. Both calls come
-    from the thread that compiles: of a backward pass on a GPU, autograd's.
+    from the thread that compiles: for a backward pass on a GPU that is autograd's.
     """
     if mode == "off":
         yield

@@ -13,7 +13,7 @@ class Bars(NamedTuple):
     name: str
     multiply_adds: float
     time: tuple[float, float, float]
-    """Of a step: median, lowest and highest round."""
+    """Time of a step: median, lowest and highest round."""
     paper: tuple[float, float] | None
     """The paper's multiply-adds and time, where it gives them."""
 

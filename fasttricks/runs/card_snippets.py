@@ -30,7 +30,7 @@ def snippets(
 ) -> dict[str, str]:
     """Heading -> lines of Python, to be run in this order in the exported folder, which has an image.jpg.
 
-    counterparts: what timm and torchvision call the network. ONNX comes last.
+    counterparts: the network's names in timm and torchvision. ONNX comes last.
     """
     found = {"An image": _prepare(data)}
     if "timm" in counterparts:

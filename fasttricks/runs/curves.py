@@ -17,7 +17,7 @@ FEW = 40
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], *, title: str) -> Figure:
     """A panel for the loss, one for the learning rate, and one for each panel of `metrics`.
 
-    records: of metrics.jsonl, with a training step at least; of the validations those that have every metric count.
+    records: those of metrics.jsonl, with a training step at least. Only validations that have every metric count.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -41,7 +41,7 @@ have moved, still holds the same files is for the loader to see; that distill.te
 
 
 _NEWEST_STARTS = 48
-"""A run that is resumed for ever keeps its first start and so many of the newest: config.json has a bound."""
+"""A run keeps its first start and so many of the newest, however often it is resumed, so that config.json has a bound."""
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from fasttricks.system.files import remove_leftovers, temporary_of
 from fasttricks.system.reading import is_there
 
 _NAME = re.compile(r"step-(\d{10,})\.pt")
-"""What checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
+"""The names that checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
 _DAMAGED = ".damaged"
 
 
@@ -23,7 +23,7 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """A file that is not, or no longer, what was written."""
+    """A file that is not, or no longer, as it was written."""
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -41,7 +41,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def named_checkpoints(folder: Path) -> list[Path]:
-    """The same with what has such a name and is no file, which a resumed run has to say and to move out of its way."""
+    """The same, with other things of such a name, which a resumed run has to name and to move away."""
     found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
     return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
 
@@ -64,7 +64,7 @@ def step_of(path: Path) -> int:
 def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda step: False) -> None:
     """Delete the checkpoints of `folder` but the newest `count`, 1 or more, and the newest whose step `also` says yes to.
 
-    Temporary files that a kill left go too. What the user put there stays, whatever it is called.
+    Removes the temporary files of killed saves too. The user's files stay, whatever their names.
     """
     found = checkpoints(folder)
     marked = next((path for path in found if also(step_of(path))), None)

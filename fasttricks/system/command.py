@@ -1,4 +1,4 @@
-"""How a command begins and ends: its errors in one line, Ctrl-C with the way to go on, output that may be lost. No torch."""
+"""The start and end of a command: errors in one line, Ctrl-C with the way to resume, output that may be lost. No torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _RANK_0_SPEAKS_S = 3.0
 
 
 def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = False) -> None:
-    """Run an entry point on sys.argv: a UserError is printed as one line and exits 2, Ctrl-C says what to do and exits 130.
+    """Run an entry point on sys.argv. A UserError is one line and exits 2. Ctrl-C prints the way to resume and exits 130.
 
-    prints_result: nothing else keeps what is printed, so that a lost standard output ends the command, as it ends others: with
-    SIGPIPE's status where nobody reads on. Else the command goes on without it.
-    Under torchrun what is wrong for one rank is mostly wrong for all: rank 0 speaks first, and torchrun then ends the others.
+    prints_result: only the output holds the result, so a lost standard output ends the command, with SIGPIPE's status where
+    the reader has closed it. Else the command continues without it.
+    Under torchrun an error of one rank is mostly an error of all: rank 0 prints it first, and torchrun then ends the others.
     """
     with kept_output(needed=prints_result), _warnings_as_notes():
         try:

@@ -1,4 +1,4 @@
-"""The ranks of a run, and what a trainer may set for its own process. One process without torchrun is a world of one.
+"""The ranks of a run, and the settings of a trainer for its own process. One process without torchrun is a world of one.
 
 Under torchrun every rank is a process with one device: nccl joins GPUs, gloo joins CPUs.
 """
@@ -72,8 +72,8 @@ class World:
     def sum_(self, values: Tensor) -> Tensor:
         """Sum `values`, (any shape, on the rank's device), over all ranks, in place. A collective: every rank must call it.
 
-        Floating values come from all ranks and are added up in the ranks' order, so that the backend's does not decide their
-        last bits: for what is small. Integers, exact in any order, are all-reduced.
+        Floating values come from all ranks and are added up in the ranks' order, so the backend's order does not decide their
+        last bits. For small values. Integers, exact in any order, are all-reduced.
         """
         if self.size > 1 and values.is_floating_point():
             parts = [torch.empty_like(values) for _ in range(self.size)]
@@ -115,7 +115,7 @@ def lost_rank(error: RuntimeError) -> bool:
 def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
     """Say in one line that another rank was lost, which is for that rank to explain, and end this process with exit code 1.
 
-    At once: what is left of the collective would be waited for at a usual exit.
+    At once, because a usual exit would wait for the rest of the collective.
     """
     reason = f"another rank ended, or did not answer within timeout_s = {world.timeout_s}; the first error says why"
     shown = str(error).partition("\n")[0].partition(". ")[0]
@@ -127,8 +127,8 @@ def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
 class Vote:
     """Whether any rank says yes, told to all ranks alike: a sum on the host, through gloo beside the device's backend.
 
-    To make one is a collective. With several ranks a call returns the answers to the call before, which have mostly come in
-    meanwhile: no rank waits for one that is less than a call behind, and none waits for a device.
+    The constructor is a collective. With several ranks a call returns the answers to the previous call, most of which have
+    arrived by then. So no rank waits for one that is less than a call behind, and none waits for a device.
     """
 
     def __init__(self, world: World) -> None:
@@ -219,9 +219,9 @@ def _join(world: World) -> None:
 def keep_freed_memory() -> bool:
     """Have glibc keep freed activations for the next step. Returns whether it does; another C library does as it did.
 
-    By default glibc hands large blocks back to the system when they are freed and asks for them anew, zeroed page by page, in
-    every step. Set here: no mmap, never trim, grow by 256 MiB. Costs memory that was used once and stays with the process;
-    of no use to what a GPU holds. What else was tried is in docs/log.md.
+    By default glibc returns large blocks to the system when they are freed and asks for them again, zeroed page by page, in
+    every step. Set here: no mmap, never trim, grow by 256 MiB. Cost: memory that was used once stays with the process. No
+    effect on the memory of a GPU. docs/log.md has the alternatives.
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # as <malloc.h> numbers them
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""The optional dependencies, and what to say where they are absent. Entry points ask before they import anything else."""
+"""The optional dependencies, and the message where they are absent. Entry points check before they import anything else."""
 
 import sys
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ def require_train_extra(what: str) -> None:
     require_extra("train", TRAIN_MODULES, what)
 
 
-def require_extra(extra: str, modules: Sequence[str], what: str) -> None:
-    """Exit 2, saying that `what` needs them and how to install `extra`, where any of `modules` is absent."""
+def require_extra(extra: str, modules: Sequence[str], user: str) -> None:
+    """Exit 2, saying that `user` needs them and how to install `extra`, where any of `modules` is absent."""
     missing = [name for name in modules if not _present(name)]
     if missing:
-        needed = f"{what} needs {', '.join(missing)}, not installed here"
+        needed = f"{user} needs {', '.join(missing)}, not installed here"
         command = f"install it with: pip install 'fasttricks[{extra}]' (in a checkout: pip install '.[{extra}]')"
         print(f"error: {needed}; {_activate() or command}", file=sys.stderr)
         raise SystemExit(2)

@@ -1,7 +1,7 @@
 """Standard output and error that may be lost: a closed terminal, `| head`, a full disk behind `>`, `>&-`. No torch.
 
-Whatever writes to them (print, rich, a warning, the last flush) never fails for that. A command whose work is kept elsewhere
-goes on; one whose result is its output ends, and says why.
+No writer to them (print, rich, a warning, the last flush) fails for that. A command whose work is kept elsewhere
+continues. A command whose result is its output ends with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LostOutputError(UserError):
 
     def __init__(self, number: int, error: OSError) -> None:
         self.quietly = error.errno == errno.EPIPE
-        """The reader has what it wanted, as head has: no reason for a message."""
+        """The reader has read enough, as head does: no reason for a message."""
         rule = "must be a place to write to, which holds the result"
         super().__init__(f"{_NAMES[number]}: {rule}; give another ({error.strerror})")
 
@@ -39,7 +39,7 @@ def lost_output() -> str:
 
 
 def keep_lost_output(file: Path, *, stdout: bool) -> None:
-    """Have `file` take what standard error, and standard output where asked, can no longer. It is made where one is lost."""
+    """Let `file` replace standard error, and standard output where asked, once it is lost. The file is made then."""
     for number in (1, 2) if stdout else (2,):
         _kept_in[number] = file
         _go_on_in_file(number)
@@ -52,7 +52,7 @@ def say(text: str) -> None:
 
 
 class _Stream(io.FileIO):
-    """What Python's text goes through. needed: a loss is raised as LostOutputError, once."""
+    """The raw stream below Python's text. needed: a loss is raised as LostOutputError, once."""
 
     def __init__(self, number: int, *, needed: bool) -> None:
         self._number, self._needed = number, needed
@@ -83,13 +83,13 @@ class _Stream(io.FileIO):
         if self._needed:
             raise LostOutputError(self._number, error)
         if self._number == 1:
-            say(f"note: standard output is lost ({error.strerror}); the command goes on")
+            say(f"note: standard output is lost ({error.strerror}); the command continues")
 
 
 def _go_on_in_file(number: int, data: bytes = b"") -> None:
     if number in _lost and number in _kept_in:
         with contextlib.suppress(OSError), open(_kept_in[number], "ab") as file:
-            file.write(f"{_NAMES[number]} is lost ({_lost[number]}); it goes on here\n".encode() + data)
+            file.write(f"{_NAMES[number]} is lost ({_lost[number]}); it continues here\n".encode() + data)
             file.flush()
             os.dup2(file.fileno(), number)
 
@@ -116,7 +116,7 @@ def kept_output(*, needed: bool) -> Iterator[None]:
     """Within the block, standard output and error may be lost.
 
     needed: standard output is the result; its loss raises LostOutputError at the write or flush that meets it.
-    What stands in for one of them, as in tests, is left alone.
+    A stand-in for one of them, as in tests, is left alone.
     """
     with contextlib.suppress(OSError):
         _keep_taken(0)

@@ -1,5 +1,5 @@
-"""What a rank knows of the process that started it: its share of the cores, torchrun's restarts, its death, the
-command to go on with. No torch."""
+"""A rank and the process that started it: its share of the cores, torchrun's restarts, its death, the command to
+resume. No torch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def launch_token() -> str:
 
 
 def command_to_resume() -> str:
-    """The command line that goes on with this run: this process's own, torchrun's where that started it, and --resume."""
+    """The command line that resumes this run: this process's own, torchrun's where that started it, and --resume."""
     words = _own_command()
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
 

@@ -39,7 +39,7 @@ class _Bars(Progress):
 
 
 def progress_bar(console: Console, **options: Any) -> Progress:
-    """A bar with what is done, of how much, and the time that is left. options: of rich's Progress."""
+    """A bar with the work done, its total and the time left. options: those of rich's Progress."""
     return _Bars(console=console, **options)
 
 

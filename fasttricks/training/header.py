@@ -1,4 +1,4 @@
-"""What a run says before it begins: what is trained, on what, how."""
+"""The header of a run: network, data, device, batch and schedule."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
     }
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
     if config.schedule.first_size < 1:
-        what = "they grow over the epochs" if len(sizes) > 1 else "too few epochs to grow in"
-        rows["images"] = f"{', '.join(map(str, sizes))} pixels: {what} (progressive resizing)"
+        growth = "they grow over the epochs" if len(sizes) > 1 else "too few epochs to grow in"
+        rows["images"] = f"{', '.join(map(str, sizes))} pixels: {growth} (progressive resizing)"
     if run.train_loader.note:
         rows["input"] = run.train_loader.note
     rows |= _teacher_rows(run)
@@ -41,10 +41,10 @@ def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
         rows["resume"] = done if resumed else "no checkpoint was saved yet: from the beginning"
     if resumed.extends:
         last = resumed.extended[-1]
-        what = (
+        schedule = (
             f"the schedule is from here on that of {last['to_epochs']}, lr {run.lr_at(run.step):.4g} in the next step"
         )
-        rows["extended"] = f"from {last['from_epochs']} to {last['to_epochs']} epochs: {what}"
+        rows["extended"] = f"from {last['from_epochs']} to {last['to_epochs']} epochs: {schedule}"
     rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
     return [f"{name:8s} {value}" for name, value in rows.items()]
 

@@ -42,7 +42,7 @@ def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
 def images_per_joule(run: Run) -> dict[str, float]:
     """Images that this process has trained on, over the energy of all ranks' GPUs since; empty where it is not known.
 
-    Validation and what came between are in the energy. A collective.
+    The energy includes validation and the pauses. A collective.
     """
     joules = run.world.sum_(torch.tensor(run.monitor.energy_j, dtype=torch.float64, device=run.world.device)).item()
     images = (run.epoch - run.first_epoch) * run.shards.num_images

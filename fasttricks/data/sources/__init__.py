@@ -89,7 +89,7 @@ def find_dataset(root: str) -> tuple[Source, Source]:
 
 
 def require_place(root: str, *splits: Split) -> None:
-    """Raise DataError where the splits of what data.root names cannot be opened, as far as a look at the folders tells.
+    """Raise DataError where the splits of data.root cannot be opened, as far as a look at the folders tells.
 
     Reads no list of images: milliseconds. open_split says more.
     """
