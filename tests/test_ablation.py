@@ -18,7 +18,7 @@ from fasttricks.ablation.jobs import Job
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
 from fasttricks.commands import ablate
-from fasttricks.config import ConfigError, TrainConfig, TricksConfig, replace_at
+from fasttricks.config import ConfigError, ModelConfig, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import require_resolved, resolve
@@ -206,6 +206,39 @@ def test_a_network_without_residual_blocks_has_designs_over_the_tricks_that_fit_
         assert [trick for trick in TRICKS if is_on(run, trick)] == [trick for trick in TRICKS if trick in cell.tricks]
 
 
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "resnet" not in RECIPES[recipe]().model.name])
+@pytest.mark.parametrize("name", PAPER_TABLES)
+def test_a_papers_table_of_a_network_without_variants_is_blank_where_it_names_one(name: str, recipe: str) -> None:
+    config = ablation(recipe, device="cpu", other_networks=True)
+    for runs in plan_cells(PAPER_TABLES[name](), config, CLASSES):
+        needs = runs.cell.edits and not runs.cell.network
+        assert (
+            (runs.reason.startswith("does not apply: model.name = ") and not runs.jobs)
+            if needs
+            else runs.jobs or runs.reason
+        )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("network", ["", "resnet34c", "inception_v3", "mobilenet_v1", "timm:resnet50"])
+def test_every_recipe_has_every_design_on_every_kind_of_network(network: str, recipe: str) -> None:
+    """Over its own tricks, six at most in a factorial; of a recipe that has none on, over those that are named."""
+    config = ablation(recipe, device="cpu")
+    if network:
+        config = dataclasses.replace(config, model=ModelConfig(name=network))
+    used = tuple(trick for trick in TRICKS if is_on(config, trick))[:6] or ("mixup", "cosine")
+    for name, make in DESIGNS.items():
+        if name == "leave-one-out" and "baseline" in recipe:
+            continue  # nothing to leave out
+        table = make(dataclasses.replace(config, factors=used))
+        for cell in table.cells:
+            run = training_of(cell, config)
+            assert [t for t in used if is_on(run, t)] == [t for t in used if t in cell.tricks]
+        distinct = {training_name(training_of(cell, config), 1, CPU) for cell in table.cells}
+        same = 0 if "low_precision" not in used else len(table.cells) // 2 if name == "factorial" else 1
+        assert len(distinct) == len(table.cells) - same, "half precision is none on the CPU"
+
+
 def test_a_cell_lists_no_trick_of_the_ablations_own_command_line() -> None:
     config = resolve(ablation("cifar10"), {"tricks.off": ["warmup"], "tricks.on": ["mixup"]})
     runs = [training_of(cell, config) for cell in find_tables(["leave-one-out"], config)[0].cells]
@@ -298,7 +331,7 @@ def test_the_command_line_of_a_run_gives_the_run(recipe: str) -> None:
             "factors = ['mixup']: off in recipe cifar10: nothing to leave out",
         ),
         (["factorial", "cifar10"], "factors = ("),
-        (["add-one", "mobilenet-tricks", "--factors", "resnet_d"], "cannot be switched on mobilenet_v1"),
+        (["add-one", "mobilenet-tricks", "--factors", "resnet_d"], "does not apply to mobilenet_v1"),
     ],
 )
 def test_what_is_wrong_is_answered_in_a_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,6 +285,9 @@ def test_a_trick_that_changes_nothing_is_said(capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().err.splitlines()
     wanted = "note: trick {0} is off in recipe resnet50-baseline already; --tricks.off {0} changed nothing"
     assert lines == [wanted.format("mixup"), wanted.format("cosine")]
+    assert parse("mobilenet-tricks", "--tricks.off", "resnet_d").tricks.off == ()
+    wanted = "note: trick resnet_d does not apply to mobilenet_v1; --tricks.off resnet_d changed nothing\n"
+    assert capsys.readouterr().err == wanted
 
 
 def test_reading_arguments_imports_neither_torch_nor_dali() -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from fasttricks.config import ConfigError, TrainConfig, get_at, replace_at
+from fasttricks.config import (
+    NETWORKS,
+    ConfigError,
+    DoesNotApplyError,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+    get_at,
+    replace_at,
+)
 from fasttricks.config.recipes import (
     RECIPES,
     resnet50_baseline,
@@ -15,7 +24,7 @@ from fasttricks.config.recipes import (
     resnet50d_tricks,
     resnet50d_tricks_distill,
 )
-from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_off, is_on
+from fasttricks.config.tricks import TRICKS, applies, apply_tricks, find_trick, is_off, is_on
 
 # Typed from the paper's sections: the field of a trick, and its value with the trick and without.
 FIELDS: dict[str, tuple[str, str, Any, Any]] = {
@@ -139,10 +148,29 @@ def test_the_other_networks_recipes_are_the_resnets_but_for_what_does_not_apply(
             assert same == other
 
 
-def test_a_trick_that_does_not_fit_the_model_is_refused() -> None:
-    config = replace_at(resnet50d_tricks(), "model.name", "alexnet")
-    with pytest.raises(ConfigError, match=r"model\.name = 'alexnet': has no variants"):
-        apply_tricks(config, off=["resnet_d"])
+@pytest.mark.parametrize("name", [*NETWORKS, "timm:resnet50", "alexnet"])
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_question_about_a_trick_is_answered_for_every_network(trick: str, name: str) -> None:
+    """On, off, neither, or does not apply; never an exception. What does not apply is off already, and cannot be on."""
+    for recipe in RECIPES.values():
+        bare = apply_tricks(recipe(), off=TRICKS)
+        config = dataclasses.replace(bare, model=ModelConfig(name=name))
+        states = is_on(config, trick), is_off(config, trick)
+        assert not all(states)
+        if applies(config, trick):
+            assert is_off(apply_tricks(config, off=[trick]), trick)
+        else:
+            assert trick in FOR_RESNETS and not is_on(config, trick)
+            assert apply_tricks(config, off=[trick]) == config
+            with pytest.raises(DoesNotApplyError, match="does not apply"):
+                apply_tricks(config, on=[trick])
+
+
+def test_a_warm_up_that_is_longer_than_the_run_applies_and_is_refused() -> None:
+    config = TrainConfig(recipe="x", epochs=3, global_batch_size=1, schedule=ScheduleConfig(warmup_epochs=0))
+    assert applies(config, "warmup")
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_epochs = 5\.0: must be below epochs \(3\)"):
+        apply_tricks(config, on=["warmup"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from fasttricks.ablation.cells import AblateConfig, training_of
 from fasttricks.ablation.jobs import HEADLINE, Job
 from fasttricks.ablation.paper import Cell, Table
-from fasttricks.config import TIMM, DistillConfig, TrainConfig
+from fasttricks.config import TIMM, DistillConfig, DoesNotApplyError, TrainConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.teacher import load_teacher
@@ -86,13 +86,17 @@ def by_column(cells: Sequence[CellRuns]) -> dict[str, list[CellRuns]]:
 def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> list[CellRuns]:
     """The cells of `table` with their jobs on images of `classes`. One that is not to be run says why: it stays blank.
 
-    Raises ConfigError where a trick does not fit the model or the teacher the classes, CheckpointError for a damaged teacher.
+    Raises ConfigError as training_of and where the teacher has other classes, CheckpointError for a damaged teacher.
     """
     device = resolve_device(config.device, 0)
     planned: list[CellRuns] = []
     seen: dict[tuple[str, str], str] = {}
     for cell in table.cells:
-        training = training_of(cell, config)
+        try:
+            training = training_of(cell, config)
+        except DoesNotApplyError as error:
+            planned.append(CellRuns(cell, reason=f"does not apply: {error}"))
+            continue
         if reason := _lacks(cell, training, config):
             planned.append(CellRuns(cell, reason=reason))
             continue

@@ -24,7 +24,7 @@ from fasttricks.config import (
     require,
     unknown,
 )
-from fasttricks.config.tricks import TRICKS, apply_tricks, find_trick, is_on
+from fasttricks.config.tricks import TRICKS, applies, apply_tricks, find_trick, is_on
 
 MAX_FACTORS = 6
 """Factors of a full factorial design: 2^6 = 64 cells."""
@@ -82,14 +82,15 @@ def extend(recipe: TrainConfig) -> AblateConfig:
 def training_of(cell: Cell, config: AblateConfig) -> TrainConfig:
     """The training of `cell`: config with its tricks on and all others off, its batch and its edits; its tricks lists empty.
 
-    A trick that is on keeps the value of the recipe. Raises ConfigError where a trick does not fit the model.
+    A trick that is on keeps the value of the recipe; one that does not apply to the network is left out. Raises
+    DoesNotApplyError where an edit of the cell does not apply, and ConfigError where a value breaks a rule of the config.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     run = TrainConfig(**values | {"tricks": TricksConfig()})
     if cell.network:
         run = dataclasses.replace(run, model=ModelConfig(name=cell.network, num_classes=run.model.num_classes))
-    names = [name for name in TRICKS if fits(run, name)]
-    run = apply_tricks(run, off=[n for n in names if n not in cell.tricks], on=[n for n in names if n in cell.tricks])
+    on = [name for name in TRICKS if name in cell.tricks and applies(run, name)]
+    run = apply_tricks(run, off=[name for name in TRICKS if name not in cell.tricks], on=on)
     small = config.small_batch or max(1, config.global_batch_size // 4)
     run = dataclasses.replace(run, global_batch_size=small if cell.batch == "small" else config.global_batch_size)
     if "mixup" in cell.tricks and config.mixup_epochs:
@@ -97,15 +98,6 @@ def training_of(cell: Cell, config: AblateConfig) -> TrainConfig:
     for path, value in cell.edits.items():
         run = replace_at(run, path, value(get_at(run, path)) if callable(value) else value)
     return run
-
-
-def fits(config: TrainConfig, trick: str) -> bool:
-    """Whether the trick fits the model: resnet_d needs a network with variants, zero_gamma one with residual blocks."""
-    try:
-        apply_tricks(config, on=[trick])
-    except ConfigError:
-        return False
-    return True
 
 
 # -------------------------------------------------------------------------------------- designs over a recipe's tricks
@@ -145,8 +137,8 @@ def factors_of(config: AblateConfig) -> tuple[str, ...]:
     """The tricks that a design goes through: those asked for, or those that the recipe has on. ConfigError for none."""
     names = config.factors or tuple(name for name in TRICKS if is_on(config, name))
     require(bool(names), "factors", names, f"recipe {config.recipe} has no trick on; name some with --factors")
-    unfit = [name for name in names if not fits(config, name)]
-    require(not unfit, "factors", unfit, f"cannot be switched on {config.model.name}")
+    unfit = [name for name in names if not applies(config, name)]
+    require(not unfit, "factors", unfit, f"does not apply to {config.model.name}; leave it out")
     return names
 
 

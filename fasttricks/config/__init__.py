@@ -5,7 +5,7 @@ path. networks: the networks by name. launch: this process among the ranks. opti
 Not re-exported: recipes, tricks, resolve (from both to the config that is trained), cli (command lines).
 """
 
-from fasttricks.config.errors import ConfigError, UserError, nearest, require, show_name, unknown
+from fasttricks.config.errors import ConfigError, DoesNotApplyError, UserError, nearest, require, show_name, unknown
 from fasttricks.config.fields import field_docs, field_kinds, from_dict, from_plain, get_at, replace_at, replace_fields
 from fasttricks.config.launch import Launch, read_launch
 from fasttricks.config.networks import NETWORKS, TIMM, ModelInfo, model_info, variant_of
@@ -39,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DistillConfig",
+    "DoesNotApplyError",
     "EvalConfig",
     "Interpolation",
     "Launch",

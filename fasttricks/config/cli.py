@@ -25,7 +25,7 @@ from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
 from fasttricks.config.schema import TrainConfig, TricksConfig
-from fasttricks.config.tricks import TRICKS, is_off, is_on
+from fasttricks.config.tricks import TRICKS, applies, is_off, is_on
 
 T = TypeVar("T")
 
@@ -125,9 +125,11 @@ def _find_tricks(args: Sequence[str]) -> TricksConfig:
 def _note_needless(name: str, recipe: TrainConfig, tricks: TricksConfig) -> None:
     needless = [("off", trick) for trick in tricks.off if is_off(recipe, trick)]
     needless += [("on", trick) for trick in tricks.on if is_on(recipe, trick)]
-    for now, trick in needless:
-        note = f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick} changed nothing"
-        print(f"note: {note}", file=sys.stderr)
+    notes = [f"trick {trick} is {now} in recipe {name} already; --tricks.{now} {trick}" for now, trick in needless]
+    unfit = [trick for trick in tricks.off if not applies(recipe, trick)]
+    notes += [f"trick {trick} does not apply to {recipe.model.name}; --tricks.off {trick}" for trick in unfit]
+    for note in notes:
+        print(f"note: {note} changed nothing", file=sys.stderr)
 
 
 def _changes(before: C, now: C) -> dict[str, Any]:

@@ -27,10 +27,14 @@ class ConfigError(UserError):
     """A config value that breaks a rule."""
 
 
-def require(ok: bool, field_name: str, value: object, rule: str) -> None:
-    """Raise ConfigError unless `ok`, as `field = value: rule`."""
+class DoesNotApplyError(ConfigError):
+    """A setting that the network has no use for, as zero gamma without residual blocks."""
+
+
+def require(ok: bool, field_name: str, value: object, rule: str, error: type[ConfigError] = ConfigError) -> None:
+    """Raise `error` unless `ok`, as `field = value: rule`."""
     if not ok:
-        raise ConfigError(f"{field_name} = {value!r}: {rule}")
+        raise error(f"{field_name} = {value!r}: {rule}")
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.0) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fasttricks.config.errors import require
+from fasttricks.config.errors import DoesNotApplyError, require
 
 TIMM = "timm:"
 """Prefix of a name of timm's."""
@@ -102,10 +102,10 @@ def find_network(name: str) -> str:
 def variant_of(name: str, letter: str) -> str:
     """The same network in another variant: variant_of("resnet50a", "d") is "resnet50d".
 
-    `letter` is a, b, c or d (section 4 of the paper). Raises ConfigError for another letter or for a network that
-    has no variants.
+    `letter` is a, b, c or d (section 4 of the paper). Raises ConfigError for another letter, and DoesNotApplyError for
+    a network that has no variants.
     """
     rule = "has no variants a to d, so the trick resnet_d does not apply; only names like resnet50a have"
-    require(bool(model_info(name).variant), "model.name", name, rule)
+    require(bool(model_info(name).variant), "model.name", name, rule, DoesNotApplyError)
     require(letter in tuple(VARIANTS), "variant", letter, "must be a, b, c or d")
     return name[:-1] + letter

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fasttricks.config.errors import require
+from fasttricks.config.errors import DoesNotApplyError, require
 from fasttricks.config.networks import OPTIONS, model_info
 from fasttricks.config.ranges import Range, Rising, Span, check_fields
 
@@ -89,12 +89,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
-        for option, rule in OPTIONS.items():
+        for option, why in OPTIONS.items():
             value, default = getattr(self, option), getattr(type(self), option)
             ok = value == default or option in model_info(self.name).options
-            require(
-                ok, f"model.{option}", value, f"not for model.name = {self.name!r}: {rule}; leave it at {default!r}"
-            )
+            rule = f"not for model.name = {self.name!r}: {why}; leave it at {default!r}"
+            require(ok, f"model.{option}", value, rule, DoesNotApplyError)
 
 
 @dataclass(frozen=True, kw_only=True)

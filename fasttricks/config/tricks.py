@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from fasttricks.config.errors import ConfigError, unknown
+from fasttricks.config.errors import ConfigError, DoesNotApplyError, unknown
 from fasttricks.config.fields import get_at, replace_fields
 from fasttricks.config.networks import variant_of
 from fasttricks.config.schema import TrainConfig
@@ -93,19 +93,31 @@ def _edit(config: C, edits: Mapping[str, Any]) -> C:
 def apply_tricks(config: C, *, on: Iterable[str] = (), off: Iterable[str] = ()) -> C:
     """`config` with the named tricks switched. One that is on keeps the value that it has: a warm-up of 1 epoch stays 1.
 
-    Raises ConfigError for an unknown trick, or one that does not fit the model.
+    One that does not apply to the network is off already. Raises ConfigError for an unknown trick and for a value that breaks a
+    rule of the config, and DoesNotApplyError where one is to be on that does not apply.
     """
     for name in off:
-        config = _edit(config, find_trick(name).off)
+        config = _edit(config, find_trick(name).off) if applies(config, name) else config
     for name in on:
         config = config if is_on(config, name) else _edit(config, TRICKS[name].on)
     return config
 
 
+def applies(config: TrainConfig, name: str) -> bool:
+    """Whether the network has a use for the trick: resnet_d needs variants, zero_gamma residual blocks of ours."""
+    try:
+        _edit(config, find_trick(name).on)
+    except DoesNotApplyError:
+        return False
+    except ConfigError:  # another rule: a warm-up longer than the run
+        pass
+    return True
+
+
 def is_on(config: TrainConfig, name: str) -> bool:
     """Whether `config` uses the trick: a plain field differs from its off value, a mapped one is as `on` makes it.
 
-    One that does not fit the model is not on.
+    One that does not apply is not on.
     """
     trick = find_trick(name)
     for path, value in trick.on.items():
@@ -118,7 +130,7 @@ def is_on(config: TrainConfig, name: str) -> bool:
 def is_off(config: TrainConfig, name: str) -> bool:
     """Whether `config` is as switching the trick off would make it: a ResNet-B has resnet_d neither on nor off.
 
-    One that does not fit the model is not off.
+    One that does not apply is neither on nor off.
     """
     return _is_as(config, find_trick(name).off)
 
