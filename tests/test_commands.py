@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -19,26 +18,24 @@ from lib.configs import plain
 from lib.forked import said_by
 from lib.tiny import REPOSITORY, FinishedRun, environment
 
-WITHOUT_TORCH = """
+WITHOUT = """
 import sys
 from fasttricks.commands import main
 
-class NoTorch:
+class Without:
     def find_spec(self, name, path=None, target=None):
-        assert name != "torch", "torch is imported"
+        assert name != {absent!r}, f"{{name}} is imported"
 
-sys.meta_path.insert(0, NoTorch())
+sys.meta_path.insert(0, Without())
 sys.argv[0] = "fasttricks"
 main()
 """
 
 
-def script(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`fasttricks args` where torch cannot be imported."""
-    command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(), cwd=cwd or REPOSITORY, check=False
-    )
+def script(*args: str, absent: str = "torch") -> subprocess.CompletedProcess[str]:
+    """`fasttricks args` where the module `absent` cannot be imported."""
+    command = [sys.executable, "-W", "error", "-c", WITHOUT.format(absent=absent), *args]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False)
 
 
 def test_every_command_is_a_module_too() -> None:
@@ -119,3 +116,11 @@ def test_the_help_of_a_command_needs_no_checkpoint_and_no_torch(
             in shown
         )
         assert "--data.color" not in shown and "every-epochs" not in shown
+
+
+def test_predict_spares_itself_the_import_of_torch_compile(finished_run: FinishedRun) -> None:
+    """torch._dynamo takes two seconds to import, more than all that predict does besides torch's own import."""
+    image = next((finished_run.data / "val").rglob("*.jpg"))
+    done = script("predict", str(finished_run.folder), str(image), absent="torch._dynamo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{image}\n")

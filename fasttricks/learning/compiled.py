@@ -7,9 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.callback import callback_handler
-from torch._dynamo.exc import TorchDynamoException
-from torch._dynamo.utils import counters
 
 from fasttricks.config import Compile, ConfigError
 
@@ -24,6 +21,9 @@ class CompiledModel(nn.Module):
 
     def __init__(self, model: nn.Module, mode: Compile, *, fallback: bool, say: Callable[[str], None]) -> None:
         super().__init__()
+        from torch._dynamo.exc import TorchDynamoException  # seconds, which a network that is not compiled is spared
+
+        self._failure = TorchDynamoException
         self.model = model
         self._mode, self._fallback, self._say = mode, fallback, say
         # a bound method, not the module: a module that is compiled would be registered here a second time
@@ -37,7 +37,7 @@ class CompiledModel(nn.Module):
         """Logits (N, num_classes)."""
         try:
             return self._call(images_NCHW)
-        except TorchDynamoException as error:
+        except self._failure as error:
             reason = f"torch.compile failed: {str(error).strip().splitlines()[0]}"
             if not self._fallback:
                 way_out = "take --compile off, or --compile-fallback to run eagerly"
@@ -57,6 +57,8 @@ def told_of_compiling(mode: Compile, tell: Callable[[bool], None]) -> Iterator[N
     if mode == "off":
         yield
         return
+    from torch._dynamo.callback import callback_handler
+
     begins = callback_handler.register_start_callback(lambda _: tell(True))
     ends = callback_handler.register_end_callback(lambda _: tell(False))
     try:
@@ -68,4 +70,6 @@ def told_of_compiling(mode: Compile, tell: Callable[[bool], None]) -> Iterator[N
 
 def compiled_graphs() -> int:
     """Graphs that torch.compile has made in this process so far, recompilations for other sizes included."""
+    from torch._dynamo.utils import counters
+
     return int(counters["stats"]["unique_graphs"])
