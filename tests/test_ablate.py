@@ -194,7 +194,8 @@ def test_a_report_before_any_run_is_blank(tiny_data: Path, tmp_path: Path) -> No
 def test_under_torchrun_it_is_refused(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert call(ablate.main, *arguments(tiny_data, tmp_path / "a")) == 2
     assert "give --ranks, without torchrun" in capsys.readouterr().err
 

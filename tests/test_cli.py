@@ -173,7 +173,13 @@ def test_run_main_shows_a_warning_of_the_project_as_a_note_and_leaves_others_alo
     with warnings.catch_warnings(record=True) as left:
         warnings.simplefilter("always")
         for rank in ("0", "1"):
-            monkeypatch.setenv("RANK", rank)
+            for name, value in {
+                "RANK": rank,
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "29500",
+            }.items():
+                monkeypatch.setenv(name, value)
             run_main(main)
     assert [str(warning.message) for warning in left] == ["of this test"] * 2
     note = capsys.readouterr().err

@@ -126,6 +126,9 @@ def test_a_bar_is_shown_after_two_seconds_and_on_a_terminal_alone() -> None:
         text = StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RANK", rank)
+            patch.setenv("WORLD_SIZE", "2")
+            patch.setenv("MASTER_ADDR", "127.0.0.1")
+            patch.setenv("MASTER_PORT", "29500")
             console = Console(file=text, force_terminal=terminal, quiet=rank != "0")
             with counted("list [/train]", 7, console, after=after) as advance:
                 advance(3)

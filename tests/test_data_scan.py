@@ -188,7 +188,7 @@ def test_a_file_that_ends_the_process_is_bad_and_the_others_are_scanned(
         return os._exit(1) if file == b"end" else why_damaged(file, max_pixels)
 
     forked = multiprocessing.get_context("fork")
-    monkeypatch.setattr("fasttricks.data.packing.scan.multiprocessing.get_context", lambda name: forked)
+    monkeypatch.setattr("fasttricks.data.packing.pool.multiprocessing.get_context", lambda name: forked)
     monkeypatch.setattr("fasttricks.data.packing.scan.why_damaged", decode)
     monkeypatch.setattr("fasttricks.data.packing.scan._CHUNK", 4)
     done: list[int] = []
@@ -206,7 +206,7 @@ def test_what_is_asked_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert call(prepare.main, "scan", str(tmp_path)) == 2
     assert "no image below it" in capsys.readouterr().err
     assert call(prepare.main, "scan", str(tmp_path), "--workers", "-1") == 2
-    assert "workers = -1: must be 0 (as many as cores) or more" in capsys.readouterr().err
+    assert "workers = -1: must be 0 (as many as cores) to 1024" in capsys.readouterr().err
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

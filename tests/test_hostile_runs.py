@@ -51,11 +51,11 @@ SUMMARIES = NO_TABLES | {
     "top1: null": (saying(top1=None), "top1 = None: must be a number"),
     "device: a list": (saying(device=[]), "device = []: must be a text"),
 }
-RECORDS = NO_FILES | {
+RECORDS = {name: case for name, case in NO_FILES.items() if name != "8 GiB"} | {
     "not UTF-8": (line(0, b"\xff"), "line 1 is no record"),
     "without epoch": (line(1, b'{"step": 1, "train_loss": 3}'), "line 2 is no record, of "),
     "a text for a number": (line(1, b'{"step": 1, "epoch": "x"}'), "line 2 is no record, of "),
-    "deep": (line(2, DEEP), "line 3 is no record"),
+    "deep": (line(2, DEEP), "a line of more than 65,536 bytes"),
     "zeros": (content(bytes(4096)), "line 1 is no record"),
     "empty": (content(b""), "line 1 is no record"),
 }
@@ -113,9 +113,13 @@ def test_records_that_were_changed(name: str, run: Path) -> None:
     count = len(read_metrics(run))
     change(run / "metrics.jsonl")
     log = RunLog(run, ALONE, METRICS, num_steps=9, steps_per_epoch=3)
-    log.load_state_dict({"sums": [0.0, 0.0], "seconds": 0.0, "records": count})
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: must have a record .*; mend it, or move it away") as caught:
+
+    def begin() -> None:
+        log.load_state_dict({"sums": [0.0, 0.0], "seconds": 0.0, "records": count})
         log.start(9)
+
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: must have a record .*; mend it, or move it away") as caught:
+        begin()
     assert wrong in str(caught.value)
     log.close()
 

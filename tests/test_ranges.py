@@ -14,6 +14,7 @@ import pytest
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.config import (
     ConfigError,
+    DataConfig,
     Range,
     Rising,
     ScheduleConfig,
@@ -62,7 +63,10 @@ def test_the_error_says_the_note_too() -> None:
 
 # -------------------------------------------------------------------------------------------------- every config
 RUN = {"recipe": "test", "epochs": 120, "global_batch_size": 256, "schedule": ScheduleConfig(warmup_epochs=0)}
-REQUIRED: dict[type, dict[str, Any]] = {TrainConfig: RUN, AblateConfig: RUN, PlanConfig: RUN}
+REQUIRED: dict[type, dict[str, Any]] = {
+    **dict.fromkeys((TrainConfig, AblateConfig, PlanConfig), RUN),
+    DataConfig: {"val_resize": 8192},
+}
 """What a config cannot be made without, and what leaves its other fields their whole range."""
 
 

@@ -30,7 +30,7 @@ def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, comm
     texts = [markdown(table, cells, config, data, command=command) for table, cells in plan]
     with Claim(folder / ".lock", patience_s=math.inf):  # processes that shared the runs end at once
         for (table, cells), text in zip(plan, texts, strict=True):
-            (folder / f"{table.name}.md").write_text(text + "\n")
+            (folder / f"{table.name}.md").write_text(text + "\n", "utf-8")
             plot(table, cells, config, data, folder / f"{table.name}.png")
         finished = [_cell(table.name, runs) for table, cells in plan for runs in cells]
         shown = data | {"root": Path(data["root"]).name}

@@ -59,7 +59,7 @@ def run_job(job: Job) -> str:
         raise
     if process.exitcode == 0:
         return ""
-    lines = job.log.read_text().strip().splitlines() if job.log.is_file() else []
+    lines = job.log.read_text("utf-8", "replace").strip().splitlines() if job.log.is_file() else []
     last = lines[-1].strip() if lines else f"exit status {process.exitcode}"
     return f"{last} ({job.log})"
 
@@ -83,7 +83,7 @@ def _train(values: dict[str, Any], ranks: int, log: str) -> None:
     """The process of a run, as train.main, with its output in `log`."""
     if ranks == 1:
         _end_with_parent()
-    with open(log, "a", buffering=1) as file:
+    with open(log, "a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     config = from_dict(TrainConfig, json.loads(json.dumps(values)))

@@ -5,18 +5,16 @@ TABLE is one of the paper's (table2 .. table6) or a design over a recipe's trick
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, check_name, extend, find_tables
 from fasttricks.ablation.paper import PAPER_TABLES
 from fasttricks.commands import prog
-from fasttricks.config import ConfigError
+from fasttricks.config import ConfigError, read_launch
 from fasttricks.config.cli import split_recipe
 from fasttricks.config.recipes import RECIPES
+from fasttricks.system.command import ended_as_by_ctrl_c
 
 PROG = prog("ablate")
 USAGE = f"usage: {PROG} TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...]"
@@ -29,7 +27,7 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(table_help())
         raise SystemExit(0 if args else 2)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if read_launch().size > 1:
         raise ConfigError(
             "WORLD_SIZE is set: an ablation starts the ranks of its runs itself; give --ranks, without torchrun"
         )
@@ -39,20 +37,11 @@ def main(args: Sequence[str]) -> None:
 
     from fasttricks.ablation.queue import ablate
 
-    ends = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
-    before = {number: signal.signal(number, _stop) for number in ends}
-    try:
+    with ended_as_by_ctrl_c():
         failed = ablate(tables, config, command=f"{PROG} {' '.join(args)}")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if failed:
         print(f"error: {failed} run(s) failed, their cells stay blank; the tables name them", file=sys.stderr)
         raise SystemExit(1)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def split(args: Sequence[str]) -> tuple[list[str], str, list[str]]:

@@ -274,7 +274,7 @@ def main(args: Sequence[str]) -> None:
         text = report(costs, config, world)
     if files:
         try:
-            files[0].write_text(text)
+            files[0].write_text(text, "utf-8")
             plot(costs, files[1])
         except OSError as error:
             print(text, end="")

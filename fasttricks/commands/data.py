@@ -33,7 +33,7 @@ Training takes DIR or OUT as --data.root, and honours the list. A command that w
 class ScanConfig:
     """How to scan."""
 
-    workers: Annotated[int, Range(0, zero="as many as cores")] = 0
+    workers: Annotated[int, Range(0, 1024, zero="as many as cores")] = 0
     """Processes that decode."""
     max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
     """Larger images, by the size in their header, count as bad, as data.max_pixels in training."""
@@ -53,7 +53,10 @@ def main(args: Sequence[str]) -> None:
         raise SystemExit(0 if args else 2)
     if args[0] not in COMMANDS:
         raise UserError(f"{args[0]!r} is no command of {PROG}: {', '.join(COMMANDS)} are")
-    COMMANDS[args[0]](args[1:])
+    from fasttricks.system.command import ended_as_by_ctrl_c
+
+    with ended_as_by_ctrl_c():
+        COMMANDS[args[0]](args[1:])
 
 
 def scan(args: Sequence[str]) -> None:
@@ -93,7 +96,8 @@ def pack(args: Sequence[str]) -> None:
 
     (root, out), rest = _places(args, "pack", ("DIR", "OUT"), PackConfig)
     config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
-    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
+    inside = Path(os.path.realpath(out))
+    if Path(os.path.realpath(root)) in (inside, *inside.parents):
         raise UserError(f"OUT = {out}: must not lie in DIR, whose folders would get a class more")
     train, val = scan_dataset(root)
     pack_dataset({"train": train, "val": val}, out, config)
@@ -131,6 +135,8 @@ def check(args: Sequence[str]) -> None:
                 try:
                     images.read(index)
                 except OSError as error:
+                    if error.filename:  # its shard cannot be opened
+                        raise
                     bad.append(f"{split}/{show_name(images.name(index))}: {error.strerror}")
                 advance(1)
         count += len(images)

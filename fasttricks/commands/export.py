@@ -138,10 +138,9 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         write_safetensors(model, temporary / "model.safetensors", metadata)
         if config.onnx:
             write_onnx(model, temporary / "model.onnx", run.data.image_size, metadata)
-        (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n")
-        (temporary / "README.md").write_text(
-            model_card(saved, find_task(saved.task).metrics, counterparts(run.model), run_folder, config.onnx)
-        )
+        (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
+        card = model_card(saved, find_task(saved.task).metrics, counterparts(run.model), run_folder, config.onnx)
+        (temporary / "README.md").write_text(card, "utf-8")
         os.rename(temporary, target)
     except OSError as error:
         raise ConfigError(f"output = {str(target)!r}: must be a place to write to; give another ({error})") from error

@@ -62,11 +62,11 @@ class Range(Rule):
         """8 or more pixels; 0 to 1; above 0 and below 1; 0 (off) or more; 1 to 100, or 0 (choose)."""
         zero = f"0 ({self.zero})" if self.zero else ""
         inside = bool(zero) and self.low == 0 and not self.above
-        low = zero if inside else f"{self.low:g}"
+        low, high = zero if inside else _shown(self.low), _shown(self.high)
         if self.high < math.inf and not self.above and not self.below:
-            words = f"{low} to {self.high:g}"
+            words = f"{low} to {high}"
         else:
-            end = "" if self.high == math.inf else f" and {'below' if self.below else 'at most'} {self.high:g}"
+            end = "" if self.high == math.inf else f" and {'below' if self.below else 'at most'} {high}"
             words = f"above {low}{end}" if self.above else f"{low} or more{end}"
         unit = f" {self.unit}" if self.unit else ""
         return f"{words}{unit}{'' if inside or not zero else f', or {zero}'}"
@@ -75,6 +75,13 @@ class Range(Rule):
     def message(self) -> str:
         """With the note."""
         return super().message + (f"; {self.note}" if self.note else "")
+
+
+def _shown(number: float) -> str:
+    """In full where it is whole: 65536, not 6.6e+04; a large power of two as 2^63."""
+    if not isinstance(number, int):
+        return f"{number:g}"
+    return f"2^{number.bit_length() - 1}" if number > 1 << 40 and number.bit_count() == 1 else str(number)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class DataConfig:
 
     root: str = ""
     """Folder with train/ and val/, which hold a folder of images for each class; demo: images that the project draws."""
-    image_size: Annotated[int, Range(8, unit="pixels")] = 224
+    image_size: Annotated[int, Range(8, 8192, unit="pixels")] = 224
     """Side of the square network input."""
     val_resize: int = 256
     """Validation: short side after the resize and before the centre crop, pixels, at least image_size."""
@@ -51,9 +51,9 @@ class DataConfig:
     """Widen the filter when shrinking, as PIL does."""
     operators: Operators = "auto"
     """CPU training: fused: one compiled pass resizes, flips and colours; dali: DALI's operators; auto: fused where it builds."""
-    threads: Annotated[int, Range(0, zero="choose")] = 0
+    threads: Annotated[int, Range(0, 1024, zero="choose")] = 0
     """Decoding threads of a rank; 0: the CPU cores divided among the ranks of this machine."""
-    prefetch: Annotated[int, Range(1)] = 2
+    prefetch: Annotated[int, Range(1, 1024)] = 2
     """Batches prepared ahead."""
     max_bad: Annotated[float, Range(0, 1, note="it is a share of the files")] = 0.05
     """Share of a split's files that may be bad, replaced (training) or left out (validation). More is an error."""
@@ -76,7 +76,7 @@ class ModelConfig:
 
     name: str = "resnet50d"
     """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME."""
-    num_classes: Annotated[int, Range(0, zero="from the data")] = 0
+    num_classes: Annotated[int, Range(2, zero="from the data")] = 0
     """Outputs of the classifier. Another number than data.root has classes is an error."""
     stem_stride: Literal[4, 2, 1] = 4
     """Factor by which the stem shrinks the image: 4 (the paper): strided convolution and pooling; 2: no pooling; 1: neither."""
@@ -192,7 +192,7 @@ class EvalConfig:
 
     every_epochs: Annotated[int, Range(1)] = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
-    batch_size: Annotated[int, Range(0, zero="as in training")] = 0
+    batch_size: Annotated[int, Range(0, 65_536, zero="as in training")] = 0
     """Images of a validation batch on one rank."""
     flip: bool = False
     """Test-time flip: average the logits of the image and its mirror image. Not in the paper."""
@@ -239,7 +239,7 @@ class TrainConfig:
     """on: 3 or more ranks sum gradients in the order of the ranks: the same bits after a resume; off: the backend's sum."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where a GPU is available, else cpu."""
-    seed: Annotated[int, Range(0)] = 0
+    seed: Annotated[int, Range(0, 2**63, below=True)] = 0
     """Seed of weights, order, augmentation and mixup."""
     ema_decay: Annotated[float, Range(0, 1, below=True, zero="none")] = 0.0
     """Moving average of the weights, avg = decay x avg + (1 - decay) x weights at each step; validation uses it."""
@@ -263,7 +263,7 @@ class TrainConfig:
     """At a NaN, infinite or exploded loss, stop: end the run; skip: leave the step out and count it."""
     max_loss: Annotated[float, Range(0, above=True, zero="any finite loss")] = 100.0
     """A micro-batch whose mean loss, in nats, is above this has exploded. Chance level is ln(classes), 6.9 for 1000."""
-    timeout_s: Annotated[int, Range(1, unit="seconds")] = 600
+    timeout_s: Annotated[int, Range(1, 10_000_000, unit="seconds")] = 600
     """Time that ranks wait for one that hangs before the run ends; longer than a save."""
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -7,6 +7,7 @@ the one before as it was. torch.load and zip tools read it too; they overlook th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -21,6 +22,7 @@ from torch import nn
 from fasttricks.runs.stored import CheckpointError, DamagedError, find_checkpoint, newest_checkpoint
 from fasttricks.system.files import temporary_of, why_refused
 from fasttricks.system.reading import read_range, regular_file
+from fasttricks.system.refusals import way_out
 
 FORMAT = 2
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
@@ -29,6 +31,8 @@ KEYS = (
     "skipped_losses", "model", "optimizer", "loss_scale", "average", "average_updates", "ranks",
 )  # fmt: skip
 """The keys of a checkpoint besides its format."""
+_DAMAGE = (errno.EIO, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Errors by which the checkpoint is none, or is lost. After any other it may be whole, and can be read another time."""
 _ZIP, _ZIP_END = b"PK\3\4", b"PK\5\6"
 CHECKSUM_MARK = b"\nfasttricks-sha256\n"
 """Stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
@@ -97,13 +101,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         with regular_file(file) as (descriptor, size):
             _require_trailer(file, descriptor, size)
             data = read_range(descriptor, 0, size)
-    except (OSError, MemoryError) as error:
-        why = (
-            error.strerror
-            if isinstance(error, OSError)
-            else f"{file.stat().st_size:,} bytes, more than there is memory for"
-        )
-        raise DamagedError(f"checkpoint = {str(file)!r}: cannot be read ({why or error}); use another one") from error
+    except OSError as error:
+        if error.errno in _DAMAGE:
+            rule = f"cannot be read ({error.strerror or error}); use another one"
+            raise DamagedError(f"checkpoint = {str(file)!r}: {rule}") from error
+        # it may be whole: a resumed run must not pass it over
+        raise CheckpointError(f"checkpoint = {str(file)!r}: {error.strerror or error}; {way_out(error)}") from error
+    except MemoryError as error:
+        rule = f"{file.stat().st_size:,} bytes, more than there is memory for"
+        raise CheckpointError(f"checkpoint = {str(file)!r}: {rule}; close other programs") from error
     state = _decode(file, _checked(file, data))
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise _other_format(file, state)

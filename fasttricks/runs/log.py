@@ -12,7 +12,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +23,7 @@ from rich.progress import Task
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from fasttricks.config import ConfigError, show_name
+from fasttricks.config import ConfigError, UserError, show_name
 from fasttricks.runs.curves import draw_curves
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
@@ -36,12 +37,15 @@ _METRICS = Reader(
     ConfigError,
     'must have a record {"step": number, "epoch": number, ...} in each line',
     "mend it, or move it away: the run then goes on without its earlier records",
-    max_bytes=1 << 26,
+    max_bytes=1 << 16,
 )
 _RECORD = fields({"step": whole(), "epoch": number()}, others=number())
 
 TIMINGS = frozenset({"images_per_sec", "unix_time"})
 """What a clock says in a record; all else is the same in a run that was resumed."""
+_DRAWN = 20_000
+"""Records of steps that a picture is drawn from, at most: more than it has columns of pixels."""
+
 CONSOLE = "console.log"
 """What was said once the terminal, the pipe or the file that standard output or error went to was lost."""
 
@@ -96,7 +100,7 @@ class RunLog:
         self.console.file.flush()  # into a pipe or a file too, as it happens
         if self.world.is_main and (reason := lost_output()):
             self.console.quiet = True  # the bar too
-            with contextlib.suppress(OSError), open(self.folder / CONSOLE, "a") as file:
+            with contextlib.suppress(OSError), open(self.folder / CONSOLE, "a", encoding="utf-8") as file:
                 why = "" if self._told else f"standard output is lost ({reason}); what the run says goes on here\n"
                 file.write(f"{why}{text}\n")
                 self._told = True
@@ -106,7 +110,7 @@ class RunLog:
         if self.world.is_main:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
             _keep_first(self.folder / "metrics.jsonl", self._records)
-            self._file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (close() closes it)
+            self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (close() closes it)
             threading.excepthook = self._leave_out_tensorboards
             self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
             if self._config_text:
@@ -159,10 +163,13 @@ class RunLog:
         return {"sums": self._sums.tolist(), "seconds": seconds, "records": self._records}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state_dict() gave on this rank. Before start()."""
+        """Go on from what state_dict() gave on this rank. Before start(). Raises ConfigError for records that cannot be read."""
         self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.world.device)
         self._seconds, self._records = state["seconds"], state["records"]
         self._pending = self._seconds > 0
+        path = self.folder / "metrics.jsonl"
+        if self.world.is_main and self._records and is_there(path) and next(_each_record(path), None) is None:
+            raise _no_records(path, 0, self._records)  # start() looks at all of them, but by then the folder is taken
 
     def flush(self, step: int, lr: float, more: Callable[[], Mapping[str, float]] = dict) -> float:
         """Report the steps since the last flush, as means over their images of all ranks; the one sync of training.
@@ -227,14 +234,39 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
     Raises ConfigError for what is no regular file.
     """
-    records = []
-    path = folder / "metrics.jsonl"
-    for line in _METRICS.read(path).split(b"\n") if is_there(path) else []:
+    return [record for record, _ in _each_record(folder / "metrics.jsonl")]
+
+
+def _each_record(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each record and its line, one at a time: a run may log millions of steps, more than memory should hold."""
+    for line in _METRICS.each_line(path) if is_there(path) else ():
         try:
-            records.append(parse_json(line, _RECORD))
+            yield parse_json(line, _RECORD), line
         except ValueError:
-            break
-    return records
+            return
+
+
+def _no_records(path: Path, kept: int, count: int) -> UserError:
+    return _METRICS.refusal(path, f"line {kept + 1} is no record, of {count} that the checkpoint counts")
+
+
+def _drawn(folder: Path) -> list[dict[str, Any]]:
+    """The records for a picture: those of validations, and of the others as many as it can show, evenly spread."""
+    kept: list[dict[str, Any]] = []
+    every, seen = 1, 0
+    for record, _ in _each_record(folder / "metrics.jsonl"):
+        if "train_loss" not in record:
+            kept.append(record)
+            continue
+        if seen % every == 0:
+            kept.append(record)
+        seen += 1
+        if seen == every * _DRAWN:
+            every *= 2
+            steps = [r for r in kept if "train_loss" in r]
+            dropped = set(map(id, steps[1::2]))
+            kept = [r for r in kept if id(r) not in dropped]
+    return kept
 
 
 def _keep_first(path: Path, count: int) -> None:
@@ -242,18 +274,21 @@ def _keep_first(path: Path, count: int) -> None:
 
     Raises ConfigError where there are fewer, unless the file is away: they were on the disk with the checkpoint that counts them.
     """
-    kept = read_metrics(path.parent)[:count]
-    if is_there(path) and len(kept) < count:
-        raise _METRICS.refusal(path, f"line {len(kept) + 1} is no record, of {count} that the checkpoint counts")
     remove_leftovers(path.parent, re.escape(path.name))
-    temporary = temporary_of(path)
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary, kept = temporary_of(path), 0
+    with open(temporary, "wb") as file:
+        for _, line in islice(_each_record(path), count):
+            file.write(line.removesuffix(b"\n") + b"\n")
+            kept += 1
+    if is_there(path) and kept < count:
+        temporary.unlink()
+        raise _no_records(path, kept, count)
     os.replace(temporary, path)  # a kill in between loses nothing
 
 
 def plot_curves(folder: Path, metrics: Sequence[Metric]) -> None:
     """Draw loss, learning rate and `metrics` by epoch from metrics.jsonl as curves.png; nothing where no step was logged."""
-    records = read_metrics(folder)
+    records = _drawn(folder)
     if not any("train_loss" in record for record in records):
         return
     remove_leftovers(folder, r"curves\.png")

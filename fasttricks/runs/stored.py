@@ -41,8 +41,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def named_checkpoints(folder: Path) -> list[Path]:
-    """The same, with other things of such a name, which a resumed run has to name and to move away."""
-    found = (path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+    """The same, with other things of such a name, which a resumed run has to name and to move away.
+
+    None of a folder that is not there. Raises OSError for one that cannot be listed.
+    """
+    try:
+        names = os.listdir(folder)  # glob() would pass over a folder that cannot be read
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = (folder / name for name in names if _NAME.fullmatch(name))
     return sorted((path for path in found if path == checkpoint_path(folder, step_of(path))), key=step_of, reverse=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import sys
@@ -10,40 +12,102 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
-from fasttricks.config import UserError, show_name
+from fasttricks.config import UserError, read_launch, show_name
 from fasttricks.system.output import LostOutputError, kept_output
+from fasttricks.system.refusals import refusal
 
 _RANK_0_SPEAKS_S = 3.0
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Where torchrun looks for the reason of a rank's end, which it prints last in its report."""
 
 
 def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = False) -> None:
-    """Run an entry point on sys.argv. A UserError is one line and exits 2. Ctrl-C prints the way to resume and exits 130.
+    """Run an entry point on sys.argv. Each of these errors is one line without a traceback:
+
+    a UserError, a file or disk that the kernel refuses, lack of memory: exit code 2; Ctrl-C, with the way to resume: 130.
+    Any other exception is a fault of the program and keeps its traceback.
 
     prints_result: only the output holds the result, so a lost standard output ends the command, with SIGPIPE's status where
     the reader has closed it. Else the command continues without it.
     Under torchrun an error of one rank is mostly an error of all: rank 0 prints it first, and torchrun then ends the others.
+    torchrun's report, 35 lines, repeats it at its end.
     """
     with kept_output(needed=prints_result), _warnings_as_notes():
         try:
             try:
+                read_launch()
                 main(sys.argv[1:])
             finally:
                 sys.stdout.flush()
         except SystemExit as end:
-            _wait_for_rank_0(bool(end.code))
+            if end.code:
+                _wait_for_rank_0()
+                _tell_torchrun("the lines that the command printed above this report say why")
             raise
         except UserError as error:
-            _wait_for_rank_0(True)
             if isinstance(error, LostOutputError) and error.quietly:
                 raise SystemExit(128 + signal.SIGPIPE) from None
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _refuse(str(error))
         except KeyboardInterrupt as stop:
             if not _rank():
                 print(show_name(f"stopped; {stop}") if stop.args else "stopped", file=sys.stderr)
             raise SystemExit(130) from None
+        except Exception as error:
+            words = refusal(error)
+            if not words:
+                raise
+            _refuse(show_name(words))
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP, a closed terminal, end the work as Ctrl-C does: by KeyboardInterrupt.
+
+    A SIGHUP that is ignored, as nohup has it, stays ignored.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, stop) for number in ends}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse(words: str) -> NoReturn:
+    line = f"error: {words}"
+    _wait_for_rank_0()
+    if not _told_by_another(line):
+        print(line, file=sys.stderr, flush=True)
+    _tell_torchrun(line)
+    raise SystemExit(2) from None
+
+
+def _tell_torchrun(words: str) -> None:
+    """Have torchrun's report end with `words` in place of `traceback: To enable traceback see: https://...`."""
+    file = os.environ.get(_ERROR_FILE, "")
+    if file:
+        report = {"message": {"message": words, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
+
+
+def _told_by_another(line: str) -> bool:
+    """Whether another rank of this machine has printed the same: torchrun gives each a file .../LOCAL_RANK/error.json."""
+    file = os.environ.get(_ERROR_FILE, "")
+    if not file or not _rank():
+        return False
+    said = json.dumps(line)
+    with contextlib.suppress(OSError):
+        return any(said in other.read_text(encoding="utf-8") for other in Path(file).parent.parent.glob("*/error.json"))
+    return False
 
 
 @contextmanager
@@ -78,9 +142,12 @@ def _is_own(filename: str) -> bool:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    try:
+        return read_launch().rank
+    except UserError:
+        return 0
 
 
-def _wait_for_rank_0(failed: bool) -> None:
-    if failed and _rank() > 0:
+def _wait_for_rank_0() -> None:
+    if _rank() > 0:
         time.sleep(_RANK_0_SPEAKS_S)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fasttricks.config import ConfigError, show_name
+from fasttricks.config import ConfigError, read_launch, show_name
 from fasttricks.system.process import restart_count
 
 
@@ -161,7 +161,7 @@ class Vote:
 
 def cpu_name() -> str:
     """The CPU's model name as Linux gives it, or its architecture."""
-    with open("/proc/cpuinfo") as file:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
         names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
         return next(names, platform.machine())
 
@@ -192,8 +192,7 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
     the message that matters is out. torchrun ends all ranks once one has exited. A rank that has lost another says so in one
     line and ends with exit code 1, by leave(), wherever in the block it waits.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    rank, size, local_rank, local_size = read_launch()
     world = World(rank, size, local_rank, local_size, resolve_device(device, local_rank), timeout_s)
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)

@@ -1,7 +1,7 @@
 """Standard output and error that may be lost: a closed terminal, `| head`, a full disk behind `>`, `>&-`. No torch.
 
-No writer to them (print, rich, a warning, the last flush) fails for that. A command whose work is kept elsewhere
-continues. A command whose result is its output ends with the reason.
+No writer to them (print, rich, a warning, the last flush) fails for that, nor for a character that their encoding lacks, which
+is escaped. A command whose work is kept elsewhere continues. A command whose result is its output ends with the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def keep_lost_output(file: Path, *, stdout: bool) -> None:
 def say(text: str) -> None:
     """A line to standard error from a thread that may hold no lock and wait for nobody; dropped where that is lost."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 class _Stream(io.FileIO):
@@ -137,6 +137,8 @@ def kept_output(*, needed: bool) -> Iterator[None]:
 def _kept(number: int, current: TextIO | None, own: TextIO | None, *, needed: bool) -> TextIO:
     if current is not None and current is not own:
         return current
-    words = {"encoding": own.encoding, "errors": own.errors} if own else {"encoding": "utf-8"}
+    encoding = own.encoding if own else "utf-8"
     lines = number == 2 or own is None or bool(own.line_buffering)
-    return io.TextIOWrapper(io.BufferedWriter(_Stream(number, needed=needed)), **words, line_buffering=lines)
+    stream = io.BufferedWriter(_Stream(number, needed=needed))
+    # a name that the encoding lacks is escaped: ASCII, as in a bare container, has no é
+    return io.TextIOWrapper(stream, encoding=encoding, errors="backslashreplace", line_buffering=lines)

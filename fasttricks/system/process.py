@@ -12,6 +12,8 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fasttricks.config.launch import read_launch
+
 LONGEST_COMMAND = 10_000
 """Characters that are kept of a command line."""
 _PR_SET_PDEATHSIG = 1
@@ -24,12 +26,12 @@ def under_torchrun() -> bool:
 
 def restart_count() -> int:
     """How often torchrun has started this rank again after a failure (--max-restarts); 0 without torchrun."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def threads_per_rank() -> int:
     """CPU cores of this process, shared out among the ranks of this machine; 1 at least."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, len(os.sched_getaffinity(0)) // read_launch().local_size)
 
 
 def die_with_launcher() -> None:
@@ -49,7 +51,9 @@ def launch_token() -> str:
     if not under_torchrun():
         return ""
     parent = os.getppid()
-    started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]  # in ticks since the boot
+    started = (
+        Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    )  # in ticks since the boot
     return f"{os.environ['TORCHELASTIC_RUN_ID']}/{socket.gethostname()}/{parent}/{started}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from fasttricks.config import read_launch
 
 _NARROWEST, _WIDEST = 10, 40
 """Columns of a bar."""
@@ -56,7 +57,7 @@ def counted(
 
     console: None: standard error; nothing is shown where that is no terminal. after: seconds that pass before it is shown.
     """
-    console = console or Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+    console = console or Console(stderr=True, quiet=read_launch().rank > 0)
     started, done = time.monotonic(), 0
     with ExitStack() as shown:
         bar: Progress | None = None

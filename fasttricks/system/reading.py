@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from fasttricks.config import UserError
+from fasttricks.system.refusals import way_out
 from fasttricks.system.schema import Kind
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})
 _DEEPEST, _MOST = 32, 10_000
 _DIGITS = 20  # of 2^64; CPython takes a time that grows with the square
+_OF_THE_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENOENT, errno.ENOTDIR)
+"""Errors that say what the file is; all others say that it cannot be reached."""
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -60,7 +64,7 @@ def parse_json(content: bytes, kind: Kind) -> Any:
     UTF-8, nested at most 32 deep, at most 10,000 lists and tables, whole numbers of at most 20 digits. Its memory is a small
     multiple of its text.
     """
-    brackets = _STRING.sub(b"", content).translate(None, bytes({*range(256)} - {*b"[]{}"}))
+    brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
     depth = deepest = 0
     for bracket in brackets[: 2 * _MOST + 1]:
         depth += 1 if bracket in b"[{" else -1
@@ -106,7 +110,12 @@ class Reader:
                     raise OSError(errno.EFBIG, f"{size:,} bytes long, more than {limit:,}")
                 return read_range(descriptor, 0, size)
         except OSError as error:
-            raise self.refusal(path, error.strerror or error) from error
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: Path, error: OSError) -> UserError:
+        if error.errno in _OF_THE_FILE:
+            return self.refusal(path, error.strerror or error)
+        return self.error(f"{path}: {error.strerror or error}; {way_out(error)}")
 
     def json(self, path: Path, kind: Kind) -> Any:
         """The value of the file, of that kind. Raises self.error."""
@@ -115,6 +124,20 @@ class Reader:
             return parse_json(content, kind)
         except ValueError as error:
             raise self.refusal(path, error) from error
+
+    def each_line(self, path: Path) -> Iterator[bytes]:
+        """The lines of the file, however many, none longer than max_bytes; the last one also where it is torn.
+
+        Holds one at a time. Raises self.error as read().
+        """
+        try:
+            with regular_file(path) as (descriptor, _), open(descriptor, "rb", closefd=False) as file:
+                while line := file.readline(self.max_bytes + 1):
+                    if len(line) > self.max_bytes:
+                        raise OSError(errno.EFBIG, f"a line of more than {self.max_bytes:,} bytes")
+                    yield line
+        except OSError as error:
+            raise self._unreadable(path, error) from error
 
     def lines(self, path: Path, kind: Kind) -> Iterator[Any]:
         """The value of each line, of that kind, without empty lines. Raises self.error with the line's number."""
@@ -127,5 +150,12 @@ class Reader:
 
 
 def is_there(path: Path | str) -> bool:
-    """Whether anything has that name, a link that points nowhere too: it is to be read, or refused, and not passed over."""
-    return os.path.lexists(path)
+    """Whether anything has that name, a link that points nowhere too: it is to be read, or refused, and not passed over.
+
+    Raises OSError where that cannot be told: a folder above it may not be entered, or its disk does not answer.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

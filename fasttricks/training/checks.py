@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from fasttricks.config import ConfigError, ModelConfig, TrainConfig, require
+from fasttricks.config import ConfigError, ModelConfig, TrainConfig, require, show_name
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
 from fasttricks.learning.schedule import image_size
@@ -21,6 +21,10 @@ def check_batch(config: TrainConfig, num_images: int) -> None:
 def num_classes(config: ModelConfig, train: Source) -> int:
     """Classes of the data. Raises ConfigError where the config asks for another number."""
     found = len(train.classes)
+    only = ", ".join(map(show_name, train.classes))
+    require(
+        found >= 2, "data.root", str(train.root.parent), f"must have 2 or more classes, but has only {only}; add others"
+    )
     rule = f"must be the {found} classes of {train.root}, or 0 to take them from there"
     require(config.num_classes in (0, found), "model.num_classes", config.num_classes, rule)
     return found

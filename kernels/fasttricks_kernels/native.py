@@ -24,6 +24,9 @@ FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared")
 _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 
 
+_OTHER_CACHE = "set XDG_CACHE_HOME to a folder that this user can write"
+
+
 class NativeError(RuntimeError):
     """The compiled code is not available here; the message gives the reason and the way out."""
 
@@ -37,9 +40,7 @@ def load(source: Path, flags: Sequence[str] = (), *, cache: Path | None = None) 
     try:
         return ctypes.CDLL(str(path))  # loaded once a process, never unloaded
     except OSError as error:
-        raise NativeError(
-            f"{path} cannot be loaded ({error}); remove it, or set XDG_CACHE_HOME to another folder"
-        ) from None
+        raise NativeError(f"{path} cannot be loaded ({error}); remove it, or {_OTHER_CACHE}") from None
 
 
 def build(source: Path, flags: Sequence[str] = (), *, cache: Path) -> Path:
@@ -47,29 +48,37 @@ def build(source: Path, flags: Sequence[str] = (), *, cache: Path) -> Path:
     compiler = find_compiler()
     command = [*compiler, *FLAGS, _NATIVE, *flags]
     path = cache / f"{source.stem}-{_fingerprint(source, command)}.so"
-    if path.is_file():
-        return path
     try:
+        if path.is_file():
+            return path
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{source.stem}-") as folder:
             made = Path(folder) / path.name
             _run([*command, "-o", str(made), str(source), "-lm"])
             made.replace(path)
     except OSError as error:
-        raise NativeError(f"{cache} cannot be written: {error}; set XDG_CACHE_HOME to a folder that can") from None
+        raise NativeError(f"{cache} cannot be used ({error.strerror or error}); {_OTHER_CACHE}") from None
     return path
 
 
 def cache_folder() -> Path:
-    """fasttricks in $XDG_CACHE_HOME, or in ~/.cache."""
+    """fasttricks in $XDG_CACHE_HOME, or in ~/.cache. Raises NativeError where this user has no home."""
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
-    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "fasttricks"
+    if os.path.isabs(xdg):
+        return Path(xdg, "fasttricks")
+    try:
+        return Path.home() / ".cache" / "fasttricks"
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in a container under any uid
+        raise NativeError(f"this user has no home folder; {_OTHER_CACHE}, or HOME to one") from None
 
 
 def find_compiler() -> list[str]:
     """The command that compiles C: $CC, else the first of cc, gcc and clang. Raises NativeError where there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise NativeError(f"CC={os.environ['CC']} is no command ({error}); mend it, or unset it") from None
     for command in [named] if named else [[name] for name in _COMPILERS]:
         if shutil.which(command[0]):
             return command
@@ -78,14 +87,14 @@ def find_compiler() -> list[str]:
 
 
 def _fingerprint(source: Path, command: list[str]) -> str:
-    parts = [source.read_text(), " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
+    parts = [source.read_text("utf-8"), " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def _cpu() -> str:
     """The facts that -march=native depends on: the CPU's model and its instruction sets."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part", "cpu family", "model\t")

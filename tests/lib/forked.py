@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,11 +34,13 @@ _CONTEXT.set_forkserver_preload(
 )
 GIVE_UP_S = 120
 CLOSED = "closed"
+UNSET = "\0unset"
+"""As a variable's value: it is not set."""
 
 
-def python_m(module: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m module args`, with further variables of the environment."""
-    with running(module, *args, **env) as started:
+def python_m(module: str, *args: str, user: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m module args`, with further variables of the environment, as the user of that uid."""
+    with running(module, *args, user=user, **env) as started:
         return started.wait()
 
 
@@ -52,7 +55,8 @@ def said_by(module: str, *args: str, codes: Collection[int] = (0,)) -> str:
 class Running:
     """A command that has been started, on a terminal where one is given.
 
-    stdout: where standard output goes instead of a file; CLOSED: nowhere. nohup: SIGHUP is ignored.
+    stdout: where standard output goes instead of a file; CLOSED: nowhere. nohup: SIGHUP is ignored. user: the uid that
+    it runs as, where root runs the tests.
     """
 
     def __init__(
@@ -65,9 +69,10 @@ class Running:
         terminal: str = "",
         stdout: str = "",
         nohup: bool = False,
+        user: int | None = None,
     ) -> None:
         self.args, self._folder = [module, *args], Path(folder)
-        self.process = _start(_run_module, (module, args), dict(env), terminal or folder, stdout, nohup)
+        self.process = _start(_run_module, (module, args), dict(env), terminal or folder, stdout, nohup, user)
         assert self.process.pid is not None
         self.pid = self.process.pid
 
@@ -91,11 +96,18 @@ class Running:
 
 @contextmanager
 def running(
-    module: str, *args: str, terminal: str = "", stdout: str = "", nohup: bool = False, **env: str
+    module: str,
+    *args: str,
+    terminal: str = "",
+    stdout: str = "",
+    nohup: bool = False,
+    user: int | None = None,
+    **env: str,
 ) -> Iterator[Running]:
     """`python -m module args` meanwhile; killed at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
-        started = Running(module, args, environment(**env), folder, terminal=terminal, stdout=stdout, nohup=nohup)
+        how: dict[str, Any] = {"terminal": terminal, "stdout": stdout, "nohup": nohup, "user": user}
+        started = Running(module, args, environment(**env), folder, **how)
         try:
             yield started
         finally:
@@ -151,8 +163,9 @@ def _start(
     output: str,
     stdout: str = "",
     nohup: bool = False,
+    user: int | None = None,
 ) -> BaseProcess:
-    process = _CONTEXT.Process(target=_become, args=(function, args, env, output, stdout, nohup))
+    process = _CONTEXT.Process(target=_become, args=(function, args, env, output, stdout, nohup, user))
     process.start()
     return process
 
@@ -171,6 +184,7 @@ def _become(
     output: str,
     stdout: str,
     nohup: bool,
+    user: int | None,
 ) -> None:
     """In the forked process: what a new one has of its own. output: a folder for two files, or a terminal."""
     if os.path.isdir(output):
@@ -188,7 +202,14 @@ def _become(
     if nohup:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update({name: value for name, value in env.items() if value != UNSET})
+    if encoding := env.get("PYTHONIOENCODING"):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding)
+    if user is not None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(

@@ -10,11 +10,10 @@ import contextlib
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import PIL
 from numpy.typing import NDArray
 
 from fasttricks.config import Range, check_fields
+from fasttricks.data.packing.pool import worker_pool
 from fasttricks.data.packing.reencode import QUALITY, Packed, encode
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.columns import read_columns
@@ -71,9 +71,9 @@ class PackConfig:
     """JPEG quality; 0: 90 where images shrink, else their bytes unchanged."""
     shard_images: Annotated[int, Range(1)] = 4096
     """Images a shard. A kill loses one shard at most."""
-    seed: Annotated[int, Range(0)] = 0
+    seed: Annotated[int, Range(0, 2**63, below=True)] = 0
     """Seed of the order in which images are stored. The order of training does not depend on it."""
-    workers: Annotated[int, Range(0, zero="one a CPU core")] = 0
+    workers: Annotated[int, Range(0, 1024, zero="one a CPU core")] = 0
     """Processes that read and encode."""
     max_pixels: Annotated[int, Range(1, unit="pixels")] = 100_000_000
     """Larger images, by the size in their header, are stored unchanged and named; training refuses them by data.max_pixels."""
@@ -154,7 +154,7 @@ class _Workers:
         self._count = config.workers or len(os.sched_getaffinity(0))
         self._pool: Executor = ThreadPoolExecutor(self._count)
         if config.altered:
-            self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
+            self._pool = worker_pool(self._count)
 
     def __enter__(self) -> _Workers:
         return self

@@ -5,14 +5,15 @@ No torch, no DALI.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
+from fasttricks.data.packing.pool import worker_pool
 from fasttricks.data.packing.verdict import why_damaged
 from fasttricks.data.sources.decode import quiet_pillow
 from fasttricks.data.sources.errors import why_unreadable
@@ -38,8 +39,7 @@ def scan_files(
     bad: dict[str, str] = {}
     looked_at = 0
     again: list[list[str]] = []
-    context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with worker_pool(workers) as pool, _cancelled_where_stopped(pool):
         tasks = {pool.submit(_examine_files, str(root), chunk, max_pixels): chunk for chunk in chunks}
         for task in as_completed(tasks):
             try:
@@ -57,6 +57,16 @@ def scan_files(
             bad |= found
             advance(1)
     return looked_at, dict(sorted(bad.items()))
+
+
+@contextmanager
+def _cancelled_where_stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Where the block ends in an error, Ctrl-C too, the tasks that wait are not worked off first."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def list_files(root: Path) -> list[str]:
@@ -142,7 +152,7 @@ def _examine_files(root: str, names: list[str], max_pixels: int) -> tuple[int, d
 
 
 def _examine_alone(root: Path, name: str, max_pixels: int) -> tuple[int, dict[str, str]]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         try:
             return pool.submit(_examine_files, str(root), [name], max_pixels).result()
         except BrokenProcessPool:

@@ -85,9 +85,16 @@ def open_demo(split: str, classes: tuple[str, ...] | None) -> ImageFolder:
 
 
 def _default_cache() -> Path:
+    """Raises OSError where this user has no home."""
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
-    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "fasttricks"
+    if os.path.isabs(xdg):
+        return Path(xdg, "fasttricks")
+    try:
+        return Path.home() / ".cache" / "fasttricks"
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        way_out = "set XDG_CACHE_HOME to a folder that this user can write"
+        raise OSError(f"this user has no home folder for the demo data; {way_out}") from error
 
 
 def _digest(seed: int, num_train: int, num_val: int) -> str:
@@ -129,7 +136,7 @@ def _build(root: Path, seed: int, counts: tuple[int, int], workers: int) -> None
                 (partial / split / name).mkdir(parents=True)
         _draw_all(partial, seed, counts, workers or min(len(os.sched_getaffinity(0)), 1 + total // 50), console)
         inventory = _inventory(partial)
-        with (partial / MANIFEST).open("w") as file:
+        with (partial / MANIFEST).open("w", encoding="utf-8") as file:
             json.dump(inventory, file)
             file.flush()
             os.fsync(file.fileno())

@@ -24,6 +24,7 @@ from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.quarantine import read_quarantine
 from fasttricks.data.sources.walk import SPLITS, Listing, is_dataset, list_folder, why_none
 from fasttricks.system.progress import counted
+from fasttricks.system.refusals import way_out
 
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
 
@@ -152,6 +153,13 @@ def _check_layout(root: Path) -> None:
     if reason := why_none(root):
         raise DataError(f"{root}: {reason}; give the folder that holds train/ and val/ as --data.root")
     there = list_folder(root)
+    for split in SPLITS:
+        try:
+            os.stat(root / split)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise DataError(f"{root / split}: {error.strerror}; {way_out(error)}") from error
     missing = [split for split in SPLITS if split not in there.folders]
     names = _names(sorted(there.folders + there.files + there.hidden)) or "nothing"
     raise DataError(f"{root}: no folder {' and no folder '.join(missing)} in it (there is {names}); {LAYOUT}")

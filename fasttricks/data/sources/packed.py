@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fasttricks.data.sources.columns import read_columns
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.listed import LARGEST_IMAGE, ListedImages, Where
+from fasttricks.data.sources.walk import why_none
 from fasttricks.system.files import write_whole
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
 from fasttricks.system.schema import fields, listed, table, text, whole
@@ -96,7 +97,12 @@ class PackedImages(ListedImages):
 
 def is_packed(folder: Path) -> bool:
     """Whether a packed split lies there, or a part of one."""
-    return is_there(folder / MANIFEST) or is_there(folder / PLAN)
+    try:
+        return is_there(folder / MANIFEST) or is_there(folder / PLAN)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
+            return False  # the folder cannot be entered, which is for open_folder() to say
+        raise
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -134,6 +140,8 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
     Cost: reads the index, 60 bytes an image, not the images.
     """
     if not is_there(root / MANIFEST):
+        if what := why_none(root):
+            raise DataError(f"{root}: {what}; give the folder that `prepare pack` wrote as OUT")
         raise DataError(
             f"{root}: packing is not finished; give the same `prepare pack` command again, and it continues"
         )

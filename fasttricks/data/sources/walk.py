@@ -5,6 +5,7 @@ A link counts as its target. One that points nowhere, or in a circle, is a file 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.quarantine import QUARANTINE
+from fasttricks.system.refusals import way_out
 
 SPLITS = ("train", "val")
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "lost+found"})
@@ -48,9 +50,12 @@ def list_folder(folder: Path | str) -> Listing:
                 else:
                     (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM):
+            raise DataError(f"{folder}: {error.strerror}; {way_out(error)}") from error
         rule = "must be a folder that this user may list and enter (chmod u+rx)"
-        way_out = "make it so, or move it out of the data set"
-        raise DataError(f"{folder}: {rule}, but: {error.strerror}; {way_out}") from error
+        raise DataError(
+            f"{folder}: {rule}, but: {error.strerror}; make it so, or move it out of the data set"
+        ) from error
     return Listing(sorted(folders), sorted(files), sorted(hidden), quarantine, (inside.st_dev, inside.st_ino))
 
 

@@ -1,0 +1,57 @@
+"""What a command says where the machine refuses it: a file, a disk, memory. In one line, with the way out. No torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_OTHER_PLACE = "give another place"
+_WAYS_OUT = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to it, or name another place"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "check the path, and that nothing removed it meanwhile"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some room, or {_OTHER_PLACE}"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN),
+        "its disk or server does not answer as it should: check it, mount it again, and give the same command",
+    ),
+    errno.EROFS: f"the disk is read-only: {_OTHER_PLACE}",
+    errno.ELOOP: "its links lead round in a circle: mend them",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOMEM: "close other programs, or take a smaller batch",
+}
+
+
+def refusal(error: BaseException) -> str:
+    """What `error` says of the machine, in one line with the way out; empty where it is a fault of the program.
+
+    Of the machine are an OSError that the kernel gave, and want of memory on the host or a GPU.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        # an error of os.replace() has two names; the second is the one that the user knows
+        names = [os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, (str, bytes))]
+        place = names[0] if names else "a file or a connection"
+        return f"{place}: {error.strerror or os.strerror(error.errno)}; {way_out(error)}"
+    if is_out_of_memory(error):
+        rule = "not enough memory; lower --eval.batch-size or --data.image-size, or raise --accumulate where you train"
+        return f"{rule} ({_first_line(error)})" if _first_line(error) else rule
+    return ""
+
+
+def way_out(error: OSError) -> str:
+    """What the user can do about it."""
+    return _WAYS_OUT.get(error.errno or 0, "check the disk or network that it is on")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, or torch's, on the host or a GPU. torch is known by name, as it may be absent."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in said or "out of memory" in said))
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
