@@ -28,13 +28,13 @@ test: setup  ## the tests, without a GPU, in minutes
 test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; at most an hour
 	$(PYTEST) $(ARGS)
 
-fuzz: setup  ## feed what reads bytes from outside with damaged input, SECONDS (60) a target
+fuzz: setup  ## feed damaged input to every reader of foreign bytes, SECONDS (60) a target
 	for target in tests/fuzz_*.py; do $(BIN)/python $$target $(or $(SECONDS),60) || exit 1; done
 
 soak: setup  ## kill, stop and damage runs; N of each (100 kill runs, 30 restarts, 40 signals), added to docs/reliability.md
 	$(BIN)/python -m bench.soak $(if $(N),--n $(N)) $(ARGS)
 
-bench: setup  ## imgs/sec of loader, step, both and the losses, each beside what you would pick instead
+bench: setup  ## imgs/sec of loader, step, both and the losses, each beside its usual alternatives
 	$(BIN)/python -m bench.report $(ARGS)
 
 bench-compare: setup  ## OLD=a.json NEW=b.json of make bench: exit code 1 where NEW is slower beside its peers
@@ -46,7 +46,7 @@ lint: setup  ## ruff, import-linter and the type checker
 	PYTHONPATH=kernels $(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-fmt: setup  ## format, and mend what ruff can
+fmt: setup  ## format, and apply the fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -56,5 +56,5 @@ type: setup  ## the type checker alone
 recipes: setup  ## write docs/recipes.md from the recipes
 	$(BIN)/python docs/recipes_page.py
 
-clean:  ## remove the set-up and what tools left; runs/ stays
+clean:  ## remove the set-up and the caches of tools; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

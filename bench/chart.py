@@ -25,7 +25,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axes, table in zip(panels, tables, strict=True):
         _panel(axes, table)
     where = f"{result['device']}, commit {result['versions'].get('commit', 'unknown')}"
-    figure.suptitle(f"Rates beside what a user would pick instead, better \N{RIGHTWARDS ARROW}\n{where}", fontsize=10)
+    figure.suptitle(f"Rates beside the usual alternatives, better \N{RIGHTWARDS ARROW}\n{where}", fontsize=10)
     how = "bars: median rate; whiskers: slowest and fastest round; N x: fasttricks / contestant, median over the rounds"
     figure.supxlabel(how, fontsize=9)
     figure.savefig(path, dpi=110)

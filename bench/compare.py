@@ -1,6 +1,6 @@
 """python -m bench.compare OLD NEW: whether NEW is slower than OLD, two JSON files of make bench. Exit code 1 where it is.
 
-Compared are the ratios to each peer: both were measured in the same call, by turns, so that a machine that was busier or
+Compared are the ratios to each peer: both were measured in one call, in alternation, so that a machine that was busier or
 clocked lower that day is the same for both. Rates are shown, and decide nothing. A ratio counts as lost where its median is
 more than the tolerance lower and every round of NEW is below the median of OLD.
 """
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
     @property
     def change(self) -> float:
-        """Of the ratio fasttricks / contestant: 0 is none, -0.1 is a tenth lost."""
+        """Change of the ratio fasttricks / contestant: 0 is none, -0.1 is a tenth lost."""
         return float(self.new["ratio"] / self.old["ratio"] - 1)
 
     def lost(self, tolerance: float) -> bool:
@@ -41,18 +41,20 @@ class Change(NamedTuple):
 
 
 def read(path: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """(table, contestant) -> its row, our own rows aside. Raises UserError for what is no result of make bench."""
+    """(table, contestant) -> its row, our own rows aside. Raises UserError for a file that is no result of make bench."""
     try:
         result = json.loads(Path(path).read_text())
         tables = [table for part in result["tables"].values() for table in part]
         return {(table["title"], row["name"]): row for table in tables for row in table["rows"][1:]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         rule = "must be a JSON file that make bench wrote"
-        raise UserError(f"{path}: {rule} ({type(error).__name__}: {error}); measure it anew with make bench") from error
+        raise UserError(
+            f"{path}: {rule} ({type(error).__name__}: {error}); measure it again with make bench"
+        ) from error
 
 
 def compare(old_path: str, new_path: str) -> tuple[list[Change], list[tuple[str, str]]]:
-    """What both files have, and what only one of them has. Raises UserError where they have nothing in common."""
+    """The rows that both files have, and those of only one. Raises UserError where they have nothing in common."""
     old, new = read(old_path), read(new_path)
     changes = [Change(*key, old[key], new[key]) for key in old if key in new]
     if not changes:

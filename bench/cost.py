@@ -1,4 +1,4 @@
-"""What an image costs each loader in CPU time: a figure that other work on the machine hardly changes, unlike images a second.
+"""CPU time of an image in each loader: a figure that other work on the machine hardly changes, unlike images a second.
 
 python -m bench.cost --root DIR/train
 """
@@ -29,7 +29,7 @@ COUNTED = 5
 
 
 class Cost(NamedTuple):
-    """Of one loader, medians over the rounds; ratios are the first loader's over its, or its rate over the first's."""
+    """One loader's medians over the rounds; ratios are the first loader's over its, or its rate over the first's."""
 
     cpu_ms: float
     """CPU time of an image, ms, user and system, of this process and those it started."""
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """The measurements."""
 
     root: str
     """Folder of a folder of images a class, such as DIR/train."""
@@ -78,7 +78,7 @@ def repeats(images: int) -> int:
 
 
 def measure(loaders: Mapping[str, Iterable[Any]], rounds: int) -> dict[str, Cost]:
-    """The costs of loaders by turns."""
+    """The costs of alternating loaders."""
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
     for _ in range(rounds):
         for name, batches in loaders.items():
@@ -98,7 +98,7 @@ def measure(loaders: Mapping[str, Iterable[Any]], rounds: int) -> dict[str, Cost
 def _turn(batches: Iterable[Any]) -> tuple[float, float]:
     """(CPU ms an image, images a second) over COUNTED batches."""
     images, cpu, start, seconds = 0, 0.0, 0.0, 0.0
-    endless = chain.from_iterable(repeat(batches))  # ours goes on where a turn before this one left it
+    endless = chain.from_iterable(repeat(batches))  # ours continues where its last round ended
     for index, batch in enumerate(endless):
         if index >= loader.SKIPPED:
             images += loader.count_images(batch)
@@ -112,7 +112,7 @@ def _turn(batches: Iterable[Any]) -> tuple[float, float]:
 
 
 def _rest() -> None:
-    """Wait until what works ahead of the loop has come to rest, so that the next turn is not charged for it."""
+    """Wait until threads that work ahead have come to rest, so that the next round is not charged for them."""
     before, now = 0.0, _cpu_seconds()
     while now - before > 0.01:
         time.sleep(0.5)

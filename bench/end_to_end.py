@@ -41,7 +41,7 @@ def contestants(config: TrainConfig, world: World, folder: Path, images: int) ->
 
     def timed(work: Callable[[], None], *, feeds: bool) -> Callable[[], float]:
         def measure() -> float:
-            if feeds:  # what was made ahead of the turn is not of it
+            if feeds:  # batches made ahead of the round do not count
                 for _ in islice(feed, config.data.prefetch + 1):
                     pass
             start = time.perf_counter()
@@ -70,14 +70,14 @@ def _endless(run: Run) -> Iterator[Batch]:
 
 
 def bounds(rows: list[Row], cores: int, *, shared: bool) -> str:
-    """How near the whole comes to the slower of its parts and, where both use the same cores, to what sharing leaves of it."""
+    """The whole over the slower of its parts and, where both use the same cores, over the share that each has of them."""
     together, loader, step = (row.rates for row in rows)
     of_slower = [whole / min(a, b) for whole, a, b in zip(together, loader, step, strict=True)]
     of_shared = [whole * (1 / a + 1 / b) for whole, a, b in zip(together, loader, step, strict=True)]
     text = f"end to end is {_spread(of_slower)} of the slower of loader and step"
     if not shared:
         return text
-    return f"{text}; both work on the same {cores} cores, and of what their times added up allow it is {_spread(of_shared)}"
+    return f"{text}; both work on the same {cores} cores, of the rate that their times added up allow it is {_spread(of_shared)}"
 
 
 def _spread(values: list[float]) -> str:

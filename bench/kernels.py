@@ -1,9 +1,9 @@
-"""The kernels against what a user would call instead: bytes under the interpreter, time on the CPU.
+"""The kernels against the usual alternatives: bytes under the interpreter, time on the CPU.
 
     python -m bench.kernels bytes      # ours and Liger's, by the same ledger (Liger's if liger-kernel is installed)
-    python -m bench.kernels cpu        # against torch.nn.functional, by turns; medians
+    python -m bench.kernels cpu        # against torch.nn.functional, alternating; medians
 
-No GPU is timed. Bytes are what a program asks for, a re-read counted again; launches are counted, and host syncs named.
+No GPU is timed. Bytes are a program's requests, a re-read counted again; launches are counted, and host syncs named.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def bytes_report() -> str:
 
 
 def cpu_report(pairs: int) -> str:
-    """Forward and backward on the CPU, one thread, ours and torch's by turns: median of `pairs` ratios."""
+    """Forward and backward on the CPU, one thread, ours and torch's in alternation: median of `pairs` ratios."""
     from fasttricks_kernels import cross_entropy, distillation_loss
 
     torch.set_num_threads(1)
@@ -128,10 +128,10 @@ def _seconds(loss: Callable[[], Tensor], logits: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["bytes", "cpu"])
+    parser.add_argument("measure", choices=["bytes", "cpu"])
     parser.add_argument("--pairs", type=int, default=301, help="rounds of the CPU timing")
     options = parser.parse_args()
-    if options.what == "cpu":
+    if options.measure == "cpu":
         print(cpu_report(options.pairs))
     elif os.environ.get("TRITON_INTERPRET") == "1":
         print(bytes_report())

@@ -53,7 +53,7 @@ def one_pass(loader: Iterable[Any]) -> Callable[[], float]:
             if index == SKIPPED - 1:
                 start = time.perf_counter()
         seconds = time.perf_counter() - start
-        time.sleep(0.3)  # let what works ahead come to rest before the next contestant's turn
+        time.sleep(0.3)  # let threads that work ahead come to rest before the next contestant
         return counted / seconds
 
     return measure

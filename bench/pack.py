@@ -1,10 +1,10 @@
-"""What packing costs and gains, for short sides and qualities: bytes, images a second, pixel error.
+"""Costs and gains of packing, for short sides and qualities: bytes, images a second, pixel error.
 
 python -m bench.pack --root DIR/train
 
-Of each pack, training's input rate beside torchvision's and ours from the folder, by turns; and the validation image, 256 pixels
-and the centre 224, against the folder's, as PSNR on the 8-bit scale. What packing does to accuracy on these images is not
-measured; `--checkpoint` evaluates a model that is at hand on re-encoded validation images.
+For each pack: training's input rate, alternating with torchvision's and ours from the folder; and the validation image, 256
+pixels and the centre 224, against the folder's, as PSNR on the 8-bit scale. The effect of packing on accuracy is not measured
+on these images; `--checkpoint` evaluates a model that is at hand on re-encoded validation images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fasttricks.system.command import run_main
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to pack, and how."""
+    """The packs to make, and how."""
 
     root: str
     """Folder of a folder of images a class, such as DIR/train."""
@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
 
 
 def measure_rates(sources: dict[str, ListedImages], workers: int, rounds: int) -> dict[str, tuple[str, ...]]:
-    """Of each source: CPU time and images a second, each with how much better than torchvision's from the folder."""
+    """For each source: CPU time and images a second, each with how much better than torchvision's from the folder."""
     folder = next(iter(sources.values()))
     times = repeats(len(folder))
     loaders: dict[str, Any] = {"torchvision": loader.torchvision(folder.root, workers, times)}
@@ -105,7 +105,7 @@ def repeat(images: ListedImages, times: int) -> ListedImages:
 
 
 def validation_pixels(images: Source) -> np.ndarray:
-    """(N, 224, 224, 3), 0 to 255: what validation sees."""
+    """(N, 224, 224, 3), 0 to 255: the inputs of validation."""
     batches = Loader(images, DataConfig(), training=False, batch_size=64, device=torch.device("cpu"))
     pixels = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).double().numpy()
     return np.round(pixels * [58.393, 57.12, 57.375] + [123.68, 116.779, 103.939])

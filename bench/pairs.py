@@ -1,4 +1,4 @@
-"""Measure contestants by turns, so that a machine whose speed drifts is the same for all of them."""
+"""Measure contestants in alternation, so that a machine whose speed drifts is the same for all of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def by_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> lis
 
 
 def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
-    """A rate, and the share of the CPUs that other work took meanwhile; of up to three turns the least disturbed."""
+    """A rate, and the share of the CPUs that other work took in the same time; the least disturbed of up to three rounds."""
     turns: list[tuple[float, float]] = []
     while len(turns) < TRIES:
         before = _cpu_seconds(), time.perf_counter()
@@ -70,12 +70,12 @@ def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
 
 
 def show_ratio(ratio: float) -> str:
-    """Two decimals; of a small one two digits."""
+    """Two decimals; a small one with two digits."""
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def processes() -> Iterator[tuple[int, list[str]]]:
-    """(pid, what /proc/PID/stat says behind the name: state, parent, group, ...) of every process of the machine."""
+    """(pid, the fields of /proc/PID/stat behind the name: state, parent, group, ...) of every process of the machine."""
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal():
             continue
@@ -87,7 +87,7 @@ def processes() -> Iterator[tuple[int, list[str]]]:
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """CPU time used since the boot: by all, and by this process and what it started (its process group)."""
+    """CPU time used since the boot: by all, and by this process and its children (its process group)."""
     ticks = os.sysconf("SC_CLK_TCK")
     user, nice, system, _, _, irq, soft_irq, steal, *_ = map(
         int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]

@@ -1,4 +1,4 @@
-"""What others published of the same networks on GPUs: labels beside measured figures. None of it was measured here."""
+"""Figures that others published of the same networks on GPUs: labels beside measured figures. None of it was measured here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PUBLISHED = (
 
 
 def minutes_an_epoch(images_per_sec: float) -> float:
-    """Of ImageNet's training images."""
+    """Number of ImageNet's training images."""
     return IMAGENET_IMAGES / images_per_sec / 60
 
 
@@ -61,7 +61,7 @@ def table(measured: dict[tuple[str, str, str], float]) -> Table:
     rows = [(*entry, "published, not measured here") for entry in PUBLISHED]
     rows += [(*key, rate, "", "measured") for key, rate in measured.items()]
     out = Table("", "machine", "precision", "imgs/sec", "min an epoch", "", "source", title_justify="left")
-    out.title = "ImageNet: minutes an epoch, beside what others published"
+    out.title = "ImageNet: minutes an epoch, beside published figures"
     for model, where, precision, rate, source, label in sorted(rows, key=lambda row: -row[3]):
         out.add_row(MODELS[model], where, precision, f"{rate:,.0f}", f"{minutes_an_epoch(rate):.1f}", label, source)
     return out

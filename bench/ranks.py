@@ -1,4 +1,4 @@
-"""The cost of the same bits on three and more ranks: steps that add gradients up in the ranks' order, by turns with all-reduce.
+"""The cost of the same bits on three and more ranks: steps that sum gradients in the ranks' order, alternating with all-reduce.
 
     python -m bench.ranks
 
@@ -41,9 +41,9 @@ class RanksConfig:
     ranks: tuple[int, ...] = (2, 3, 4)
     """Numbers of ranks, one after another; a run of two takes the backend's sum, whose order is the same."""
     steps: Annotated[int, Range(1)] = 20
-    """Of each way, by turns."""
+    """Steps of each way, in alternation."""
     images: Annotated[int, Range(1)] = 8
-    """Of a rank, 32 pixels."""
+    """Images of a rank, 32 pixels."""
     output: str = str(RESULTS)
     """JSON file to write."""
 

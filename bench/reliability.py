@@ -1,8 +1,8 @@
-"""What never losing a run costs: seconds in that code over the seconds of the same steps, and imgs/sec with and without.
+"""Cost of fault tolerance: seconds in that code over the seconds of the same steps, and imgs/sec with and without.
 
     python -m bench.reliability --root DIR
 
-One epoch of 200 steps with one save, of the recipe cifar10, by turns with as many steps that poll nobody, judge no loss and
+One epoch of 200 steps with one save, of the recipe cifar10, in alternation with as many steps that poll nobody, judge no loss and
 save nothing. On two ranks the poll alone is timed besides: it is the one part that grows with them.
 """
 
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "reliability.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
-    """What to train, for how long."""
+    """The training, and its length."""
 
     root: str = "demo"
     """Data set of fasttricks.train."""
@@ -51,7 +51,7 @@ class CostConfig:
     turns: Annotated[int, Range(1)] = 20
     """Parts that the steps are cut into, each followed by as many steps without."""
     polls: Annotated[int, Range(1)] = 500
-    """Polls of two ranks, 10 ms apart less what each took."""
+    """Polls of two ranks, 10 ms apart less the time of each."""
     output: str = str(RESULTS)
     """JSON file to write."""
 
@@ -60,7 +60,7 @@ class CostConfig:
 
 
 class Clock:
-    """Adds up the seconds in what it wraps, by name."""
+    """Adds up the seconds in the functions that it wraps, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -167,7 +167,7 @@ def _poll(rank: int, polls: int, folder: str) -> None:
 
 def main(args: list[str]) -> None:
     """Measure, print and write."""
-    config = parse(CostConfig(), args, prog="python -m bench.reliability", description="What reliability costs.")
+    config = parse(CostConfig(), args, prog="python -m bench.reliability", description="Cost of fault tolerance.")
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(config, f"{folder}/run")

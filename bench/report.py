@@ -1,4 +1,4 @@
-"""make bench: imgs/sec beside what a user would pick instead, by turns in one call: a table, a JSON file and a chart.
+"""make bench: imgs/sec beside the usual alternatives, alternating in one call: a table, a JSON file and a chart.
 
 Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it) and kernels (the
 losses). On the CPU small sizes, in at most ten minutes; on a GPU the paper's.
@@ -56,7 +56,7 @@ class BenchData:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What to measure, and on what."""
+    """The measurements, and their data."""
 
     data: BenchData = field(default_factory=BenchData)
     parts: tuple[Part, ...] = PARTS
@@ -89,17 +89,17 @@ class Measured:
     rows: list[Row]
     notes: list[str]
     case: StepCase | None = None
-    """Of a step: what was trained."""
+    """The network, size and batch of a step."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A call of the benchmark: what to measure, where, and what is said meanwhile."""
+    """A call of the benchmark: its measurements, its device and its output."""
 
     config: BenchConfig
     device: torch.device
     folder: Path
-    """For what lasts as long as the call."""
+    """Holds resources for as long as the call."""
     console: Console
 
     @property
@@ -108,7 +108,7 @@ class Bench:
         return len(os.sched_getaffinity(0))
 
     def turns(self, title: str, unit: str, contestants: dict[str, Callable[[], float]], notes: list[str]) -> Measured:
-        """Measure `contestants` by turns, and show the table."""
+        """Measure `contestants` in alternation, and show the table."""
         table = Measured(title, unit, by_turns(contestants, self.config.rounds), notes)
         show(self.console, table)
         return table
@@ -123,7 +123,7 @@ class Bench:
 
 
 def step_cases(config: BenchConfig, device: torch.device, gpus: int) -> list[StepCase]:
-    """What the step is measured on: small on the CPU; on a GPU the paper's networks and batches, on one and on all GPUs.
+    """The networks and batches of the step: small on the CPU; on a GPU the paper's networks and batches, on one and on all GPUs.
 
     The paper's batches of 256 (fp32) and 1024 (fp16) are those of 8 GPUs: fewer get their share of it.
     """
@@ -168,7 +168,7 @@ def measure_step(bench: Bench) -> Iterator[Measured]:
 
 
 def measure_end_to_end(bench: Bench) -> Iterator[Measured]:
-    """Loader and step together, beside each alone: of the recipe cifar10, and of resnet50d-tricks at 224 pixels."""
+    """Loader and step together, beside each alone: for the recipe cifar10, and for resnet50d-tricks at 224 pixels."""
     small = bench.folder / "small"
     shrink_images(bench.images() / "train", small / "train", bench.config.data.images, 32)
     (small / "val").symlink_to(small / "train")
@@ -211,7 +211,7 @@ def main(args: list[str]) -> None:
     device = resolve_device("auto", 0)
     name = World.alone(device).device_name
     console, start, monitor = Console(), time.perf_counter(), start_monitor(device)
-    console.print(f"{name}; {config.rounds} rounds by turns after one of warm-up")
+    console.print(f"{name}; {config.rounds} alternating rounds after one of warm-up")
     console.print("ratio: fasttricks / contestant of the same round, median (lowest to highest)")
     tables: dict[str, list[Measured]] = {}
     readings: dict[str, dict[str, float]] = {}
@@ -249,7 +249,7 @@ def recorded(config: BenchConfig) -> dict[str, Any]:
 
 
 def show(console: Console, table: Measured) -> None:
-    """Print one table, and below it what must be said of it."""
+    """Print one table, with its notes below."""
     out = Table("", table.unit, "ratio", title=table.title, title_justify="left")
     for row in table.rows:
         rate = f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.2f}"

@@ -1,7 +1,7 @@
 """Images a second of the training step on images that lie on the device, beside timm's model with torch's loss and optimizer.
 
 No loader. Ours is the trainer's own train_step. Each contestant is a process of its own, on several GPUs one a GPU, as its
-user would run it: what fasttricks.train sets for its process (memory that stays with it) is not set for the others. They
+user would run it: a setting of fasttricks.train for its process (memory that stays with it) does not reach the others. They
 wait for their turn, so one computes at a time.
 """
 
@@ -48,7 +48,7 @@ PAPER_NETWORKS = ("resnet50b", "resnet50d", "inception_v3", "mobilenet_v1")
 
 @dataclass(frozen=True, kw_only=True)
 class StepCase:
-    """What is trained, and how."""
+    """The network, and its training."""
 
     model: str = "resnet50d"
     precision: Precision = "fp32"
@@ -220,14 +220,14 @@ CONTESTANTS: Mapping[str, Callable[[StepCase, World, Tensor, Tensor], Callable[[
 
 
 def flops_per_image(case: StepCase) -> float:
-    """Of the convolutions and matrix products of a step, a multiplication and an addition being two."""
+    """FLOPs of the convolutions and matrix products of a step, a multiplication and an addition being two."""
     return footprint(case.config, case.shards, IMAGENET_CLASSES).flops / case.shards.batch_size
 
 
 def matrix_product(case: StepCase) -> Callable[[], float]:
     """The FLOP/s of float32 matrix products of the fastest of several sizes, as images a second: a step's roof.
 
-    The first turn finds that size; the others last as long as a step of many images does, so that what disturbs the one
+    The first turn finds that size; the others last as long as a step of many images does, so that a disturbance of the one
     disturbs the other. (The fastest of many short moments would be no roof that a step could reach.)
     """
     device, flops = torch.device(case.device), flops_per_image(case)

@@ -76,7 +76,7 @@ def test_training_goes_on_and_says_in_its_folder_what_it_would_have_said(
         f"note: standard output is lost ({REASONS[kind]}); the command continues\n",
     )
     told = (tmp_path / "run" / "console.log").read_text().splitlines()
-    assert told[0] == f"standard output is lost ({REASONS[kind]}); what the run says goes on here"
+    assert told[0] == f"standard output is lost ({REASONS[kind]}); the output of the run continues here"
     shown, result, *following = told[-6:]
     assert shown.startswith("epoch   1.0  top1 ") and result.endswith(f"everything is in {tmp_path}/run/")
     assert [line.split()[0] for line in following] == ["evaluate", "predict", "export", "curves"]
@@ -102,7 +102,7 @@ def test_under_nohup_training_outlives_its_terminal(tiny_data: Path, tmp_path: P
         assert started.wait().returncode == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == 12
     told = (run / "console.log").read_text()
-    assert "standard output is lost (Input/output error); what the run says goes on here\n" in told
+    assert "standard output is lost (Input/output error); the output of the run continues here\n" in told
     assert f"everything is in {run}/\n" in told and "\x1b" not in told
     assert told.count("step 12 of 12  ETA 0:00:00\n") == 1, "a line each step where no bar is seen"
 

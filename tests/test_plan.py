@@ -410,7 +410,7 @@ def test_one_image_that_does_not_fit_has_no_way_out_but_another_card(monkeypatch
         ("cifar10 --gpus 7", "gpus = 7: must divide global_batch_size / accumulate (128 / 1); the nearest is 8"),
         ("cifar10 --gpus 50 --accumulate 2", "must divide global_batch_size / accumulate (128 / 2); the nearest is 64"),
         ("cifar10 --gpus 2 --accumulate 3", "(1 x 3); the nearest is 129"),
-        ("cifar10 --gpuss 2", "--gpus INT"),
+        ("cifar10 --gpuss 2", "did you mean --gpus?"),
         ("cifar10 --precision bf16", "precision = 'bf16': the v100 has fp32 and fp16 only"),
         ("cifar10 --images 7", "--images: 7 images for 8 ranks: each rank needs one at least"),
         ("cifar10 --images 100", "global_batch_size = 128: must be at most the 100 training images"),

@@ -1,6 +1,6 @@
 """make soak: kill, stop, starve and damage runs until so many of each were survived; the counts are kept and added to.
 
-Each run is written down as soon as it is over, so that a soak that is stopped goes on where it was. The table in
+Each run is written down as soon as it is over, so that a stopped soak continues where it was. The table in
 docs/reliability.md is made from bench/results/soak.json, which holds every run.
 """
 
@@ -30,7 +30,7 @@ from fasttricks.system.distributed import cpu_name
 
 @dataclass(frozen=True, kw_only=True)
 class SoakConfig:
-    """How many of each kind there shall be in all; what bench/results/soak.json has already counts."""
+    """The number of each kind in all, with those that bench/results/soak.json already has."""
 
     kills: Annotated[int, Range(0)] = 6 * table.CELLS
     """Runs of 24 steps that are killed with -9 three times each, on 1 to 4 ranks, in each of four variants."""
@@ -71,7 +71,7 @@ Kind = Callable[[Lab, int, random.Random], list[Result]]
 
 
 def kinds(config: SoakConfig) -> dict[str, tuple[int, Kind]]:
-    """Name -> how many there shall be, and what makes one run (or all of those that are cheap)."""
+    """Name -> number of runs, and the function that makes one run (or all of the cheap ones)."""
     first = config.first
     many = {name: config.n or getattr(config, name) for name in ("kills", "restarts", "signals")}
     return {
@@ -102,8 +102,8 @@ def _kill(lab: Lab, number: int, draws: random.Random, *, plain: bool) -> list[R
 
 
 def main(args: list[str]) -> None:
-    """Run what is missing, one after another."""
-    config = parse(SoakConfig(), args, prog="python -m bench.soak", description="Kill runs and count what survives.")
+    """Run the missing ones, one after another."""
+    config = parse(SoakConfig(), args, prog="python -m bench.soak", description="Kill runs and count the survivors.")
     os.environ["OMP_NUM_THREADS"] = "1"
     processes.get_ready()
     output, started = Path(config.output), time.monotonic()
@@ -136,7 +136,7 @@ def _attempt(lab: Lab, kind: str, number: int, run: Kind) -> list[dict[str, Any]
         traceback.print_exc()
         keep = Path(tempfile.mkdtemp(prefix=f"soak-failed-{kind}-{number}-"))
         shutil.copytree(lab.folder, keep, dirs_exist_ok=True)
-        print(f"what is left of it is in {keep}", file=sys.stderr)
+        print(f"its remains are in {keep}", file=sys.stderr)
         return [{"ok": False, "number": number, "error": f"{type(error).__name__}: {error}"}]
     seconds = round((time.monotonic() - started) / len(results), 3)
     return [{"ok": True, "number": number + at, "seconds": seconds, **_rounded(r)} for at, r in enumerate(results)]

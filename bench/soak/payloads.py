@@ -27,7 +27,7 @@ def sealed(body: bytes) -> bytes:
 
 
 class Call:
-    """Unpickles to what function(*args) returns: the call is made while unpickling."""
+    """Unpickles to the result of function(*args): the call is made while unpickling."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.reduced = function, args
@@ -53,7 +53,7 @@ def _saved(value: object, **options: Any) -> bytes:
 
 
 def _zipped(*pickles: bytes) -> bytes:
-    """What torch.save writes, with these bytes in the place of its pickle; several have the same name."""
+    """A file of torch.save with these bytes in place of its pickle; several have the same name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that are there twice
@@ -117,7 +117,7 @@ PAYLOADS: dict[str, Build] = {
 
 
 def is_live(body: bytes, witness: Path) -> bool:
-    """Whether a careless load of `body` runs it: torch.load without weights_only, or pickle.load of what is inside."""
+    """Whether a careless load of `body` runs it: torch.load without weights_only, or pickle.load of its contents."""
     loads: list[Callable[[], Any]] = [
         lambda: torch.load(io.BytesIO(body), weights_only=False),
         lambda: pickle.loads(body),

@@ -27,7 +27,7 @@ from fasttricks.learning.learner import Learner
 from fasttricks.learning.optim import master_state_dict
 from fasttricks.runs import log
 from fasttricks.system.command import run_main
-from fasttricks.training import build  # noqa: F401  (what a start-up imports)
+from fasttricks.training import build  # noqa: F401  (a start-up imports it)
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = "fasttricks.train"
@@ -35,7 +35,7 @@ GIVE_UP_S = 400.0
 
 
 def get_ready() -> None:
-    """Import what a first step would, stay on one thread, and draw no curves, which take longer than the 40 steps."""
+    """Import the modules of a first step, stay on one thread, and draw no curves, which take longer than the 40 steps."""
     torch.set_num_threads(1)
     torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
     log.plot_curves = lambda folder, metrics: None
@@ -107,7 +107,7 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Of a command: it finds both packages and takes one thread."""
+    """The environment of a command: it finds both packages and takes one thread."""
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -184,7 +184,7 @@ def until(true: Callable[[], Any], running: Callable[[], bool], seconds: float =
 
 
 def last_step(folder: Path) -> int:
-    """The step of the last whole record of metrics.jsonl, 0 where there is none: what is asked a thousand times a second."""
+    """The step of the last whole record of metrics.jsonl, 0 where there is none. It is read a thousand times a second."""
     try:
         lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
     except OSError:
@@ -193,7 +193,7 @@ def last_step(folder: Path) -> int:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says; a line that is being written is left out."""
+    """metrics.jsonl without its times; a line that is being written is left out."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and orphaned, and what must be left of them."""
+"""Runs that are killed, stopped and orphaned, and the checks of their remains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Lab:
         self._references: dict[tuple[int, str], _Reference] = {}
 
     def log(self, name: str) -> Path:
-        """Where a run called `name` says what it does."""
+        """The log of the run called `name`."""
         return self.folder / f"{name}.log"
 
     def fresh(self, name: str) -> Path:
@@ -48,7 +48,7 @@ class Lab:
         return self.folder / name
 
     def arguments(self, run_dir: Path, variant: str = tiny.PLAIN, ranks: int = 1, **more: Any) -> list[str]:
-        """Of the tiny run on so many ranks."""
+        """The result of the tiny run on so many ranks."""
         if "skipped" in variant:
             more["max_loss"] = tiny.MAX_LOSS[ranks]
         if "cache" in variant:
@@ -168,7 +168,7 @@ class _Started:
             os.kill(pid, signal.SIGKILL)
         if len(victims) < len(self._pids):
             time.sleep(0.5)
-            for pid in self._pids:  # torchrun would end what is left: a rank may sit where it notices nothing
+            for pid in self._pids:  # torchrun would end the rest: a rank may sit where it notices nothing
                 os.kill(pid, signal.SIGKILL)
         processes.wait(self._pids)
 
@@ -179,7 +179,7 @@ class _Started:
 
 # ----------------------------------------------------------------------------------------------------------- restarts
 def restart(lab: Lab, number: int, draws: random.Random) -> Result:
-    """One rank of two is killed under torchrun --max-restarts; the run goes on by itself, without --resume."""
+    """One rank of two is killed under torchrun --max-restarts; the run resumes by itself, without --resume."""
     run_dir = lab.fresh(f"restart-{number}")
     process = processes.torchrun(lab.arguments(run_dir), lab.log(run_dir.name), "--max-restarts", "3")
     step, victim = draws.randrange(1, tiny.STEPS - 8), number % 2
@@ -207,7 +207,7 @@ def restart(lab: Lab, number: int, draws: random.Random) -> Result:
 
 # ------------------------------------------------------------------------------------------------------------ signals
 def stop_by_signal(lab: Lab, number: int, draws: random.Random) -> Result:
-    """SIGTERM or SIGINT to one rank of one or two: all save after the same step, exit 0, and go on to the same weights."""
+    """SIGTERM or SIGINT to one rank of one or two: all save after the same step, exit 0, and resume to the same weights."""
     ranks, name = 1 + number % 2, ("SIGTERM", "SIGINT")[number // 2 % 2]
     run_dir = lab.fresh(f"signal-{number}")
     args, log = lab.arguments(run_dir), lab.log(run_dir.name)

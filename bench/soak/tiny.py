@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "fp32, skipped losses": {"precision": "fp32", "on-bad-loss": "skip"},
 }
-"""Name -> what differs from FIELDS: two micro-batches a step, mixup and an average of the weights."""
+"""Name -> differences from FIELDS, which has two micro-batches a step, mixup and an average of the weights."""
 KILLED = tuple(VARIANTS)[1:]
 """Those of the kill runs; together they have all of the first."""
 
@@ -68,7 +68,7 @@ def write_images(root: Path) -> Path:
 
 
 def arguments(data: Path, run_dir: Path, variant: str, **more: Any) -> list[str]:
-    """Of fasttricks.train; `more` are fields, with underscores, that are set besides. True is a switch."""
+    """Arguments of fasttricks.train; `more` are fields, with underscores, that are set besides. True is a switch."""
     fields = FIELDS | VARIANTS[variant] | {name.replace("_", "-"): value for name, value in more.items()}
     words = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in fields.items()]
     return ["cifar10", *chain.from_iterable(words), "--data.root", str(data), "--run-dir", str(run_dir)]

@@ -113,7 +113,7 @@ def _main_effects(factors: Sequence[str], cells: Sequence[CellRuns], resolution:
 
 
 def _main_effect(factor: str, cells: Sequence[CellRuns], resolution: float) -> Difference | None:
-    """Of `factor` in a factorial design; None unless all cells have a seed in common."""
+    """The main effect of `factor` in a factorial design; None unless all cells have a seed in common."""
     scores = [runs.scores() for runs in cells]
     shared = set.intersection(*map(set, scores)) if all(runs.jobs for runs in cells) else set()
 

@@ -23,9 +23,9 @@ USAGE = f"""usage:
   {PROG} pack DIR OUT [--short-side N] [--quality Q]   DIR/train and DIR/val into shards
   {PROG} imagenet OUT --train-tar T --val-tar V --devkit-tar D [--short-side N] [--quality Q]
                                                               the official ImageNet archives into shards
-  {PROG} check OUT                                     read all that was packed, against its checksums
+  {PROG} check OUT                                     compare every packed byte with its checksum
 
-Training takes DIR or OUT as --data.root, and honours the list. A command that was stopped goes on when it is given again.
+Training takes DIR or OUT as --data.root, and honours the list. A stopped command continues when it is given again.
 --help after its name lists the options of a command."""
 
 
@@ -43,7 +43,7 @@ class ScanConfig:
 
 
 class NoOptions:
-    """Of a command without options."""
+    """The fields of a command without options."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -148,7 +148,7 @@ def check(args: Sequence[str]) -> None:
 
 
 def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> None:
-    """Pack each split into a folder of OUT, with a progress bar, and say what came out."""
+    """Pack each split into a folder of OUT, with a progress bar, and print the results."""
     from fasttricks.data.packing.pack import pack_split
     from fasttricks.system.progress import counted
 
@@ -157,9 +157,9 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
             with counted(f"pack {split}", len(source)) as advance:
                 report = pack_split(source, out / split, config, advance)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on where it stopped") from None
-        what = config.altered or "byte for byte as they were"
-        print(f"{show_name(out / split)}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {what}")
+            raise KeyboardInterrupt("the same command continues where it stopped") from None
+        change = config.altered or "byte for byte as they were"
+        print(f"{show_name(out / split)}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {change}")
         for name, why in islice(report.troubles.items(), 20):
             print(show_name(f"  {split}/{name}: {why}"))
         if len(report.troubles) > 20:

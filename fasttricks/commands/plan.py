@@ -33,7 +33,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def training_rows(plan: Plan) -> dict[str, str]:
-    """What the run is."""
+    """The training: images, batch, rate and steps."""
     config, schedule = plan.config, plan.config.schedule
     batch = f"{config.gpus} GPU(s) x {config.accumulate} micro-batch(es) x {plan.shards.batch_size} images"
     warmup = f"warm-up {schedule.warmup_epochs:g} epochs = {plan.warmup_steps:,} steps, then {schedule.decay}"
@@ -50,7 +50,7 @@ def training_rows(plan: Plan) -> dict[str, str]:
 
 
 def memory_rows(plan: Plan, fitting: Plan | None) -> dict[str, str]:
-    """What a GPU has to hold, and whether it can."""
+    """The memory of a GPU by kind, and whether the run fits."""
     memory, gradients = plan.memory, plan.footprint.gradient_bytes / MIB
     notes = {
         "parameters": f"{plan.footprint.num_parameters / 1e6:.2f} M",
@@ -70,13 +70,13 @@ def memory_rows(plan: Plan, fitting: Plan | None) -> dict[str, str]:
     rows |= {
         "all of these": f"{plan.memory_bytes / MIB:10,.1f}",
         **dict.fromkeys(missing, "       not modelled"),
-        f"fits {plan.card.memory_gib} GiB": f"       {answer}: {USABLE:.0%} of it for these, the rest for what is not modelled",
+        f"fits {plan.card.memory_gib} GiB": f"       {answer}: {USABLE:.0%} of it for these, the rest for parts not modelled",
     }
     return rows if plan.fits else rows | {"way out": way_out(fitting)}
 
 
 def way_out(other: Plan | None) -> str:
-    """What makes a plan fit that does not. other: with_more_accumulation's."""
+    """A change that makes the plan fit. other: with_more_accumulation's."""
     if other is None:
         return "       a larger card or a smaller model: not even one image at once fits"
     batch_norm = f"batch norm then averages over {other.shards.batch_size} images"
@@ -84,7 +84,7 @@ def way_out(other: Plan | None) -> str:
 
 
 def time_rows(plan: Plan) -> dict[str, str]:
-    """What a step takes, and what decides it."""
+    """The time of a step in each part, and the bottleneck."""
     config, card, found = plan.config, plan.card, plan.footprint
     summed = (
         f"{found.gradient_bytes / 1e6:,.1f} MB all-reduced: {plan.link_bytes / 1e6:,.1f} MB sent by a GPU in a ring"

@@ -37,8 +37,8 @@ class ModelInfo:
 def _resnet(layers: int, letter: str) -> ModelInfo:
     """A row. 8, 10 and 11 layers are ours; of the others B is torchvision's and timm's ResNet, and timm has D and most C.
 
-    Of variant A, whose weights would load into their resnet50 though its outputs differ, there is none elsewhere; but a basic
-    block (18 and 34 layers) has no first 1x1 to stride in, so its A is B.
+    No other library has variant A; its weights would load into their resnet50, whose outputs differ. A basic block (18 and 34
+    layers) has no first 1x1 to stride in, so its A is B.
     """
     name, published, basic = f"resnet{layers}{letter}", layers >= 18, layers in (18, 34)
     theirs = f"resnet{layers}" if published and (letter == "b" or (letter == "a" and basic)) else ""

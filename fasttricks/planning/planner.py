@@ -149,7 +149,7 @@ class Plan:
 
     @property
     def epoch_seconds(self) -> float:
-        """Of the training steps of an epoch, without validation."""
+        """Time of the training steps of an epoch, without validation."""
         return self.steps_per_epoch * self.seconds[self.bottleneck]
 
 
@@ -201,7 +201,7 @@ def check_gpus(config: PlanConfig) -> None:
 
 
 def find_data_size(config: PlanConfig) -> DataSize:
-    """Of --images, else of data.root, else of ImageNet. Raises DataError as find_dataset."""
+    """The size given by --images, else that of data.root, else ImageNet's. Raises DataError as find_dataset."""
     if config.images or not config.data.root:
         classes = config.model.num_classes or IMAGENET_CLASSES
         return DataSize(config.images or IMAGENET_IMAGES, classes, "--images" if config.images else "ImageNet")

@@ -125,13 +125,13 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def deciding_fields(config: TrainConfig) -> dict[str, Any]:
-    """The fields of `config` that decide what a run trains, by dotted name."""
+    """The fields of `config` that decide a run's weights, by dotted name."""
     fields = _flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as the lists that JSON has
     return {name: value for name, value in fields.items() if name not in _MAY_DIFFER}
 
 
 def differences(before: TrainConfig, now: TrainConfig, lenient: Collection[str] = ()) -> list[str]:
-    """Fields, as `a.b: before -> now`, that differ and would change what a resumed run trains; all but the lenient."""
+    """Fields, as `a.b: before -> now`, that differ and would change a resumed run's weights; all but the lenient."""
     old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
     if now.distill.teacher and not now.distill.digest:  # its weights are not read yet
         del new["distill.digest"]

@@ -36,22 +36,22 @@ from fasttricks.system.schema import fields, number, whole
 _METRICS = Reader(
     ConfigError,
     'must have a record {"step": number, "epoch": number, ...} in each line',
-    "mend it, or move it away: the run then goes on without its earlier records",
+    "mend it, or move it away: the run then resumes without its earlier records",
     max_bytes=1 << 16,
 )
 _RECORD = fields({"step": whole(), "epoch": number()}, others=number())
 
 TIMINGS = frozenset({"images_per_sec", "unix_time"})
-"""What a clock says in a record; all else is the same in a run that was resumed."""
+"""The keys of a record that hold times; all others are the same in a resumed run."""
 _DRAWN = 20_000
 """Records of steps that a picture is drawn from, at most: more than it has columns of pixels."""
 
 CONSOLE = "console.log"
-"""What was said once the terminal, the pipe or the file that standard output or error went to was lost."""
+"""The output after the loss of the terminal, pipe or file behind standard output or error."""
 
 
 class RunLog:
-    """What a run says while it goes, and keeps in `folder`.
+    """The output of a run, and its records in `folder`.
 
     add() is called in the training step and never waits for the device. flush(), at every interval, is the only sync.
     A terminal gets a progress bar. A pipe, a file and a terminal that cannot move its cursor get a line at every flush.
@@ -101,12 +101,14 @@ class RunLog:
         if self.world.is_main and (reason := lost_output()):
             self.console.quiet = True  # the bar too
             with contextlib.suppress(OSError), open(self.folder / CONSOLE, "a", encoding="utf-8") as file:
-                why = "" if self._told else f"standard output is lost ({reason}); what the run says goes on here\n"
+                why = (
+                    "" if self._told else f"standard output is lost ({reason}); the output of the run continues here\n"
+                )
                 file.write(f"{why}{text}\n")
                 self._told = True
 
     def start(self, step: int = 0) -> None:
-        """Open the files, without what comes after `step` updates, show the progress bar, and count time from here."""
+        """Open the files, without the records after `step` updates, show the progress bar, and count time from here."""
         if self.world.is_main:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
             _keep_first(self.folder / "metrics.jsonl", self._records)
@@ -163,7 +165,7 @@ class RunLog:
         return {"sums": self._sums.tolist(), "seconds": seconds, "records": self._records}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state_dict() gave on this rank. Before start(). Raises ConfigError for records that cannot be read."""
+        """Restore the state that state_dict() gave on this rank. Before start(). Raises ConfigError for records that cannot be read."""
         self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.world.device)
         self._seconds, self._records = state["seconds"], state["records"]
         self._pending = self._seconds > 0
@@ -232,7 +234,7 @@ class RunLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl up to the first that is none, as a kill leaves the last line torn; none without the file.
 
-    Raises ConfigError for what is no regular file.
+    Raises ConfigError where it is no regular file.
     """
     return [record for record, _ in _each_record(folder / "metrics.jsonl")]
 

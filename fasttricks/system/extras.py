@@ -9,9 +9,9 @@ TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PI
 """Modules of the extra `train` that training cannot do without; pynvml it can, and says so (monitor.py)."""
 
 
-def require_train_extra(what: str) -> None:
-    """Exit 2, saying that `what` needs the extra `train` and how to install it, where a module of it is absent."""
-    require_extra("train", TRAIN_MODULES, what)
+def require_train_extra(user: str) -> None:
+    """Exit 2, saying that `user` needs the extra `train` and how to install it, where a module of it is absent."""
+    require_extra("train", TRAIN_MODULES, user)
 
 
 def require_extra(extra: str, modules: Sequence[str], user: str) -> None:

@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FORWARDED_S = 2.0
 """torchrun passes on to its ranks a Ctrl-C that the terminal has sent them already."""
 _STUCK_S = 10.0
-"""Of several ranks, one that has not ended its step by then waits for one that is gone. torchrun kills after 30 s."""
+"""With several ranks, a rank that has not ended its step by then waits for one that is gone. torchrun kills after 30 s."""
 
 
 class StopRequest:

@@ -58,7 +58,7 @@ class Resumed:
 
 # ---------------------------------------------------------------------------------------------------- the conditions
 def conditions(task: Task, config: TrainConfig, world: World, train: Source, val: Source) -> dict[str, Any]:
-    """All that must be the same for a resumed run to be the same run, by name. Of images: names and labels, in order.
+    """The facts that make a resumed run the same run, by name, with the names and labels of the images in order.
 
     A checkpoint holds them as `fingerprint`.
     """

@@ -51,7 +51,7 @@ def image_graph(config: DataConfig, pixels: Pixels | None, *, on_gpu: bool, half
 def resized_region(shape: Any, short_side: int, crop_size: int) -> dict[str, Any]:
     """The resize of an image of `shape` (H, W, C): the whole with its short side at `short_side`, in rounded pixels.
 
-    Of an image longer than _LONG times its width, the centre of `crop_size` alone along the long side: one of 1 x 20,000
+    An image longer than _LONG times its width keeps only the centre of `crop_size` along the long side: one of 1 x 20,000
     would else be 256 x 5,120,000. The centre crop that follows is the same, but for the rounding of float32.
     """
     sides = fn.slice(shape, 0, 2, axes=[0])

@@ -43,9 +43,9 @@ MULTIPROCESSORS = {
 }
 """Compute capability -> shared memory in bytes and warps of a multiprocessor, as of the CUDA programming guide."""
 REGISTERS = 65536
-"""Of a multiprocessor, all of them; handed out by 256 a warp."""
+"""All registers of a multiprocessor; a warp gets them in units of 256."""
 TOOLS = ("ptxas", "nvdisasm", "cuobjdump")
-"""What a kernel is assembled and read with: programs of CUDA that Triton's wheel brings along."""
+"""The programs that assemble and disassemble a kernel: CUDA's, from Triton's wheel."""
 
 
 @dataclass(frozen=True)
