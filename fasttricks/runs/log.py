@@ -165,7 +165,7 @@ class RunLog:
         return {"sums": self._sums.tolist(), "seconds": seconds, "records": self._records}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that state_dict() gave on this rank. Before start(). Raises ConfigError for records that cannot be read."""
+        """Restore the state that state_dict() gave on this rank. Before start(). Raises ConfigError for unreadable records."""
         self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.world.device)
         self._seconds, self._records = state["seconds"], state["records"]
         self._pending = self._seconds > 0

@@ -25,7 +25,7 @@ _NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})
 _DEEPEST, _MOST = 32, 10_000
 _DIGITS = 20  # of 2^64; CPython takes a time that grows with the square
 _OF_THE_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENOENT, errno.ENOTDIR)
-"""Errors that say what the file is; all others say that it cannot be reached."""
+"""Errors about the kind of the file; all others mean that it cannot be reached."""
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 

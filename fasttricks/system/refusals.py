@@ -1,4 +1,4 @@
-"""What a command says where the machine refuses it: a file, a disk, memory. In one line, with the way out. No torch."""
+"""The message where the machine refuses a command: a file, a disk, memory. In one line, with the way out. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 _OTHER_PLACE = "give another place"
 _WAYS_OUT = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to it, or name another place"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "check the path, and that nothing removed it meanwhile"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "check the path, and that no other program removed it"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some room, or {_OTHER_PLACE}"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     **dict.fromkeys(
@@ -16,16 +16,16 @@ _WAYS_OUT = {
         "its disk or server does not answer as it should: check it, mount it again, and give the same command",
     ),
     errno.EROFS: f"the disk is read-only: {_OTHER_PLACE}",
-    errno.ELOOP: "its links lead round in a circle: mend them",
+    errno.ELOOP: "its links form a circle: repair them",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ENOMEM: "close other programs, or take a smaller batch",
 }
 
 
 def refusal(error: BaseException) -> str:
-    """What `error` says of the machine, in one line with the way out; empty where it is a fault of the program.
+    """The message of `error` in one line with the way out; empty where it is a fault of the program.
 
-    Of the machine are an OSError that the kernel gave, and want of memory on the host or a GPU.
+    The machine's errors are an OSError that the kernel gave, and want of memory on the host or a GPU.
     """
     if isinstance(error, OSError) and error.errno is not None:
         # an error of os.replace() has two names; the second is the one that the user knows
@@ -39,7 +39,7 @@ def refusal(error: BaseException) -> str:
 
 
 def way_out(error: OSError) -> str:
-    """What the user can do about it."""
+    """The action that the user can take."""
     return _WAYS_OUT.get(error.errno or 0, "check the disk or network that it is on")
 
 
