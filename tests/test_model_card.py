@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +19,12 @@ from fasttricks.runs.card_snippets import snippets
 from fasttricks.runs.model_card import model_card, tricks_used
 from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.tasks.classification import METRICS
-from lib.images import smooth
+from lib.cards import blocks, run_blocks
 from lib.networks import with_random_norms
 from lib.tiny import ALONE, FinishedRun, call
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 pytest.importorskip("safetensors")
-
-
-def blocks(card: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
 
 
 def saved(model: ModelConfig, side: int) -> Saved:
@@ -44,16 +38,6 @@ def saved(model: ModelConfig, side: int) -> Saved:
         path=Path("step-0000000003.pt"), task="classification", config=config, classes=CLASSES, step=3, epoch=1,
         ranks=1, weights=network.state_dict(), average=None,
     )  # fmt: skip
-
-
-def run(code: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The names that the blocks leave, run in order in the folder, which gets an image of another shape than the crop's."""
-    smooth("RGB", (91, 70)).save(folder / "image.jpg", quality=95)
-    monkeypatch.chdir(folder)
-    names: dict[str, Any] = {}
-    for block in code:
-        exec(compile(block, "card", "exec"), names)
-    return names
 
 
 @pytest.mark.parametrize(
@@ -75,13 +59,13 @@ def test_its_python_classifies_as_the_network_does(
         pytest.importorskip(library)
     source, target = saved(config, side), tmp_path / "out"
     export.export(source, export.ExportConfig(output=str(target), onnx=False), None)
-    prepare, *asked = blocks((target / "README.md").read_text())
+    prepare, *asked = blocks(target)
     assert [
         [name for name in ("timm", "torchvision", "fasttricks") if f"import {name}\n" in b or f"from {name}." in b]
         for b in asked
     ] == [[library] for library in libraries]
     for block in asked:
-        found = run([prepare, block], target, monkeypatch)
+        found = run_blocks([prepare, block], target, monkeypatch)
         with Image.open(target / "image.jpg") as image:
             pixels = validation_pixels(image, image_size=side, val_resize=side + 8)
         assert abs(found["pixels"][0].transpose(1, 2, 0) - pixels).max() <= 1
@@ -99,8 +83,8 @@ def test_its_onnx_snippet_classifies_as_predict_does(
     pytest.importorskip("onnxruntime")
     target = tmp_path / "out"
     assert call(export.main, str(finished_run.folder), "--output", str(target)) == 0
-    prepare, *_, onnx = blocks((target / "README.md").read_text())
-    found = run([prepare, onnx], target, monkeypatch)
+    prepare, *_, onnx = blocks(target)
+    found = run_blocks([prepare, onnx], target, monkeypatch)
     shares = torch.from_numpy(found["logits"])[0].softmax(0)
     source = read_saved(finished_run.folder)
     config = predict.PredictConfig(device="cpu", data=source.config.data)
@@ -118,7 +102,7 @@ def test_the_image_is_made_ready_as_the_run_did(
     prepare = snippets(ModelConfig(name="resnet18d"), data, {"timm": "resnet18d"}, 5)["An image"]
     assert ("the run did not" in prepare) == (not antialias and interpolation != "linear")
     (tmp_path / "config.json").write_text('{"label_names": []}')
-    found = run([prepare], tmp_path, monkeypatch)
+    found = run_blocks([prepare], tmp_path, monkeypatch)
     with Image.open(tmp_path / "image.jpg") as image:
         expected = validation_pixels(image, image_size=80, val_resize=96, interpolation=interpolation)
     assert np.abs(found["pixels"][0].transpose(1, 2, 0) - expected).max() <= (1 if interpolation == "linear" else 4)

@@ -53,14 +53,17 @@ class EvaluateConfig:
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
     """Metrics of the network of `saved` over the validation images of config.data.root, by name; val_loss and val_images too.
 
-    Raises DataError where val/ has a class that the checkpoint lacks. A collective: every rank must call it.
+    Raises DataError where val/ has a class that the checkpoint lacks, and ConfigError for a size that its network cannot take.
+    A collective: every rank must call it.
     """
     from fasttricks.data.sources import open_split
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.tasks import find_task
+    from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
+    check_evaluation_size(saved, config.data.image_size)
     task = find_task(saved.task)
     images = open_split(config.data.root, "val", classes=saved.classes)
     precision = resolve_precision(config.precision, world.device)

@@ -73,15 +73,18 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     """The likeliest classes of each image, in the order given, a batch at a time.
 
     Images go through the validation pipeline (data.Loader), one for all of them. One that cannot be read
-    or decoded has an error and no classes; the others are as they would be without it.
+    or decoded has an error and no classes; the others are as they would be without it. Raises ConfigError for a size that
+    the network cannot take.
     """
     import torch
 
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
     from fasttricks.tasks.classification import evaluation_logits
+    from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
+    check_evaluation_size(saved, config.data.image_size)
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
     autocast, names = make_autocast(precision, world.device), saved.classes

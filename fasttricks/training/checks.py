@@ -10,6 +10,10 @@ from fasttricks.config import ConfigError, ModelConfig, TrainConfig, require, sh
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
 from fasttricks.learning.schedule import image_size
+from fasttricks.runs.saved import Saved
+from fasttricks.tasks import find_task
+
+_SIZE_ERRORS = (RuntimeError, AssertionError)  # timm asserts a size
 
 
 def check_batch(config: TrainConfig, num_images: int) -> None:
@@ -48,8 +52,24 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
             rule = f"leaves a batch of one image, whose {side} pixels the network shrinks to 1: batch norm has nothing to average"
             way_out = "give another --global-batch-size, or a lower --model.stem-stride where the network has one"
             raise ConfigError(f"global_batch_size = {config.global_batch_size}: {rule}; {way_out}") from error
-        except (RuntimeError, AssertionError) as error:  # timm asserts a size
-            rule = f"is no size that {config.model.name} takes ({str(error).splitlines()[0]})"
-            raise ConfigError(
-                f"data.image_size = {side}: {rule}; give a larger one, or the one it was made for"
-            ) from error
+        except _SIZE_ERRORS as error:
+            raise _wrong_size(side, config.model, error) from error
+
+
+def check_evaluation_size(saved: Saved, image_size: int) -> None:
+    """Raise ConfigError where the network of `saved` cannot take images of another size than its run's: under a second."""
+    if image_size == saved.config.data.image_size:
+        return  # check_sizes tried it
+    task, classes, meta = find_task(saved.task), len(saved.classes), torch.device("meta")
+    data = dataclasses.replace(saved.config.data, image_size=image_size, val_resize=image_size)
+    with meta, torch.no_grad():
+        model = task.make_model(saved.config.model, classes).eval()
+        try:
+            model(task.example(data, 1, classes, device=meta, dtype=torch.float32).images)
+        except _SIZE_ERRORS as error:
+            raise _wrong_size(image_size, saved.config.model, error) from error
+
+
+def _wrong_size(side: int, network: ModelConfig, error: Exception) -> ConfigError:
+    rule = f"is no size that {network.name} takes ({str(error).splitlines()[0]})"
+    return ConfigError(f"data.image_size = {side}: {rule}; give a larger one, or the one it was made for")
