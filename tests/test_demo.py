@@ -141,7 +141,7 @@ def test_logistic_regression_stays_under_60_percent(demo: Path) -> None:
 def test_logistic_regression_stays_under_60_percent_on_the_default_set(tmp_path: Path) -> None:
     root = make_demo(tmp_path)
     train, val = pixels(root, "train"), pixels(root, "val")
-    assert (len(train[1]), len(val[1])) == (3000, 800)
+    assert (len(train[1]), len(val[1])) == (2500, 500)
     assert sum(path.stat().st_size for path in root.rglob("*.jpg")) < 150e6
     assert logistic_regression_top1(train, val) < 60
 

@@ -10,117 +10,22 @@ and grain are made at full size. Pure functions of a numpy generator; the folder
 from __future__ import annotations
 
 import colorsys
+import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-Array = NDArray[np.float64]
-Outline = list[Array]  # polygons (points, 2) within about the unit disc: the shape, then the holes in it
+from fasttricks.data.sources.demo_shapes import SHAPES, TAU, Outline, pebble, polar
+
+Shade = NDArray[np.float32]
 Color = tuple[int, int, int]
 
 SHORT_SIDE = (200, 500)
-SHADE = 4  # smooth layers are drawn at 1/SHADE of the resolution
-SHADOW = [round(0.55 * v) for v in range(256)]  # opacity of a shadow under a blurred outline
-TAU = 2 * math.pi
-
-
-def _polar(radius: Array | float, angle: Array) -> Array:
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-
-
-def _circle(radius: float = 1.0) -> Array:
-    return _polar(radius, np.linspace(0, TAU, 90, endpoint=False))
-
-
-def _cross(rng: np.random.Generator) -> Outline:
-    a = rng.uniform(0.22, 0.34)
-    x = [a, 1, 1, a, a, -a, -a, -1, -1, -a, -a, a]
-    y = [a, a, -a, -a, -1, -1, -a, -a, a, a, 1, 1]
-    return [np.array([x, y]).T]
-
-
-def _crescent(rng: np.random.Generator) -> Outline:
-    tip = rng.uniform(0.6, 0.9)  # angle of the two tips, from the axis of symmetry
-    depth = rng.uniform(0.05, 0.3)  # where the inner arc crosses that axis
-    outer = _polar(1.0, np.linspace(tip, TAU - tip, 70))
-    x, y = math.cos(tip), math.sin(tip)
-    centre = (x * x + y * y - depth * depth) / (
-        2 * (x + depth)
-    )  # the centre of the arc through both tips and (-depth, 0)
-    sweep = math.atan2(y, x - centre)
-    inner = _polar(centre + depth, np.linspace(TAU - sweep, sweep, 50)) + np.array([centre, 0])
-    return [np.concatenate([outer, inner])]
-
-
-def _disc(rng: np.random.Generator) -> Outline:
-    return [_circle(rng.uniform(0.85, 1.0))]
-
-
-def _flower(rng: np.random.Generator) -> Outline:
-    angle = np.linspace(0, TAU, 180, endpoint=False)
-    depth = rng.uniform(0.2, 0.3)
-    petals = np.abs(np.cos(angle * rng.integers(5, 8) / 2)) ** 0.8
-    return [_polar(1 - 2 * depth + 2 * depth * petals, angle), _circle(rng.uniform(0.15, 0.22))]
-
-
-def _heart(rng: np.random.Generator) -> Outline:
-    t = np.linspace(0, TAU, 120, endpoint=False)
-    x = 16 * np.sin(t) ** 3
-    notch = rng.uniform(6, 7)
-    y = 12 * np.cos(t) - notch * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return [np.stack([x, -y - 3], axis=1) / 15.5]
-
-
-def _ring(rng: np.random.Generator) -> Outline:
-    return [_circle(), _circle(rng.uniform(0.5, 0.75))]
-
-
-def _spiral(rng: np.random.Generator) -> Outline:
-    turns = rng.uniform(2.0, 2.6)
-    angle = np.linspace(0.15 * TAU, turns * TAU, 150)
-    radius = 0.86 * angle / angle[-1]
-    half = rng.uniform(0.2, 0.27) * TAU * 0.86 / angle[-1] * np.linspace(0.6, 1, len(angle))
-    return [np.concatenate([_polar(radius + half, angle), _polar(radius - half, angle)[::-1]])]
-
-
-def _square(rng: np.random.Generator) -> Outline:
-    return [_polar(rng.uniform(0.95, 1.1), np.arange(4) * TAU / 4)]
-
-
-def _star(rng: np.random.Generator) -> Outline:
-    points = 5
-    radius = np.where(np.arange(2 * points) % 2 == 0, 1.1, rng.uniform(0.38, 0.48))
-    return [_polar(radius, np.arange(2 * points) * TAU / (2 * points))]
-
-
-def _triangle(rng: np.random.Generator) -> Outline:
-    return [_polar(rng.uniform(1.05, 1.2), np.arange(3) * TAU / 3)]
-
-
-SHAPES: dict[str, Callable[[np.random.Generator], Outline]] = {
-    "crescent": _crescent,
-    "cross": _cross,
-    "disc": _disc,
-    "flower": _flower,
-    "heart": _heart,
-    "ring": _ring,
-    "spiral": _spiral,
-    "square": _square,
-    "star": _star,
-    "triangle": _triangle,
-}
-
-
-def _pebble(rng: np.random.Generator) -> Outline:
-    """A smooth blob of no class, strewn over the ground."""
-    angle = np.linspace(0, TAU, 40, endpoint=False)
-    radius = np.full_like(angle, 0.75)
-    for waves in (2, 3):
-        radius += rng.uniform(0.1, 0.25) / waves * np.cos(waves * angle + rng.uniform(0, TAU))
-    return [_polar(radius, angle) * (1, rng.uniform(0.45, 0.8))]
+SHADE = 6  # smooth layers are drawn at 1/SHADE of the resolution
+SHADOW = 0.55  # opacity of a shadow under a blurred outline
+GRAIN = 1000  # side of the noise that every image takes a part of; the longest image has 800
 
 
 def _luma(color: Color) -> float:
@@ -141,24 +46,27 @@ def _contrasting(rng: np.random.Generator, ground: float, gap: float = 60) -> Co
             return color
 
 
-def _noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int]) -> Array:
+def _noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int]) -> Shade:
     """Smooth noise of mean 0 and std about 1, (height, width), with about `cells` (across, down) bumps."""
     grid = Image.fromarray(rng.standard_normal((cells[1] + 1, cells[0] + 1), dtype=np.float32))
-    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
+    return np.array(grid.resize(size, Image.Resampling.BICUBIC))
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
+def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Shade:
     """A random pattern within 0 to 1, (height, width): a gradient, clouds, grain or waves."""
     width, height = size
-    y, x = np.mgrid[0:height, 0:width] / max(size)
     angle = rng.uniform(0, TAU)
-    along = math.cos(angle) * x + math.sin(angle) * y
+    x = np.arange(width, dtype=np.float32) * np.float32(math.cos(angle) / max(size))
+    y = np.arange(height, dtype=np.float32) * np.float32(math.sin(angle) / max(size))
+    along = x + y[:, None]
     kind = rng.integers(4)
-    field: Array
+    field: Shade
     if kind == 0:
         field = 4 * along + 0.3 * _noise(rng, size, (5, 5))
     elif kind == 1:
-        field = np.sum([_noise(rng, size, (cells, cells)) / cells**0.5 for cells in (2, 5, 11, 23)], axis=0)
+        field = sum(
+            (_noise(rng, size, (cells, cells)) / cells**0.5 for cells in (5, 11, 23)), _noise(rng, size, (2, 2))
+        )
     elif kind == 2:
         fine, coarse = int(rng.integers(30, 60)), int(rng.integers(1, 5))
         field = _noise(rng, size, (fine, coarse) if rng.random() < 0.5 else (coarse, fine)) + _noise(rng, size, (3, 3))
@@ -169,25 +77,21 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> Array:
     return field
 
 
-def _blend(a: Color, b: Color, amount: Array) -> Array:
-    """Colours (height, width, 3), 0 to 255: a where amount is 0, b where it is 1."""
-    return np.asarray(a) + amount[..., None] * (np.asarray(b, dtype=np.float64) - a)
+def _enlarge(shade: Shade, size: tuple[int, int]) -> Image.Image:
+    """Colours (height / SHADE, width / SHADE, 3), rounded up, 0 to 255, as an RGB image of `size`."""
+    small = Image.fromarray(shade.clip(0, 255).astype(np.uint8))
+    return small.resize(size, Image.Resampling.BILINEAR, box=(0, 0, size[0] / SHADE, size[1] / SHADE))
 
 
-def _enlarge(shade: Array, size: tuple[int, int]) -> Image.Image:
-    small = Image.fromarray(np.clip(shade, 0, 255).astype(np.uint8))
-    return small.resize(size, Image.Resampling.BICUBIC)
+def _shifted(shade: Shade, step: int) -> Shade:
+    """`shade` (height, width) moved down and to the right, zeros behind it."""
+    moved = np.zeros_like(shade)
+    moved[step:, step:] = shade[:-step, :-step]
+    return moved
 
 
-def _ground(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, float]:
-    """A textured ground and its mean luma."""
-    first = _color(rng, (0.05, 0.6), (0.25, 0.95))
-    second = _color(rng, (0.05, 0.6), (0.25, 0.95))
-    share = rng.uniform(0.25, 0.7)  # how far towards the second colour the texture goes
-    small = (-(-size[0] // SHADE), -(-size[1] // SHADE))
-    shade = _blend(first, second, share * _texture(rng, small))
-    ground = _enlarge(shade, size)
-    return ground, float(shade.mean(axis=(0, 1)) @ (0.299, 0.587, 0.114))
+def _blurred(low: Image.Image, radius: float) -> Shade:
+    return np.asarray(low.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
 
 
 def _place(rng: np.random.Generator, outline: Outline, centre: tuple[float, float], radius: float) -> Outline:
@@ -201,39 +105,14 @@ def _place(rng: np.random.Generator, outline: Outline, centre: tuple[float, floa
     return [points @ matrix.T + centre for points in outline]
 
 
-def _draw(
-    rng: np.random.Generator, image: Image.Image, outline: Outline, radius: float, color: Color, lift: float
-) -> None:
-    """Paint one solid onto `image`, in place: its shadow, then its texture under a bevel lit from the upper left.
-
-    lift: height above the ground as a share of the radius, which sets shadow and bevel.
-    """
-    margin = radius * (0.1 + lift)
-    left, top = (int(v) for v in np.floor(outline[0].min(axis=0) - margin))
-    right, bottom = (int(v) for v in np.ceil(outline[0].max(axis=0) + margin))
-    small = (-(-(right - left) // SHADE), -(-(bottom - top) // SHADE))
-    size = (small[0] * SHADE, small[1] * SHADE)
-
-    mask = Image.new("L", (2 * size[0], 2 * size[1]))
-    pen = ImageDraw.Draw(mask)
-    for index, points in enumerate(outline):
-        pen.polygon([(x, y) for x, y in 2 * (points - (left, top))], fill=0 if index else 255)
-    mask = mask.reduce(2)
-
-    low = mask.reduce(SHADE)
-    blur = max(0.6, radius * lift / SHADE)
-    soft = low.filter(ImageFilter.GaussianBlur(blur))
-    shift = round(blur)
-    shadow = Image.new("L", small)
-    shadow.paste(soft.point(SHADOW), (shift, shift))
-    image.paste((0, 0, 0), (left, top), shadow.resize(size, Image.Resampling.BILINEAR))
-
-    height = np.asarray(low.filter(ImageFilter.GaussianBlur(max(0.6, blur / 2))), dtype=np.float64)
-    step = max(1, shift // 2)
-    bevel = height - np.roll(height, (step, step), axis=(0, 1))
-    other = tuple(int(np.clip(v + rng.uniform(-60, 60), 0, 255)) for v in color)
-    fill = _blend(color, (other[0], other[1], other[2]), _texture(rng, small)) + 0.4 * bevel[..., None]
-    image.paste(_enlarge(fill, size), (left, top), mask)
+def _nearest(centres: list[tuple[float, float]], small: tuple[int, int]) -> NDArray[np.intp]:
+    """The number of the centre, in pixels, that is nearest to each pixel of the layers at 1/SHADE: (height, width), or (1, 1)."""
+    if len(centres) == 1:
+        return np.zeros((1, 1), dtype=np.intp)
+    across = np.arange(small[0], dtype=np.float32) * SHADE
+    down = np.arange(small[1], dtype=np.float32) * SHADE
+    nearest: NDArray[np.intp] = np.argmin([(across - x) ** 2 + ((down - y) ** 2)[:, None] for x, y in centres], axis=0)
+    return nearest
 
 
 def _centres(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[tuple[float, float]], float]:
@@ -258,17 +137,24 @@ def _centres(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[tupl
 def _strew(rng: np.random.Generator, image: Image.Image, ground: float) -> None:
     """Pebbles and strokes on the ground, which say nothing about the class; in place."""
     short = min(image.size)
-    for _ in range(rng.integers(0, 6)):
+    pen = ImageDraw.Draw(image, "RGBA")
+    for _ in range(rng.integers(0, 5)):
         centre = rng.uniform(0, image.width), rng.uniform(0, image.height)
         radius = short * rng.uniform(0.03, 0.08)
-        _draw(rng, image, _place(rng, _pebble(rng), centre, radius), radius, _contrasting(rng, ground, 25), 0.1)
-    pen = ImageDraw.Draw(image)
+        (outline,) = _place(rng, pebble(rng), centre, radius)
+        lit = centre + 0.6 * (outline - centre) - 0.2 * radius
+        for points, fill in (
+            (outline + 0.25 * radius, (0, 0, 0, 90)),
+            (outline, _contrasting(rng, ground, 25)),
+            (lit, (255, 255, 255, 60)),
+        ):
+            pen.polygon(points.ravel().tolist(), fill=fill)
     for _ in range(rng.integers(0, 4)):
         x, y, angle = rng.uniform(0, image.width), rng.uniform(0, image.height), rng.uniform(0, TAU)
         bend = np.linspace(0, rng.uniform(-1.5, 1.5), 16)
         length = short * rng.uniform(0.2, 0.6) / 16
-        path = np.cumsum(_polar(length, angle + bend), axis=0) + np.array([x, y])
-        pen.line([(px, py) for px, py in path], fill=_contrasting(rng, ground, 25), width=int(rng.integers(1, 5)))
+        path = np.cumsum(polar(length, angle + bend), axis=0) + np.array([x, y])
+        pen.line(path.ravel().tolist(), fill=_contrasting(rng, ground, 25), width=int(rng.integers(1, 5)))
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
@@ -279,18 +165,63 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
     return size if rng.random() < 0.3 else size[::-1]
 
 
+@functools.cache
+def _grain() -> NDArray[np.int16]:
+    """Normal noise of std 256, (side, 3 x side), the same of red, green and blue. To draw it for each image takes longer."""
+    noise = np.random.default_rng(0).normal(0, 256, (GRAIN, GRAIN)).clip(-1000, 1000)
+    return noise.astype(np.int16).repeat(3, axis=1)
+
+
+def _grained(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """`image` with noise of a random strength, as of a sensor."""
+    left, top = (int(rng.integers(0, GRAIN - side + 1)) for side in image.size)
+    part = _grain()[top : top + image.height, 3 * left : 3 * (left + image.width)]
+    noisy = part * np.int16(rng.integers(0, 33))  # std 0 to 8, in units of 1/1024
+    noisy >>= 10
+    noisy += np.asarray(image).reshape(noisy.shape)
+    np.clip(noisy, 0, 255, out=noisy)
+    return Image.fromarray(noisy.astype(np.uint8).reshape(image.height, image.width, 3))
+
+
 def draw_image(rng: np.random.Generator, name: str) -> Image.Image:
-    """One RGB image of the class `name`, a key of SHAPES, wholly determined by `rng`; about 12 ms of one core."""
+    """One RGB image of the class `name`, a key of SHAPES, wholly determined by `rng`."""
     size = _size(rng)
-    image, ground = _ground(rng, size)
-    _strew(rng, image, ground)
-    color = _contrasting(rng, ground)
+    small = -(-size[0] // SHADE), -(-size[1] // SHADE)
     centres, radius = _centres(rng, size)
+
+    mask = Image.new("L", (2 * size[0], 2 * size[1]))
+    pen = ImageDraw.Draw(mask)
     for centre in centres:
-        _draw(rng, image, _place(rng, SHAPES[name](rng), centre, radius), radius, color, rng.uniform(0.04, 0.12))
-        color = color if rng.random() < 0.5 else _contrasting(rng, ground)
-    if rng.random() < 0.3:
-        image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.2)))
-    grain = rng.standard_normal((size[1], size[0]), dtype=np.float32) * np.float32(rng.uniform(0, 8)) + 128
-    gray = Image.fromarray(grain.astype(np.uint8))
-    return ImageChops.add(image, Image.merge("RGB", (gray, gray, gray)), offset=-128)
+        for index, points in enumerate(_place(rng, SHAPES[name](rng), centre, radius)):
+            pen.polygon((2 * points).ravel().tolist(), fill=0 if index else 255)
+    mask = mask.reduce(2)
+    low = mask.reduce(SHADE)
+    blur = max(
+        0.6, radius * rng.uniform(0.04, 0.12) / SHADE
+    )  # a shape's height over the ground, which sets shadow and bevel
+    shift = max(1, round(blur))
+    shadow = _shifted(_blurred(low, blur), shift)
+    height = _blurred(low, max(0.6, blur / 2))
+    bevel = height - _shifted(height, max(1, shift // 2))  # lit from the upper left
+
+    first, second = (np.array(_color(rng, (0.05, 0.6), (0.25, 0.95)), dtype=np.float32) for _ in range(2))
+    share = np.float32(rng.uniform(0.25, 0.7))  # how far towards the second colour the texture goes
+    ground = first + (share * _texture(rng, small))[..., None] * (second - first)
+    luma = float(ground.mean(axis=(0, 1)) @ (0.299, 0.587, 0.114))
+    image = _enlarge(ground * (1 - SHADOW / 255 * shadow)[..., None], size)
+    _strew(rng, image, luma)
+
+    colors = [_contrasting(rng, luma)]
+    while len(colors) < len(centres):
+        colors.append(colors[-1] if rng.random() < 0.5 else _contrasting(rng, luma))
+    own = np.array(colors, dtype=np.float32)
+    other = (own + rng.uniform(-60, 60, own.shape).astype(np.float32)).clip(0, 255)
+    which = _nearest(centres, small)
+    fill = _texture(rng, small)[..., None] * (other - own)[which]
+    fill += own[which]
+    fill += (np.float32(0.4) * bevel)[..., None]
+    left, top, right, bottom = mask.getbbox() or (0, 0, *size)
+    left, top = left - left % SHADE, top - top % SHADE
+    part = fill[top // SHADE : -(-bottom // SHADE), left // SHADE : -(-right // SHADE)]
+    image.paste(_enlarge(part, (right - left, bottom - top)), (left, top), mask.crop((left, top, right, bottom)))
+    return _grained(rng, image)
