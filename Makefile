@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all fuzz soak bench bench-compare lint fmt type recipes clean
+.PHONY: help setup train test test-all fuzz soak soak-save bench bench-save bench-compare lint fmt type recipes clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,11 +31,17 @@ test-all: setup  ## the tests and the slow ones too: full runs, fresh installs; 
 fuzz: setup  ## feed damaged input to every reader of foreign bytes, SECONDS (60) a target
 	for target in tests/fuzz_*.py; do $(BIN)/python $$target $(or $(SECONDS),60) || exit 1; done
 
-soak: setup  ## kill, stop and damage runs; N of each (100 kill runs, 30 restarts, 40 signals), added to docs/reliability.md
+soak: setup  ## kill, stop and damage runs; N of each (96 kill runs, 30 restarts, 40 signals), counted in bench/out/
 	$(BIN)/python -m bench.soak $(if $(N),--n $(N)) $(ARGS)
 
-bench: setup  ## imgs/sec of loader, step, both and the losses, each beside its usual alternatives
+soak-save: setup  ## make soak, added to the committed bench/results/soak.json and docs/reliability.md
+	$(BIN)/python -m bench.soak --save $(if $(N),--n $(N)) $(ARGS)
+
+bench: setup  ## imgs/sec of loader, step, both and the losses beside their alternatives; about 9 minutes, to bench/out/
 	$(BIN)/python -m bench.report $(ARGS)
+
+bench-save: setup  ## make bench, written to the committed bench/results/
+	$(BIN)/python -m bench.report --save $(ARGS)
 
 bench-compare: setup  ## OLD=a.json NEW=b.json of make bench: exit code 1 where NEW is slower beside its peers
 	$(BIN)/python -m bench.compare $(OLD) $(NEW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 BUSY = 0.1
 """Share of the CPUs that other work may take in a turn before the turn is taken again."""
 TRIES = 3
+LEAST = 3
+"""Rounds that are measured however long they take: a median of fewer says little."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,29 @@ class Row:
     """Largest share of the CPUs, 0 to 1, that work which is not the benchmark's took in a turn that counts."""
 
 
-def by_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> list[Row]:
+def by_turns(
+    contestants: Mapping[str, Callable[[], float]], rounds: int, *, until_s: float = math.inf, least: int = LEAST
+) -> list[Row]:
     """Run every contestant once a round, after a round that does not count. The first is ours.
+
+    until_s: time.monotonic() at which it shall be over. After `least` rounds none begins that would not be over by then, if it
+    took as long as the one before; and no turn is taken again after that time.
 
     A contestant is a function that does its work once and returns a rate, in units of its choice, higher is better. Who begins
     a round changes from round to round. Ratios are ours / theirs within a round; their median, lowest and highest are kept.
     """
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
-    order = list(contestants)
+    order, took = list(contestants), 0.0
     for measure in contestants.values():
         measure()
     for index in range(rounds):
+        began = time.monotonic()
+        if index >= least and began + took > until_s:
+            break
         first = index % len(order)
         for name in order[first:] + order[:first]:
-            turns[name].append(undisturbed(contestants[name]))
+            turns[name].append(undisturbed(contestants[name], until_s=until_s))
+        took = time.monotonic() - began
     ours = [rate for rate, _ in turns[order[0]]]
     rows = []
     for name, taken in turns.items():
@@ -54,8 +66,11 @@ def by_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> lis
     return rows
 
 
-def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
-    """A rate, and the share of the CPUs that other work took in the same time; the least disturbed of up to three rounds."""
+def undisturbed(measure: Callable[[], float], *, until_s: float = math.inf) -> tuple[float, float]:
+    """A rate, and the share of the CPUs that other work took in the same time; the least disturbed of up to three rounds.
+
+    None is taken again after `until_s`, by time.monotonic().
+    """
     turns: list[tuple[float, float]] = []
     while len(turns) < TRIES:
         before = _cpu_seconds(), time.perf_counter()
@@ -64,7 +79,7 @@ def undisturbed(measure: Callable[[], float]) -> tuple[float, float]:
         (all_before, own_before), start = before
         others = (all_after - all_before) - (own_after - own_before)
         turns.append((rate, max(0.0, others) / (now - start) / (os.cpu_count() or 1)))
-        if turns[-1][1] <= BUSY:
+        if turns[-1][1] <= BUSY or time.monotonic() > until_s:
             break
     return min(turns, key=lambda turn: turn[1])
 

@@ -30,7 +30,8 @@ from fasttricks.system.command import run_main
 from fasttricks.system.distributed import World, cpu_name, join_world, keep_freed_memory
 from fasttricks.system.rank_order import average_in_rank_order
 
-RESULTS = Path(__file__).parent / "results" / "ranks.json"
+OUT = Path(__file__).parent / "out" / "ranks.json"
+"""The committed figures are beside it, in results/."""
 WAYS = ("all_reduce", "rank_order")
 
 
@@ -44,7 +45,7 @@ class RanksConfig:
     """Steps of each way, in alternation."""
     images: Annotated[int, Range(1)] = 8
     """Images of a rank, 32 pixels."""
-    output: str = str(RESULTS)
+    output: str = str(OUT)
     """JSON file to write."""
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ def _model(world: World, way: str) -> nn.Module:
 def main(args: list[str]) -> None:
     """Time each number of ranks, print the medians and write them."""
     config = parse(RanksConfig(), args, prog="python -m bench.ranks", description="Time the ranks' order of sums.")
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"machine": f"{cpu_name()}, {os.cpu_count()} cores", "versions": versions(), "ranks": {}}
     for size in config.ranks:
         with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,8 @@ from fasttricks.system.distributed import Vote, World, cpu_name, keep_freed_memo
 from fasttricks.training import build
 from fasttricks.training.run import Run, save
 
-RESULTS = Path(__file__).parent / "results" / "reliability.json"
+OUT = Path(__file__).parent / "out" / "reliability.json"
+"""The committed figures are beside it, in results/."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class CostConfig:
     """Parts that the steps are cut into, each followed by as many steps without."""
     polls: Annotated[int, Range(1)] = 500
     """Polls of two ranks, 10 ms apart less the time of each."""
-    output: str = str(RESULTS)
+    output: str = str(OUT)
     """JSON file to write."""
 
     def __post_init__(self) -> None:
@@ -175,6 +176,7 @@ def main(args: list[str]) -> None:
         slowest = max(float(Path(f"{folder}/rank-{rank}").read_text()) for rank in range(2))
     found["poll_us_on_2_ranks"] = round(slowest, 1)
     found |= {"steps": config.steps, "recipe": config.recipe, "machine": f"{cpu_name()}, {os.cpu_count()} cores"}
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(config.output), found | {"versions": versions()})
     for name, value in found.items():
         print(f"{name}: {value}")

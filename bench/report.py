@@ -1,12 +1,13 @@
 """make bench: imgs/sec beside the usual alternatives, alternating in one call: a table, a JSON file and a chart.
 
 Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it) and kernels (the
-losses). On the CPU small sizes, in at most ten minutes; on a GPU the paper's.
+losses). On the CPU small sizes; on a GPU the paper's. Where it would take longer than --budget-s, it takes fewer rounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import tempfile
@@ -21,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import end_to_end, loader, losses, published, step
+from bench.budget import CPU_S, Budget
 from bench.chart import draw
 from bench.images import link_images, shrink_images
-from bench.pairs import BUSY, Row, by_turns, show_ratio
+from bench.pairs import BUSY, LEAST, Row, by_turns, show_ratio
 from bench.step import StepCase
 from fasttricks.config import Precision, Range, check_fields, model_info, replace_at, require
 from fasttricks.config.cli import parse
@@ -34,7 +36,8 @@ from fasttricks.system.command import run_main
 from fasttricks.system.distributed import World, resolve_device
 from fasttricks.system.monitor import start_monitor
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, OUT = Path(__file__).parent / "results", Path(__file__).parent / "out"
+Notes = Callable[[list[Row]], list[str]]
 Part = Literal["loader", "step", "end_to_end", "kernels"]
 PARTS: tuple[Part, ...] = ("loader", "step", "end_to_end", "kernels")
 PAPER_SHARES: dict[Precision, int] = {"fp32": 32, "fp16": 128}
@@ -61,8 +64,10 @@ class BenchConfig:
     data: BenchData = field(default_factory=BenchData)
     parts: tuple[Part, ...] = PARTS
     """Which parts to measure."""
-    rounds: Annotated[int, Range(5, note="a median of fewer says little")] = 5
-    """Turns of each contestant that count; medians are over these."""
+    rounds: Annotated[int, Range(LEAST, note="a median of fewer says little")] = 5
+    """Rounds of each table that count, at most; medians are over these."""
+    budget_s: Annotated[float, Range(0, zero="choose")] = 0.0
+    """Seconds after which rounds are left out, though 3 of each table are always taken; 0: 540 on the CPU, no limit on a GPU."""
     batch_size: Annotated[int, Range(1, zero="choose")] = 0
     """Images of a step; 0: 16 on the CPU, the paper's 256 (fp32) and 1024 (fp16) on a GPU."""
     models: tuple[str, ...] = ()
@@ -70,12 +75,17 @@ class BenchConfig:
     compiled: bool = False
     """Measure torch.compile too, of ours and of the peers: adds minutes. On a GPU it always is."""
     output: str = ""
-    """JSON file to write, with a chart beside it; empty: bench/results/DEVICE.json."""
+    """JSON file to write, with a chart beside it; empty: bench/out/DEVICE.json."""
+    save: bool = False
+    """Write to bench/results/, which is committed."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         ok = not self.output or self.output.endswith(".json")
         require(ok, "output", self.output, "must end in .json; the chart beside it ends in .png")
+        require(
+            not (self.save and self.output), "output", self.output, "is another place than --save has; leave one out"
+        )
         wrong = [name for name in self.models if name not in step.PAPER_NETWORKS]
         require(not wrong, "models", wrong, f"must be of {', '.join(step.PAPER_NETWORKS)}, which timm has too")
 
@@ -101,15 +111,21 @@ class Bench:
     folder: Path
     """Holds resources for as long as the call."""
     console: Console
+    budget: Budget
 
     @property
     def cores(self) -> int:
         """CPUs that this process may use."""
         return len(os.sched_getaffinity(0))
 
-    def turns(self, title: str, unit: str, contestants: dict[str, Callable[[], float]], notes: list[str]) -> Measured:
-        """Measure `contestants` in alternation, and show the table."""
-        table = Measured(title, unit, by_turns(contestants, self.config.rounds), notes)
+    def turns(
+        self, title: str, unit: str, contestants: dict[str, Callable[[], float]], notes: Notes, until_s: float
+    ) -> Measured:
+        """Measure `contestants` in alternation, and show the table. notes: of the rows."""
+        rows = by_turns(contestants, self.config.rounds, until_s=until_s)
+        taken = len(rows[0].rates)
+        fewer = [f"{taken} rounds of {self.config.rounds}: the time budget"] if taken < self.config.rounds else []
+        table = Measured(title, unit, rows, notes(rows) + fewer)
         show(self.console, table)
         return table
 
@@ -151,18 +167,22 @@ def measure_loader(bench: Bench) -> Iterator[Measured]:
     workers = bench.cores
     title = f"Loader, {loader.IMAGE_SIZE} pixels, {workers} workers, {bench.config.data.images} images"
     notes = [f"the first {loader.SKIPPED} batches of a pass are not counted: they may have been prepared ahead"]
-    yield bench.turns(title, "imgs/sec", loader.contestants(bench.images() / "train", workers), notes)
+    contestants = loader.contestants(bench.images() / "train", workers)
+    yield bench.turns(title, "imgs/sec", contestants, lambda _: notes, bench.budget.until_s("loader"))
 
 
 def measure_step(bench: Bench) -> Iterator[Measured]:
     """The training step beside timm's, and beside a matrix product."""
-    for case in step_cases(bench.config, bench.device, torch.cuda.device_count()):
+    cases = step_cases(bench.config, bench.device, torch.cuda.device_count())
+    for number, case in enumerate(cases):
+        until_s = bench.budget.until_s("step", number, len(cases))
         notes = [] if case.compiled else ["skipped: torch.compile of ours and timm's (--compiled measures them)"]
         try:
             with step.contestants(case) as steps:
                 on_cpu = case.device == "cpu"
                 roof = {"a matrix product's FLOP/s": step.matrix_product(case)} if on_cpu else {}
-                yield dataclasses.replace(bench.turns(case.title, "imgs/sec", steps | roof, notes), case=case)
+                table = bench.turns(case.title, "imgs/sec", steps | roof, lambda _, notes=notes: notes, until_s)
+                yield dataclasses.replace(table, case=case)
         except step.ContestantError as error:
             bench.console.print(f"skipped: {case.title}: {error}")
 
@@ -174,27 +194,30 @@ def measure_end_to_end(bench: Bench) -> Iterator[Measured]:
     (small / "val").symlink_to(small / "train")
     cpu = bench.device.type == "cpu"
     large = dataclasses.replace(resnet50d_tricks(), global_batch_size=16 if cpu else 128)
-    for recipe, root, images in ((cifar10(), small, 2048), (large, bench.images(), 64 if cpu else 4096)):
+    works = ((cifar10(), small, 2048), (large, bench.images(), 48 if cpu else 4096))
+    for number, (recipe, root, images) in enumerate(works):
         config = replace_at(recipe, "data.root", str(root))
         world = World.alone(bench.device)
         folder = bench.folder / config.recipe
         parts = end_to_end.contestants(config, world, folder, images)
         title = f"End to end, recipe {config.recipe}, {config.data.image_size} pixels, batch {config.global_batch_size}"
-        rows = by_turns(parts, bench.config.rounds)
-        table = Measured(title, "imgs/sec", rows, [end_to_end.bounds(rows, bench.cores, shared=cpu)])
-        show(bench.console, table)
-        yield table
+        until_s = bench.budget.until_s("end_to_end", number, len(works))
+        yield bench.turns(
+            title, "imgs/sec", parts, lambda rows: [end_to_end.bounds(rows, bench.cores, shared=cpu)], until_s
+        )
 
 
 def measure_kernels(bench: Bench) -> Iterator[Measured]:
     """The losses beside torch's and Liger's."""
     compiled = bench.config.compiled or bench.device.type == "cuda"
-    for rows, mixup in ((256, False), (1024, False), (1024, True)):
+    sizes = ((256, False), (1024, False), (1024, True))
+    for number, (rows, mixup) in enumerate(sizes):
         contestants, skipped = losses.contestants(rows, 1000, bench.device, mixup=mixup, compiled=compiled)
         kind = "mixup's labels, for torch dense" if mixup else "labels"
         title = f"Cross-entropy, forward and backward, {rows} x 1000, smoothing, {kind}"
         notes = [f"skipped: {', '.join(skipped)}"] if skipped else []
-        yield bench.turns(title, "passes/sec", contestants, notes)
+        until_s = bench.budget.until_s("kernels", number, len(sizes))
+        yield bench.turns(title, "passes/sec", contestants, lambda _, notes=notes: notes, until_s)
 
 
 MEASURES = {
@@ -211,12 +234,13 @@ def main(args: list[str]) -> None:
     device = resolve_device("auto", 0)
     name = World.alone(device).device_name
     console, start, monitor = Console(), time.perf_counter(), start_monitor(device)
-    console.print(f"{name}; {config.rounds} alternating rounds after one of warm-up")
+    budget = Budget(config.budget_s or (CPU_S if device.type == "cpu" else math.inf), config.parts)
+    console.print(f"{name}; {LEAST} to {config.rounds} rounds in alternation after one of warm-up; {budget}")
     console.print("ratio: fasttricks / contestant of the same round, median (lowest to highest)")
     tables: dict[str, list[Measured]] = {}
     readings: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(config, device, Path(folder), console)
+        bench = Bench(config, device, Path(folder), console, budget)
         for part in config.parts:
             tables[part] = list(MEASURES[part](bench))
             readings[part] = monitor.take()
@@ -225,7 +249,8 @@ def main(args: list[str]) -> None:
         steps = [(table.case, table.rows[0].rate) for table in tables.get("step", []) if table.case]
         rates = {(case.model, f"{case.ranks} x {name}", case.precision): rate for case, rate in steps}
         console.print(published.table(rates))
-    output = Path(config.output) if config.output else RESULTS / f"{platform.machine()}-{device.type}.json"
+    name = f"{platform.machine()}-{device.type}.json"
+    output = Path(config.output) if config.output else (RESULTS if config.save else OUT) / name
     output.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "device": name,
@@ -243,7 +268,7 @@ def main(args: list[str]) -> None:
 def recorded(config: BenchConfig) -> dict[str, Any]:
     """`config` as results keep it: for others to read, so the images by their folder's name, and not where this file lies."""
     fields = dataclasses.asdict(config)
-    del fields["output"]
+    del fields["output"], fields["save"]
     fields["data"]["root"] = Path(config.data.root).name
     return fields
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 
 from bench import compare, end_to_end, images, losses, pairs, published, report, step
+from bench.budget import Budget
 from bench.pairs import Row, by_turns
 from bench.report import BenchConfig, BenchData, step_cases
 from fasttricks.config import ConfigError
@@ -43,6 +45,49 @@ def test_who_begins_a_round_changes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     by_turns({name: contestant(name) for name in "abc"}, rounds=3)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+
+
+@pytest.mark.parametrize(
+    ("until_s", "rounds"),
+    [(math.inf, 5), (36, 5), (35.9, 4), (30, 4), (29.9, 3), (7, 3)],
+)
+def test_rounds_that_would_end_too_late_are_left_out_and_three_are_always_taken(
+    until_s: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two contestants of 2 and 4 s: 6 s of warm-up and 6 s a round."""
+    now = [0.0]
+    monkeypatch.setattr(pairs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pairs, "_cpu_seconds", lambda: (0.0, 0.0))
+
+    def lasting(seconds: float) -> Callable[[], float]:
+        def measure() -> float:
+            now[0] += seconds
+            return 1 / seconds
+
+        return measure
+
+    rows = by_turns({"ours": lasting(2), "theirs": lasting(4)}, rounds=5, until_s=until_s)
+    assert [len(row.rates) for row in rows] == [rounds] * 2 and rows[1].ratio == 2
+    assert now[0] == 6 + 6 * rounds and (now[0] <= until_s or rounds == 3)
+
+
+def test_a_disturbed_turn_is_not_taken_again_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_cpu_seconds", scripted((0, 0), (3e9, 1)))  # type: ignore[arg-type]
+    assert pairs.undisturbed(scripted(1.0), until_s=0.0)[0] == 1.0
+
+
+def test_the_tables_share_the_budget_and_leave_to_the_next_what_they_do_not_take(tmp_path: Path) -> None:
+    whole = Budget(100.0, report.PARTS, started_s=1000.0)
+    ends = [("loader", 0, 1), ("step", 0, 2), ("step", 1, 2), ("end_to_end", 1, 2), ("kernels", 2, 3)]
+    assert [whole.until_s(*end) for end in ends] == pytest.approx([1020, 1037.5, 1055, 1098, 1100])
+    assert Budget(100.0, ["kernels"], started_s=1000.0).until_s("kernels", 2, 3) == pytest.approx(1100)
+    assert Budget(math.inf, report.PARTS).until_s("loader") == math.inf
+    bench = report.Bench(BenchConfig(), torch.device("cpu"), tmp_path, Console(), whole)
+    tell = [Row("ours", 1.0, 1.0, 1.0, 1.0, (1.0,) * 3, 0.0)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "by_turns", lambda *_, until_s: tell)
+        table = bench.turns("title", "imgs/sec", {}, lambda rows: ["note"], 1.0)
+    assert table.notes == ["note", "3 rounds of 5: the time budget"]
 
 
 def test_a_disturbed_turn_is_taken_again_and_the_least_disturbed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +223,18 @@ def test_results_with_nothing_in_common_are_refused(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rounds": 4}, {"models": ("resnet18d",)}, {"batch_size": -1}, {"data": {"images": 9}}]
+    "changes",
+    [
+        {"rounds": 2},
+        {"budget_s": -1},
+        {"save": True, "output": "a.json"},
+        {"models": ("resnet18d",)},
+        {"batch_size": -1},
+        {"data": {"images": 9}},
+    ],
 )
 def test_a_wrong_option_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="must be"):
+    with pytest.raises(ConfigError, match=r"must be|leave one out"):
         BenchConfig(**{k: BenchData(**v) if isinstance(v, dict) else v for k, v in changes.items()})
 
 
@@ -228,12 +281,14 @@ def test_the_whole_call_writes_tables_json_and_chart(
         yield table
 
     monkeypatch.setattr(report, "MEASURES", dict.fromkeys(report.PARTS, measure))
-    out = tmp_path / "out.json"
-    assert (
-        call(report.main, "--output", str(out), "--data.root", str(tmp_path / "images"), "--parts", "loader", "step")
-        == 0
-    )
+    monkeypatch.setattr(report, "OUT", tmp_path / "here")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "committed")
+    args = ["--data.root", str(tmp_path / "images"), "--parts", "loader", "step"]
+    assert call(report.main, *args) == call(report.main, *args, "--save") == 0
+    (out,) = (tmp_path / "here").glob("*-*.json")
+    assert sorted(path.name for path in (tmp_path / "committed").iterdir()) == [out.name, f"{out.stem}.png"]
     text = capsys.readouterr().out
+    assert "3 to 5 rounds in alternation after one of warm-up; time budget 540 s" in " ".join(text.split())
     assert "2.00 (1.80 to 2.20)" in text and "skipped: nobody" in text and "other work took up to 20%" in text
     written = json.loads(out.read_text())
     assert set(written["tables"]) == {"loader", "step"} and written["tables"]["step"][0]["rows"][1]["ratio"] == 2.0

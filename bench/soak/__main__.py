@@ -1,7 +1,7 @@
 """make soak: kill, stop, starve and damage runs until so many of each were survived; the counts are kept and added to.
 
-Each run is written down as soon as it is over, so that a stopped soak continues where it was. The table in
-docs/reliability.md is made from bench/results/soak.json, which holds every run.
+Each run is written down as soon as it is over, so that a stopped soak continues where it was. `make soak` counts in
+bench/out/soak.json. `make soak-save` adds to bench/results/soak.json and makes the table in docs/reliability.md from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from bench.soak import files, processes, runs, table
 from bench.soak.runs import Lab, Result
-from fasttricks.config import Range, check_fields
+from fasttricks.config import Range, check_fields, require
 from fasttricks.config.cli import parse
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.command import run_main
@@ -30,7 +30,7 @@ from fasttricks.system.distributed import cpu_name
 
 @dataclass(frozen=True, kw_only=True)
 class SoakConfig:
-    """The number of each kind in all, with those that bench/results/soak.json already has."""
+    """The number of each kind in all, with those that the output file already has."""
 
     kills: Annotated[int, Range(0)] = 6 * table.CELLS
     """Runs of 24 steps that are killed with -9 three times each, on 1 to 4 ranks, in each of four variants."""
@@ -60,11 +60,16 @@ class SoakConfig:
     """Kinds to run; empty: all."""
     seconds: Annotated[float, Range(0, above=True, zero="no limit")] = 0.0
     """Start nothing after so long, and exit 3 if something is left."""
-    output: str = str(table.RESULTS)
-    """The JSON file to add to."""
+    output: str = ""
+    """The JSON file to add to; empty: bench/out/soak.json."""
+    save: bool = False
+    """Add to bench/results/soak.json, which is committed, and to the table in docs/reliability.md."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(
+            not (self.save and self.output), "output", self.output, "is another place than --save has; leave one out"
+        )
 
 
 Kind = Callable[[Lab, int, random.Random], list[Result]]
@@ -106,7 +111,9 @@ def main(args: list[str]) -> None:
     config = parse(SoakConfig(), args, prog="python -m bench.soak", description="Kill runs and count the survivors.")
     os.environ["OMP_NUM_THREADS"] = "1"
     processes.get_ready()
-    output, started = Path(config.output), time.monotonic()
+    output = Path(config.output) if config.output else table.RESULTS if config.save else table.OUT
+    output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     found: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"runs": {}}
     found |= {"machine": f"{cpu_name()}, {os.cpu_count()} cores", "versions": versions()}
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -124,7 +131,8 @@ def main(args: list[str]) -> None:
                 print(f"{kind} {table.count(kind, done)} of {wanted}: {results[-1]}", flush=True)
                 if not results[-1]["ok"]:
                     raise SystemExit(1)
-    if output == table.RESULTS:
+    print(table.markdown(found))
+    if config.save:
         table.write(found)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from bench.soak import tiny
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results" / "soak.json"
+RESULTS, OUT = ROOT / "bench" / "results" / "soak.json", ROOT / "bench" / "out" / "soak.json"
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- soak: made by make soak -->\n", "<!-- soak: end -->\n"
+BEGIN, END = "<!-- soak: made by make soak-save -->\n", "<!-- soak: end -->\n"
 
 
 RANKS = (1, 2, 3, 4)
@@ -120,9 +120,8 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Put the table into the page, and show it."""
+    """Put the table into the page."""
     text = markdown(found)
-    print(text)
     if PAGE.exists():
         before, _, rest = PAGE.read_text().partition(BEGIN)
         PAGE.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2])
