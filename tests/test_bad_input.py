@@ -71,6 +71,18 @@ def test_empty_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
     )
 
 
+def test_one_class_alone(refuse: Callable[..., str], data: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("bee", "cat"):
+            shutil.rmtree(data / split / name)
+    says(
+        refuse("--global-batch-size", "4"),
+        f"data.root = '{data}'",
+        "must have 2 or more classes, but has only ant",
+        "add others",
+    )
+
+
 def test_no_class_folders(refuse: Callable[..., str], data: Path) -> None:
     for path in [*(data / "train").rglob("*.jpg")]:
         path.rename(data / "train" / path.name)

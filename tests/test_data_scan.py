@@ -188,7 +188,7 @@ def test_a_file_that_ends_the_process_is_bad_and_the_others_are_scanned(
         return os._exit(1) if file == b"end" else why_damaged(file, max_pixels)
 
     forked = multiprocessing.get_context("fork")
-    monkeypatch.setattr("fasttricks.data.packing.pool.multiprocessing.get_context", lambda name: forked)
+    monkeypatch.setattr("fasttricks.data.packing.pool.CONTEXT", forked)
     monkeypatch.setattr("fasttricks.data.packing.scan.why_damaged", decode)
     monkeypatch.setattr("fasttricks.data.packing.scan._CHUNK", 4)
     done: list[int] = []

@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from fasttricks.runs import log
 from fasttricks.runs import log as log_module
 from fasttricks.runs.log import TIMINGS, RunLog, plot_curves, read_metrics
 from fasttricks.system.distributed import World
@@ -316,3 +317,20 @@ def test_the_picture_of_a_run_without_validation_or_without_a_step(tmp_path: Pat
     assert not (tmp_path / "curves.png").exists()
     train(tmp_path, 0, 1)
     assert pixels(tmp_path / "curves.png").shape == (432, 1440, 3)
+
+
+def test_more_records_than_memory_should_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer file than any that is read at once: a resumed run keeps its records, a picture is drawn from an even choice."""
+    lines = [json.dumps({"step": step, "epoch": step / 10, "train_loss": 1.0, "lr": 0.1}) for step in range(3000)]
+    lines.insert(70, json.dumps({"step": 69, "epoch": 6.9, "val_loss": 2.0}))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([*lines, '{"step": 3000, "epo']))
+    assert path.stat().st_size > log._METRICS.max_bytes
+    log._keep_first(path, 2999)
+    assert path.read_text().splitlines() == lines[:2999]
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(log, "_DRAWN", 100)
+    drawn = log._drawn(tmp_path)
+    steps = [record["step"] for record in drawn if "train_loss" in record]
+    assert steps == list(range(0, 2998, 32)) and 50 <= len(steps) < 100
+    assert [record["step"] for record in drawn if "val_loss" in record] == [69]

@@ -74,8 +74,11 @@ def scan(args: Sequence[str]) -> None:
         raise DataError(f"{root}: {what}; give the folder that holds train/ and val/")
     files = list_files(root)
     workers = config.workers or len(os.sched_getaffinity(0))
-    with counted("scan", len(files)) as advance:
-        images, bad = scan_files(root, files, workers=workers, max_pixels=config.max_pixels, advance=advance)
+    try:
+        with counted("scan", len(files)) as advance:
+            images, bad = scan_files(root, files, workers=workers, max_pixels=config.max_pixels, advance=advance)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was written, the same command begins again") from None
     if not images:
         raise DataError(f"{root}: no image below it; give the folder that holds train/ and val/")
     for name, reason in bad.items():

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from bench.soak.processes import free_port
+from lib.refusing import become_user
 from lib.tiny import environment, own_terminal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -207,9 +208,7 @@ def _become(
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(encoding=encoding)
     if user is not None:
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
+        become_user(user)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(

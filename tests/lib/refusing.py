@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 _OVERRIDES = 1 << 1 | 1 << 2 | 1 << 3  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER of <linux/capability.h>
+_READ_ALL = 1 << 2  # CAP_DAC_READ_SEARCH
 _ASK = (
     *((os, name) for name in ("open", "stat", "lstat", "scandir", "listdir", "mkdir", "access", "readlink")),
     *((module, "open") for module in (io, builtins)),
@@ -30,6 +31,22 @@ def as_ordinary_user() -> Iterator[None]:
         yield
     finally:
         _set_effective(before)
+
+
+def become_user(uid: int) -> None:
+    """For good, where root runs the tests: the user of that uid, who may write to nothing but his own.
+
+    He and his children may read all, so that they find a Python that lies in root's home.
+    """
+    libc, keep_capabilities, ambient, add = _libc(), 8, 47, 2  # as <linux/prctl.h> numbers them
+    assert libc.prctl(keep_capabilities, 1, 0, 0, 0) == 0
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    header, sets = _capabilities()
+    sets[0] = sets[1] = sets[2] = _READ_ALL
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+    assert libc.prctl(ambient, add, _READ_ALL.bit_length() - 1, 0, 0) == 0
 
 
 def _effective() -> int:

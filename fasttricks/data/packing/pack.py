@@ -17,6 +17,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ import PIL
 from numpy.typing import NDArray
 
 from fasttricks.config import Range, check_fields
-from fasttricks.data.packing.pool import worker_pool
+from fasttricks.data.packing.pool import stopping, worker_pool
 from fasttricks.data.packing.reencode import QUALITY, Packed, encode
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.columns import read_columns
@@ -152,15 +153,17 @@ class _Workers:
     def __init__(self, config: PackConfig) -> None:
         self._settings = config.short_side, config.quality, config.max_pixels
         self._count = config.workers or len(os.sched_getaffinity(0))
-        self._pool: Executor = ThreadPoolExecutor(self._count)
-        if config.altered:
-            self._pool = worker_pool(self._count)
+        self._processes = bool(config.altered)
+        self._kept = contextlib.ExitStack()
 
     def __enter__(self) -> _Workers:
+        pool = worker_pool(self._count) if self._processes else ThreadPoolExecutor(self._count)
+        self._pool: Executor = self._kept.enter_context(pool)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._kept.__exit__(kind, error, at)
 
     def encoded(self, places: list[Where | str]) -> Iterator[Packed]:
         """The images at `places`, in that order; a str there says why there is none."""
@@ -175,7 +178,7 @@ class _Workers:
 
 def _work(places: list[Where | str], *settings: int) -> list[Packed]:
     quiet_pillow()
-    return [_pack_one(place, *settings) for place in places]
+    return [_pack_one(place, *settings) for place in places if not stopping()]
 
 
 def _pack_one(place: Where | str, short_side: int, quality: int, max_pixels: int) -> Packed:

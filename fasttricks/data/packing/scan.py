@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 
-from fasttricks.data.packing.pool import worker_pool
+from fasttricks.data.packing.pool import stopping, worker_pool
 from fasttricks.data.packing.verdict import why_damaged
 from fasttricks.data.sources.decode import quiet_pillow
 from fasttricks.data.sources.errors import why_unreadable
@@ -39,7 +38,7 @@ def scan_files(
     bad: dict[str, str] = {}
     looked_at = 0
     again: list[list[str]] = []
-    with worker_pool(workers) as pool, _cancelled_where_stopped(pool):
+    with worker_pool(workers) as pool:
         tasks = {pool.submit(_examine_files, str(root), chunk, max_pixels): chunk for chunk in chunks}
         for task in as_completed(tasks):
             try:
@@ -57,16 +56,6 @@ def scan_files(
             bad |= found
             advance(1)
     return looked_at, dict(sorted(bad.items()))
-
-
-@contextmanager
-def _cancelled_where_stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Where the block ends in an error, Ctrl-C too, the tasks that wait are not worked off first."""
-    try:
-        yield
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 def list_files(root: Path) -> list[str]:
@@ -135,6 +124,8 @@ def _examine_files(root: str, names: list[str], max_pixels: int) -> tuple[int, d
     quiet_pillow()
     count, bad = 0, {}
     for name in names:
+        if stopping():
+            break
         try:
             file = read_at(Where(f"{root}{os.sep}{name}"))
         except OSError as error:
