@@ -73,7 +73,7 @@ class Run:
         return [name for name in TRICKS if is_on(config, name)]
 
 
-# --------------------------------------------------------------------------------------------------- what a command owes
+# --------------------------------------------------------------------------------------------------- the duties of a command
 def resumes(run: Run, tmp_path: Path) -> None:
     """A second epoch after the first that is done."""
     shutil.copytree(run.folder, tmp_path / "run")
@@ -85,7 +85,7 @@ def resumes(run: Run, tmp_path: Path) -> None:
 
 
 def evaluates(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """To what the run's last validation found; a size that the network cannot take is refused."""
+    """As the run's last validation; a size that the network cannot take is refused."""
     summary = json.loads((run.folder / "summary.json").read_text())
     capsys.readouterr()
     assert call(evaluate.main, str(run.folder)) == 0

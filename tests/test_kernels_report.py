@@ -1,4 +1,4 @@
-"""`python -m fasttricks_kernels.proof.report`: row by row, followed on standard error, and what it cannot do said in a line."""
+"""`python -m fasttricks_kernels.proof.report`: row by row, with its progress on standard error; refusals in one line."""
 
 from __future__ import annotations
 
