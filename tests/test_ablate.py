@@ -140,7 +140,7 @@ def test_other_data_is_refused(ablated: SimpleNamespace, tmp_path: Path, capsys:
     other = write_images(tmp_path / "two", train=45, val=14, classes=("ant", "bee"))
     assert call(ablate.main, *ablated.args, "--data.root", str(other)) == 2
     error = capsys.readouterr().err
-    assert f"data.root = {str(other)!r}: must be the data set that {ablated.folder} was begun with" in error
+    assert f"data.root = {str(other)!r}: must be the data set that {ablated.folder} was started with" in error
     assert "classes: 3 -> 2" in error
 
 

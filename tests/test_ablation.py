@@ -142,7 +142,7 @@ def test_distillation_waits_for_its_teacher() -> None:
     planned = {cell.cell.row: cell for cell in plan_cells(table6(), SMALL, CLASSES) if not cell.cell.network}
     blank = [row for row, cell in planned.items() if cell.config is None]
     assert blank == ["+ distillation, no mixup", "+ distillation and mixup"]
-    way_out = "is not there; train it first: python -m fasttricks.train cifar10-teacher"
+    way_out = "does not exist; train it first: python -m fasttricks.train cifar10-teacher"
     assert planned[blank[0]].reason == f"distill.teacher = 'runs/cifar10-teacher': {way_out}"
 
 
@@ -319,7 +319,7 @@ def test_the_command_line_of_a_run_gives_the_run(recipe: str) -> None:
         (["table7"], "table = 'table7': unknown; did you mean"),
         (["table4", "cifar11"], "table = 'cifar11': unknown"),
         (["leave-one"], "table = 'leave-one': unknown; did you mean 'leave-one-out'?"),
-        (["add-one"], "table = 'add-one': needs a recipe whose tricks it goes through: "),
+        (["add-one"], "table = 'add-one': needs a recipe for its tricks: "),
         (["cifar10"], "table = '': must be given before the recipe"),
         (["table4", "--seeds", "0"], "seeds = 0: must be 1 or more"),
         (["table4", "--seeds", "-3"], "seeds = -3: must be 1 or more"),

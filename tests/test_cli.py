@@ -124,7 +124,7 @@ def test_options_stand_in_any_order(args: list[str]) -> None:
     ("name", "network"), [("resnet18", "resnet18d"), ("resnet50b", "resnet50b"), ("inceptionv3", "inception_v3")]
 )
 def test_a_network_in_the_place_of_a_recipe_is_told_so(name: str, network: str) -> None:
-    with pytest.raises(ConfigError, match=f"is a network, and no recipe; .* --model.name {network};"):
+    with pytest.raises(ConfigError, match=f"is a network, not a recipe; .* --model.name {network};"):
         parse(name)
 
 

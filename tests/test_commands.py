@@ -76,7 +76,7 @@ def test_what_there_is_is_listed(kind: str, names: dict[str, object]) -> None:
         (["train", "demo", "--lr", "1"], "did you mean --optim.base-lr?"),
         (["train", "demo", "--data.root", "/nowhere"], "/nowhere: no such folder"),
         (["train", "demo", "--data.root", "TRAIN"], "train: no folder train and no folder val in it"),
-        (["train", "demo", "--run-dir", "RUN"], "is there already and is never overwritten"),
+        (["train", "demo", "--run-dir", "RUN"], "already exists and is never overwritten"),
         (["evaluate", "/nowhere"], "checkpoint = '/nowhere': must be a file, or a run folder"),
         (["evaluate", "RUN", "--data.color", "none"], "option = '--data.color': has no effect here, only in training"),
         (["evaluate", "RUN", "--data.root", "/nowhere"], "/nowhere/val: no such folder"),

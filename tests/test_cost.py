@@ -100,7 +100,7 @@ def test_table_and_plot_are_written_and_never_overwritten(tmp_path: Path, capsys
         assert min(image.size) > 300
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
     assert call(cost.main, *args) == 2
-    assert "cost.md is there already and is never overwritten" in capsys.readouterr().err
+    assert "cost.md already exists and is never overwritten" in capsys.readouterr().err
 
 
 def rows(*names: str) -> list[Cost]:

@@ -249,7 +249,7 @@ def test_a_rank_whose_validation_images_are_all_bad(good: Path, tmp_path: Path) 
     options: dict[str, Any] = {"training": False, "batch_size": 2, "device": CPU, "world_size": 3}
     first, last = (Loader(scan_folder(tmp_path / "val"), config, rank=rank, **options) for rank in (0, 2))
     assert sum(len(batch.labels) for batch in epoch(first)) == 5
-    with pytest.raises(DataError, match="rank 2 of 3 has no good image; repair them, or take fewer ranks"):
+    with pytest.raises(DataError, match="rank 2 of 3 has no good image; repair the images, or use fewer ranks"):
         epoch(last)
 
 

@@ -138,9 +138,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
         whole(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        DataError, match=r"No space left on device; .* give the same command again: it continues at shard 1"
-    ):
+    with pytest.raises(DataError, match=r"No space left on device; .* repeat the command: it continues at shard 1"):
         pack_split(few, tmp_path / "out", PackConfig(shard_images=20))
     done = pack_split(few, tmp_path / "out", PackConfig(shard_images=20)).images
     assert [done.read(i) for i in range(len(few))] == [few.read(i) for i in range(len(few))]
@@ -150,7 +148,7 @@ def test_out_that_holds_something_else(few: ImageFolder, tmp_path: Path, tiny_da
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").touch()
-    with pytest.raises(DataError, match="holds something that is no pack"):
+    with pytest.raises(DataError, match="holds something other than a pack"):
         pack_split(few, out, PackConfig())
     (out / "thesis.tex").unlink()
     pack_split(few, out, PackConfig())

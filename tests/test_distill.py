@@ -255,7 +255,7 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyt
     refused(r"distill\.teacher: checkpoint = '.*gone': must be a file.*train it first", teacher=str(tmp_path / "gone"))
     refused(r"'timm:resnet50x': is no model of timm", teacher="timm:resnet50x")
     without = next(name for name in timm.list_models("resnet*") if not timm.models.get_pretrained_cfg(name).has_weights)
-    refused(r"'timm:.*': timm has no trained weights of it at hand \(.*take a checkpoint", teacher=f"timm:{without}")
+    refused(r"'timm:.*': timm finds no trained weights of it \(.*take a checkpoint", teacher=f"timm:{without}")
     monkeypatch.setitem(sys.modules, "timm", None)
     refused(r"needs timm; install it with: pip install timm", teacher="timm:resnet18d")
 
@@ -303,7 +303,7 @@ def test_another_teacher_is_refused_on_resume(
     with pytest.raises(ConfigError, match=r"changed: distill\.digest: '[0-9a-f]{16}' -> ''"):
         start(run_dir=folder, resume=True)
     with pytest.raises(
-        ConfigError, match=r"distill\.digest = 'abc': the teacher's weights .* not those it was taught by"
+        ConfigError, match=r"distill\.digest = 'abc': the teacher's weights .* not the weights of the run so far"
     ):
         start("--distill.teacher", str(other), "--distill.digest", "abc", run_dir=tmp_path / "third")
 

@@ -200,7 +200,7 @@ def test_an_export_is_never_overwritten(
     target.mkdir()
     (target / "mine").write_text("keep")
     assert call(export.main, str(finished_run.folder), "--output", str(target), "--no-onnx") == 2
-    assert "is there already and is never overwritten; give another --output" in capsys.readouterr().err
+    assert "already exists and is never overwritten; give another --output" in capsys.readouterr().err
     assert [file.name for file in target.iterdir()] == ["mine"]
 
 

@@ -107,8 +107,12 @@ def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
 @pytest.mark.parametrize(
     ("done", "wanted", "rule"),
     [
-        (4, 3, "epochs = 3: must be at least the 4 that the run in .* has begun; resume with --epochs 4"),
-        (1, 3, "epochs = 3: must be the 2 that the run in .* began with until those are done; then it can be extended"),
+        (4, 3, "epochs = 3: must be at least the 4 that the run in .* has started; resume with --epochs 4"),
+        (
+            1,
+            3,
+            "epochs = 3: must be the 2 that the run in .* started with until those are done; then it can be extended",
+        ),
     ],
     ids=["fewer than done", "not finished"],
 )

@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "shards: a NUL": (named(SHARD, "shard\0"), "must be named shard-NUMBER.bin"),
     "classes: null": (says(classes=None), "classes = None: must be a list"),
     "classes: numbers": (says(classes=[1, 2, 3]), "classes[0] = 1: must be a text"),
-    "classes: twice": (says(classes=["ant", "ant", "bee"]), "a class stands twice in it"),
+    "classes: twice": (says(classes=["ant", "ant", "bee"]), "a class is listed twice"),
     "bad: a list": (says(bad=[1]), "bad = [1]: must be a table"),
     "bad: a name": (says(bad={"x": "why"}), "must be a number"),
     "bad: out of range": (says(bad={"99": "why"}), "a bad image that is none of its 45"),

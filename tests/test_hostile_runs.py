@@ -118,7 +118,9 @@ def test_records_that_were_changed(name: str, run: Path) -> None:
         log.load_state_dict({"sums": [0.0, 0.0], "seconds": 0.0, "records": count})
         log.start(9)
 
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: must have a record .*; mend it, or move it away") as caught:
+    with pytest.raises(
+        ConfigError, match=r"metrics\.jsonl: must have a record .*; repair it, or move it away"
+    ) as caught:
         begin()
     assert wrong in str(caught.value)
     log.close()
@@ -158,7 +160,7 @@ def test_what_is_no_file_under_a_checkpoints_name(
     main, args = commands(run, finished_run)["resume"]
     assert call(main, *args) == 0
     shown = capsys.readouterr().out
-    assert f"{newest.name}': cannot be read" in shown and "going back to the one before" in shown
+    assert f"{newest.name}': cannot be read" in shown and "resuming from the previous one" in shown
     assert newest.is_file() and not newest.is_symlink(), "trained again"
     assert os.path.lexists(newest.with_name(newest.name + ".damaged"))
     assert before.name in shown

@@ -106,5 +106,5 @@ def test_a_thousand_ranks_share_out_an_epoch(
 def test_a_rank_without_an_image_is_refused() -> None:
     options = {"batch_size": 1, "world_size": RANKS, "source": "train"}
     assert {len(Shards(num_images=RANKS, **options).part(rank)) for rank in range(RANKS)} == {1}
-    with pytest.raises(DataError, match="train: 1023 images for 1024 ranks: each rank needs one at least; take fewer"):
+    with pytest.raises(DataError, match="train: 1023 images for 1024 ranks: each rank needs at least one; use fewer"):
         Shards(num_images=RANKS - 1, **options)

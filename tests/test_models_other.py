@@ -188,7 +188,7 @@ def test_an_image_that_the_network_cannot_take_is_refused(
     if fits:
         check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
     else:
-        with pytest.raises(ConfigError, match=rf"data\.image_size = {side}: is no size that {options['name']} takes"):
+        with pytest.raises(ConfigError, match=rf"data\.image_size = {side}: is not accepted by {options['name']}"):
             check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
 
 

@@ -412,7 +412,7 @@ def test_one_image_that_does_not_fit_has_no_way_out_but_another_card(monkeypatch
         ("cifar10 --gpus 2 --accumulate 3", "(1 x 3); the nearest is 129"),
         ("cifar10 --gpuss 2", "did you mean --gpus?"),
         ("cifar10 --precision bf16", "precision = 'bf16': the v100 has fp32 and fp16 only"),
-        ("cifar10 --images 7", "--images: 7 images for 8 ranks: each rank needs one at least"),
+        ("cifar10 --images 7", "--images: 7 images for 8 ranks: each rank needs at least one"),
         ("cifar10 --images 100", "global_batch_size = 128: must be at most the 100 training images"),
         ("cifar10 --efficiency 0", "efficiency = 0.0: must be above 0 and at most 1"),
         ("cifar10 --network-gbit 0", "network_gbit = 0.0: must be above 0"),

@@ -144,7 +144,7 @@ def test_configs_of_other_commands_are_resolved_alike() -> None:
     [
         ({"loss.smothing": 0.1}, r"^field = 'loss\.smothing': unknown; did you mean 'loss\.smoothing'\?"),
         ({"smoothing": 0.1}, r"^field = 'smoothing': unknown; did you mean 'loss\.smoothing'\?"),
-        ({"xyzzy": 0.1}, r"^field = 'xyzzy': unknown; the fields are named as --help names them$"),
+        ({"xyzzy": 0.1}, r"^field = 'xyzzy': unknown; the fields have the names of --help$"),
         ({"loss": 0.1}, r"^field = 'loss': is a section; name its fields one by one, as 'loss\.smoothing'$"),
         ({"epochs": "3"}, r"^epochs = '3': must be of the kind int$"),
         ({"epochs": 3.0}, r"^epochs = 3\.0: must be of the kind int$"),
@@ -166,11 +166,11 @@ def test_what_is_no_field_or_no_value_of_it_is_refused(overrides: dict[str, Any]
     [
         (
             {"on": ("cosine", "mixup")},
-            r"^tricks\.on = 'mixup': is not as listed: loss\.mixup_alpha would be otherwise; ",
+            r"^tricks\.on = 'mixup': disagrees with the fields: loss\.mixup_alpha would differ; ",
         ),
         (
             {"off": ("mixup", "cosine")},
-            r"^tricks\.off = 'cosine': is not as listed: schedule\.decay would be otherwise; ",
+            r"^tricks\.off = 'cosine': disagrees with the fields: schedule\.decay would differ; ",
         ),
     ],
 )

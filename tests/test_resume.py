@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(
     assert run.step == 10
     shown = capsys.readouterr().out
     assert re.search(
-        rf"note     checkpoint = '.*{names[0]}': must be a whole file .*; going back to the one before", shown
+        rf"note     checkpoint = '.*{names[0]}': must be a whole file .*; resuming from the previous one", shown
     )
     assert (run.folder / "checkpoints" / f"{names[0]}.damaged").is_file()
     fit(run)

@@ -89,9 +89,7 @@ def test_a_run_that_is_there_is_refused_with_the_way_out(tmp_path: Path) -> None
     config = config_in(tmp_path / "run")
     begun(config)
     before = (tmp_path / "run" / "config.json").read_bytes()
-    rule = (
-        rf"^run_dir = '{tmp_path}/run': is there already and is never overwritten; add --resume .* another --run-dir$"
-    )
+    rule = rf"^run_dir = '{tmp_path}/run': already exists and is never overwritten; add --resume .* another --run-dir$"
     with pytest.raises(ConfigError, match=rule):
         check_run_dir(config)
     assert (tmp_path / "run" / "config.json").read_bytes() == before

@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_ends_a_process_that_hears_nothing() -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 128 + signal.SIGINT
     assert time.monotonic() - sent < 2
-    assert process.stderr.read() == "stopped at once; the last checkpoint is as it was\n"
+    assert process.stderr.read() == "stopped at once; the last checkpoint is unchanged\n"
     process.stdout.close()
     process.stderr.close()
 

@@ -152,7 +152,7 @@ def test_a_second_run_there_is_refused(finished_run: FinishedRun, capsys: pytest
     before = contents(finished_run.folder)
     assert call(train.main, *finished_run.args) == 2
     error = capsys.readouterr().err
-    assert f"run_dir = {str(finished_run.folder)!r}: is there already and is never overwritten; add --resume" in error
+    assert f"run_dir = {str(finished_run.folder)!r}: already exists and is never overwritten; add --resume" in error
     assert error.count("\n") == 1
     assert contents(finished_run.folder) == before
 

@@ -50,7 +50,7 @@ def test_of_two_that_begin_at_once_one_trains(tiny_data: Path, tmp_path: Path, m
     # the one that waited finds a run that was not there when it looked, and a third look would find it finished
     assert sorted(codes) == [0, 2], [one.stderr for one in ended]
     said = ended[codes.index(2)].stderr
-    assert "is in use by pid" in said or "is there already" in said or "has resumed it since" in said
+    assert "is in use by pid" in said or "already exists" in said or "has resumed it since" in said
     assert steps_of(tmp_path / "run") == list(range(1, 25))
 
 

@@ -137,7 +137,7 @@ def _lacks(cell: Cell, training: TrainConfig, config: AblateConfig) -> str:
         return ""
     known = Path(teacher).name in RECIPES
     way_out = f"train it first: python -m fasttricks.train {Path(teacher).name}" if known else "give another"
-    return f"distill.teacher = {teacher!r}: is not there; {way_out}"
+    return f"distill.teacher = {teacher!r}: does not exist; {way_out}"
 
 
 def _with_digest(config: TrainConfig, classes: tuple[str, ...]) -> TrainConfig:

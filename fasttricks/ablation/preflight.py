@@ -43,7 +43,7 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
         before = _FILES.json(file, table(anything))
         changed = [f"{n}: {before.get(n)} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
         if changed:
-            rule = f"must be the data set that {config.run_dir} was begun with ({'; '.join(changed)})"
+            rule = f"must be the data set that {config.run_dir} was started with ({'; '.join(changed)})"
             raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")
     return found, train.classes
 

@@ -120,7 +120,7 @@ def train(job: Job, config: AblateConfig, failures: dict[str, str], label: str) 
     wrong = run_job(job)
     result = None if wrong else job.result()
     if result is None:
-        failures[job.config.run_dir] = wrong or f"left no result in {job.folder}"
+        failures[job.config.run_dir] = wrong or f"wrote no result to {job.folder}"
         outcome = f"failed: {failures[job.config.run_dir]}"
     else:
         tidy(job, keep_checkpoints=config.keep_checkpoints)

@@ -54,7 +54,7 @@ def split(args: Sequence[str]) -> tuple[list[str], str, list[str]]:
         check_name(name)
     designs = [name for name in names if name in DESIGNS]
     if designs and not recipe:
-        rule = f"needs a recipe whose tricks it goes through: {PROG} {designs[0]} RECIPE; the recipes are {', '.join(RECIPES)}"
+        rule = f"needs a recipe for its tricks: {PROG} {designs[0]} RECIPE; the recipes are {', '.join(RECIPES)}"
         raise ConfigError(f"table = {designs[0]!r}: {rule}")
     return list(dict.fromkeys(names)), recipe or PAPERS_RECIPE, rest
 

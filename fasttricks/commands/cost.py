@@ -260,7 +260,7 @@ def main(args: Sequence[str]) -> None:
     for file in files:
         if file.exists():
             raise ConfigError(
-                f"output = {config.output!r}: {file} is there already and is never overwritten; give another"
+                f"output = {config.output!r}: {file} already exists and is never overwritten; give another"
             )
     require(
         not files or config.rounds > 0, "rounds", config.rounds, "must be 1 or more for --output: the plot is of times"

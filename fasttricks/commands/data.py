@@ -85,7 +85,7 @@ def scan(args: Sequence[str]) -> None:
         print(show_name(f"{name}: {reason}"))
     path = write_quarantine(root, bad)
     for other in other_lists(root, files):
-        left = "too, which this scan leaves as it is; remove it where its images are mended"
+        left = "too, which this scan does not change; remove it once its images are repaired"
         print(f"note: training honours {show_name(other)} {left}")
     listed = f"{len(bad):,} of {images:,} images are bad; listed in {show_name(path)}"
     print(listed if bad else f"all {images:,} images are good")
@@ -101,7 +101,7 @@ def pack(args: Sequence[str]) -> None:
     config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
     inside = Path(os.path.realpath(out))
     if Path(os.path.realpath(root)) in (inside, *inside.parents):
-        raise UserError(f"OUT = {out}: must not lie in DIR, whose folders would get a class more")
+        raise UserError(f"OUT = {out}: must not lie in DIR: its folders would gain a class")
     train, val = scan_dataset(root)
     pack_dataset({"train": train, "val": val}, out, config)
 
@@ -161,7 +161,7 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
                 report = pack_split(source, out / split, config, advance)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues where it stopped") from None
-        change = config.altered or "byte for byte as they were"
+        change = config.altered or "byte for byte unchanged"
         print(f"{show_name(out / split)}: {len(source):,} images, {report.bytes / 1e6:,.1f} MB; {change}")
         for name, why in islice(report.troubles.items(), 20):
             print(show_name(f"  {split}/{name}: {why}"))

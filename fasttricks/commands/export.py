@@ -38,7 +38,7 @@ class ExportConfig:
     onnx: bool = True
     """Write model.onnx too, and compare its outputs in ONNX Runtime with the network's."""
     average: bool = True
-    """Take the averaged weights where the run kept an average (ema_decay)."""
+    """Use the averaged weights where the run kept an average (ema_decay)."""
 
 
 def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -121,7 +121,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
 
     target = Path(config.output or (run_folder or saved.path.parent) / "export")
     if target.exists():
-        raise ConfigError(f"output = {str(target)!r}: is there already and is never overwritten; give another --output")
+        raise ConfigError(f"output = {str(target)!r}: already exists and is never overwritten; give another --output")
     run, classes = saved.config, saved.classes
     model = saved.network(average=config.average)
     hub = hub_config(run, classes)

@@ -50,7 +50,7 @@ class PredictConfig:
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU."""
     average: bool = True
-    """Take the averaged weights where the run kept an average (ema_decay)."""
+    """Use the averaged weights where the run kept an average (ema_decay)."""
     flip: bool = False
     """Average the logits of the image and its mirror image."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -288,7 +288,7 @@ def find_recipe(name: str) -> Callable[[], TrainConfig]:
     if name in RECIPES:
         return RECIPES[name]
     if network := find_network(name):
-        rule = f"is a network, and no recipe; give a recipe, and the network by --model.name {network}"
+        rule = f"is a network, not a recipe; give a recipe, and the network with --model.name {network}"
         raise ConfigError(f"recipe = {name!r}: {rule}; the recipes are {', '.join(RECIPES)}")
     raise ConfigError(f"recipe = {name!r}: {unknown(name, RECIPES)}; the recipes are {', '.join(RECIPES)}")
 

@@ -53,7 +53,7 @@ def _checked(cls: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
         if inside:
             raise ConfigError(f"field = {path!r}: is a section; name its fields one by one, as {inside[0]!r}")
         if path not in kinds:
-            raise ConfigError(f"field = {path!r}: {unknown(path, kinds)}; the fields are named as --help names them")
+            raise ConfigError(f"field = {path!r}: {unknown(path, kinds)}; the fields have the names of --help")
     return {path: from_plain(kinds[path], value, path) for path, value in overrides.items()}
 
 
@@ -67,7 +67,7 @@ def require_switched(config: TrainConfig) -> None:
     """Raise ConfigError where a trick that `config` lists as on or off is not so in its fields."""
     for listed, name in _not_as_listed(config):
         fields = ", ".join(find_trick(name).on)
-        rule = f"is not as listed: {fields} would be otherwise; {_WAY_OUT}, or take it from the list"
+        rule = f"disagrees with the fields: {fields} would differ; {_WAY_OUT}, or remove it from the list"
         raise ConfigError(f"tricks.{listed} = {name!r}: {rule}")
 
 

@@ -97,7 +97,7 @@ def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int,
         model, name = saved.network(), saved.config.model.name
         _check_classes(config, saved.classes, classes)
     digest = weights_digest(model)
-    rule = f"the teacher's weights ({config.teacher}) are {digest}: not those it was taught by; give that teacher again"
+    rule = f"the teacher's weights ({config.teacher}) are {digest}: not the weights of the run so far; give the same teacher"
     require(config.digest in ("", digest), "distill.digest", config.digest, rule)
     dtype = teacher_dtype(world.device)
     teacher = Teacher(model, name=name, digest=digest, device=world.device, dtype=dtype, statistics=statistics)
@@ -138,7 +138,7 @@ def _read(path: str) -> Saved:
 
 
 def _check_classes(config: DistillConfig, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    rule = f"knows {len(theirs)} classes, the training images have {len(ours)}; give a teacher of these very classes"
+    rule = f"knows {len(theirs)} classes, the training images have {len(ours)}; give a teacher of the same classes"
     require(len(theirs) == len(ours), "distill.teacher", config.teacher, rule)
     other = next((pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]), None)
     rule = f"must know the classes of the training images, in their order; its first other one is {other}"
@@ -155,5 +155,5 @@ def _check_output(
         rule = f"takes no images of data.image_size ({image_size}) pixels ({str(error).splitlines()[0]}); give another teacher"
         raise ConfigError(f"distill.teacher = {config.teacher!r}: {rule}") from error
     found = logits.shape[-1]
-    rule = f"knows {found} classes, the training images have {num_classes}; give a teacher of these very classes"
+    rule = f"knows {found} classes, the training images have {num_classes}; give a teacher of the same classes"
     require(logits.shape == (1, num_classes), "distill.teacher", config.teacher, rule)

@@ -42,7 +42,7 @@ def pretrained_timm_model(name: str) -> tuple[nn.Module, tuple[list[float], list
         model: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=True)
     except Exception as error:  # the hub, the network and the file system raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        rule = f"timm has no trained weights of it at hand ({reason}); see that they can be downloaded, or take a checkpoint"
+        rule = f"timm finds no trained weights of it ({reason}); see that they can be downloaded, or take a checkpoint"
         raise ConfigError(f"distill.teacher = {name!r}: {rule}") from error
     trained: Any = model.pretrained_cfg
     return model, ([255 * x for x in trained["mean"]], [255 * x for x in trained["std"]])

@@ -75,7 +75,7 @@ def check_run_dir(config: TrainConfig) -> None:
     if not folder.is_dir() or is_empty_run(folder):
         return
     if not config.resume:
-        rule = "is there already and is never overwritten; add --resume to resume it, or give another --run-dir"
+        rule = "already exists and is never overwritten; add --resume to resume it, or give another --run-dir"
         raise ConfigError(f"run_dir = {config.run_dir!r}: {rule}")
     if not is_there(folder / "config.json"):
         raise ConfigError(

@@ -36,7 +36,7 @@ from fasttricks.system.schema import fields, number, whole
 _METRICS = Reader(
     ConfigError,
     'must have a record {"step": number, "epoch": number, ...} in each line',
-    "mend it, or move it away: the run then resumes without its earlier records",
+    "repair it, or move it away: the run then resumes without its earlier records",
     max_bytes=1 << 16,
 )
 _RECORD = fields({"step": whole(), "epoch": number()}, others=number())

@@ -45,7 +45,7 @@ def run_main(main: Callable[[Sequence[str]], object], *, prints_result: bool = F
         except SystemExit as end:
             if end.code:
                 _wait_for_rank_0()
-                _tell_torchrun("the lines that the command printed above this report say why")
+                _tell_torchrun("see the lines above this report for the reason")
             raise
         except UserError as error:
             if isinstance(error, LostOutputError) and error.quietly:

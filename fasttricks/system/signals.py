@@ -80,7 +80,7 @@ class StopRequest:
             again = number[0] == signal.SIGINT and self.asked
             if again and not (under_torchrun() and time.monotonic() - first < _FORWARDED_S):
                 show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-                say(f"{show_cursor}stopped at once; the last checkpoint is as it was")
+                say(f"{show_cursor}stopped at once; the last checkpoint is unchanged")
                 os._exit(128 + signal.SIGINT)
             if not self.asked:
                 first, self.asked = time.monotonic(), True

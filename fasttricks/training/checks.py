@@ -71,5 +71,5 @@ def check_evaluation_size(saved: Saved, image_size: int) -> None:
 
 
 def _wrong_size(side: int, network: ModelConfig, error: Exception) -> ConfigError:
-    rule = f"is no size that {network.name} takes ({str(error).splitlines()[0]})"
-    return ConfigError(f"data.image_size = {side}: {rule}; give a larger one, or the one it was made for")
+    rule = f"is not accepted by {network.name} ({str(error).splitlines()[0]})"
+    return ConfigError(f"data.image_size = {side}: {rule}; give a larger one, or the network's own")

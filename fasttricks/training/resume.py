@@ -122,7 +122,7 @@ def find_state(config: TrainConfig, world: World, now: dict[str, Any]) -> Resume
             break
         except DamagedError as error:
             found.damaged.append(path)
-            found.notes.append(f"{error}; going back to the one before")
+            found.notes.append(f"{error}; resuming from the previous one")
     if paths and not found:
         rule = "every checkpoint there is damaged; give another --run-dir, or delete this one to start again"
         raise CheckpointError(f"run_dir = {config.run_dir!r}: {rule}:\n  " + "\n  ".join(found.notes))
@@ -152,10 +152,10 @@ def _extension(state: dict[str, Any], before: int, config: TrainConfig) -> dict[
     """Notes about more epochs for a finished run. Raises ConfigError where the epochs cannot change."""
     done = state["epoch"] + (state["step_in_epoch"] > 0)
     if config.epochs < done:
-        rule = f"must be at least the {done} that the run in {config.run_dir} has begun"
+        rule = f"must be at least the {done} that the run in {config.run_dir} has started"
         raise ConfigError(f"epochs = {config.epochs}: {rule}; resume with --epochs {before}, or give another --run-dir")
     if state["epoch"] < before:
-        rule = f"must be the {before} that the run in {config.run_dir} began with until those are done; then it can be extended"
+        rule = f"must be the {before} that the run in {config.run_dir} started with until those are done; then it can be extended"
         raise ConfigError(f"epochs = {config.epochs}: {rule}; resume with --epochs {before}, or give another --run-dir")
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"from_epochs": before, "to_epochs": config.epochs, "step": state["step"], "when": when}
@@ -175,5 +175,5 @@ def _check_same_on_all_ranks(found: Resumed, world: World) -> None:
     step = found.state.get("step", -1)
     total = int(world.sum_(torch.tensor(step, dtype=torch.int64, device=world.device)).item())
     if total != step * world.size:
-        rule = "must be seen alike by all ranks, on one shared disk"
+        rule = "must be the same for all ranks, on one shared disk"
         raise CheckpointError(f"checkpoints: {rule}; this rank (number {world.rank}) found that of step {step}")

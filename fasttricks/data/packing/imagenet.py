@@ -126,7 +126,7 @@ def _members(
     except tarfile.TarError as error:
         inside = f" (the tar at byte {start})" if length is not None else ""
         raise DataError(
-            f"{path}{inside}: no uncompressed tar, or cut off ({error}); take the archive as it was given out"
+            f"{path}{inside}: no uncompressed tar, or cut off ({error}); take the original archive"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the archive") from error

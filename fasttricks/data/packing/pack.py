@@ -226,9 +226,7 @@ def _write_shard(
         with contextlib.suppress(OSError):
             temporary.unlink()
         trouble = f"{error.filename or out}: {error.strerror or error}"
-        raise DataError(
-            f"{trouble}; set that right and give the same command again: it continues at shard {number}"
-        ) from error
+        raise DataError(f"{trouble}; correct that and repeat the command: it continues at shard {number}") from error
 
 
 def _plan(source: Source, config: PackConfig) -> dict[str, Any]:
@@ -256,7 +254,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         if known is not None:
             _same_plan(known, plan)
         elif any(not entry.name.startswith((_LOCK, f".{PLAN}")) for entry in out.iterdir()):  # else of a killed start
-            raise DataError(f"{out}: holds something that is no pack; give a folder that is empty or not there yet")
+            raise DataError(f"{out}: holds something other than a pack; give an empty folder or a new one")
         else:
             write_whole(out / PLAN, json.dumps(plan).encode())
         yield

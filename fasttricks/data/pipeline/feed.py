@@ -137,7 +137,7 @@ class Feed:
             else:
                 if self._training:
                     why = next(reversed(self.bad.values()))
-                    raise DataError(f"{self._source.root}: not one good image is left; {why}")
+                    raise DataError(f"{self._source.root}: no good image is left; {why}")
         return read
 
     def _good(self, image: int) -> bytes | None:
@@ -184,7 +184,7 @@ class Feed:
             return
         image, why = next(reversed(self.bad.items()))
         if len(self.bad) == count:  # there would be no end to the search for one
-            raise DataError(f"{self._source.root}: not one good image is left; {why}")
+            raise DataError(f"{self._source.root}: no good image is left; {why}")
         raise DataError(
             f"{self._source.root}: {len(self.bad)} of {count} images are bad, over data.max_bad = {limit:g} of them (one is "
             f"{show_name(self._source.name(image))}: {why}); repair or remove them, or raise --data.max-bad"

@@ -217,7 +217,7 @@ class Loader:
                 return
         rank, ranks = self._must_agree["rank"], self.shards.world_size
         raise DataError(
-            f"{self._source.root}: rank {rank} of {ranks} has no good image; repair them, or take fewer ranks"
+            f"{self._source.root}: rank {rank} of {ranks} has no good image; repair the images, or use fewer ranks"
         )
 
     def _mend(self, error: DecodeError) -> None:

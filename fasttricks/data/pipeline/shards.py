@@ -28,7 +28,7 @@ class Shards:
     def __post_init__(self) -> None:
         if self.num_images < self.world_size:
             few = f"{self.num_images} images for {self.world_size} ranks"
-            raise DataError(f"{self.source}: {few}: each rank needs one at least; take fewer ranks or more images")
+            raise DataError(f"{self.source}: {few}: each rank needs at least one; use fewer ranks or more images")
 
     def __len__(self) -> int:
         """Batches an epoch, equal on all ranks."""

@@ -123,9 +123,7 @@ def _check_jpeg(header: JpegHeader, max_pixels: int) -> None:
     most = min(_MOST_SCANS, _MOST_WORK * max_pixels // (header.height * header.width))
     if header.scans > most:
         size = f"{header.width} x {header.height} pixels"
-        raise BadImage(
-            f"JPEG of {header.scans:,} scans, each of which goes over all {size}: over {most}; save it again with fewer"
-        )
+        raise BadImage(f"JPEG of {header.scans:,} scans, over the {most} allowed for {size}; save it again with fewer")
 
 
 def _check_size(kind: str, height: int, width: int, max_pixels: int) -> None:

@@ -171,7 +171,9 @@ def _list_root(root: Path) -> Listing:
         raise DataError(f"{root}: {reason}; {LAYOUT}")
     there = list_folder(root)
     if there.folders and there.files:
-        raise DataError(f"{root}: {_names(there.files)} lies beside the class folders; move it into one or away")
+        raise DataError(
+            f"{root}: {_names(there.files)} lies beside the class folders; move it into one, or out of the split"
+        )
     if there.files:
         loose = f"{len(there.files)} files lie directly in it ({_names(there.files)})"
         raise DataError(f"{root}: {loose}, but no class folders; {LAYOUT}")

@@ -120,7 +120,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         _MANIFEST(manifest, "")
         images, names = manifest["plan"]["images"], list(manifest["shards"])
         if len(set(manifest["classes"])) < len(manifest["classes"]):
-            raise ValueError("a class stands twice in it")
+            raise ValueError("a class is listed twice")
         if images > sum(manifest["shards"].values()) + len(manifest["bad"]):
             raise ValueError(f"more images, {images:,}, than its shards have bytes")
         if any(int(number) >= images for number in manifest["bad"]):

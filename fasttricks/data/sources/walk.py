@@ -54,7 +54,7 @@ def list_folder(folder: Path | str) -> Listing:
             raise DataError(f"{folder}: {error.strerror}; {way_out(error)}") from error
         rule = "must be a folder that this user may list and enter (chmod u+rx)"
         raise DataError(
-            f"{folder}: {rule}, but: {error.strerror}; make it so, or move it out of the data set"
+            f"{folder}: {rule}, but: {error.strerror}; change that, or move it out of the data set"
         ) from error
     return Listing(sorted(folders), sorted(files), sorted(hidden), quarantine, (inside.st_dev, inside.st_ino))
 
