@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 CPU_S = 540.0
 SHARES = {"loader": 0.2, "step": 0.35, "end_to_end": 0.43, "kernels": 0.02}
-"""Of each part, in proportion to the time that it takes on two cores."""
+"""Share of each part, in proportion to its time on two cores."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Budget:
     started_s: float = field(default_factory=time.monotonic)
 
     def until_s(self, part: str, table: int = 0, tables: int = 1) -> float:
-        """time.monotonic() at which table number `table`, from 0, of so many of a part shall be over.
+        """time.monotonic() at which table number `table`, from 0, of so many of a part must be over.
 
-        What a table does not take is left to the next.
+        The time that a table leaves is for the next one.
         """
         shares = [SHARES[name] for name in self.parts]
         at = list(self.parts).index(part)

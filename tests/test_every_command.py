@@ -111,7 +111,7 @@ def refuses_a_size(main: Callable[..., None], images: list[str], run: Run, capsy
     code, said = call(main, str(run.folder), *images, *sizes), capsys.readouterr()
     if run.network in REFUSED:
         assert code == 2
-        assert said.err.startswith(f"error: data.image_size = {side}: is no size that {run.network} takes (")
+        assert said.err.startswith(f"error: data.image_size = {side}: is not accepted by {run.network} (")
         assert said.err.count("\n") == 1
     else:
         assert code == 0, said.err
