@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
 from rich.console import Console
 
-from fasttricks.system.progress import progress_bar, time_left
+from fasttricks.system import progress
+from fasttricks.system.progress import counted, progress_bar, time_left
 
 TEXT = "epoch  10.0  loss 1.234  lr 0.0125  1,234 imgs/sec"
 
@@ -30,3 +33,18 @@ def test_the_bar_leaves_every_number_whole(width: int) -> None:
     assert time_left(bar.tasks[0]) == "2:28:20"
     assert len(lines) == 1 if width > 80 else len(lines) > 1
     assert sum(map(len, drawn)) > 0
+
+
+def test_in_a_pipe_a_line_a_minute_stands_for_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten images a second, of 1,500: lines after 60 and 120, each with the time that the rest takes."""
+    now = [500.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    said = StringIO()
+    with counted("pack [/train]", 1500, Console(file=said, width=30)) as advance:
+        for _ in range(150):
+            now[0] += 1
+            advance(10)
+    assert said.getvalue().splitlines() == [
+        "pack [/train]  600 of 1,500  ETA 0:01:30",
+        "pack [/train]  1,200 of 1,500  ETA 0:00:30",
+    ]

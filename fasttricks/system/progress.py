@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.cells import cell_len
@@ -16,6 +17,8 @@ from fasttricks.config import read_launch
 
 _NARROWEST, _WIDEST = 10, 40
 """Columns of a bar."""
+LINE_S = 60.0
+"""Seconds between two lines in the place of a bar."""
 
 
 class _Bars(Progress):
@@ -55,17 +58,27 @@ def counted(
 ) -> Iterator[Callable[[int], None]]:
     """A bar while the context lasts; yields the function that counts on. One process of a launch shows it, rank 0.
 
-    console: None: standard error; nothing is shown where that is no terminal. after: seconds that pass before it is shown.
+    console: None: standard error. Where that is no terminal, a line a minute stands for the bar. after: seconds that pass before
+    the bar is shown.
     """
     console = console or Console(stderr=True, quiet=read_launch().rank > 0)
     started, done = time.monotonic(), 0
+    told = started
     with ExitStack() as shown:
         bar: Progress | None = None
 
         def advance(count: int) -> None:
-            nonlocal bar, done
+            nonlocal bar, done, told
             done += count
-            if bar is None and console.is_terminal and time.monotonic() - started >= after:
+            now = time.monotonic()
+            if not console.is_interactive:
+                if now - told >= LINE_S:
+                    left = timedelta(seconds=round((now - started) * (total - done) / done)) if done else "unknown"
+                    console.print(
+                        f"{text}  {done:,} of {total:,}  ETA {left}", markup=False, highlight=False, soft_wrap=True
+                    )
+                    told = now
+            elif bar is None and now - started >= after:
                 bar = progress_bar(console, speed_estimate_period=60, transient=True)
                 bar.add_task(text, total=total)
                 shown.enter_context(bar)
