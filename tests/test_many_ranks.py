@@ -38,7 +38,7 @@ def joined(rank: int, environ: pytest.MonkeyPatch) -> Iterator[World]:
         init("fake", rank=rank, world_size=RANKS, store=FakeStore())
 
     torchrun = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank % 8, "LOCAL_WORLD_SIZE": 8}
-    for name, value in torchrun.items():
+    for name, value in {**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": 29400}.items():
         environ.setenv(name, str(value))
     store = mock.patch.object(dist, "rendezvous", return_value=iter([(FakeStore(), rank, RANKS)]))
     with store, mock.patch.object(dist, "init_process_group", fake), join_world("cpu") as world:
