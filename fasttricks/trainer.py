@@ -144,7 +144,7 @@ def steps_due(run: Run) -> bool:
 
 
 def stop_if_asked(run: Run) -> None:
-    """Save and raise Stopped, on all ranks alike, where any was told to end."""
+    """Save and raise Stopped, on all ranks alike, where any got a signal to stop."""
     if run.stop.agreed:
         save(run)
         raise Stopped(f"after step {run.step}, saved; resume with: {command_to_resume()}")

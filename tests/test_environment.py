@@ -94,7 +94,7 @@ SURROUNDINGS: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], str]] 
     "a file as the cache": (file_for_cache, "cache/fasttricks cannot be used (Not a directory); set XDG_CACHE_HOME"),
     "an unbalanced quote in CC": (
         compiler("gcc '"),
-        "CC=gcc ' is no command (No closing quotation); mend it, or unset it",
+        "CC=gcc ' is no command (No closing quotation); correct it, or unset it",
     ),
     "a folder as CC": (compiler("/"), "no C compiler (CC=/)"),
 }

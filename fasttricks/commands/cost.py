@@ -74,7 +74,7 @@ class Cost:
     activation_bytes: int
     """Live at the step's peak, in which input and gradients have their own share."""
     peak_bytes: int
-    """All live tensors at their most, as footprint.py counts them: without convolution workspace."""
+    """All live tensors at the peak, as footprint.py counts them: without convolution workspace."""
     seconds: tuple[float, ...] = ()
     """Time of each timed step; step i of all networks ran one after another."""
 

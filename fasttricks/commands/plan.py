@@ -22,7 +22,7 @@ def plan_text(plan: Plan) -> str:
     fitting = plan if plan.fits else with_more_accumulation(plan)
     sections = {
         f"{config.recipe} on {machine}, {config.precision}: figures on paper, not measured": training_rows(plan),
-        "memory of a GPU, MiB: live tensors of an eager step at their most": memory_rows(plan, fitting),
+        "memory of a GPU, MiB: live tensors of an eager step at the peak": memory_rows(plan, fitting),
         "time of a step, ms: from data sheets": time_rows(plan),
         "the whole run: training steps alone, without validation, checkpoints and start": run_rows(plan, fitting),
     }

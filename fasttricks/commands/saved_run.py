@@ -1,4 +1,4 @@
-"""The arguments of a command that works on a checkpoint. All that can be wrong with them is said before torch is imported."""
+"""The arguments of a command that works on a checkpoint. All their errors come before torch is imported."""
 
 from __future__ import annotations
 

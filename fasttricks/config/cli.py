@@ -77,14 +77,14 @@ def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
 def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
     """A resolved TrainConfig from `RECIPE [--section.field value ...]`: the recipe, then --tricks, then the single fields.
 
-    So a field that is given besides a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
+    So a field that is given together with a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
     Raises ConfigError for an unknown recipe or trick.
     """
     return parse_extended(args, prog=prog, extend=lambda recipe: recipe)
 
 
 def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> C:
-    """As parse_recipe, for an entry point with fields of its own besides: `extend` adds them to the recipe's."""
+    """As parse_recipe, for an entry point with further fields: `extend` adds them to the recipe's."""
     names, rest = split_recipe(args, prog=prog, extend=extend)
     if not names:
         if rest and not set(rest) & set(HELP):

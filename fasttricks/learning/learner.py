@@ -101,11 +101,11 @@ class Learner:
 
     @property
     def step_in_epoch(self) -> int:
-        """Updates done of the epoch at hand; 0 at an epoch's end, when all ranks have one model."""
+        """Updates done of the current epoch; 0 at an epoch's end, when all ranks have one model."""
         return self.step % self.steps_per_epoch
 
     def images_in_step(self) -> int:
-        """Images of the step at hand, over all its micro-batches and ranks. Arithmetic only, no collective."""
+        """Images of the current step, over all its micro-batches and ranks. Arithmetic only, no collective."""
         first = self.step_in_epoch * self.config.accumulate
         last = min(first + self.config.accumulate, len(self.shards))
         return sum(map(self.shards.global_count, range(first, last)))

@@ -68,7 +68,7 @@ class Teacher(nn.Module):
 
 
 def _half(model: nn.Module) -> nn.Module:
-    """FP16 as a run has it where batch norm is all there is besides; else everything."""
+    """FP16 as in a run where halve() knows every layer; else FP16 for all layers."""
     try:
         return halve(model)
     except ConfigError:

@@ -36,7 +36,7 @@ class CachedTeacher:
     Give it the images as the loader made them. Costs per batch whose rows are all there: reading them, and one copy to the
     device, without a sync. Else a pass of the teacher and, to write its logits, a sync: in the first epoch.
 
-    Raises ConfigError where the file cannot be made, for want of room too.
+    Raises ConfigError where the file cannot be made, also without room.
     """
 
     def __init__(self, teacher: Teacher, file: Path, *, num_images: int, num_classes: int) -> None:

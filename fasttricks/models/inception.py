@@ -2,7 +2,7 @@
 
 Read from the bottom: `InceptionV3` is a stem and eleven mixed blocks; a mixed block is a table of branches; a branch is a
 row of convolutions. State-dict keys and outputs are those of torchvision's inception_v3 (with transform_input=False), so its
-weights load strictly. tests/test_models_other.py holds ours against it.
+weights load strictly. tests/test_models_other.py compares them.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class InceptionV3(nn.Module):
     """Stem, eleven mixed blocks in three stages, mean over the image, dropout of 0.5, classifier.
 
     num_classes: 1 or more. width: multiplies every channel count, rounded to a multiple of 8 and at least 8.
-    aux_head: in training, forward returns the logits of the auxiliary head besides; the paper's runs have none.
+    aux_head: in training, forward also returns the logits of the auxiliary head; the paper's runs have none.
     Images: 75 pixels a side at least, 299 with the auxiliary head and in the paper. There is no residual block, so zero
     gamma does not apply. Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
     """

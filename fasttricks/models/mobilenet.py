@@ -1,7 +1,7 @@
 """MobileNet-V1 (Howard et al. 2017, arXiv:1704.04861): alternating 3x3 depthwise and 1x1 convolutions.
 
 State-dict keys and outputs are those of timm's mobilenetv1_100, so its weights load strictly. tests/test_models_other.py
-holds ours against it.
+compares them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Read from the bottom: a variant is one replaced field on top of the one before, `ResNet` puts stem, stages and
 classifier together, a block is path A + path B. State-dict keys are those of torchvision (its resnet50 is our B) and
-timm (resnet50c, resnet50d), so their weights load strictly. tests/test_models.py holds ours against theirs.
+timm (resnet50c, resnet50d), so their weights load strictly. tests/test_models.py compares them.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Footprint:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows each storage that an operator returns until it is freed: bytes live now and at their most, by kind.
+    """Follows each storage that an operator returns until it is freed: bytes live now and at the peak, by kind.
 
     A storage counts once, with its whole size, however many views it has. Memory that an operator allocates and
     frees within itself (a convolution's workspace) is not seen. Also counts FLOPs and traffic. The oracle,

@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of a GPU by kind: live tensors at their most, and the batches prefetched besides."""
+        """Bytes of a GPU by kind: live tensors at the peak, and the prefetched batches."""
         kinds = dict(self.footprint.at_peak)
         batch = kinds["input"] // self.config.accumulate
         return kinds | {"input": kinds["input"] + self.config.data.prefetch * batch}

@@ -125,7 +125,7 @@ def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
 
 
 class Vote:
-    """Whether any rank says yes, told to all ranks alike: a sum on the host, through gloo beside the device's backend.
+    """Whether any rank says yes, the same answer on all ranks: a sum on the host, through gloo beside the device's backend.
 
     The constructor is a collective. With several ranks a call returns the answers to the previous call, most of which have
     arrived by then. So no rank waits for one that is less than a call behind, and none waits for a device.

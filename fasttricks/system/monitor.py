@@ -147,7 +147,7 @@ def start_monitor(
     if not period_s > 0:
         raise ValueError(f"period_s = {period_s!r}: must be above 0 seconds")
     if device.type != "cuda":
-        return GpuMonitor({})  # nothing is missing, and nothing is to be said
+        return GpuMonitor({})  # nothing is missing, so there is no note
     try:
         import pynvml
     except ImportError:

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal: the run saves after the step at hand and ends; a second Ctrl-C ends it at once."""
+"""SIGTERM, Ctrl-C and a closed terminal: the run saves after the current step and ends; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def find_compiler() -> list[str]:
     try:
         named = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
-        raise NativeError(f"CC={os.environ['CC']} is no command ({error}); mend it, or unset it") from None
+        raise NativeError(f"CC={os.environ['CC']} is no command ({error}); correct it, or unset it") from None
     for command in [named] if named else [[name] for name in _COMPILERS]:
         if shutil.which(command[0]):
             return command

@@ -220,7 +220,7 @@ def _write_shard(
         write_whole(out / _record(number), record.getvalue())
         os.replace(temporary, out / shard_name(number))
     except BrokenProcessPool as error:
-        rule = "a worker process died, perhaps for want of memory; give fewer --workers"
+        rule = "a worker process died, perhaps out of memory; give fewer --workers"
         raise DataError(f"{out}: {rule}; the same command continues where it stopped") from error
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from fasttricks.data.sources.jpeg import read_jpeg_header
 
 
 def why_unusable(file: bytes, max_pixels: int) -> str:
-    """Why training cannot use the image `file`, in words; empty where it can, whatever decoders mend in it."""
+    """The reason why training cannot use the image `file`, in words; empty where it can, after a silent repair too."""
     return _reason(file, max_pixels, strict=False)
 
 

@@ -1,4 +1,4 @@
-"""The image formats that are read, told by a file's first bytes. No torch, no DALI."""
+"""The image formats that are read, recognised by a file's first bytes. No torch, no DALI."""
 
 from __future__ import annotations
 

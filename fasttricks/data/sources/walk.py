@@ -33,7 +33,7 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path | str) -> Listing:
-    """The contents of `folder`. Raises DataError where it cannot be read, for want of permission too. Cost: two system calls
+    """The contents of `folder`. Raises DataError where it cannot be read, also without permission. Cost: two system calls
     a folder, and one a link."""
     folders: list[str] = []
     files: list[str] = []
