@@ -15,7 +15,7 @@ import pytest
 
 from fasttricks.runs.folder import made_by_this_launch
 from fasttricks.system import process
-from fasttricks.system.process import command_to_resume, launch_token
+from fasttricks.system.process import activation, command_to_resume, launch_token
 from lib.tiny import environment
 
 # A launcher that starts a rank, says its number and waits.
@@ -103,3 +103,20 @@ def test_the_command_to_go_on_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     parent = process._command_of(os.getppid())
     assert shlex.split(command_to_resume())[: len(parent)] == parent
+
+
+def test_a_virtual_environment_is_to_be_activated_where_the_shell_has_another_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("my env", "other"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "my env"))
+    for path in ("other/bin", "nowhere"):
+        monkeypatch.setenv("PATH", str(tmp_path / path))
+        assert activation() == f"source '{tmp_path}/my env/bin/activate'"
+    monkeypatch.setenv("PATH", f"{tmp_path}/my env/bin{os.pathsep}{tmp_path}/other/bin")
+    assert activation() == ""
+    monkeypatch.setenv("PATH", "nowhere")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert activation() == ""

@@ -12,15 +12,16 @@ from fasttricks.config import TrainConfig, UserError, read_launch
 from fasttricks.data.sources import require_place
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import made_by_this_launch
-from fasttricks.system.process import restart_count
+from fasttricks.system.process import activation, restart_count
 
 PROG = prog("train")
 
 
 def next_commands(run_dir: str) -> list[str]:
-    """The next commands for a finished run, one a line."""
-    folder = shlex.quote(run_dir)
+    """The next commands for a finished run, one a line, after the activation of their environment where the shell lacks it."""
+    folder, activate = shlex.quote(run_dir), activation()
     return [
+        *([f"first    {activate}"] if activate else []),
         f"evaluate {prog('evaluate')} {folder}",
         f"predict  {prog('predict')} {folder} IMAGE...",
         f"export   {prog('export')} {folder}",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -61,6 +62,15 @@ def command_to_resume() -> str:
     """The command line that resumes this run: this process's own, torchrun's where that started it, and --resume."""
     words = _own_command()
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def activation() -> str:
+    """The command that activates this process's virtual environment in a shell; empty where the shell has it, and without one."""
+    folder = Path(sys.prefix, "bin")
+    found = shutil.which("python")
+    if sys.prefix == sys.base_prefix or (found and os.path.realpath(Path(found).parent) == os.path.realpath(folder)):
+        return ""
+    return f"source {shlex.quote(str(folder / 'activate'))}"
 
 
 def this_start() -> dict[str, str]:

@@ -108,9 +108,10 @@ def call(main: Callable[[Sequence[str]], object], *args: str) -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of a new process: it finds both packages, installed or not, and takes one thread."""
+    """That of a new process: both packages, installed or not, this Python's commands as if activated, and one thread."""
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": commands, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 def torchrun(ranks: int, module: str, *args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
