@@ -30,7 +30,7 @@ def resolve(recipe: C, overrides: Mapping[str, Any] = NOTHING) -> C:
     Raises ConfigError for an unknown field or trick, with the nearest right name, for a value of another kind than its
     field's, and as the config itself does for a value that breaks a rule.
     """
-    fields = _checked(type(recipe), overrides)
+    fields = check_kinds(type(recipe), overrides)
     on, off = fields.pop("tricks.on", recipe.tricks.on), fields.pop("tricks.off", recipe.tricks.off)
     if "tricks.off" not in overrides:
         off = tuple(name for name in off if name not in on)
@@ -45,7 +45,7 @@ def resolve(recipe: C, overrides: Mapping[str, Any] = NOTHING) -> C:
     return dataclasses.replace(resolved, tricks=tricks, run_dir=resolved.run_dir or f"runs/{resolved.recipe}")
 
 
-def _checked(cls: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def check_kinds(cls: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`overrides` as the fields of `cls` hold them. Raises ConfigError for a path that is none, and for a wrong kind."""
     kinds = field_kinds(cls)
     for path in overrides:

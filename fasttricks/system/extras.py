@@ -16,12 +16,19 @@ def require_train_extra(user: str) -> None:
 
 def require_extra(extra: str, modules: Sequence[str], user: str) -> None:
     """Exit 2, saying that `user` needs them and how to install `extra`, where any of `modules` is absent."""
-    missing = [name for name in modules if not _present(name)]
-    if missing:
-        needed = f"{user} needs {', '.join(missing)}, not installed here"
-        command = f"install it with: pip install 'fasttricks[{extra}]' (in a checkout: pip install '.[{extra}]')"
-        print(f"error: {needed}; {_activate() or command}", file=sys.stderr)
+    if missing := missing_extra(extra, modules, user):
+        print(f"error: {missing}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def missing_extra(extra: str, modules: Sequence[str], user: str) -> str:
+    """Which of `modules`, that `user` needs, are absent, and how to install `extra`, which has them; empty where none is."""
+    missing = [name for name in modules if not _present(name)]
+    if not missing:
+        return ""
+    needed = f"{user} needs {', '.join(missing)}, not installed here"
+    command = f"install it with: pip install 'fasttricks[{extra}]' (in a checkout: pip install '.[{extra}]')"
+    return f"{needed}; {_activate() or command}"
 
 
 def _activate() -> str:

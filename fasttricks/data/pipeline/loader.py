@@ -11,22 +11,25 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 
-from fasttricks.config import DataConfig, show_name
+from fasttricks.config import DataConfig, replace_fields, show_name
+from fasttricks.config.resolve import check_kinds
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.decoder import DecodeError, Decoder
 from fasttricks.data.pipeline.feed import Feed, Job
 from fasttricks.data.pipeline.pixels import choose_pixels
 from fasttricks.data.pipeline.shards import Shards
-from fasttricks.data.sources import Source
+from fasttricks.data.sources import Source, Split, find_dataset
 from fasttricks.data.sources.errors import DataError
 from fasttricks.system.transfer import to_device
 
 _SHOWN = 20
 """Bad files that are named at a time on stderr."""
+_OPTIONS = ("device", "dtype", "seed", "rank", "world_size", "image_size_at")
 _SAMPLE = re.compile(r"sample #(\d+)")  # how DALI names, in most of its errors, the image of a batch
 
 
@@ -94,6 +97,41 @@ class Loader:
         self._under_way: deque[Job] = deque()
         """The jobs of the batches to come: those that the decoder has and, in between, those without an image."""
         self._decoder: Decoder | None = None
+
+    @classmethod
+    def open(cls, root: str | Path, split: Split, *, batch_size: int, **options: Any) -> Loader:
+        """A Loader of one split of a data set: Loader.open("DIR", "train", batch_size=64, image_size=160).
+
+        root: the folder that holds train/ and val/, a pack, or the word demo. split: train, with random crops, flips and
+        colours, in a new order each epoch; val, the centre of each image, labelled by the classes of train. options: those of
+        the constructor (device, by default the GPU where there is one; dtype, seed, rank, world_size), and fields of the
+        section data.
+        Raises DataError and ConfigError.
+        """
+        given = {name: options.pop(name) for name in tuple(options) if name in _OPTIONS}
+        config = replace_fields(DataConfig(), check_kinds(DataConfig, {**options, "root": str(root)}))
+        if split not in get_args(Split):
+            raise DataError(f"split = {split!r}: must be train or val")
+        train, val = find_dataset(config.root)
+        device = given.pop("device", "cuda" if torch.cuda.is_available() else "cpu")
+        return cls(
+            train if split == "train" else val,
+            config,
+            training=split == "train",
+            batch_size=batch_size,
+            device=torch.device(device),
+            **given,
+        )
+
+    @property
+    def root(self) -> Path:
+        """The folder of the split's images."""
+        return self._source.root
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by label."""
+        return self._source.classes
 
     def __len__(self) -> int:
         """Batches an epoch, equal on all ranks."""

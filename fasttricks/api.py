@@ -1,0 +1,150 @@
+"""The Python API: `import fasttricks as ft`. Each function does what the command of its name does, and returns the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fasttricks.commands import evaluate as evaluation
+from fasttricks.commands import predict as prediction
+from fasttricks.commands import train as training
+from fasttricks.commands.predict import Prediction
+from fasttricks.config import NETWORKS, ConfigError, ModelConfig, replace_fields
+from fasttricks.config.recipes import RECIPES, find_recipe
+from fasttricks.config.resolve import check_kinds, resolve
+from fasttricks.runs.stored import checkpoints, find_checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fasttricks.runs.saved import Saved
+
+Place = str | Path
+Data = str | Path | Mapping[str, Any]
+"""data.root, or the section data: {"root": "DIR", "image_size": 160}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The outcome of a training run."""
+
+    run_dir: Path
+    """Folder of the run: config.json, metrics.jsonl, TensorBoard events, curves.png, checkpoints/, summary.json."""
+    finished: bool
+    """False where a signal (Ctrl-C, SIGTERM) stopped the run after it was saved; train(..., resume=True) continues it."""
+    summary: dict[str, Any]
+    """The content of summary.json; empty where the run is not finished."""
+    metrics: dict[str, float]
+    """Of the last validation, by name: accuracies in percent, val_loss in nats; empty where the run is not finished."""
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints of the run, the newest first."""
+        return checkpoints(self.run_dir / "checkpoints")
+
+
+def train(recipe: str, data: Data = "", **fields: Any) -> Result:
+    """Train `recipe` and return the result. It is also in the run folder.
+
+    Args:
+        recipe: a name of list_recipes().
+        data: the folder that holds train/ and val/, a pack, or the word demo; or a dict of the fields of the section data, that
+            folder as root. By default, the recipe's.
+        fields: fields of the config as `fasttricks train RECIPE --help` lists them. A section is a dict:
+            train("demo", epochs=4, loss={"smoothing": 0.1}, tricks={"off": ["mixup"]}, run_dir="runs/a").
+
+    Raises fasttricks.config.UserError, before training, for a wrong field, value, path or a run_dir that is taken.
+    Under torchrun every rank must call it. Ctrl-C saves the run and returns. Sets glibc's allocator to keep freed memory for the
+    next step, for the rest of the process.
+    """
+    config = resolve(find_recipe(recipe)(), _dotted(fields, data))
+    summary = training.train(config)
+    from fasttricks.tasks.classification import METRICS
+
+    names = [*(metric.name for metric in METRICS), "val_loss"]
+    metrics = {name: summary[name] for name in names if name in summary}
+    return Result(run_dir=Path(config.run_dir), finished=bool(summary), summary=summary, metrics=metrics)
+
+
+def load(checkpoint: Place) -> Saved:
+    """A checkpoint for inference: its config, classes and weights; load(...).network() is the torch module.
+
+    checkpoint: a file, or a run folder, of which the newest checkpoint is taken. No code in the file is run. Raises
+    CheckpointError for a path without a checkpoint, and for a damaged one. Reads the file into memory, on the CPU.
+    """
+    path = find_checkpoint(Path(checkpoint))
+    from fasttricks.runs.saved import read_saved
+
+    return read_saved(path)
+
+
+def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, float]:
+    """The metrics of a checkpoint over the images of val/: accuracies in percent, val_loss in nats, val_images.
+
+    checkpoint: as for load(). data: as for train(); by default, the run's. fields: as `fasttricks evaluate --help` lists them; by
+    default, the run's. Raises UserError as train(). Under torchrun every rank must call it.
+    """
+    saved = load(checkpoint)
+    given = _dotted(fields, data)
+    config = evaluation.as_run(saved.config)
+    return evaluation.evaluate(saved, replace_fields(config, check_kinds(type(config), given)))
+
+
+def predict(checkpoint: Place, images: Place | Iterable[Place], **fields: Any) -> list[Prediction]:
+    """The likeliest classes of each image, with their probabilities, in the order given.
+
+    checkpoint: as for load(). images: one path or several. fields: as `fasttricks predict --help` lists them, such as top=3.
+    An image that cannot be read has no classes, and the reason as its error; the others are not affected.
+    """
+    saved = load(checkpoint)
+    paths = [str(path) for path in ([images] if isinstance(images, (str, Path)) else images)]
+    config = prediction.as_run(saved.config)
+    config = replace_fields(config, check_kinds(type(config), _dotted(fields)))
+    if not paths:
+        return []
+    from fasttricks.system.distributed import join_world
+
+    with join_world(config.device) as world:
+        return list(prediction.predict(saved, paths, config, world))
+
+
+def create_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
+    """The network `name`, with random weights from torch's generator, in FP32 on the CPU, in training mode.
+
+    name: of list_models(), or timm:NAME for a network of timm. options: fields of the section model, such as zero_gamma=True.
+    Its keys are those of torchvision and timm. Raises ConfigError for an unknown name or option.
+    """
+    config = replace_fields(ModelConfig(), check_kinds(ModelConfig, {"name": name, **options}))
+    from fasttricks.models import build_model
+
+    return build_model(config, num_classes)
+
+
+def list_models() -> list[str]:
+    """The names of the networks."""
+    return list(NETWORKS)
+
+
+def list_recipes() -> list[str]:
+    """The names of the recipes."""
+    return list(RECIPES)
+
+
+def _dotted(fields: Mapping[str, Any], data: Data = "") -> dict[str, Any]:
+    """`fields` by dotted path; a section may be a dict. `data` is data.root, or the section."""
+    if isinstance(data, Mapping):
+        return _dotted({**fields, "data": data})
+    found = dict(_flat(fields))
+    if data and "data.root" in found:
+        raise ConfigError(f"data.root = {found['data.root']!r}: is given as data too; leave one of them out")
+    return {**found, **({"data.root": str(data)} if data else {})}
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, str(value) if isinstance(value, Path) else value
