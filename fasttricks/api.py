@@ -1,4 +1,4 @@
-"""The Python API: `import fasttricks as ft`. Each function does what the command of its name does, and returns the result."""
+"""The Python API: `import fasttricks as ft`. Each function does the work of the command of its name, and returns the result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Result:
     summary: dict[str, Any]
     """The content of summary.json; empty where the run is not finished."""
     metrics: dict[str, float]
-    """Of the last validation, by name: accuracies in percent, val_loss in nats; empty where the run is not finished."""
+    """Metrics of the last validation by name: accuracies in percent, val_loss in nats; empty where the run is not finished."""
 
     @property
     def checkpoints(self) -> list[Path]:

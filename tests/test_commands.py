@@ -11,10 +11,10 @@ import pytest
 import fasttricks
 from fasttricks import commands
 from fasttricks.commands import COMMANDS
-from fasttricks.config import NETWORKS
+from fasttricks.config import NETWORKS, DataConfig, field_rules
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
-from lib.configs import plain
+from lib.configs import plain, words_of
 from lib.forked import said_by
 from lib.tiny import REPOSITORY, FinishedRun, environment
 
@@ -111,10 +111,8 @@ def test_the_help_of_a_command_needs_no_checkpoint_and_no_torch(
     shown = plain(done.stdout)
     if name != "export":
         size = 32 if path == "RUN" else 224
-        assert (
-            f"--data.image-size INT Side of the square network input. Must be 8 or more pixels. (default: {size})"
-            in shown
-        )
+        rule = words_of(field_rules(DataConfig)["image_size"])
+        assert f"--data.image-size INT Side of the square network input. {rule} (default: {size})" in shown
         assert "--data.color" not in shown and "every-epochs" not in shown
 
 

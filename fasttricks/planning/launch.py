@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-import torch
-
 from fasttricks.config import TrainConfig
 from fasttricks.config.cli import arguments_of
 from fasttricks.config.recipes import find_recipe
-from fasttricks.learning.precision import resolve_precision
 from fasttricks.planning.planner import Plan
 
 ROOT = "DIR"
@@ -22,6 +19,10 @@ def launch_command(plan: Plan) -> str:
 
     HOST stands for the first node. It names the fields that differ from the recipe's.
     """
+    import torch
+
+    from fasttricks.learning.precision import resolve_precision
+
     config, gpus = plan.config, plan.config.gpus
     run = TrainConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)})
     asked = find_recipe(run.recipe)().precision
