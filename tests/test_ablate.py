@@ -184,10 +184,11 @@ def test_too_little_disk_is_refused(
 
 
 @pytest.mark.usefixtures("no_run")
-def test_a_report_before_any_run_is_blank(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_report_before_any_run_is_blank(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--report")) == 0
     assert table(tmp_path / "a") == {"all of them": [""] * 6, "without label_smoothing": [""] * 6}
     assert not (tmp_path / "a" / "leave-one-out.png").exists()
+    assert f"written: leave-one-out.md, results.json in {tmp_path / 'a'}/\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_run")

@@ -139,6 +139,7 @@ def _how_to_read(cells: Sequence[CellRuns], command: str) -> list[str]:
         commits = ", ".join(sorted({result["versions"]["commit"] for result in results}))
         seconds = sorted(result["cpu_seconds"] for result in results)
         devices = ", ".join(sorted({result["device"] for result in results if "device" in result}))
-        spent = f"{seconds[0]:.0f} to {seconds[-1]:.0f} CPU seconds each"
+        least, most = f"{seconds[0]:.0f}", f"{seconds[-1]:.0f}"
+        spent = f"{least if least == most else f'{least} to {most}'} CPU seconds each"
         lines += ["", f"{len(results)} runs on {devices}, {spent}; commit {commits}."]
     return [*lines, "", f"    {command}"]

@@ -19,10 +19,10 @@ LETTERS_AN_INCH = 14
 WORSE, BETTER = "\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}"
 
 
-def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, Any], path: Path) -> None:
+def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, Any], path: Path) -> bool:
     """Differences to the first row, a panel a column: each seed, mean and interval; the paper's as hollow diamonds.
 
-    Draws nothing where no two rows of any column have a run in common.
+    Draws nothing where no two rows of any column have a run in common. Returns whether it drew.
     """
     from matplotlib.figure import Figure
 
@@ -32,7 +32,7 @@ def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: di
         if column[0].scores() and any(runs.scores() for runs in column[1:])
     }
     if not columns:
-        return
+        return False
     rows = max(map(len, columns.values()))
     width = 3.2 + 4.8 * len(columns)
     figure = Figure(figsize=(width, 2.1 + 0.45 * rows), layout="constrained")
@@ -44,6 +44,7 @@ def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: di
     figure.suptitle("\n".join(textwrap.fill(line, int(width * LETTERS_AN_INCH)) for line in titles), fontsize=9)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3 if width > 10 else 2, fontsize=8)
     figure.savefig(path, dpi=120)
+    return True
 
 
 def _panel(axes: Any, name: str, column: Sequence[CellRuns], resolution: float) -> dict[str, Any]:

@@ -27,16 +27,17 @@ def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, comm
     """
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    written: list[str] = []
     texts = [markdown(table, cells, config, data, command=command) for table, cells in plan]
     with Claim(folder / ".lock", patience_s=math.inf):  # processes that shared the runs end at once
         for (table, cells), text in zip(plan, texts, strict=True):
             (folder / f"{table.name}.md").write_text(text + "\n", "utf-8")
-            plot(table, cells, config, data, folder / f"{table.name}.png")
+            picture = plot(table, cells, config, data, folder / f"{table.name}.png")
+            written.append(f"{table.name}.md{' and .png' if picture else ''}")
         finished = [_cell(table.name, runs) for table, cells in plan for runs in cells]
         shown = data | {"root": Path(data["root"]).name}
         write_json(folder / "results.json", {"command": command, "data": shown, "cells": finished})
-    names = ", ".join(f"{table.name}.md and .png" for table, _ in plan)
-    return "\n\n".join([*texts, f"written: {names}, results.json in {folder}/"])
+    return "\n\n".join([*texts, f"written: {', '.join(written)}, results.json in {folder}/"])
 
 
 def _cell(table: str, runs: CellRuns) -> dict[str, Any]:
