@@ -29,7 +29,7 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     The folder of an ablation is for one data set: another number of classes or images in it is an error.
     """
-    train, val = find_dataset(config.data.root)
+    train, val = find_dataset(config.data.root, config.data.class_order)
     num_classes(config.model, train)
     check_batch(config, len(train))
     found = {

@@ -27,6 +27,8 @@ class DataConfig:
 
     root: str = ""
     """Folder with train/ and val/, which hold a folder of images for each class; demo: images that the project draws."""
+    class_order: str = "codepoint"
+    """Order that numbers the classes: codepoint (torchvision), natural (timm: 2 before 10), or a file of a class in each line."""
     image_size: Annotated[int, Range(8, 8192, unit="pixels")] = 224
     """Side of the square network input."""
     val_resize: int = 256
@@ -66,7 +68,8 @@ class DataConfig:
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
 
 
-TRAINING_ONLY = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
+_AUGMENTATION = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
+TRAINING_ONLY = ("class_order", *_AUGMENTATION)
 """Fields of DataConfig that validation does not read."""
 
 

@@ -40,8 +40,8 @@ class Task(Protocol):
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of evaluate(). The first is the headline, by which runs are compared."""
 
-    def open_data(self, root: str) -> tuple[Source, Source]:
-        """(training, validation) data of data.root. Raises DataError."""
+    def open_data(self, config: DataConfig) -> tuple[Source, Source]:
+        """(training, validation) data of config.root, its classes in the order of config.class_order. Raises DataError."""
 
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Batches:
         """Training batches of this rank."""

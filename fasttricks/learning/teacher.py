@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import TIMM, ConfigError, DistillConfig, ModelConfig, require
+from fasttricks.config import TIMM, ConfigError, DistillConfig, ModelConfig, require, show_name
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
@@ -24,7 +24,8 @@ class Teacher(nn.Module):
 
     name: the network's name. digest: the digest of its weights. statistics: (mean, std) that its images were normalised by,
     each three numbers in 0 to 255; where they are not ours, each image is converted, which commutes with mixup. dtype:
-    float16 or float32, the dtype of its activations. Costs a forward pass a step; no sync.
+    float16 or float32, the dtype of its activations. outputs: the number that each of our classes has there; None: the same.
+    Costs a forward pass a step; no sync.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Teacher(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.digest, self.dtype = name, digest, dtype
@@ -43,6 +45,8 @@ class Teacher(nn.Module):
         if self.dtype == torch.float16:
             self.model = _half(self.model)
         self.eval().requires_grad_(False)
+        self.outputs = None if outputs is None else torch.tensor(outputs, device=device)
+        """The logits of our classes in our order, by number; None where it has that order itself."""
         self.conversion: tuple[Tensor, Tensor] | None = None
         """Factor and shift, each (3, 1, 1), from our normalised images to its; None where they are the same."""
         if statistics is not None and not _are_ours(*statistics):
@@ -64,7 +68,7 @@ class Teacher(nn.Module):
             factor, shift = self.conversion
             images = torch.addcmul(shift, images, factor)
         logits: Tensor = self.model(images)
-        return logits
+        return logits if self.outputs is None else logits.index_select(1, self.outputs)
 
 
 def _half(model: nn.Module) -> nn.Module:
@@ -84,23 +88,26 @@ def _are_ours(mean: Sequence[float], std: Sequence[float]) -> bool:
 def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int, world: World) -> Teacher:
     """The teacher that `config` names, on the rank's device.
 
-    classes: those of the training images, in their order; a checkpoint's must be the same, timm's as many. image_size:
+    classes: those of the training images, in their order; a checkpoint's must have the same names, and its logits are put into
+    this order; timm's must be as many. image_size:
     pixels that the teacher must accept. Raises ConfigError for these, for weights that are not those of config.digest, and where
     timm is absent or cannot get its weights; CheckpointError as read_saved.
     """
-    statistics = None
+    statistics = outputs = None
     if config.teacher.startswith(TIMM):
         model, statistics = pretrained_timm_model(config.teacher)
         name = config.teacher
     else:
         saved = _read(config.teacher)
         model, name = saved.network(), saved.config.model.name
-        _check_classes(config, saved.classes, classes)
+        outputs = _match_classes(config, saved.classes, classes)
     digest = weights_digest(model)
     rule = f"the teacher's weights ({config.teacher}) are {digest}: not the weights of the run so far; give the same teacher"
     require(config.digest in ("", digest), "distill.digest", config.digest, rule)
     dtype = teacher_dtype(world.device)
-    teacher = Teacher(model, name=name, digest=digest, device=world.device, dtype=dtype, statistics=statistics)
+    teacher = Teacher(
+        model, name=name, digest=digest, device=world.device, dtype=dtype, statistics=statistics, outputs=outputs
+    )
     _check_output(teacher, config, len(classes), image_size, world.device)
     return teacher
 
@@ -137,12 +144,15 @@ def _read(path: str) -> Saved:
         raise CheckpointError(f"distill.teacher: {error}; {way_out}") from error
 
 
-def _check_classes(config: DistillConfig, theirs: Sequence[str], ours: Sequence[str]) -> None:
+def _match_classes(config: DistillConfig, theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
+    """The number that each of our classes has there; None where they have the same order."""
     rule = f"knows {len(theirs)} classes, the training images have {len(ours)}; give a teacher of the same classes"
     require(len(theirs) == len(ours), "distill.teacher", config.teacher, rule)
-    other = next((pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]), None)
-    rule = f"must know the classes of the training images, in their order; its first other one is {other}"
-    require(other is None, "distill.teacher", config.teacher, rule)
+    number = {name: label for label, name in enumerate(theirs)}
+    unknown = [name for name in ours if name not in number]
+    rule = f"must know the classes of the training images, and does not know {', '.join(map(show_name, unknown[:5]))}"
+    require(not unknown, "distill.teacher", config.teacher, rule)
+    return None if list(theirs) == list(ours) else [number[name] for name in ours]
 
 
 def _check_output(

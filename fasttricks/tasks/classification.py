@@ -34,9 +34,9 @@ class Classification:
     name = "classification"
     metrics = METRICS
 
-    def open_data(self, root: str) -> tuple[Source, Source]:
+    def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         """As data.sources.find_dataset."""
-        return find_dataset(root)
+        return find_dataset(config.root, config.class_order)
 
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Loader:
         """Images of the precision's dtype, cropped, flipped and coloured at random, their side by the epoch."""

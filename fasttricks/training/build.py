@@ -44,7 +44,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     check_run_dir(config)
     check_precision(config.precision, world.device)
     config.micro_batch_size(world.size)
-    train, val = task.open_data(config.data.root)
+    train, val = task.open_data(config.data)
     check_batch(config, len(train))
     check_cache(config)
     config, teacher = with_teacher(config, train, world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fasttricks.data.sources.class_order import describe_order
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.schedule import image_sizes
 from fasttricks.learning.teacher_cache import CachedTeacher
@@ -26,6 +27,8 @@ def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
         "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
         "run": f"{run.folder}/",
     }
+    if order := describe_order(run.classes, config.data.class_order):
+        rows["classes"] = order
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
     if config.schedule.first_size < 1:
         growth = "they grow over the epochs" if len(sizes) > 1 else "too few epochs to grow in"

@@ -62,8 +62,8 @@ class Redness:
     name = "redness"
     metrics = (Metric("explained", "explained variance", "%", ("Redness", "variance explained (%)")),)
 
-    def open_data(self, root: str) -> tuple[Source, Source]:
-        return find_dataset(root)
+    def open_data(self, config: DataConfig) -> tuple[Source, Source]:
+        return find_dataset(config.root, config.class_order)
 
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Batches:
         return Unlabelled(CLASSIFICATION.train_batches(config, source, world))

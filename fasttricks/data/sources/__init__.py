@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from fasttricks.data.sources.class_order import CODEPOINT, order_classes
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import check_folder, open_folder
-from fasttricks.data.sources.listed import Where
+from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.packed import is_packed, open_packed
 
 Split = Literal["train", "val"]
@@ -79,12 +80,19 @@ OPENERS = [
 """The kinds of source. The first that recognises a place opens it; the last takes any, and names its faults."""
 
 
-def find_dataset(root: str) -> tuple[Source, Source]:
+def find_dataset(root: str, class_order: str = CODEPOINT) -> tuple[Source, Source]:
     """(train, val) of data.root: a folder, or the word demo for the embedded images, drawn at first use.
 
-    Raises DataError as open_split.
+    class_order: the order of the classes, and so their labels, as data.class_order; the order of the images is the same in each.
+    Raises DataError as open_split and order_classes.
     """
     train = open_split(root, "train")
+    classes = order_classes(train.classes, class_order)
+    if classes != tuple(train.classes):
+        # a listed source needs no second look at every file
+        train = (
+            train.relabelled(classes) if isinstance(train, ListedImages) else open_split(root, "train", classes=classes)
+        )
     return train, open_split(root, "val", classes=train.classes)
 
 

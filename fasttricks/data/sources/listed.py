@@ -10,14 +10,18 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import EFBIG
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fasttricks.system.reading import read_range, regular_file
 
 LARGEST_IMAGE = 1 << 29  # bytes; more is no image, and would be read into memory
+
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Where(NamedTuple):
@@ -55,6 +59,12 @@ class ListedImages(ABC):
     def name(self, index: int) -> str:
         """The name of image `index`: its path in the folder."""
         return self.files[index]
+
+    def relabelled(self, classes: tuple[str, ...]) -> Self:
+        """The same images, their labels in the order of `classes`, which are the same too."""
+        number = {name: label for label, name in enumerate(classes)}
+        new = [number[name] for name in self.classes]
+        return replace(self, classes=classes, labels=tuple(new[label] for label in self.labels))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of names and labels."""

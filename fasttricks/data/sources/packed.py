@@ -57,8 +57,8 @@ class PackedImages(ListedImages):
     """Columns shard, offset, length and crc (zlib's crc32), an entry an image."""
     altered: str = ""
     """How the images differ from those of the folder, such as a short side of 256 pixels; empty: byte for byte the same."""
-    _open: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _open: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def locate(self, index: int) -> Where:
         """The shard, first byte and length of image `index`."""
