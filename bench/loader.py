@@ -24,7 +24,7 @@ from fasttricks.data.sources.folder import ImageFolder, scan_folder
 
 BATCH_SIZE, IMAGE_SIZE, SKIPPED = 64, 224, 4
 """The first batches of a pass are not counted: they may have been prepared ahead."""
-PASS = 1280
+PASS = 1024
 """Images of a pass at least: a smaller folder is taken several times over, so that no loader is timed as it runs dry."""
 FLOOR = "region decode alone"
 

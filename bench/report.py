@@ -194,7 +194,7 @@ def measure_end_to_end(bench: Bench) -> Iterator[Measured]:
     (small / "val").symlink_to(small / "train")
     cpu = bench.device.type == "cpu"
     large = dataclasses.replace(resnet50d_tricks(), global_batch_size=16 if cpu else 128)
-    works = ((cifar10(), small, 2048), (large, bench.images(), 48 if cpu else 4096))
+    works = ((cifar10(), small, 1536), (large, bench.images(), 48 if cpu else 4096))
     for number, (recipe, root, images) in enumerate(works):
         config = replace_at(recipe, "data.root", str(root))
         world = World.alone(bench.device)
