@@ -102,7 +102,10 @@ def damage(lab: Lab, flips: int, truncations: int, draws: random.Random) -> list
         state = load_checkpoint(before)
         config = dataclasses.replace(read_config(folder), run_dir=str(folder), resume=True)
         back = find_state(config, ALONE, json.loads(state["fingerprint"]))
-        expect(back.state["step"] == wanted and "going back" in "".join(back.notes), f"{kind} at {at}: no way back")
+        expect(
+            back.state["step"] == wanted and "resuming from the previous one" in "".join(back.notes),
+            f"{kind} at {at}: no way back",
+        )
         back.set_damaged_aside()
         (newest.with_name(newest.name + ".damaged")).unlink()
         results.append({"kind": kind, "at": at})
