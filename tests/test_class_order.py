@@ -15,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from fasttricks.commands import data as data_command
 from fasttricks.commands import evaluate, export, predict, train
 from fasttricks.config import DistillConfig
+from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import find_dataset
 from fasttricks.data.sources.class_order import order_classes
 from fasttricks.data.sources.errors import DataError
@@ -105,6 +106,14 @@ def test_an_order_that_is_none_is_refused(numbered: Path, tmp_path: Path) -> Non
     (tmp_path / "order.json").write_text('["1", "2", "10"]')
     with pytest.raises(DataError, match=r"order\.json: must hold the name of a class in each line, or be the config"):
         find_dataset(str(numbered), str(tmp_path / "order.json"))
+
+
+def test_a_loader_of_its_own_takes_the_order(numbered: Path) -> None:
+    for order, ten in (("codepoint", 1), ("natural", 2)):
+        loader = Loader.open(numbered, "val", batch_size=9, image_size=32, val_resize=36, class_order=order)
+        (batch,) = loader
+        names = ["1"] * 3 + ["10"] * 3 + ["2"] * 3  # images keep their order
+        assert [ten if name == "10" else 3 - ten if name == "2" else 0 for name in names] == batch.labels.tolist()
 
 
 def test_a_pack_takes_the_order_as_its_folder_does(numbered: Path, tmp_path: Path) -> None:
