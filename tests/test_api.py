@@ -126,7 +126,7 @@ def test_other_wrong_arguments(tmp_path: Path, finished_run: FinishedRun) -> Non
         ft.train("dmeo")
     with pytest.raises(UserError, match=r"data\.root = 'a': is given as data too"):
         ft.evaluate(finished_run.folder, "b", **{"data.root": "a"})
-    with pytest.raises(UserError, match="is there already and is never overwritten"):
+    with pytest.raises(UserError, match="already exists and is never overwritten"):
         ft.train("demo", run_dir=finished_run.folder)
     for function in (ft.load, ft.evaluate, lambda path: ft.predict(path, [])):
         with pytest.raises(CheckpointError, match="must be a file, or a run folder"):
