@@ -13,10 +13,12 @@ import torch
 
 from fasttricks import trainer
 from fasttricks.commands import evaluate, export, predict, train
-from fasttricks.config import Range, TrainConfig, field_rules
+from fasttricks.config import ConfigError, Range, TrainConfig, field_rules
+from fasttricks.config.cli import parse_recipe
 from fasttricks.runs import checkpoint
+from fasttricks.training.build import build
 from lib.configs import edges, leaves, plain
-from lib.tiny import FinishedRun, arguments, call
+from lib.tiny import ALONE, FinishedRun, arguments, call
 
 EPOCH_1 = "step-0000000003.pt"
 
@@ -112,6 +114,33 @@ def test_num_classes_that_disagrees(refuse: Callable[..., str]) -> None:
 def test_a_batch_larger_than_the_data(refuse: Callable[..., str]) -> None:
     error = refuse("--global-batch-size", "64")
     says(error, "global_batch_size = 64", "at most the 45 training images", "lower --global-batch-size")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "options"),
+    [
+        ("resnet50d-tricks-distill", [], "--global-batch-size 8 --tricks.off distillation"),
+        (
+            "resnet50-baseline",
+            ["--accumulate", "3", "--model.num-classes", "1000"],
+            "--global-batch-size 6 --model.num-classes 0",
+        ),
+    ],
+)
+def test_a_papers_recipe_on_small_data_gets_all_its_refusals_at_once(
+    recipe: str, more: list[str], options: str, data: Path, tmp_path: Path
+) -> None:
+    """And the options to copy are all that it takes."""
+    given = [recipe, "--data.root", str(data), "--run-dir", str(tmp_path / "run"), "--device", "cpu", *more]
+    with pytest.raises(ConfigError, match=f"^{recipe}: [23] settings do not suit this data or machine:\n") as error:
+        build(parse_recipe(given, prog="train"), ALONE)
+    *refusals, add = str(error.value).splitlines()[1:]
+    assert add == f"  add: {options}"
+    assert len(refusals) == (3 if more else 2)
+    assert not (tmp_path / "run").exists()
+    run = build(parse_recipe([*given, *options.split()], prog="train"), ALONE)
+    run.claim.__exit__(None, None, None)
+    assert run.steps_per_epoch == -(-45 // run.config.global_batch_size)
 
 
 def test_a_last_batch_of_one_image_on_one_pixel(refuse: Callable[..., str]) -> None:

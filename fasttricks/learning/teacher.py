@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
 from fasttricks.models.external import pretrained_timm_model
 from fasttricks.runs.saved import Saved, read_saved
-from fasttricks.runs.stored import CheckpointError
+from fasttricks.runs.stored import CheckpointError, find_checkpoint
 from fasttricks.system.distributed import World
 
 
@@ -134,9 +135,23 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def check_teacher(config: DistillConfig) -> None:
+    """Raise CheckpointError where the teacher is a path without a checkpoint. Reads none."""
+    if config.teacher and not config.teacher.startswith(TIMM):
+        with _told():
+            find_checkpoint(Path(config.teacher))
+
+
 def _read(path: str) -> Saved:
-    try:
+    with _told():
         return read_saved(Path(path))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A CheckpointError in the block is said to be the teacher's, with the way out."""
+    try:
+        yield
     except CheckpointError as error:
         way_out = (
             "train it first, by the recipe of that name where it is runs/RECIPE, or give another --distill.teacher"

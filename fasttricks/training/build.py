@@ -14,7 +14,7 @@ from fasttricks.learning.batches import Batches
 from fasttricks.learning.compiled import compiled_graphs
 from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
-from fasttricks.learning.precision import check_precision, image_dtype, resolve_precision
+from fasttricks.learning.precision import image_dtype, resolve_precision
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
 from fasttricks.runs.begin import check_run_dir, check_unused
@@ -25,7 +25,7 @@ from fasttricks.system.monitor import start_monitor
 from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest
 from fasttricks.tasks.classification import CLASSIFICATION
-from fasttricks.training.checks import check_batch, check_sizes, num_classes
+from fasttricks.training.checks import check_fit, check_sizes, num_classes
 from fasttricks.training.header import header
 from fasttricks.training.owning import own
 from fasttricks.training.resume import conditions, find_state
@@ -42,10 +42,8 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     require_resolved(config)
     check_unused(config)
     check_run_dir(config)
-    check_precision(config.precision, world.device)
-    config.micro_batch_size(world.size)
     train, val = task.open_data(config.data)
-    check_batch(config, len(train))
+    check_fit(config, train, world)
     check_cache(config)
     config, teacher = with_teacher(config, train, world)
     needed = conditions(task, config, world, train, val)

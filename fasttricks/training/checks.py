@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
-from fasttricks.config import ConfigError, ModelConfig, TrainConfig, require, show_name
+from fasttricks.config import ConfigError, ModelConfig, TrainConfig, UserError, require, show_name
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
+from fasttricks.learning.precision import check_precision
 from fasttricks.learning.schedule import image_size
+from fasttricks.learning.teacher import check_teacher
 from fasttricks.runs.saved import Saved
+from fasttricks.system.distributed import World
 from fasttricks.tasks import find_task
 
 _SIZE_ERRORS = (RuntimeError, AssertionError)  # timm asserts a size
+
+
+def check_fit(config: TrainConfig, train: Source, world: World) -> None:
+    """Raise ConfigError for the fields that do not suit the data and the machine: all of them at once, with options to copy."""
+    batch = f"--global-batch-size {_fitting_batch(config, len(train), world.size)}"
+    checks: list[tuple[Callable[[], object], str]] = [
+        (lambda: check_precision(config.precision, world.device), "--precision auto"),
+        (lambda: config.micro_batch_size(world.size), batch),
+        (lambda: check_batch(config, len(train)), batch),
+        (lambda: num_classes(config.model, train), "--model.num-classes 0"),
+        (lambda: check_teacher(config.distill), "--tricks.off distillation"),
+    ]
+    found: list[tuple[UserError, str]] = []
+    for check, option in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append((error, option))
+    if len(found) == 1:
+        raise found[0][0]
+    if found:
+        rows = [str(error) for error, _ in found] + [f"add: {' '.join(dict.fromkeys(option for _, option in found))}"]
+        head = f"{config.recipe}: {len(found)} settings do not suit this data or machine:"
+        raise ConfigError("\n  ".join([head, *rows]))
+
+
+def _fitting_batch(config: TrainConfig, num_images: int, ranks: int) -> int:
+    """A global batch of a tenth of the images, 8 at least, the recipe's at most; a multiple of ranks x micro-batches."""
+    parts = ranks * config.accumulate
+    wanted = min(config.global_batch_size, num_images, max(8, num_images // 10))
+    return max(1, wanted // parts) * parts
 
 
 def check_batch(config: TrainConfig, num_images: int) -> None:
