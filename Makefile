@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+	@echo 'Set up in $(VENV)/. In each new shell: source $(VENV)/bin/activate'
 
 train: setup  ## train the recipe demo on images that the project draws itself; CPU or GPU, minutes
 	$(BIN)/python -m fasttricks.train demo --run-dir $(RUN_DIR) $(ARGS)

@@ -13,6 +13,7 @@ from fasttricks import config
 from fasttricks.ablation.cells import extend
 from fasttricks.commands import evaluate
 from fasttricks.config.cli import parse_recipe
+from fasttricks.config.expected import EXPECTED, SOURCES
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.tricks import TRICKS
 from fasttricks.data.packing.imagenet import ImagenetConfig
@@ -63,7 +64,9 @@ def test_imports_work() -> None:
 
 
 TRAINING = [
-    line.partition(" fasttricks.train ")[2].partition("#")[0] for line in INDENTED if " fasttricks.train " in line
+    re.split(r"\bfasttricks[ .]train ", line)[1].partition("#")[0]
+    for line in INDENTED
+    if re.search(r"\bfasttricks[ .]train ", line) and "..." not in line
 ]
 
 
@@ -94,8 +97,20 @@ def rows(first_header: str) -> list[str]:
     return [line.split("|")[1].strip().strip("`") for line in table if line.startswith("|")]
 
 
-def test_the_table_of_recipes_is_whole() -> None:
-    assert rows("recipe") == list(RECIPES)
+def test_the_table_of_recipes_has_their_expected_accuracy() -> None:
+    table = README.partition("| You have | recipe | expected top-1 |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    assert len(table) > 5
+    for line in table:
+        _, _, name, figure, _ = line.split("|")
+        expected = EXPECTED[name.strip(" `")]
+        said = re.fullmatch(r" ([\d.]+) % \((\w+(?: \w+)?)\) ", figure)
+        assert said, line
+        assert expected.top1 == pytest.approx(float(said[1]), abs=0.5 * 10 ** -len(said[1].partition(".")[2]) + 1e-9)
+        assert SOURCES[expected.source].startswith(said[2])
+
+
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 1100
 
 
 def test_the_table_of_tricks_is_whole() -> None:
