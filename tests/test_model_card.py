@@ -47,7 +47,7 @@ def saved(model: ModelConfig, side: int) -> Saved:
         (ModelConfig(name="resnet18b"), 40, ["timm", "torchvision"]),
         (ModelConfig(name="mobilenet_v1"), 40, ["timm"]),
         pytest.param(ModelConfig(name="inception_v3"), 75, ["timm", "torchvision"], marks=pytest.mark.slow),
-        (ModelConfig(name="inception_v3", aux_head=True), 75, ["torchvision"]),
+        pytest.param(ModelConfig(name="inception_v3", aux_head=True), 75, ["torchvision"], marks=pytest.mark.slow),
         (ModelConfig(name="timm:test_resnet"), 40, ["timm"]),
     ],
     ids=lambda value: f"{value.name}{'-aux' * value.aux_head}" if isinstance(value, ModelConfig) else None,
