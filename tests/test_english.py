@@ -30,7 +30,7 @@ BANNED = {
 FOLDERS = ("fasttricks", "kernels/fasttricks_kernels", "bench")
 PAGES = (
     *sorted(str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs").glob("*.md")),
-    *("CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "Makefile"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "Makefile"),
 )
 
 
