@@ -25,8 +25,8 @@ from lib.configs import edges, leaves
 PLAIN = TrainConfig(recipe="test", epochs=120, global_batch_size=256)
 
 RANGES = {
-    "epochs": "1 or more",
-    "global_batch_size": "1 or more",
+    "epochs": "1 to 1000000",
+    "global_batch_size": "1 to 10000000",
     "accumulate": "1 or more",
     "precision": "one of auto, fp32, bf16, fp16",
     "compile": "one of off, default, reduce-overhead, max-autotune",

@@ -21,7 +21,7 @@ from fasttricks.data.pipeline import fused
 from fasttricks_kernels import native
 from lib.forked import UNSET, python_m
 from lib.refusing import as_ordinary_user
-from lib.tiny import arguments, call, environment, torchrun, write_images
+from lib.tiny import arguments, call, environment, write_images
 
 MEETING = {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}
 LAUNCHES: list[tuple[dict[str, str], Launch | str]] = [
@@ -182,15 +182,3 @@ def test_a_signal_to_all_of_a_scan_ends_it_without_a_verdict(number: signal.Sign
     assert (scan.returncode, output) == (130, ""), notes
     assert notes == "stopped; nothing was written, the same command begins again\n"
     assert not (tmp_path / "quarantine.jsonl").exists()
-
-
-@pytest.mark.slow
-def test_under_torchrun_an_error_stands_first_and_last(tmp_path: Path) -> None:
-    """Once as a line of its own, and at the end of torchrun's report where it says why."""
-    done = torchrun(2, "fasttricks.train", *arguments(tmp_path / "nowhere", tmp_path / "run"))
-    line = f"error: {tmp_path}/nowhere: no such folder"
-    lines = done.stderr.splitlines()
-    assert sum(text.startswith(line) for text in lines) == 1
-    first = next(number for number, text in enumerate(lines) if text.startswith(line))
-    assert not any("Traceback" in text or "ChildFailedError" in text for text in lines[:first])
-    assert any(f"traceback : {line}" in text for text in lines[-3:]), lines[-5:]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from fasttricks.commands import data as data_command
 from fasttricks.commands import evaluate, export, plan, predict, train
@@ -114,3 +117,39 @@ def test_a_refusal_is_one_line(
     assert str(base / place) in error, error
     if not (base / place).is_symlink():
         assert content(base) == before, "what is the user's is as it was"
+
+
+def fails(number: int, *names: str) -> Callable[[], object]:
+    def call() -> None:
+        raise OSError(number, os.strerror(number), *names)
+
+    return call
+
+
+OF_THE_MACHINE: dict[str, tuple[Callable[[], object], str]] = {
+    "a server": (fails(errno.ESTALE, "/data/x"), "/data/x: Stale file handle; its disk or server does not answer"),
+    "a full disk": (fails(errno.ENOSPC, "/run/x"), "/run/x: No space left on device; free some room"),
+    "a read-only disk": (fails(errno.EROFS, "/run/x"), "/run/x: Read-only file system; the disk is read-only"),
+    "no name": (fails(errno.EIO), "a file or a connection: Input/output error; its disk or server"),
+    "odd name": (fails(errno.EACCES, "a\nb"), r"a\nb: Permission denied; give this user the right to it"),
+    "memory": (lambda: bytearray(1 << 62), "not enough memory; lower --eval.batch-size"),
+    "torch's memory": (lambda: torch.empty(1 << 60, dtype=torch.uint8), "not enough memory; lower --eval.batch-size"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_MACHINE)
+def test_any_error_of_the_machine_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it comes from: torch's and Python's own errors for want of memory."""
+    cause, wanted = OF_THE_MACHINE[name]
+    assert call(lambda args: cause()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {wanted}") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), RuntimeError("x"), KeyError("x")], ids=repr)
+def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
+    def main(args: Sequence[str]) -> None:
+        raise error
+
+    with pytest.raises(type(error), match="x"):
+        call(main)

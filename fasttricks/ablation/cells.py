@@ -34,7 +34,7 @@ MAX_FACTORS = 6
 class AblateConfig(TrainConfig):
     """A recipe whose tricks are switched, and how often each cell is trained. run_dir is the folder of them all."""
 
-    seeds: Annotated[int, Range(1, note="3 or more to tell a difference from chance")] = 3
+    seeds: Annotated[int, Range(1, 1000, note="3 or more to tell a difference from chance")] = 3
     """Runs of each cell, with the seeds seed, seed + 1, ... One seed tells no difference from chance."""
     more_seeds: int = 0
     """Seeds, 0 (no more) or more than `seeds`, of cells that so many would decide if their spread stayed as it is."""

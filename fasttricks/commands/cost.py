@@ -42,11 +42,11 @@ class CostConfig:
         *("resnet50a", "resnet50b", "resnet50c", "resnet50d", "inception_v3", "mobilenet_v1", "resnet50d+resnet152d"),
     )
     """Names as of --model.name; STUDENT+TEACHER is a distillation's step. The others are compared with the first."""
-    batch_size: Annotated[int, Range(1)] = 4
+    batch_size: Annotated[int, Range(1, 65_536)] = 4
     """Images a step."""
-    image_size: Annotated[int, Range(1, zero="the network's own", unit="pixels")] = 0
+    image_size: Annotated[int, Range(1, 8192, zero="the network's own", unit="pixels")] = 0
     """Side of the images; each network's own is 299 for Inception-V3 and 224 for the others."""
-    rounds: Annotated[int, Range(1, zero="only count")] = 9
+    rounds: Annotated[int, Range(1, 1000, zero="only count")] = 9
     """Timed steps of each network, after two that are not timed."""
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU."""

@@ -224,9 +224,9 @@ class TrainConfig:
 
     recipe: str
     """Label of the run in its summary: the name of its recipe."""
-    epochs: Annotated[int, Range(1)]
+    epochs: Annotated[int, Range(1, 1_000_000)]
     """Passes over the training images."""
-    global_batch_size: Annotated[int, Range(1)]
+    global_batch_size: Annotated[int, Range(1, 10_000_000)]
     """Images a step, over all ranks and micro-batches."""
     accumulate: Annotated[int, Range(1)] = 1
     """Micro-batches a step: gradients are summed over this many passes before an update, to save memory."""

@@ -35,7 +35,7 @@ class PlanConfig(TrainConfig):
     gpu: str = "v100"
     """v100 (16 GB), v100-32gb, t4 (16 GB), a100 (40 GB), a100-80gb, l4 (24 GB), rtx4090 (24 GB), h100 (80 GB), h200 (141 GB) or
     b200 (180 GB)."""
-    images: Annotated[int, Range(1, zero="count data.root, else ImageNet")] = 0
+    images: Annotated[int, Range(1, 10**12, zero="count data.root, else ImageNet")] = 0
     """Training images; 0: as many as data.root has, or ImageNet where there is none."""
     efficiency: Annotated[float, Range(0, 1, above=True)] = 0.2
     """Share of the card's peak FLOP/s that a step reaches: assumed. Published runs of ResNet-50 made 0.1 to 0.3."""
