@@ -30,7 +30,7 @@ def demo() -> TrainConfig:
     """
     return TrainConfig(
         recipe="demo",
-        epochs=16,
+        epochs=20,
         global_batch_size=32,
         ema_decay=0.99,
         data=DataConfig(root="demo", image_size=48, val_resize=54, area=(0.5, 1.0)),
