@@ -161,7 +161,7 @@ def test_a_closed_terminal_ends_scan_and_pack_as_ctrl_c_does(
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_all_of_a_scan_ends_it_without_a_verdict(number: signal.Signals, tmp_path: Path) -> None:
     """As a terminal gives it to the workers too: none dies of it, which would count as a damaged image."""
     large = io.BytesIO()
@@ -176,7 +176,10 @@ def test_a_signal_to_all_of_a_scan_ends_it_without_a_verdict(number: signal.Sign
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )  # fmt: skip
-    time.sleep(3)  # it decodes by then, or it imports, which a signal ends as well
+    until_s = time.monotonic() + 60
+    while not Path(f"/proc/{scan.pid}/task/{scan.pid}/children").read_text() and time.monotonic() < until_s:
+        time.sleep(0.05)
+    time.sleep(1)  # the worker imports, or decodes by then
     os.killpg(scan.pid, number)
     output, notes = scan.communicate(timeout=60)
     assert (scan.returncode, output) == (130, ""), notes
