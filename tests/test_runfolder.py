@@ -157,6 +157,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "data.fixed_augmentation": True,
     "data.interpolation": "cubic",
     "data.antialias": False,
+    "data.class_order": "natural",
     "data.threads": 3,
     "data.prefetch": 4,
     "data.operators": "dali",
