@@ -143,7 +143,8 @@ def test_timms_network_is_the_same_as_ours(name: str) -> None:
 OURS, THEIRS = "fasttricks", "timm, channels-last"
 
 
-@pytest.mark.parametrize(("ranks", "names"), [(1, [OURS]), pytest.param(2, [OURS, THEIRS], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "names"), [(1, [OURS]), (2, [OURS, THEIRS])])
 def test_each_contestant_trains_in_processes_of_its_own(
     ranks: int, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_contestant_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         measures["fasttricks"]()
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_network() -> None:
     """4.35 G multiply-adds forward of ResNet-50-D and twice as many backward; the first layer has no gradient of its input."""
     assert step.flops_per_image(step.StepCase(batch_size=1)) == pytest.approx(6 * 4.35e9, rel=0.02)

@@ -33,7 +33,12 @@ slow = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("backend", "accumulate"),
-    [("aot_eager", 2), pytest.param("inductor", 1, marks=slow), pytest.param("inductor", 2, marks=slow)],
+    [
+        ("aot_eager", 1),
+        pytest.param("aot_eager", 2, marks=slow),
+        pytest.param("inductor", 1, marks=slow),
+        pytest.param("inductor", 2, marks=slow),
+    ],
 )
 def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
     backend: str,

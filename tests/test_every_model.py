@@ -159,7 +159,9 @@ def test_weight_decay_is_for_convolutions_and_classifiers_alone(name: str) -> No
     assert {id(p) for p in rest} == {id(p) for p in model.parameters() if p.dim() == 1}
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "mobilenet_v1"])  # test_plan.py counts ResNets
+@pytest.mark.parametrize(
+    "name", [pytest.param("inception_v3", marks=pytest.mark.slow), "mobilenet_v1"]
+)  # test_plan.py counts ResNets
 def test_a_training_step_is_counted_on_paper(name: str, tiny_data: Path, tmp_path: Path) -> None:
     """Forward, and backward the same for the weights and, but in the first layer, for the input."""
     side = smallest_side(name)

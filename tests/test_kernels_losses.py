@@ -172,6 +172,7 @@ def test_gradients_of_both_orders(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+@pytest.mark.slow
 def test_opcheck() -> None:
     """Schema, fake, autograd registration and tracing of every operator, with every kind of option."""
     ops = torch.ops.fasttricks_kernels

@@ -72,6 +72,7 @@ def test_outputs_and_gradients_agree_with_the_reference(name: str) -> None:
     assert_same_gradients(ours, reference)
 
 
+@pytest.mark.slow
 def test_the_auxiliary_head_is_torchvisions() -> None:
     """In training mode, dropout and all: both draw the same mask from the same generator."""
     reference, ours = reference_inception(aux=True), MODELS["inception_v3"](aux_head=True)

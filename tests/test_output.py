@@ -64,7 +64,9 @@ def wait_until_begun(run: Path, started: Running) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "full", pytest.param("closed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["full", pytest.param("pipe", marks=pytest.mark.slow), pytest.param("closed", marks=pytest.mark.slow)]
+)
 def test_training_goes_on_and_says_in_its_folder_what_it_would_have_said(
     kind: str, tiny_data: Path, tmp_path: Path
 ) -> None:

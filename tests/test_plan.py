@@ -111,7 +111,7 @@ RESNET18 += ["--model.name", "resnet18d", "--model.width", "1"]
         (["demo"], 0.1),
         # a CPU without AVX-512 converts bfloat16 in the workspace
         (["demo", "--precision", "bf16"], 0.1 if "AVX512" in torch.backends.cpu.get_cpu_capability() else None),
-        (RESNET18, 0.1),
+        pytest.param(RESNET18, 0.1, marks=pytest.mark.slow),
         (["demo", "--precision", "fp16", "--loss.mixup-alpha", "0.2", "--model.width", "0.125"], None),
         (["demo", "--accumulate", "4"], None),
     ],

@@ -104,7 +104,7 @@ def by_hand(ranks: Sequence[int], step: int, dtype: torch.dtype, *, accumulate: 
     return sums
 
 
-@pytest.fixture(scope="module", params=[3, 4])
+@pytest.fixture(scope="module", params=[3, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("rank-order")
     on_ranks(request.param, work, folder)

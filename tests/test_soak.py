@@ -22,6 +22,7 @@ def soak(output: Path, *args: str) -> dict[str, Any]:
     return runs
 
 
+@pytest.mark.slow
 def test_a_sample_survives(tmp_path: Path) -> None:
     """A run of one rank, killed three times; saves, damage and code. A second call adds nothing. More ranks are slow."""
     only = ["--only", "kills", "signals", "saves", "flips", "truncations", "payloads"]
