@@ -125,8 +125,7 @@ def _say_who(owner: Owner) -> None:
 def _build(root: Path, seed: int, counts: tuple[int, int], workers: int) -> None:
     """Draw the data beside `root` and rename it there. The caller holds the lock, so older partial builds are dead."""
     console = Console(stderr=True)
-    for dead in root.parent.glob(f".{root.name}-*"):
-        shutil.rmtree(dead, ignore_errors=True)
+    _remove_partial_builds(root)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         total = sum(counts)
@@ -147,6 +146,11 @@ def _build(root: Path, seed: int, counts: tuple[int, int], workers: int) -> None
         megabytes = inventory["bytes"] / 1e6
         console.print(f"Made {inventory['images']:,} JPEGs, {megabytes:.0f} MB, in {root}", soft_wrap=True)
     finally:
+        _remove_partial_builds(root)  # a worker of a killed build may have written after the removal above
+
+
+def _remove_partial_builds(root: Path) -> None:
+    for partial in root.parent.glob(f".{root.name}-*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
