@@ -87,6 +87,7 @@ def test_the_report_names_data_scale_machine_and_command(ablated: SimpleNamespac
     assert all(run["cpu_seconds"] > 0 for cell in raw["cells"] for run in cell["runs"].values())
 
 
+@pytest.mark.slow
 def test_a_cell_is_what_train_makes_of_its_command_line(ablated: SimpleNamespace, tmp_path: Path) -> None:
     """Bit for bit, weights and momentum, though its process was forked with torch imported and others came before it."""
     raw = json.loads((ablated.folder / "results.json").read_text())

@@ -91,6 +91,7 @@ def test_train_evaluate_predict_and_load(tiny_data: Path, tmp_path: Path) -> Non
     assert 100 * right / evaluated["val_images"] == pytest.approx(result.metrics["top1"])
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_command(tiny_data: Path, tmp_path: Path) -> None:
     """Sections as dicts, tricks by name and dotted names come to one config, and to the command's weights."""
     result = train(tiny_data, tmp_path / "run", tricks={"off": ["mixup"]}, **{"loss.smoothing": 0.2})

@@ -127,6 +127,7 @@ def test_matrix_is_applied_to_the_rounded_pixel(library: ctypes.CDLL) -> None:
         np.testing.assert_allclose(got, want, rtol=0, atol=255 * 4 * 2**-23 * np.abs(matrix).max())
 
 
+@pytest.mark.slow
 def test_same_bits_with_any_instruction_set(library: ctypes.CDLL, tmp_path: Path) -> None:
     """Without vectors, and with those of every CPU since 2003: what -march=native compiles must not differ in a bit."""
     kinds = [name + end for name in ("linear", "cubic", "lanczos3") for end in ("", "_antialias")]

@@ -169,6 +169,7 @@ def kernel_check(root: Path) -> None:
     check_colors_behind_the_graph(root)
 
 
+@pytest.mark.slow
 def test_the_kernel_behind_the_graph_gives_the_same(test_data: Any) -> None:
     """The same with the Triton kernel, under the interpreter."""
     kernel_check(root=test_data("imagenet_samples") / "train")

@@ -67,7 +67,8 @@ def marker(jpeg: bytes, rng: np.random.Generator) -> bytes:
 FOUND = (cut, ended, lost_half, no_header, no_start, marker)
 
 
-@pytest.mark.parametrize("name", ["imagenet_samples", pytest.param("cifar10", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenet_samples", "cifar10"])
 def test_every_damaged_file_is_found_and_none_falsely(name: str, real_jpegs: Callable[[str, int], list[bytes]]) -> None:
     """500 real JPEGs as they are, and each damaged in one of six ways in turn."""
     rng, files = np.random.default_rng(0), real_jpegs(name, 500)

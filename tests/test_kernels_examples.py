@@ -54,6 +54,7 @@ def test_timm() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_transformers(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")

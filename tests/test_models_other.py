@@ -150,6 +150,7 @@ def small_config(data: Path, run_dir: Path, side: int, **model: Any) -> TrainCon
     return dataclasses.replace(configure(data, run_dir), model=network, data=data_config, device="cpu")
 
 
+@pytest.mark.slow
 def test_dropout_of_a_step_depends_on_seed_step_and_rank_alone(tiny_data: Path, tmp_path: Path) -> None:
     """So a resumed run of a network with dropout is the same run, whatever drew from torch's generator before."""
     weights = []

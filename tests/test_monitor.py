@@ -309,6 +309,7 @@ print(monitor.take())
 """
 
 
+@pytest.mark.slow
 def test_a_monitor_that_nobody_closed_ends_with_the_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-c", AT_EXIT], capture_output=True, text=True, env=environment(), timeout=120
