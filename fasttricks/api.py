@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from fasttricks.commands import evaluate as evaluation
 from fasttricks.commands import predict as prediction
 from fasttricks.commands import train as training
 from fasttricks.commands.predict import Prediction
-from fasttricks.config import NETWORKS, ConfigError, ModelConfig, replace_fields
+from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, replace_fields
 from fasttricks.config.recipes import RECIPES, find_recipe
 from fasttricks.config.resolve import check_kinds, resolve
 from fasttricks.runs.stored import checkpoints, find_checkpoint
@@ -136,15 +136,7 @@ def _dotted(fields: Mapping[str, Any], data: Data = "") -> dict[str, Any]:
     """`fields` by dotted path; a section may be a dict. `data` is data.root, or the section."""
     if isinstance(data, Mapping):
         return _dotted({**fields, "data": data})
-    found = dict(_flat(fields))
+    found = {path: str(value) if isinstance(value, Path) else value for path, value in flatten(fields).items()}
     if data and "data.root" in found:
         raise ConfigError(f"data.root = {found['data.root']!r}: is given as data too; leave one of them out")
     return {**found, **({"data.root": str(data)} if data else {})}
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, str(value) if isinstance(value, Path) else value

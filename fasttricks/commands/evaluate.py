@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fasttricks.commands import prog
-from fasttricks.commands.saved_run import SavedRunCommand, recorded
+from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import (
     TRAINING_ONLY,
     DataConfig,
     EvalConfig,
     Precision,
     TrainConfig,
-    UserError,
     check_fields,
     read_launch,
     show_name,
@@ -91,11 +90,9 @@ def evaluate(saved: Saved, config: EvaluateConfig) -> dict[str, float]:
 def main(args: Sequence[str]) -> None:
     """Evaluate the checkpoint that `args` name, and print one line."""
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN)
-    path, more, options = command.read(args)
-    if more:
-        raise UserError(f"argument = {more[0]!r}: {PROG} takes one checkpoint; an option begins with --")
-    if (recorded_run := recorded(path)) is not None:
-        require_place(command.config(recorded_run, options).data.root, "val")
+    path, _, options, config = command.read(args)
+    if config is not None:
+        require_place(config.data.root, "val")
 
     from fasttricks.runs.metric import show_all
     from fasttricks.runs.saved import read_saved

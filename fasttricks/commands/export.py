@@ -152,10 +152,8 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
 def main(args: Sequence[str]) -> None:
     """Export the checkpoint that `args` name."""
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ExportConfig(), lambda run: ExportConfig())
-    path, more, options = command.read(args)
-    if more:
-        raise ConfigError(f"argument = {more[0]!r}: {PROG} takes one checkpoint; an option begins with --")
-    config = command.config(None, options)
+    asked = command.read(args)
+    path, config = asked.path, command.config(None, asked.options)
     if config.onnx:
         require_extra("export", ["safetensors", *ONNX_MODULES], "export (--no-onnx aside)")
     require_extra("export", ["safetensors"], "export")

@@ -154,7 +154,7 @@ def as_run(run: TrainConfig) -> PredictConfig:
 def main(args: Sequence[str]) -> None:
     """Print the predictions of the checkpoint that `args` name for the images. Exits 1 where one could not be used."""
     command = SavedRunCommand(PROG, "CHECKPOINT IMAGE...", ABOUT, PredictConfig(), as_run, HIDDEN)
-    path, images, options = command.read(args)
+    path, images, options, _ = command.read(args)
     if not images:
         raise UserError(f"images: none given; {PROG} {show_name(path)} IMAGE...")
     from fasttricks.runs.saved import read_saved

@@ -16,6 +16,18 @@ from fasttricks.system.reading import is_there
 T = TypeVar("T")
 
 
+class Asked(NamedTuple, Generic[T]):
+    """The arguments that were given."""
+
+    path: Path
+    """The checkpoint's file, or its run folder."""
+    more: list[str]
+    """The further arguments."""
+    options: list[str]
+    config: T | None
+    """The config by the run's config.json; None where there is none. The checkpoint's own config decides: config()."""
+
+
 class SavedRunCommand(NamedTuple, Generic[T]):
     """The arguments of such a command: CHECKPOINT, perhaps more arguments, and the fields of a config."""
 
@@ -30,11 +42,11 @@ class SavedRunCommand(NamedTuple, Generic[T]):
     hidden: Hidden = NOTHING
     """Fields that have no effect in the command."""
 
-    def read(self, args: Sequence[str]) -> tuple[Path, list[str], list[str]]:
-        """(file or run folder of the checkpoint, further arguments, options). Imports no torch.
+    def read(self, args: Sequence[str]) -> Asked[T]:
+        """The arguments of the command. Imports no torch.
 
         Prints the help, for which no checkpoint has to be there, and exits 0; exits 2 without a checkpoint and at a wrong value.
-        Raises ConfigError for a wrong option, CheckpointError for a path without a checkpoint.
+        Raises ConfigError for a wrong option or argument, CheckpointError for a path without a checkpoint.
         """
         given, options = split_arguments(args, type(self.default), prog=f"{self.prog} CHECKPOINT", hidden=self.hidden)
         asks = bool(set(options) & set(HELP))
@@ -42,10 +54,12 @@ class SavedRunCommand(NamedTuple, Generic[T]):
             print(f"usage: {self.prog} {self.takes} [--section.field value ...]\n\n{self.about}")
             raise SystemExit(2)
         run = recorded(Path(given[0])) if given else None
-        if asks or run:
-            self.config(run, options)
-        find_checkpoint(Path(given[0]))
-        return Path(given[0]), given[1:], options
+        config = self.config(run, options) if asks or run else None
+        path, more = Path(given[0]), given[1:]
+        find_checkpoint(path)
+        if more and self.takes == "CHECKPOINT":
+            raise ConfigError(f"argument = {more[0]!r}: {self.prog} takes one checkpoint; an option begins with --")
+        return Asked(path, more, options, config)
 
     def config(self, run: TrainConfig | None, options: Sequence[str]) -> T:
         """The config of `options`; a field that they leave out is as in `run`."""

@@ -6,7 +6,16 @@ Not re-exported: recipes, tricks, resolve (from both to the config that is train
 """
 
 from fasttricks.config.errors import ConfigError, DoesNotApplyError, UserError, nearest, require, show_name, unknown
-from fasttricks.config.fields import field_docs, field_kinds, from_dict, from_plain, get_at, replace_at, replace_fields
+from fasttricks.config.fields import (
+    field_docs,
+    field_kinds,
+    flatten,
+    from_dict,
+    from_plain,
+    get_at,
+    replace_at,
+    replace_fields,
+)
 from fasttricks.config.launch import Launch, read_launch
 from fasttricks.config.networks import NETWORKS, TIMM, ModelInfo, model_info, variant_of
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
@@ -60,6 +69,7 @@ __all__ = [
     "field_docs",
     "field_kinds",
     "field_rules",
+    "flatten",
     "from_dict",
     "from_plain",
     "get_at",

@@ -66,6 +66,14 @@ def _docs_of_class(found: ast.ClassDef) -> Iterator[tuple[str, str]]:
             yield ast.unparse(line.target), " ".join(str(ast.literal_eval(below.value)).split())
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value of nested tables: flatten({"loss": {"smoothing": 0.1}}) is {"loss.smoothing": 0.1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
 def get_at(config: Any, path: str) -> Any:
     """The field at the dotted `path`: get_at(c, "loss.smoothing")."""
     for name in path.split("."):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from fasttricks.config.errors import ConfigError, nearest
 from fasttricks.config.fields import field_docs
@@ -63,21 +63,40 @@ ABSENT = {
 """An option of such a trainer that we have none for -> the way out."""
 
 
-def arities(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> dict[str, int]:
-    """Every option of the dataclass `cls`, without its dashes -> the number of its values, MANY for a list of any length."""
-    found: dict[str, int] = {}
-    for name, kind in get_type_hints(cls).items():
-        if name in hidden.get(cls, ()):
+class Option(NamedTuple):
+    """One option of a command."""
+
+    name: str
+    """Without its dashes."""
+    values: int
+    """The number of its values, MANY for a list of any length."""
+    doc: str
+    """The string under its field."""
+
+
+def options_of(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> Iterator[Option]:
+    """Every option of the dataclass `cls`: one a field, two for a bool."""
+    docs = field_docs(cls)
+    for field, kind in get_type_hints(cls).items():
+        if field in hidden.get(cls, ()):
             continue
-        option = name.replace("_", "-")
+        name = field.replace("_", "-")
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
-            found |= arities(kind, hidden, f"{prefix}{option}.")
-        elif kind is bool:
-            found |= {f"{prefix}{option}": 0, f"{prefix}no-{option}": 0}
-        else:
-            found[prefix + option] = _length(kind)
-    return found
+            yield from options_of(kind, hidden, f"{prefix}{name}.")
+            continue
+        for option in (name, f"no-{name}") if kind is bool else (name,):
+            yield Option(prefix + option, 0 if kind is bool else _length(kind), docs.get(field, ""))
+
+
+def arities(cls: type, hidden: Hidden = NOTHING) -> dict[str, int]:
+    """Option -> the number of its values, of the dataclass `cls`."""
+    return {option.name: option.values for option in options_of(cls, hidden)}
+
+
+def option_docs(cls: type) -> dict[str, str]:
+    """Option -> the string under its field, of the dataclass `cls`."""
+    return {option.name: option.doc for option in options_of(cls)}
 
 
 def _length(kind: Any) -> int:
@@ -148,16 +167,3 @@ def _by_last_part(name: str, known: Collection[str]) -> Iterator[str]:
     last = {one.rpartition(".")[2]: one for one in known}
     if near := nearest(name, last, 0.7):
         yield last[near]
-
-
-def option_docs(cls: type, prefix: str = "") -> dict[str, str]:
-    """Option, without its dashes -> the string under its field."""
-    found: dict[str, str] = {}
-    for name, kind in get_type_hints(cls).items():
-        option = name.replace("_", "-")
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            found |= option_docs(kind, f"{prefix}{option}.")
-        else:
-            found |= dict.fromkeys((f"{prefix}{option}", f"{prefix}no-{option}"), field_docs(cls).get(name, ""))
-    return found

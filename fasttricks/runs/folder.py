@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fasttricks
-from fasttricks.config import ConfigError, TrainConfig, from_dict
+from fasttricks.config import ConfigError, TrainConfig, flatten, from_dict
 from fasttricks.system.files import remove_leftovers, temporary_of, write_whole
 from fasttricks.system.process import LONGEST_COMMAND, launch_token, this_start
 from fasttricks.system.reading import Reader, is_there
@@ -126,13 +126,13 @@ def read_config(folder: Path) -> TrainConfig:
 
 def deciding_fields(config: TrainConfig) -> dict[str, Any]:
     """The fields of `config` that decide a run's weights, by dotted name."""
-    fields = _flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as the lists that JSON has
+    fields = flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as the lists that JSON has
     return {name: value for name, value in fields.items() if name not in _MAY_DIFFER}
 
 
 def differences(before: TrainConfig, now: TrainConfig, lenient: Collection[str] = ()) -> list[str]:
     """Fields, as `a.b: before -> now`, that differ and would change a resumed run's weights; all but the lenient."""
-    old, new = (_flatten(dataclasses.asdict(config)) for config in (before, now))
+    old, new = (flatten(dataclasses.asdict(config)) for config in (before, now))
     if now.distill.teacher and not now.distill.digest:  # its weights are not read yet
         del new["distill.digest"]
     names = [name for name in new if name not in _MAY_DIFFER and name not in lenient]
@@ -147,9 +147,9 @@ def config_digest(config: TrainConfig, **more: object) -> str:
     """
     fields = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
     sections = {f.name: f.default_factory() for f in dataclasses.fields(TrainConfig) if callable(f.default_factory)}
-    defaults = _flatten(fields | {name: dataclasses.asdict(section) for name, section in sections.items()})
+    defaults = flatten(fields | {name: dataclasses.asdict(section) for name, section in sections.items()})
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    flat = _flatten({n: dataclasses.asdict(v) if n in sections else v for n, v in values.items()})
+    flat = flatten({n: dataclasses.asdict(v) if n in sections else v for n, v in values.items()})
     kept = {n: v for n, v in flat.items() if n not in _MAY_DIFFER and (n not in defaults or defaults[n] != v)}
     text = json.dumps({"config": kept, **more}, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
@@ -157,7 +157,7 @@ def config_digest(config: TrainConfig, **more: object) -> str:
 
 def config_table(config: TrainConfig) -> str:
     """Every field of `config` as a row of a Markdown table."""
-    values = _flatten(dataclasses.asdict(config))
+    values = flatten(dataclasses.asdict(config))
     rows = [f"| {name} | {_cell(json.dumps(value))} |" for name, value in values.items()]
     return "\n".join(["| field | value |", "|---|---|", *rows])
 
@@ -165,13 +165,6 @@ def config_table(config: TrainConfig) -> str:
 def _cell(text: str) -> str:
     """`text` in a cell of a Markdown table, as it is: no column ends in it, and nothing of it is markup."""
     return re.sub(r"([\\`*_{}\[\]<>()#+.!|-])", r"\\\1", text)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
