@@ -51,7 +51,7 @@ def order(loader: Loader) -> list[int]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 4, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 3, 8))])
 def test_each_image_once_in_each_of_ten_epochs_over_all_ranks(root: Path, world_size: int, training: bool) -> None:
     """Sizes around a multiple of ranks x batch, where bounds and empty batches go wrong; nothing is NaN."""
     batch = 4 if world_size < 8 else 3

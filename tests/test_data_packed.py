@@ -337,14 +337,20 @@ def test_training_from_a_pack_gives_the_weights_that_the_folder_gives(tiny_data:
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def open_files(folder: Path) -> list[str]:
+    """The open files of this process in the folder; its others may be closed at any time, with the garbage of other tests."""
+    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return sorted(str(link.readlink()) for link in links if link.is_symlink() and str(folder) in str(link.readlink()))
+
+
 def test_open_files_are_closed_with_the_pack(few: ImageFolder, tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     packed: PackedImages | None = pack_split(few, tmp_path / "out", PackConfig(shard_images=5)).images
     assert packed is not None
     assert all(packed.read(index) for index in range(len(few)))
-    assert len(os.listdir("/proc/self/fd")) == before + 9
+    shards = sorted(str(path) for path in (tmp_path / "out").rglob("shard*"))
+    assert len(shards) == 9 and open_files(tmp_path) == shards
     packed = None
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files(tmp_path)
 
 
 def die(*_: object) -> None:

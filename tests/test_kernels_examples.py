@@ -77,6 +77,7 @@ def test_transformers(tmp_path: Path) -> None:
     assert 0 < result.training_loss < 2
 
 
+@pytest.mark.slow
 def test_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
     warnings.simplefilter("ignore")  # the library's own

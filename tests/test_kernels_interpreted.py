@@ -20,6 +20,8 @@ from lib.interpreter import interpreted
 # One class; a part of one program's tile; a tile of several rows; 16-byte rows; none; a row of several chunks.
 CLASSES = [1, 10, 100, 1000, 1001, 4099]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
+SAMPLE = [torch.float16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in FLOATS[1:])]
+"""One dtype, and the others among the slow tests."""
 # The interpreter truncates to bfloat16 where the GPU rounds to nearest: one whole step instead of half of one.
 STEP = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 2**-24}
 
@@ -358,7 +360,7 @@ def test_augment(dtype: torch.dtype) -> None:
         assert ((out.double() - truth).abs() <= STEP[dtype] * 4 * truth.abs().clamp(min=1)).all()
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", SAMPLE, ids=str)
 @interpreted
 def test_sgd_follows_torch(dtype: torch.dtype) -> None:
     """Three steps, one skipped, on every tail from 1 to 17 and over a block's end, against torch.optim.SGD."""

@@ -98,6 +98,7 @@ def test_a_closed_terminal_has_training_save_and_end(tiny_data: Path, tmp_path: 
     assert [r["step"] for r in records if "train_loss" in r] == list(range(1, step + 1))
 
 
+@pytest.mark.slow
 def test_under_nohup_training_outlives_its_terminal(tiny_data: Path, tmp_path: Path) -> None:
     args, run = arguments(tiny_data, tmp_path / "run", "--epochs", "4"), tmp_path / "run"
     with on_lost_terminal(run, "fasttricks.train", *args, nohup=True) as started:

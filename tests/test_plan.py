@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -55,13 +56,14 @@ def profiled(work: Callable[[], T]) -> tuple[T, int, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run = work()
     events: list[tuple[int, int, int, int]] = []  # time, bytes, address, the operator of the outermost call
+    numbers = itertools.count(1)  # an event's id() would be that of a later one, once it is gone
 
     def walk(event: Any, operator: int) -> None:
         if event.tag == torch._C._profiler._EventType.Allocation:
             fields = event.extra_fields
             events.append((event.start_time_ns, fields.alloc_size, fields.ptr, operator))
         if not operator and event.name.startswith(("aten::", "fasttricks_kernels::")):
-            operator = id(event)
+            operator = next(numbers)
         for child in event.children:
             walk(child, operator)
 
@@ -110,10 +112,14 @@ RESNET18 += ["--model.name", "resnet18d", "--model.width", "1"]
     [
         (["demo"], 0.1),
         # a CPU without AVX-512 converts bfloat16 in the workspace
-        (["demo", "--precision", "bf16"], 0.1 if "AVX512" in torch.backends.cpu.get_cpu_capability() else None),
+        pytest.param(
+            ["demo", "--precision", "bf16"],
+            0.1 if "AVX512" in torch.backends.cpu.get_cpu_capability() else None,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(RESNET18, 0.1, marks=pytest.mark.slow),
         (["demo", "--precision", "fp16", "--loss.mixup-alpha", "0.2", "--model.width", "0.125"], None),
-        (["demo", "--accumulate", "4"], None),
+        pytest.param(["demo", "--accumulate", "4"], None, marks=pytest.mark.slow),
     ],
     ids=["demo", "demo-bf16", "resnet18d", "demo-fp16-mixup", "demo-accumulate"],
 )

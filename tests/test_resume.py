@@ -78,7 +78,9 @@ def test_a_run_goes_on_from_within_an_epoch(
     assert records(whole) == records(resumed)
 
 
-@pytest.mark.parametrize("where", ["in a step", "before validation", "in validation"])
+@pytest.mark.parametrize(
+    "where", ["in a step", pytest.param("before validation", marks=pytest.mark.slow), "in validation"]
+)
 def test_a_run_that_is_asked_to_stop_saves_there_and_goes_on(
     where: str, whole: Run, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,8 @@ def paper_smoothing(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return nn.functional.cross_entropy(logits, dense)
 
 
-@pytest.mark.parametrize("recipe", [pytest.param("resnet50-efficient", marks=pytest.mark.slow), "resnet50d-tricks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["resnet50-efficient", "resnet50d-tricks"])
 def test_the_kernels_losses_are_torchs_over_100_steps(
     recipe: str, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
