@@ -5,28 +5,17 @@ Time is bench.kernels' business; what can be known without a card is in the othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 import fasttricks_kernels as fk
+from bench.no_sync import no_sync
 from fasttricks_kernels import reference
 
 pytestmark = pytest.mark.gpu
 STEP = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2**-24}
 DTYPES = pytest.mark.parametrize("dtype", list(STEP), ids=str)
-
-
-@contextmanager
-def no_sync() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @DTYPES

@@ -9,6 +9,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from bench.no_sync import no_sync
 from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
@@ -31,12 +32,9 @@ def test_the_step_never_synchronizes(precision: str, tiny_data: Path, tmp_path: 
     run = start(tiny_data, tmp_path / "run", "--precision", precision)
     first, *rest = list(run.train_loader)
     train_step(run, [first])  # compiles the kernels, makes the momenta
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_sync():
         for batch in rest:
             train_step(run, [batch])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     run.log.close()
 
 

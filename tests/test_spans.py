@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from bench.no_sync import no_sync
 from fasttricks.system import spans
 from fasttricks.system.spans import span, spanned
 
@@ -204,12 +205,7 @@ def test_nvtx_and_the_trace_on_a_gpu(model: nn.Module, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: calls.append(name) or push(name))
     monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: calls.append("pop") or pop())
     model.cuda()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with span("forward"):
-                model(torch.zeros(2, 3, 8, 8, device="cuda"))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler, no_sync(), span("forward"):
+        model(torch.zeros(2, 3, 8, 8, device="cuda"))
     assert calls == ["forward", "pop"]
     assert "forward" in {event.name for event in profiler.events()}
