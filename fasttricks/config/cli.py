@@ -34,20 +34,33 @@ def parse(config: T, args: Sequence[str], *, prog: str, description: str, hidden
     """`config` with the fields that `args` name replaced.
 
     hidden: fields that the command has no use for; they keep their value and are no options. Raises ConfigError for an unknown
-    option, with the nearest right one. Exits 2 at a wrong value, with the rule; 0 after --help.
+    option, with the nearest right one, and for a wrong value, with the rule. Exits 0 after --help.
     """
     given, options = split_arguments(args, type(config), prog=prog, hidden=hidden)
     if given:
         raise ConfigError(f"argument = {given[0]!r}: {prog} takes no further one; an option begins with --")
-    return tyro.cli(
-        type(config),
-        default=config,
-        args=options,
-        prog=prog,
-        description=description,
-        console_outputs=read_launch().rank == 0,
-        registry=_with_ranges(hidden),
-    )
+    console = read_launch().rank == 0
+    made: T = _read(config, hidden, args=options, prog=prog, description=description, console_outputs=console)
+    return made
+
+
+class _BrokenRuleError(Exception):
+    """Takes a ConfigError, its argument, through tyro, which draws a box around a ValueError."""
+
+
+def _read(config: Any, hidden: Hidden, **options: Any) -> Any:
+    """tyro.cli() of a dataclass with its defaults. Raises ConfigError for a value that breaks a rule."""
+    try:
+        return tyro.cli(type(config), default=config, registry=_with_ranges(hidden), **options)
+    except _BrokenRuleError as broken:
+        raise broken.args[0] from None
+
+
+def _replaced(default: Any, **fields: Any) -> Any:
+    try:
+        return dataclasses.replace(default, **fields)
+    except ConfigError as error:
+        raise _BrokenRuleError(error) from error
 
 
 def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
@@ -69,7 +82,7 @@ def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
             for name in (one.name for one in dataclasses.fields(cls))
             if name not in hidden.get(cls, ())
         ]
-        return StructConstructorSpec(instantiate=partial(dataclasses.replace, default), fields=tuple(fields))
+        return StructConstructorSpec(instantiate=partial(_replaced, default), fields=tuple(fields))
 
     return registry
 
@@ -118,8 +131,10 @@ class _OnlyTricks:
 
 def _find_tricks(args: Sequence[str]) -> TricksConfig:
     """The --tricks in `args`, without the other fields, which can be judged only after the tricks are applied."""
-    found, _ = tyro.cli(_OnlyTricks, args=list(args), return_unknown_args=True, add_help=False)
-    return found.tricks
+    found: tuple[_OnlyTricks, list[str]] = _read(
+        _OnlyTricks(), NOTHING, args=list(args), return_unknown_args=True, add_help=False
+    )
+    return found[0].tricks
 
 
 def _note_needless(name: str, recipe: TrainConfig, tricks: TricksConfig) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from fasttricks.config.errors import ConfigError, nearest
+from fasttricks.config.errors import ConfigError, nearest, require
 from fasttricks.config.fields import field_docs
+from fasttricks.config.ranges import field_rules
 
 Hidden = Mapping[type, Collection[str]]
 """Dataclass -> its fields that a command has no use for."""
 NOTHING: Hidden = MappingProxyType({})
 MANY = -1
+_NUMBERS = {int: "a whole number", float: "a number"}
 HELP = ("-h", "--help")
 
 FOREIGN = {
@@ -68,15 +70,41 @@ class Option(NamedTuple):
 
     name: str
     """Without its dashes."""
-    values: int
-    """The number of its values, MANY for a list of any length."""
+    kind: Any
+    """The type of its field."""
     doc: str
     """The string under its field."""
+    rule: str = ""
+    """The words after 'must be' of the rule of its field."""
+
+    @property
+    def values(self) -> int:
+        """The number of its values, MANY for a list of any length."""
+        if self.kind is bool:
+            return 0
+        if get_origin(self.kind) is not tuple:
+            return 1
+        return MANY if Ellipsis in get_args(self.kind) else len(get_args(self.kind))
+
+    def check(self, words: Sequence[str], way_out: str) -> None:
+        """Raise ConfigError for too few values, and for one that cannot be read as its type. Ranges are the config's to check."""
+        field, rule = self.name.replace("-", "_"), f": {self.rule}" if self.rule else ""
+        count = {0: "takes no value", 1: "needs a value"}.get(self.values, f"needs {self.values} values")
+        require(self.values == MANY or len(words) == self.values, field, " ".join(words), f"{count}{rule}; {way_out}")
+        parts = [part for part in get_args(self.kind) if part is not Ellipsis]
+        kinds = parts if get_origin(self.kind) is tuple else [self.kind]
+        for number, word in enumerate(words):
+            kind = kinds[number % len(kinds)]
+            if not _readable(word, kind):
+                must = (
+                    f"{_NUMBERS[kind]}{rule}" if kind in _NUMBERS else f"one of {', '.join(map(str, get_args(kind)))}"
+                )
+                raise ConfigError(f"{field} = {word!r}: must be {must}; {way_out}")
 
 
 def options_of(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> Iterator[Option]:
     """Every option of the dataclass `cls`: one a field, two for a bool."""
-    docs = field_docs(cls)
+    docs, rules = field_docs(cls), field_rules(cls)
     for field, kind in get_type_hints(cls).items():
         if field in hidden.get(cls, ()):
             continue
@@ -85,8 +113,9 @@ def options_of(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> Iterato
             assert isinstance(kind, type)
             yield from options_of(kind, hidden, f"{prefix}{name}.")
             continue
+        rule = rules[field].words if field in rules else ""
         for option in (name, f"no-{name}") if kind is bool else (name,):
-            yield Option(prefix + option, 0 if kind is bool else _length(kind), docs.get(field, ""))
+            yield Option(prefix + option, kind, docs.get(field, ""), rule)
 
 
 def arities(cls: type, hidden: Hidden = NOTHING) -> dict[str, int]:
@@ -99,10 +128,17 @@ def option_docs(cls: type) -> dict[str, str]:
     return {option.name: option.doc for option in options_of(cls)}
 
 
-def _length(kind: Any) -> int:
-    if get_origin(kind) is not tuple:
-        return 1
-    return MANY if Ellipsis in get_args(kind) else len(get_args(kind))
+def _readable(word: str, kind: Any) -> bool:
+    """Whether `word` can be read as `kind`: a number, one of the words of a Literal, or any other."""
+    if get_origin(kind) is Literal:
+        return word in map(str, get_args(kind))
+    if kind not in _NUMBERS:
+        return True
+    try:
+        kind(word)
+    except ValueError:
+        return False
+    return True
 
 
 def split_arguments(
@@ -116,9 +152,10 @@ def split_arguments(
     """(arguments by position, options with their values) of `args`, which may be mixed in any order.
 
     cls: the dataclass whose fields the options are. is_name: says of a word that it ends a list of values.
-    Raises ConfigError for an option that `cls` has not, with the right one.
+    Raises ConfigError for an option that `cls` has not, with the right one, and as Option.check().
     """
-    known, given, options = arities(cls, hidden), [], []
+    known = {option.name: option for option in options_of(cls, hidden)}
+    given, options = [], []
     words = list(args)
     while words:
         word = words.pop(0)
@@ -128,14 +165,18 @@ def split_arguments(
         options.append(word)
         if word in HELP:
             continue
-        name, equals, _ = word.lstrip("-").partition("=")
+        name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("_", "-")
         if name not in known or not word.startswith("--"):
-            raise ConfigError(_no_option(word.partition("=")[0], name, cls, known, hidden, prog))
-        left = 0 if equals else known[name]
-        while words and left and not _is_option(words[0]) and not (left < 0 and is_name(words[0])):
-            options.append(words.pop(0))
-            left -= 1
+            raise ConfigError(_no_option(word.partition("=")[0], name, cls, known, prog))
+        option = known[name]
+        values: list[str] = []
+        while not equals and words and len(values) != option.values and not _is_option(words[0]):
+            if option.values == MANY and is_name(words[0]):
+                break
+            values.append(words.pop(0))
+        option.check([value] if equals else values, f"{prog} --help explains --{name}")
+        options += values
     return given, options
 
 
@@ -144,7 +185,7 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and len(word) > 1 and not word[1].isdigit() and word[1] != "."
 
 
-def _no_option(word: str, name: str, cls: type, known: Mapping[str, int], hidden: Hidden, prog: str) -> str:
+def _no_option(word: str, name: str, cls: type, known: Collection[str], prog: str) -> str:
     """The answer to an unknown option: the right one with its help, or the reason why there is none."""
     if name in arities(cls):
         return f"option = {word!r}: has no effect here, only in training; leave it out"
