@@ -34,6 +34,7 @@ from fasttricks.data.sources import open_split
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.command import run_main
 from fasttricks.system.distributed import World, resolve_device
+from fasttricks.system.files import check_writable
 from fasttricks.system.monitor import start_monitor
 
 RESULTS, OUT = Path(__file__).parent / "results", Path(__file__).parent / "out"
@@ -233,6 +234,9 @@ def main(args: list[str]) -> None:
     config = parse(BenchConfig(), args, prog="python -m bench.report", description=__doc__ or "")
     device = resolve_device("auto", 0)
     name = World.alone(device).device_name
+    file_name = f"{platform.machine()}-{device.type}.json"
+    output = Path(config.output) if config.output else (RESULTS if config.save else OUT) / file_name
+    check_writable(output.parent)
     console, start, monitor = Console(), time.perf_counter(), start_monitor(device)
     budget = Budget(config.budget_s or (CPU_S if device.type == "cpu" else math.inf), config.parts)
     console.print(f"{name}; {LEAST} to {config.rounds} rounds in alternation after one of warm-up; {budget}")
@@ -249,11 +253,8 @@ def main(args: list[str]) -> None:
         steps = [(table.case, table.rows[0].rate) for table in tables.get("step", []) if table.case]
         rates = {(case.model, f"{case.ranks} x {name}", case.precision): rate for case, rate in steps}
         console.print(published.table(rates))
-    name = f"{platform.machine()}-{device.type}.json"
-    output = Path(config.output) if config.output else (RESULTS if config.save else OUT) / name
-    output.parent.mkdir(parents=True, exist_ok=True)
     result = {
-        "device": name,
+        "device": file_name,
         "versions": versions(),
         "config": recorded(config),
         "seconds": round(time.perf_counter() - start),

@@ -131,3 +131,12 @@ def test_a_field_out_of_range_is_named(wrong: dict[str, Any]) -> None:
 def test_an_unknown_network_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(cost.main, "--networks", "resnet50", "--rounds", "0") == 2
     assert "needs its variant: resnet50b" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cost, "measure", lambda *_: pytest.fail("measured first"))
+    assert call(cost.main, *SMALL, "--rounds", "3", "--output", str(tmp_path / "file" / "costs")) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")

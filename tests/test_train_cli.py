@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -194,3 +195,26 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> 
     assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):010d}.pt").is_file()
     assert (tmp_path / "run" / "curves.png").is_file()
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("place", ["elsewhere/teacher.cache", "run/metrics.jsonl", ""])
+def test_a_refused_file_in_training_is_the_one_that_is_named(
+    place: str,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run folder is blamed for its own files, and for a failed write, which names none."""
+
+    def refuse(_: object) -> None:
+        names = [str(tmp_path / place)] if place else []
+        raise OSError(errno.ENOSPC, "No space left on device", *names)
+
+    monkeypatch.setattr("fasttricks.trainer.fit", refuse)
+    assert call(train.main, *arguments(tiny_data, tmp_path / "run")) == 2
+    said = capsys.readouterr().err
+    own = f"error: run_dir = '{tmp_path / 'run'}': must be on a disk with room"
+    other = f"error: {tmp_path / place}: No space left on device; free some room"
+    assert said.startswith(other if place.startswith("elsewhere") else own), said
+    assert said.count("\n") == 1 and "--resume" in said

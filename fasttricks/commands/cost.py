@@ -23,6 +23,7 @@ from fasttricks.config import (
     model_info,
     require,
 )
+from fasttricks.system.files import check_writable
 
 if TYPE_CHECKING:
     from fasttricks.system.distributed import World
@@ -265,6 +266,8 @@ def main(args: Sequence[str]) -> None:
     require(
         not files or config.rounds > 0, "rounds", config.rounds, "must be 1 or more for --output: the plot is of times"
     )
+    if files:
+        check_writable(files[0].parent)
 
     from fasttricks.system.distributed import join_world, keep_freed_memory
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fasttricks.commands import prog
@@ -49,6 +50,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     from fasttricks.system.distributed import join_world, keep_freed_memory, leave, lost_rank
     from fasttricks.system.files import why_refused
+    from fasttricks.system.refusals import place_of, refusal
     from fasttricks.system.signals import StopRequest
     from fasttricks.trainer import Stopped, fit
     from fasttricks.training.build import build
@@ -72,8 +74,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 if world.size == 1 or not lost_rank(error):
                     raise
                 leave(world, error, how_to_go_on(run))
-            except OSError as error:  # in training only the run folder is written to
-                rule = why_refused(run.folder)
+            except OSError as error:
+                place = place_of(error)
+                if place and not Path(place).resolve().is_relative_to(run.folder.resolve()):
+                    raise UserError(f"{refusal(error)}; then {how_to_go_on(run)}") from error
+                rule = why_refused(run.folder)  # a failed write, which names no path, was to the run folder
                 raise UserError(f"run_dir = {config.run_dir!r}: {rule}; {how_to_go_on(run)} ({error})") from error
     return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 
@@ -43,3 +44,10 @@ def why_refused(folder: Path) -> str:
     if not folder.is_dir():
         return f"must be in a folder that stays during the run: {folder} was deleted, moved or unmounted; bring it back"
     return "must be on a disk with room that this process may write to; free some"
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder`, with its parents, and try a file there: for results that take minutes. Raises OSError with the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-") as file:
+        file.write(b"1")

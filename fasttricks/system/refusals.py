@@ -28,14 +28,18 @@ def refusal(error: BaseException) -> str:
     The machine's errors are an OSError that the kernel gave, and want of memory on the host or a GPU.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        # an error of os.replace() has two names; the second is the one that the user knows
-        names = [os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, (str, bytes))]
-        place = names[0] if names else "a file or a connection"
-        return f"{place}: {error.strerror or os.strerror(error.errno)}; {way_out(error)}"
+        return f"{place_of(error) or 'a file or a connection'}: {error.strerror or os.strerror(error.errno)}; {way_out(error)}"
     if is_out_of_memory(error):
         rule = "not enough memory; lower --eval.batch-size or --data.image-size, or raise --accumulate where you train"
         return f"{rule} ({_first_line(error)})" if _first_line(error) else rule
     return ""
+
+
+def place_of(error: OSError) -> str:
+    """The path that `error` names; empty where it names none, as a failed write does."""
+    # an error of os.replace() has two names; the second is the one that the user knows
+    names = [os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, (str, bytes))]
+    return names[0] if names else ""
 
 
 def way_out(error: OSError) -> str:
