@@ -166,6 +166,17 @@ def test_another_number_of_classes_is_refused(
 
 
 @pytest.mark.usefixtures("no_run")
+@pytest.mark.parametrize("more", [("--ranks", "2"), ("--accumulate", "2")])
+def test_cuda_graphs_are_refused_before_the_first_run(
+    more: tuple[str, str], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(tiny_data, tmp_path / "a", "--compile", "reduce-overhead", *more)
+    assert call(ablate.main, *args) == 2
+    assert "error: compile = 'reduce-overhead': " in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.usefixtures("no_run")
 @pytest.mark.parametrize("keep", [False, True])
 def test_too_little_disk_is_refused(
     keep: bool, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

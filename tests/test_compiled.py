@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from fasttricks.config import ConfigError
-from fasttricks.learning.compiled import CompiledModel
+from fasttricks.config import Compile, ConfigError
+from fasttricks.data.sources import find_dataset
+from fasttricks.learning.compiled import CompiledModel, without_cuda_graphs
 from fasttricks.learning.optim import master_state_dict
+from fasttricks.system.distributed import World
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
+from fasttricks.training.checks import check_fit
 from fasttricks.training.run import Run
 from lib.tiny import ALONE, configure
 
@@ -103,6 +108,37 @@ def test_with_fallback_a_failure_is_said_once_and_the_run_goes_on(monkeypatch: p
         assert model(torch.ones(2)).tolist() == [2.0, 2.0]
     assert len(said) == 1
     assert said[0].startswith("note: torch.compile failed:")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_cuda_graphs_are_for_one_micro_batch_on_one_rank(
+    ranks: int, accumulate: int, device: str, tiny_data: Path
+) -> None:
+    """Every mode but `off`, on any device: the way out is a mode that is accepted for the same run."""
+    world = World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device(device))
+    train, _ = find_dataset(str(tiny_data))
+    config = configure(tiny_data, tiny_data, accumulate=accumulate, precision="fp32")
+
+    def refusal(mode: Compile) -> str:
+        try:
+            check_fit(dataclasses.replace(config, compile=mode), train, world)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    refusals = {mode: refusal(mode) for mode in get_args(Compile) if refusal(mode)}
+    assert list(refusals) == ([] if ranks * accumulate == 1 else ["reduce-overhead", "max-autotune"])
+    for mode, error in refusals.items():
+        assert error.startswith(f"compile = {mode!r}: records CUDA graphs")
+        assert error.endswith(f"and here are {ranks} x {accumulate}; take --compile {without_cuda_graphs(mode)}")
+
+
+def test_the_modes_without_cuda_graphs_are_those_that_inductor_says_have_none() -> None:
+    """Its own table of the settings behind each mode."""
+    for mode in get_args(Compile)[1:]:
+        graphs = torch._inductor.list_mode_options(mode).get("triton.cudagraphs", False)
+        assert graphs == (without_cuda_graphs(mode) != mode), mode
 
 
 def test_the_weights_keep_their_names(tiny_data: Path, tmp_path: Path) -> None:

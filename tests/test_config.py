@@ -29,7 +29,7 @@ RANGES = {
     "global_batch_size": "1 to 10000000",
     "accumulate": "1 or more",
     "precision": "one of auto, fp32, bf16, fp16",
-    "compile": "one of off, default, reduce-overhead, max-autotune",
+    "compile": "one of off, default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs",
     "deterministic": "one of on, off",
     "device": "one of auto, cpu, cuda",
     "seed": "0 or more and below 2^63",

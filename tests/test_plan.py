@@ -400,6 +400,17 @@ def test_a_run_that_does_not_fit_is_given_the_fewest_micro_batches_that_do(monke
     assert re.search(f"fits 16 GiB no: .*{re.escape(way_out)}", shown), shown
 
 
+def test_more_micro_batches_are_advised_without_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the advice and the command would be refused: graphs are for one micro-batch."""
+    monkeypatch.setattr(Plan, "fits", property(lambda plan: plan.config.accumulate > 1))
+    shape = "--model.name resnet8d --gpus 1 --compile max-autotune"
+    shown = plain(plan_text(make_plan(configure("cifar10", *SMALL, *shape.split()))))
+    assert "with --accumulate 2 --compile max-autotune-no-cudagraphs; batch norm then" in shown
+    started = shown.partition("start it python -m fasttricks.train ")[2]
+    run = parse_recipe(shlex.split(started), prog="train")
+    assert (run.accumulate, run.compile) == (2, "max-autotune-no-cudagraphs")
+
+
 def test_one_image_that_does_not_fit_has_no_way_out_but_another_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CARDS, "v100", dataclasses.replace(CARDS["v100"], memory_gib=0))
     shown = plain(plan_text(make_plan(configure("cifar10", *SMALL, "--model.name", "resnet8d", "--gpus", "128"))))
@@ -417,6 +428,8 @@ def test_one_image_that_does_not_fit_has_no_way_out_but_another_card(monkeypatch
         ("cifar10 --gpus 50 --accumulate 2", "must divide global_batch_size / accumulate (128 / 2); the nearest is 64"),
         ("cifar10 --gpus 2 --accumulate 3", "(1 x 3); the nearest is 129"),
         ("cifar10 --gpuss 2", "did you mean --gpus?"),
+        ("cifar10 --compile max-autotune", "are 8 x 1; take --compile max-autotune-no-cudagraphs"),
+        ("cifar10 --gpus 1 --accumulate 2 --compile reduce-overhead", "are 1 x 2; take --compile default"),
         ("cifar10 --precision bf16", "precision = 'bf16': the v100 has fp32 and fp16 only"),
         ("cifar10 --images 7", "--images: 7 images for 8 ranks: each rank needs at least one"),
         ("cifar10 --images 100", "global_batch_size = 128: must be at most the 100 training images"),

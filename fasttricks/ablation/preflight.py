@@ -1,4 +1,4 @@
-"""The checks before the first run of an ablation: the data set, and the disk's room."""
+"""The checks before the first run of an ablation: the data set, the runs' configs, and the disk's room."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.data.sources import find_dataset
+from fasttricks.learning.compiled import check_compile
 from fasttricks.models import build_model
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import anything, table
@@ -46,6 +47,12 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
             rule = f"must be the data set that {config.run_dir} was started with ({'; '.join(changed)})"
             raise ConfigError(f"data.root = {config.data.root!r}: {rule}; give another --run-dir")
     return found, train.classes
+
+
+def check_runs(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError as check_compile where it would refuse one of the runs."""
+    for job in jobs:
+        check_compile(job.config.compile, ranks=job.ranks, accumulate=job.config.accumulate)
 
 
 def checkpoint_bytes(config: TrainConfig, classes: int) -> int:

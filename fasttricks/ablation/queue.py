@@ -10,7 +10,7 @@ from fasttricks.ablation.cell_runs import CellRuns, Plan, by_column, plan_cells
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import HEADLINE, Job, claimed, one_image
 from fasttricks.ablation.paper import Table
-from fasttricks.ablation.preflight import check_data, check_disk
+from fasttricks.ablation.preflight import check_data, check_disk, check_runs
 from fasttricks.ablation.report import write_report
 from fasttricks.ablation.statistics import paired_difference
 from fasttricks.ablation.worker import run_job, tidy
@@ -32,10 +32,11 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
     folder = Path(config.run_dir)
     failures: dict[str, str] = {}
     if not config.report:
+        first = jobs_of(plan, config.seeds)
+        check_runs(first)
         folder.mkdir(parents=True, exist_ok=True)
         keep_lost_output(folder / CONSOLE, stdout=True)
         write_json(folder / "data.json", data)
-        first = jobs_of(plan, config.seeds)
         print(f"{len(first)} runs, {len(unfinished(first))} to do, in {show_name(folder)}/", flush=True)
         check_disk(unfinished(first), config, data["classes"])
         try:

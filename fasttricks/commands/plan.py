@@ -72,15 +72,17 @@ def memory_rows(plan: Plan, fitting: Plan | None) -> dict[str, str]:
         **dict.fromkeys(missing, "       not modelled"),
         f"fits {plan.card.memory_gib} GiB": f"       {answer}: {USABLE:.0%} of it for these, the rest for parts not modelled",
     }
-    return rows if plan.fits else rows | {"way out": way_out(fitting)}
+    return rows if plan.fits else rows | {"way out": way_out(plan, fitting)}
 
 
-def way_out(other: Plan | None) -> str:
-    """A change that makes the plan fit. other: with_more_accumulation's."""
+def way_out(plan: Plan, other: Plan | None) -> str:
+    """A change that makes `plan` fit. other: with_more_accumulation's."""
     if other is None:
         return "       a larger card or a smaller model: not even one image at once fits"
     batch_norm = f"batch norm then averages over {other.shards.batch_size} images"
-    return f"{other.memory_bytes / MIB:10,.1f}  with --accumulate {other.config.accumulate}; {batch_norm}"
+    mode = other.config.compile
+    options = f"--accumulate {other.config.accumulate}" + (f" --compile {mode}" if mode != plan.config.compile else "")
+    return f"{other.memory_bytes / MIB:10,.1f}  with {options}; {batch_norm}"
 
 
 def time_rows(plan: Plan) -> dict[str, str]:

@@ -18,7 +18,7 @@ Interpolation = Literal["linear", "cubic", "lanczos3"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
 Operators = Literal["auto", "fused", "dali"]
-Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,8 @@ class TrainConfig:
     precision: Precision = "auto"
     """auto: fp16 on CUDA, fp32 on CPU. fp16: FP16 weights with FP32 masters (the paper's); bf16: autocast, FP32 weights."""
     compile: Compile = "off"
-    """Mode of torch.compile for the network in training; off: eager."""
+    """Mode of torch.compile for the network in training; off: eager. reduce-overhead and max-autotune, which record CUDA graphs,
+    need one rank and accumulate 1 on every device."""
     compile_fallback: bool = False
     """Run eagerly, with a note, where compilation fails; off: a failure is an error."""
     sync_batch_norm: bool = False

@@ -8,7 +8,31 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import Compile, ConfigError
+from fasttricks.config import Compile, ConfigError, require
+
+_PLAIN: dict[Compile, Compile] = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""The modes that record CUDA graphs, each with the mode that does the same without."""
+
+
+def without_cuda_graphs(mode: Compile) -> Compile:
+    """The mode that compiles as `mode` does and records no CUDA graph; `mode` itself where it records none."""
+    return _PLAIN.get(mode, mode)
+
+
+def check_compile(mode: Compile, *, ranks: int, accumulate: int) -> None:
+    """Raise ConfigError for a mode with CUDA graphs in a step of several micro-batches or ranks, on any device.
+
+    A graph's backward pass leaves its gradients in memory that its next replay overwrites. Until torch 2.9 a second micro-batch
+    was added to wrong sums (pytorch#96693); since then it is an error in the second step (#169545, reproduced with 2.13). Under
+    DistributedDataParallel those gradients also lack its strides (#140395), and runs crashed (#128218). One rank with one
+    micro-batch is safe: zero_grad() lets the gradients go before the next replay; the teacher, the average of the weights and
+    validation run eagerly; the loss takes the logits in the same step. The CPU records no graphs, so it loses nothing here, and
+    a config is valid on both or on neither.
+    """
+    if without_cuda_graphs(mode) == mode:
+        return
+    rule = f"records CUDA graphs, which hold for one rank and one micro-batch, and here are {ranks} x {accumulate}"
+    require(ranks * accumulate == 1, "compile", mode, f"{rule}; take --compile {without_cuda_graphs(mode)}")
 
 
 class CompiledModel(nn.Module):

@@ -157,10 +157,11 @@ def make_plan(config: PlanConfig) -> Plan:
     """Count the run that `config` describes.
 
     Raises ConfigError for a trick that is not as listed, GPUs that do not divide the batch, a batch above the number of
-    images and a precision that the card lacks; DataError for fewer images than GPUs and as find_dataset.
+    images, a precision that the card lacks and as check_compile; DataError for fewer images than GPUs and as find_dataset.
     """
     import torch
 
+    from fasttricks.learning.compiled import check_compile
     from fasttricks.learning.precision import resolve_precision
 
     require_switched(config)
@@ -168,6 +169,7 @@ def make_plan(config: PlanConfig) -> Plan:
     has = find_card(config.gpu).peak_flops
     require(precision in has, "precision", precision, f"the {config.gpu} has {' and '.join(has)} only")
     check_gpus(config)
+    check_compile(config.compile, ranks=config.gpus, accumulate=config.accumulate)
     return count(dataclasses.replace(config, precision=precision), find_data_size(config))
 
 
@@ -213,8 +215,13 @@ def find_data_size(config: PlanConfig) -> DataSize:
 
 
 def with_more_accumulation(plan: Plan) -> Plan | None:
-    """The plan with as few more micro-batches as make it fit the card; None where not even one image at once does."""
-    config = plan.config
+    """The plan with as few more micro-batches as make it fit the card; None where not even one image at once does.
+
+    It compiles without CUDA graphs, which hold for one micro-batch.
+    """
+    from fasttricks.learning.compiled import without_cuda_graphs
+
+    config = dataclasses.replace(plan.config, compile=without_cuda_graphs(plan.config.compile))
     for accumulate in range(config.accumulate + 1, config.global_batch_size // config.gpus + 1):
         if config.global_batch_size % (config.gpus * accumulate) == 0:
             other = count(dataclasses.replace(config, accumulate=accumulate), plan.data)

@@ -9,6 +9,7 @@ import torch
 
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, UserError, require, show_name
 from fasttricks.data.sources import Source
+from fasttricks.learning.compiled import check_compile, without_cuda_graphs
 from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import check_precision
 from fasttricks.learning.schedule import image_size
@@ -25,6 +26,10 @@ def check_fit(config: TrainConfig, train: Source, world: World) -> None:
     batch = f"--global-batch-size {_fitting_batch(config, len(train), world.size)}"
     checks: list[tuple[Callable[[], object], str]] = [
         (lambda: check_precision(config.precision, world.device), "--precision auto"),
+        (
+            lambda: check_compile(config.compile, ranks=world.size, accumulate=config.accumulate),
+            f"--compile {without_cuda_graphs(config.compile)}",
+        ),
         (lambda: config.micro_batch_size(world.size), batch),
         (lambda: check_batch(config, len(train)), batch),
         (lambda: num_classes(config.model, train), "--model.num-classes 0"),
