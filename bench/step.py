@@ -34,6 +34,7 @@ from fasttricks.learning.precision import image_dtype, make_autocast
 from fasttricks.models import build_model
 from fasttricks.planning.footprint import footprint
 from fasttricks.planning.planner import IMAGENET_CLASSES, IMAGENET_IMAGES
+from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World, join_world, keep_freed_memory
 from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import train_step
@@ -60,6 +61,8 @@ class StepCase:
     """Processes, on CUDA each with a GPU of its own."""
     compiled: bool = False
     """Measure torch.compile too, of both: takes minutes to compile."""
+    deterministic: Literal["on", "off"] = "off"
+    """As of the trainer, for both on a GPU: off, timm's own choice, lets cuDNN time its algorithms."""
 
     @property
     def title(self) -> str:
@@ -73,6 +76,7 @@ class StepCase:
         return TrainConfig(
             recipe="bench",
             epochs=200,
+            deterministic=self.deterministic,
             precision=self.precision,
             global_batch_size=self.batch_size,
             model=ModelConfig(name=self.model),
@@ -144,6 +148,7 @@ def main(name: str, case: StepCase) -> None:
     """A process of one contestant: a turn for each line of standard input."""
     with join_world(case.device) as world:
         torch.manual_seed(0)
+        ask_for_one_order(world.device, on=case.deterministic == "on", compiled="torch.compile" in name)
         size, side = case.shards.batch_size, case.image_size
         images = torch.randn(size, 3, side, side, device=world.device)
         labels = torch.randint(0, IMAGENET_CLASSES, (size,), device=world.device)

@@ -49,6 +49,18 @@ def find_data(name: str) -> Path:
     pytest.skip(f"needs real images: {DATA_VARIABLE}={place} has neither {name}/ nor {name}.tar")
 
 
+@pytest.fixture(autouse=True)
+def _same_algorithms() -> Iterator[None]:
+    """A test that asks torch for other algorithms, as build() does on a GPU, asks for none after it."""
+    import torch
+
+    cudnn, more = torch.backends.cudnn, torch.utils.deterministic
+    before = cudnn.deterministic, cudnn.benchmark, torch.get_deterministic_debug_mode(), more.fill_uninitialized_memory
+    yield
+    cudnn.deterministic, cudnn.benchmark, mode, more.fill_uninitialized_memory = before
+    torch.set_deterministic_debug_mode(mode)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """once(name, make) is a folder that make(folder) filled: by the first of all workers to ask, for which the others wait."""

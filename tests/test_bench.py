@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable
@@ -155,6 +156,21 @@ def test_each_contestant_trains_in_processes_of_its_own(
     with step.contestants(case) as measures:
         assert list(measures) == names
         assert all(measure() > 0 for measure in measures.values())
+
+
+@pytest.mark.parametrize("deterministic", ["on", "off"])
+@pytest.mark.parametrize("name", [OURS, f"{THEIRS}, torch.compile"])
+def test_ours_and_theirs_ask_the_gpu_for_the_same(
+    name: str, deterministic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process of each, before its network is made."""
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr(step, "ask_for_one_order", lambda device, **given: asked.append(given))
+    monkeypatch.setattr(step, "CONTESTANTS", {name: lambda *_: asked.append({"made": True})})
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    step.main(name, step.StepCase(batch_size=1, image_size=8, deterministic=deterministic))  # type: ignore[arg-type]
+    assert asked == [{"on": deterministic == "on", "compiled": "compile" in name}, {"made": True}]
+    assert step.StepCase(deterministic=deterministic).config.deterministic == deterministic  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """The GPU graph, checked without a GPU: DALI defines and serializes it, and its registry says what exists.
 
 Only build() needs the driver. The serialized graph is a protobuf of DALI's PipelineDef; the few fields used here are
-read from the wire format: operators are field 5 of the graph, with name 1, inputs 2, outputs 3 and arguments 4.
+read from the wire format: operators are field 5 of the graph, with name 1, inputs 2, outputs 3 and arguments 4; an argument has
+name 1, floats 3 and strings 5.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +20,10 @@ from fasttricks.config import DataConfig
 from fasttricks.data.pipeline import graph
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.pixels import DaliPixels, GpuPixels, Pixels, choose_pixels
+from fasttricks.system.distributed import World
+from fasttricks.tasks.classification import CLASSIFICATION
 from lib.interpreter import interpreted
+from lib.tiny import configure
 
 
 class Operator(NamedTuple):
@@ -62,6 +68,7 @@ def operators(config: DataConfig, *, training: bool, on_gpu: bool) -> list[Opera
         way if training else None,
         on_gpu=on_gpu,
         half=True,
+        hw_decoder_load=0.0,
         batch_size=2,
         num_threads=1,
         device_id=None,
@@ -115,6 +122,72 @@ def test_what_runs_where(training: bool) -> None:
     ]
     assert [n for n in names[0] if n != "ExternalSource"] == [n for n in names[1] if n != "ExternalSource"]
     assert names[0].count("ExternalSource") == names[1].count("ExternalSource") - training  # the matrix
+
+
+class Serialized(Exception):
+    """A graph is defined; to build it would take a driver."""
+
+
+def engine_load(batches: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> float | None:
+    """The share of a batch that the decoder in such a loader's graph gives to the GPU's JPEG engine; None: no such argument."""
+    found: list[bytes] = []
+
+    def define(graph: Any) -> Any:
+        def make(*args: Any, device_id: int | None, **options: Any) -> Any:
+            found.append(pipeline_def(graph)(*args, device_id=None, **options).serialize())
+            raise Serialized
+
+        return make
+
+    monkeypatch.setattr("fasttricks.data.pipeline.decoder.pipeline_def", define)
+    with pytest.raises(Serialized):
+        next(iter(batches()))
+    (decoder,) = (o for o in map(fields, fields(found[0])[5]) if o[1][0].startswith(b"decoders__"))
+    arguments = {a[1][0].decode(): a for a in map(fields, decoder[4])}
+    if "hw_decoder_load" not in arguments:
+        return None
+    (value,) = struct.unpack("<f", arguments["hw_decoder_load"][3][0])
+    return round(value, 6)
+
+
+@pytest.mark.parametrize(
+    ("split", "deterministic", "device", "wanted"),
+    [
+        ("train", "on", "cuda", 0.0),
+        ("train", "off", "cuda", 0.65),
+        ("val", "on", "cuda", 0.0),
+        ("val", "off", "cuda", 0.0),
+        ("train", "off", "cpu", None),
+        ("val", "on", "cpu", None),
+    ],
+)
+def test_one_decoder_for_every_image_unless_the_run_may_differ(
+    split: str,
+    deterministic: Any,
+    device: str,
+    wanted: float | None,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mixed decoding gives a part of each batch to the JPEG engine, which rounds otherwise: the place decides."""
+    # the fused operator of the CPU cannot be serialized
+    config = configure(tiny_data, tmp_path, "--data.operators", "dali", precision="fp32", deterministic=deterministic)
+    world, task = World.alone(torch.device(device)), CLASSIFICATION
+    train, val = task.open_data(config.data)
+    batches = {
+        "train": lambda: task.train_batches(config, train, world),
+        "val": lambda: task.val_batches(config.data, val, world, batch_size=2, dtype=torch.float32),
+    }
+    assert engine_load(batches[split], monkeypatch) == wanted
+
+
+def test_a_loader_of_ones_own_has_one_decoder_too_and_takes_another_share(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options, wanted in (({}, 0.0), ({"hw_decoder_load": 0.9}, 0.9)):
+        given: dict[str, Any] = {"batch_size": 2, "device": "cuda", "threads": 1, **options}
+        assert engine_load(lambda given=given: Loader.open(tiny_data, "train", **given), monkeypatch) == wanted
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,10 @@ def measure(config: CostConfig, world: World) -> list[Cost]:
     import dataclasses
 
     from fasttricks.learning.precision import check_precision, resolve_precision
+    from fasttricks.system.determinism import ask_for_one_order
 
     check_precision(config.precision, world.device)
+    ask_for_one_order(world.device, on=True)  # as a run trains by default
     precision = resolve_precision(config.precision, world.device)
     costs = [count(name, config, precision) for name in config.networks]
     if not config.rounds:

@@ -58,11 +58,13 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     from fasttricks.data.sources import open_split
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
+    from fasttricks.system.determinism import ask_for_one_order
     from fasttricks.tasks import find_task
     from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
     check_evaluation_size(saved, config.data.image_size)
+    ask_for_one_order(world.device, on=True)
     task = find_task(saved.task)
     images = open_split(config.data.root, "val", classes=saved.classes)
     precision = resolve_precision(config.precision, world.device)

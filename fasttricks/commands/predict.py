@@ -80,11 +80,13 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
 
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
+    from fasttricks.system.determinism import ask_for_one_order
     from fasttricks.tasks.classification import evaluation_logits
     from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
     check_evaluation_size(saved, config.data.image_size)
+    ask_for_one_order(world.device, on=True)
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
     autocast, names = make_autocast(precision, world.device), saved.classes

@@ -240,7 +240,8 @@ class TrainConfig:
     sync_batch_norm: bool = False
     """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
     deterministic: Literal["on", "off"] = "on"
-    """on: 3 or more ranks sum gradients in the order of the ranks: the same bits after a resume; off: the backend's sum."""
+    """on: ranks sum gradients in their order, and on a GPU torch, cuDNN, cuBLAS and DALI are asked for one order: the same bits
+    after a resume, measured on CPUs alone. off: the backend's sum, cuDNN's fastest algorithms, the GPU's JPEG engine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where a GPU is available, else cpu."""
     seed: Annotated[int, Range(0, 2**63, below=True)] = 0

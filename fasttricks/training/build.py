@@ -20,6 +20,7 @@ from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_c
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
+from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 from fasttricks.system.monitor import start_monitor
 from fasttricks.system.profiling import StepProfiler
@@ -37,7 +38,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
 
     stop: may ask the run to end; None: nothing does. task: the task to train.
     Nothing is written before every check has passed. Raises ConfigError, DataError or CheckpointError.
-    A collective: every rank must call it.
+    A collective: every rank must call it. Sets the process's algorithms on a GPU, as ask_for_one_order.
     """
     require_resolved(config)
     check_unused(config)
@@ -45,6 +46,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     check_cache(config)
     train, val = task.open_data(config.data)
     check_fit(config, train, world)
+    ask_for_one_order(world.device, on=config.deterministic == "on", compiled=config.compile != "off")
     config, teacher = with_teacher(config, train, world)
     needed = conditions(task, config, world, train, val)
     resumed = find_state(config, world, needed)

@@ -27,6 +27,7 @@ class Decoder:
 
     pixels: how training images are made; None: those of validation. half: float16 images, else float32. ahead: batches that
     are under way at once, 1 or more: hand over so many, `begin`, and then hand over one for each that you take.
+    hw_decoder_load: as Loader.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Decoder:
         seed: int,
         batch_size: int,
         ahead: int,
+        hw_decoder_load: float,
     ) -> None:
         self._config, self._pixels, self._half, self._seed = config, pixels, half, seed
         on_gpu = device.type == "cuda"
@@ -47,6 +49,7 @@ class Decoder:
             pixels,
             on_gpu=on_gpu,
             half=half,
+            hw_decoder_load=hw_decoder_load,
             batch_size=batch_size,
             num_threads=config.threads or threads_per_rank(),
             device_id=(device.index or 0) if on_gpu else None,

@@ -32,16 +32,21 @@ def training_inputs(config: DataConfig, pixels: Pixels, draws: Draws) -> dict[st
     return {name: values.astype(np.float32) for name, values in (crop | pixels.inputs(config, draws)).items()}
 
 
-def image_graph(config: DataConfig, pixels: Pixels | None, *, on_gpu: bool, half: bool) -> tuple[Any, ...]:
-    """(images HWC,): the training graph, with the inputs of `training_inputs`, or without `pixels` the validation graph."""
+def image_graph(
+    config: DataConfig, pixels: Pixels | None, *, on_gpu: bool, half: bool, hw_decoder_load: float
+) -> tuple[Any, ...]:
+    """(images HWC,): the training graph, with the inputs of `training_inputs`, or without `pixels` the validation graph.
+
+    hw_decoder_load: as Loader; DALI's own default is 0.65.
+    """
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
-    decoder = "mixed" if on_gpu else "cpu"
+    decoder: dict[str, Any] = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if on_gpu else {"device": "cpu"}
     if pixels is not None:
         window = crop_window(fn.peek_image_shape(encoded), config.area, *map(graph_input, ("aspect", "area"), (0, 0)))
-        crops = fn.decoders.image_slice(encoded, device=decoder, axes=(0, 1), **window)
+        crops = fn.decoders.image_slice(encoded, axes=(0, 1), **window, **decoder)
         return (pixels.nodes(crops, config, half=half),)
     # on the GPU too, chroma as libjpeg upsamples it: validation does not depend on the device
-    images = fn.decoders.image(encoded, device=decoder, jpeg_fancy_upsampling=True)
+    images = fn.decoders.image(encoded, jpeg_fancy_upsampling=True, **decoder)
     region = resized_region(fn.peek_image_shape(encoded), config.val_resize, config.image_size)
     # the image onto the rounded size, as PIL does; DALI's default keeps the exact scale and shifts the image
     images = fn.resize(images, **region, subpixel_scale=False, **resize_filter(config))

@@ -29,7 +29,7 @@ from fasttricks.system.transfer import to_device
 
 _SHOWN = 20
 """Bad files that are named at a time on stderr."""
-_OPTIONS = ("device", "dtype", "seed", "rank", "world_size", "image_size_at")
+_OPTIONS = ("device", "dtype", "seed", "rank", "world_size", "image_size_at", "hw_decoder_load")
 _SAMPLE = re.compile(r"sample #(\d+)")  # how DALI names, in most of its errors, the image of a batch
 
 
@@ -52,11 +52,13 @@ class Loader:
         seed: of order and augmentation, 0 or more, equal on all ranks.
         rank, world_size: which of how many equal parts of each epoch this is.
         image_size_at: side of the images by epoch, at most config.image_size; None: always that.
+        hw_decoder_load: on a GPU with a JPEG engine (A100, H100), the share of a batch, 0 to 1, that DALI gives to it. The engine
+            rounds otherwise than the CUDA decoder, and an image's place in its batch decides which of them it gets. 0: CUDA.
 
     Raises DataError for fewer images than ranks, and for more bad files than config.max_bad allows, while iterating too.
 
     Deterministic: order and augmentation are pure functions of (seed, epoch, image), see draws.py; threads and prefetch
-    change no bit. Oracle: reference.py.
+    change no bit. With a hw_decoder_load above 0 the batch size and a bad file's place change last bits. Oracle: reference.py.
     """
 
     def __init__(
@@ -72,13 +74,14 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         image_size_at: Callable[[int], int] | None = None,
+        hw_decoder_load: float = 0.0,
     ) -> None:
         self._image_size_at = image_size_at or (lambda epoch: config.image_size)
         self.shards = Shards(
             num_images=len(source), batch_size=batch_size, world_size=world_size, source=str(source.root)
         )
         self._source, self._config, self._training, self._seed = source, config, training, seed
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._hw_decoder_load = device, dtype, hw_decoder_load
         self._must_agree: dict[str, Any] = {
             "training": training,
             "batch_size": batch_size,
@@ -239,6 +242,7 @@ class Loader:
             seed=self._seed,
             batch_size=batch_size,
             ahead=ahead,
+            hw_decoder_load=self._hw_decoder_load,
         )
 
     def _hand_over(self, decoder: Decoder) -> None:
