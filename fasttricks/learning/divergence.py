@@ -101,15 +101,21 @@ def bad_gradients(optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def first_not_finite(state: object) -> str | None:
-    """The name of a tensor in `state`, a nest of dicts and lists, with a NaN or infinity, or None. Reads all; a sync."""
+    """The name of a tensor in `state`, a nest of dicts and lists, with a NaN or infinity, or None. Reads all.
+
+    Its tensors may be on several devices: in a run's state, its own on the card and other ranks' on the host. A sync for each.
+    """
     named = [(name, tensor) for name, tensor in _tensors(state) if tensor.is_floating_point() and tensor.numel()]
-    if not named or bool(_largest([tensor for _, tensor in named]).isfinite()):
+    on: dict[torch.device, list[Tensor]] = {}
+    for _, tensor in named:
+        on.setdefault(tensor.device, []).append(tensor)
+    if all(bool(_largest(tensors).isfinite()) for tensors in on.values()):
         return None
     return next(name for name, tensor in named if not bool(tensor.isfinite().all()))
 
 
 def _largest(tensors: list[Tensor]) -> Tensor:
-    """The largest absolute value of all; NaN where there is one."""
+    """The largest absolute value of all, which are on one device; NaN where there is one."""
     norms = torch._foreach_norm(tensors, math.inf)
     return torch.stack([norm.float() for norm in norms]).max()
 
