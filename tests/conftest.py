@@ -54,11 +54,14 @@ def _same_algorithms() -> Iterator[None]:
     """A test that asks torch for other algorithms, as build() does on a GPU, asks for none after it."""
     import torch
 
-    cudnn, more = torch.backends.cudnn, torch.utils.deterministic
+    cudnn, more, cublas = torch.backends.cudnn, torch.utils.deterministic, "CUBLAS_WORKSPACE_CONFIG"
     before = cudnn.deterministic, cudnn.benchmark, torch.get_deterministic_debug_mode(), more.fill_uninitialized_memory
+    workspace = os.environ.get(cublas)
     yield
     cudnn.deterministic, cudnn.benchmark, mode, more.fill_uninitialized_memory = before
     torch.set_deterministic_debug_mode(mode)
+    os.environ.pop(cublas, None)
+    os.environ |= {} if workspace is None else {cublas: workspace}
 
 
 @pytest.fixture(scope="session")

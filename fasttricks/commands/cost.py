@@ -183,6 +183,7 @@ def measure(config: CostConfig, world: World) -> list[Cost]:
 
     from fasttricks.learning.precision import check_precision, resolve_precision
     from fasttricks.system.determinism import ask_for_one_order
+    from fasttricks.system.triton_build import check_triton
 
     check_precision(config.precision, world.device)
     ask_for_one_order(world.device, on=True)  # as a run trains by default
@@ -190,6 +191,7 @@ def measure(config: CostConfig, world: World) -> list[Cost]:
     costs = [count(name, config, precision) for name in config.networks]
     if not config.rounds:
         return costs
+    check_triton(world.device)
     steps = [make_step(name, config, precision, world) for name in config.networks]
     timed = zip(costs, time_by_turns(steps, config.rounds), strict=True)
     return [dataclasses.replace(cost, seconds=seconds) for cost, seconds in timed]

@@ -25,6 +25,7 @@ from fasttricks.system.distributed import World
 from fasttricks.system.monitor import start_monitor
 from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest
+from fasttricks.system.triton_build import check_triton
 from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.training.checks import check_fit, check_sizes, num_classes
 from fasttricks.training.header import header
@@ -46,6 +47,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     check_cache(config)
     train, val = task.open_data(config.data)
     check_fit(config, train, world)
+    check_triton(world.device)
     ask_for_one_order(world.device, on=config.deterministic == "on", compiled=config.compile != "off")
     config, teacher = with_teacher(config, train, world)
     needed = conditions(task, config, world, train, val)

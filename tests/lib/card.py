@@ -124,6 +124,7 @@ def card() -> Iterator[None]:
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.get_device_name": lambda device=None: "a card",
         "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
+        "fasttricks.training.build.check_triton": lambda device: None,  # Triton asks the driver itself
     }
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]  # as fake tensors do: some calls select the device first
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
