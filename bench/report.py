@@ -252,7 +252,8 @@ def main(args: list[str]) -> None:
     if device.type == "cuda":
         steps = [(table.case, table.rows[0].rate) for table in tables.get("step", []) if table.case]
         rates = {(case.model, f"{case.ranks} x {name}", case.precision): rate for case, rate in steps}
-        console.print(published.table(rates))
+        console.print(published.rates_table(rates))
+        console.print(published.reached_table())
     result = {
         "device": file_name,
         "versions": versions(),
