@@ -15,7 +15,7 @@ from fasttricks.learning.compiled import compiled_graphs, told_of_compiling
 from fasttricks.learning.divergence import Counted
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.optim import set_lr
-from fasttricks.system.distributed import lost_rank
+from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import command_to_resume
 from fasttricks.system.spans import span, spanned
 from fasttricks.training.run import Run, check_losses, save

@@ -32,12 +32,12 @@ COMMANDS = [
 ]
 OTHER_PROGRAMS = {
     *("--job-name", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time"),  # sbatch
-    *("--kill-on-bad-exit", "--index-url", "--no-build-isolation", "--trace"),  # srun, pip, nsys
+    *("--gpus-per-task", "--kill-on-bad-exit", "--index-url", "--no-build-isolation", "--trace"),  # srun, pip, nsys
 }
 
 
 def test_commands_are_understood() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
     for command in COMMANDS:
         assert isinstance(parse_recipe(shlex.split(command), prog="docs"), TrainConfig)
 

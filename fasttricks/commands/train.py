@@ -48,7 +48,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_run_dir(config)
     require_place(config.data.root, "train", "val")
 
-    from fasttricks.system.distributed import join_world, keep_freed_memory, leave, lost_rank
+    from fasttricks.system.distributed import join_world, keep_freed_memory, leave
+    from fasttricks.system.failures import lost_rank
     from fasttricks.system.files import why_refused
     from fasttricks.system.refusals import place_of, refusal
     from fasttricks.system.signals import StopRequest

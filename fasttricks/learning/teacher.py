@@ -18,6 +18,7 @@ from fasttricks.models.external import pretrained_timm_model
 from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.runs.stored import CheckpointError, find_checkpoint
 from fasttricks.system.distributed import World
+from fasttricks.system.failures import card_failed
 
 
 class Teacher(nn.Module):
@@ -177,6 +178,8 @@ def _check_output(
     try:
         logits = teacher(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, AssertionError) as error:
+        if card_failed(error):  # no fault of the size
+            raise
         rule = f"takes no images of data.image_size ({image_size}) pixels ({str(error).splitlines()[0]}); give another teacher"
         raise ConfigError(f"distill.teacher = {config.teacher!r}: {rule}") from error
     found = logits.shape[-1]

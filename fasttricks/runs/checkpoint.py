@@ -23,6 +23,7 @@ from fasttricks.runs.stored import CheckpointError, DamagedError, find_checkpoin
 from fasttricks.system.files import temporary_of, why_refused
 from fasttricks.system.reading import read_range, regular_file
 from fasttricks.system.refusals import way_out
+from fasttricks.system.transfer import to_host
 
 FORMAT = 2
 """Version of the layout below; raised when a reader of the old one could not read the new one."""
@@ -54,14 +55,15 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` to `path`, atomically: temporary file, fsync, rename, fsync of the folder.
 
     Raises CheckpointError where the disk is full or refuses, or the folder is gone; the temporary file is removed and `path`,
-    if it was there, is as before. Copies every tensor to the host: a sync. Hashing costs 0.1 s per 100 MB or less; nothing is
+    if it was there, is as before. Copies every tensor of a device to the host, a sync, before the file is opened: an error of
+    the card is raised as it is, and every error after that is of the disk. Hashing costs 0.1 s per 100 MB or less; nothing is
     read back.
     """
-    temporary = temporary_of(path)
+    content, temporary = to_host({"format": FORMAT, **state}), temporary_of(path)
     try:
         with open(temporary, "wb") as file:
             hashing = _Hashing(file)
-            torch.save({"format": FORMAT, **state}, cast(BinaryIO, hashing))
+            torch.save(content, cast(BinaryIO, hashing))
             file.write(CHECKSUM_MARK + hashing.sha256.digest())
             file.flush()
             os.fsync(file.fileno())

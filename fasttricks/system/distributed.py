@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fasttricks.config import ConfigError, read_launch, show_name
+from fasttricks.config import ConfigError, read_launch, require, show_name
+from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import restart_count
 
 
@@ -94,24 +95,6 @@ def add_up(parts: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, parts)
 
 
-_LOST = (
-    *(
-        "timed out",
-        "timeout",
-        "connection closed",
-        "connection was likely closed",
-        "connection reset",
-        "connection refused",
-    ),
-    *("broken pipe", "remote process exiting"),
-)
-
-
-def lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed with `error` because another rank ended, or hung for longer than the timeout."""
-    return isinstance(error, dist.DistNetworkError) or any(words in str(error).lower() for words in _LOST)
-
-
 def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
     """Say in one line that another rank was lost, which is for that rank to explain, and end this process with exit code 1.
 
@@ -167,7 +150,11 @@ def cpu_name() -> str:
 
 
 def resolve_device(wanted: str, local_rank: int) -> torch.device:
-    """The torch device for `wanted` (auto, cpu or cuda). Raises ConfigError for cuda where there is none."""
+    """The torch device for `wanted` (auto, cpu or cuda): of several GPUs the one of the rank's number on this machine.
+
+    The only one that the process sees is its own, whatever its number: a launcher or CUDA_VISIBLE_DEVICES has divided them.
+    That no two ranks have the same one shows when they join. Raises ConfigError for cuda where there is none, or too few.
+    """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         built = f"this torch ({torch.__version__}) finds no CUDA device"
@@ -176,9 +163,14 @@ def resolve_device(wanted: str, local_rank: int) -> torch.device:
         )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        rule = f"needs {local_rank + 1} GPUs on this machine, which has {torch.cuda.device_count()}; lower --nproc-per-node"
-        raise ConfigError(f"local rank = {local_rank}: {rule}")
+    count = torch.cuda.device_count()
+    if count == 1:
+        return torch.device("cuda", 0)
+    if local_rank >= count:
+        way_out = "lower --nproc-per-node, or give each rank one GPU by its own CUDA_VISIBLE_DEVICES"
+        raise ConfigError(
+            f"local rank = {local_rank}: needs {local_rank + 1} GPUs, and this process sees {count}; {way_out}"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -209,10 +201,40 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
 
 
 def _join(world: World) -> None:
-    backend, timeout = "nccl" if world.device.type == "cuda" else "gloo", timedelta(seconds=world.timeout_s)
+    timeout = timedelta(seconds=world.timeout_s)
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     own = dist.PrefixStore(f"fasttricks_{restart_count()}", store)
-    dist.init_process_group(backend, store=own, rank=world.rank, world_size=world.size, timeout=timeout)
+    options: dict[str, Any] = {"store": own, "rank": world.rank, "world_size": world.size, "timeout": timeout}
+    if world.device.type == "cpu":
+        dist.init_process_group("gloo", **options)
+        return
+    check_own_gpus(world, own)
+    # with the device nccl connects here and not in the first collective, and a barrier need not guess, of which it would warn
+    dist.init_process_group("nccl", device_id=world.device, **options)
+
+
+def check_own_gpus(world: World, store: dist.Store) -> None:
+    """Raise ConfigError, on every rank, where two ranks have the same GPU, which nccl cannot join. A collective, over `store`."""
+    keys = [f"gpu_{rank}" for rank in range(world.size)]
+    store.set(keys[world.rank], gpu_of(world.device))
+    ranks: dict[str, list[int]] = {}
+    for rank, name in enumerate(store.multi_get(keys)):
+        ranks.setdefault(name.decode(), []).append(rank)
+    store.set(f"{keys[world.rank]}_read", "")
+    if world.is_main:  # the store may be in this process: not to end before all have read
+        store.wait([f"{key}_read" for key in keys])
+    for gpu, sharing in ranks.items():
+        who = " and ".join(map(str, sharing))
+        rule = f"must each have a GPU of their own, and share {gpu}: lower --nproc-per-node to the number of GPUs"
+        way_out = "or give each rank another one by its own CUDA_VISIBLE_DEVICES"
+        require(len(sharing) == 1, "ranks", who, f"{rule}, {way_out}")
+
+
+def gpu_of(device: torch.device) -> str:
+    """A name that no other GPU and no other MIG slice has: the UUID, and where CUDA_VISIBLE_DEVICES names a slice that too."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    return f"{uuid} {visible}" if visible.startswith("MIG-") else uuid
 
 
 def keep_freed_memory() -> bool:

@@ -15,6 +15,7 @@ from fasttricks.data.pipeline.draws import Draws, image_draws
 from fasttricks.data.pipeline.feed import Job
 from fasttricks.data.pipeline.graph import image_graph, training_inputs
 from fasttricks.data.pipeline.pixels import Pixels
+from fasttricks.system.failures import card_failed
 from fasttricks.system.process import threads_per_rank
 
 
@@ -101,7 +102,9 @@ class Decoder:
         try:
             self.run()
             self._outputs()
-        except RuntimeError:
+        except RuntimeError as error:
+            if card_failed(error):
+                raise
             return False
         self._pipeline.release_outputs()
         self._under_way.clear()
@@ -111,5 +114,7 @@ class Decoder:
         try:
             (outputs,) = self._pipeline.share_outputs()
         except RuntimeError as error:
+            if card_failed(error):  # no fault of an image
+                raise
             raise DecodeError(str(error)) from error
         return outputs
