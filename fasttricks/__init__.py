@@ -40,15 +40,19 @@ __all__ = [
     "train",
 ]
 _ELSEWHERE = {"Loader": "fasttricks.data.pipeline.loader"}
+_READ_IMAGES = ("Loader", "evaluate", "predict", "train")
 
 
 def __getattr__(name: str) -> Any:
-    """The function or class `name` of the API, imported at its first use. Raises ImportError without the extra `train`."""
+    """The function or class `name` of the API, imported at its first use.
+
+    Raises ImportError without the extra `train` for those that read images; networks and lists need torch alone.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fasttricks.system.extras import TRAIN_MODULES, missing_extra
 
-    if missing := missing_extra("train", TRAIN_MODULES, f"fasttricks.{name}"):
+    if name in _READ_IMAGES and (missing := missing_extra("train", TRAIN_MODULES, f"fasttricks.{name}")):
         raise ImportError(missing)
     value = getattr(import_module(_ELSEWHERE.get(name, "fasttricks.api")), name)
     setattr(sys.modules[__name__], name, value)

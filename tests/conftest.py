@@ -64,6 +64,12 @@ def _same_algorithms() -> Iterator[None]:
     os.environ |= {} if workspace is None else {cublas: workspace}
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The GPU tests run with pytest alone too, for which pyproject.toml's timeout would be an unknown option."""
+    if not pluginmanager.has_plugin("timeout"):
+        parser.addini("timeout", "seconds of a test; nobody looks at it without pytest-timeout")
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """once(name, make) is a folder that make(folder) filled: by the first of all workers to ask, for which the others wait."""

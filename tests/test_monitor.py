@@ -13,13 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pynvml
 import pytest
 import torch
 
 from fasttricks.system.monitor import GpuMonitor, start_monitor
 from lib.tiny import environment
 
+pynvml = pytest.importorskip("pynvml")
 CUDA = torch.device("cuda", 0)
 UUIDS = ("11111111-2222-3333-4444-555555555555", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee")
 """Of the two cards in NVML's order. CUDA's is the other way round."""

@@ -11,14 +11,26 @@ from torch import nn
 
 from bench.no_sync import no_sync
 from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
+from fasttricks.config.recipes import cifar10
+from fasttricks.config.resolve import resolve
+from fasttricks.data.batch import Batch
+from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning.learner import Learner, make_learner
+from fasttricks.learning.placement import place
+from fasttricks.learning.precision import image_dtype
+from fasttricks.models import build_model
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
+from fasttricks.system.extras import TRAIN_MODULES, missing_extra
+from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
 from lib.tiny import ALONE, configure
 
 pytestmark = pytest.mark.gpu
+_missing = missing_extra("train", TRAIN_MODULES, "a test with images")
+with_images = pytest.mark.skipif(bool(_missing), reason=_missing)
 TRICKS = ["--loss.mixup-alpha", "0.2", "--ema-decay", "0.9", "--device", "cuda"]
 
 
@@ -27,17 +39,39 @@ def start(data: Path, folder: Path, *more: str) -> Run:
     return build(configure(data, folder, *TRICKS, *more), world)
 
 
+def on_random_images(precision: str, device: torch.device) -> tuple[Learner, list[Batch]]:
+    """A learner under mixup with an average of its weights, and three batches for it; no loader, so no DALI."""
+    model = {"model.name": "resnet8d", "model.width": 0.125, "data.image_size": 32, "data.val_resize": 36}
+    config = resolve(cifar10(), {**model, "loss.mixup_alpha": 0.2, "ema_decay": 0.9, "precision": precision})
+    world, shards = World.alone(device), Shards(num_images=48, batch_size=16, world_size=1, source="random")
+    learner = make_learner(CLASSIFICATION, config, world, shards, place(build_model(config.model, 3), world, precision))
+    dtype = image_dtype(precision, device)
+    return learner, [CLASSIFICATION.example(config.data, 16, 3, device=device, dtype=dtype) for _ in range(3)]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_step_never_synchronizes(precision: str, tiny_data: Path, tmp_path: Path) -> None:
+def test_the_step_never_synchronizes(precision: str) -> None:
+    learner, (first, *rest) = on_random_images(precision, torch.device("cuda", 0))
+    train_step(learner, [first])  # compiles the kernels, makes the momenta
+    with no_sync():
+        for batch in rest:
+            train_step(learner, [batch])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@with_images
+def test_the_input_never_synchronizes_the_step(precision: str, tiny_data: Path, tmp_path: Path) -> None:
+    """The same with the loader's own batches, which lie in DALI's memory or in torch's."""
     run = start(tiny_data, tmp_path / "run", "--precision", precision)
     first, *rest = list(run.train_loader)
-    train_step(run, [first])  # compiles the kernels, makes the momenta
+    train_step(run, [first])
     with no_sync():
         for batch in rest:
             train_step(run, [batch])
     run.log.close()
 
 
+@with_images
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_on_the_gpu_measures_what_the_cpu_measures_of_it(precision: str, tiny_data: Path, tmp_path: Path) -> None:
     """Trained there, evaluated here."""

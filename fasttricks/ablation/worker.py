@@ -35,6 +35,13 @@ from fasttricks.system.signals import StopRequest
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training.build import build
 
+PRELOAD = [
+    "fasttricks.ablation.worker",
+    "fasttricks.data.pipeline.loader",
+    "fasttricks.system.bars",
+    "torch.utils.tensorboard",
+]
+"""The modules that a run imports, also those that it imports late."""
 _SUMMARIES = Reader(
     ConfigError, "must be as fasttricks.train wrote it", "remove the run's folder, and it is done again"
 )
@@ -47,7 +54,7 @@ def run_job(job: Job) -> str:
     """
     config = dataclasses.replace(job.config, resume=job.folder.is_dir())
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader"])
+    context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(job.log)))
     with _deaf_children():
         process.start()

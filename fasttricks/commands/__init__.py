@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from fasttricks.config.errors import UserError, unknown
-from fasttricks.system.extras import require_train_extra
+from fasttricks.system.extras import TRAIN_MODULES, require_extra
 from fasttricks.system.process import die_with_launcher
 
 
@@ -22,20 +22,29 @@ class Command(NamedTuple):
     """Has main(args)."""
     prints_result: bool = False
     """As run_main."""
-    plain: bool = False
-    """Needs no package of the extra `train`."""
+    needs: tuple[str, ...] = TRAIN_MODULES
+    """The modules of the extra `train` that it cannot do without."""
 
 
 COMMANDS = {
     "train": Command("train a recipe", "fasttricks.commands.train"),
     "evaluate": Command("accuracy and loss of a checkpoint", "fasttricks.commands.evaluate", prints_result=True),
     "predict": Command("the likeliest classes of images", "fasttricks.commands.predict", prints_result=True),
-    "export": Command("safetensors, ONNX and a model card", "fasttricks.commands.export"),
+    "export": Command("safetensors, ONNX and a model card", "fasttricks.commands.export", needs=("tyro",)),
     "ablate": Command("the paper's tables, or a recipe's tricks one by one", "fasttricks.commands.ablate"),
-    "plan": Command("memory, time and bottleneck of a run on N GPUs", "fasttricks.commands.plan", prints_result=True),
-    "cost": Command("parameters, FLOPs and time of networks", "fasttricks.commands.cost", prints_result=True),
-    "data": Command("scan, pack and check a data set", "fasttricks.commands.data"),
-    "list": Command("list models, recipes or tricks", "fasttricks.commands.list", prints_result=True, plain=True),
+    "plan": Command(
+        "memory, time and bottleneck of a run on N GPUs",
+        "fasttricks.commands.plan",
+        prints_result=True,
+        needs=("tyro", "rich", "PIL"),
+    ),
+    "cost": Command(
+        "parameters, FLOPs and time of networks", "fasttricks.commands.cost", prints_result=True, needs=("tyro",)
+    ),
+    "data": Command(
+        "scan, pack and check a data set", "fasttricks.commands.data", needs=("tyro", "rich", "PIL", "simplejpeg")
+    ),
+    "list": Command("list models, recipes or tricks", "fasttricks.commands.list", prints_result=True, needs=()),
 }
 USAGE = "\n".join(
     [
@@ -62,8 +71,7 @@ def start(name: str, args: Sequence[str] | None = None) -> None:
     """Run command `name` on `args`, by default on sys.argv, and end the process as run_main does."""
     die_with_launcher()
     command = COMMANDS[name]
-    if not command.plain:
-        require_train_extra(name)
+    require_extra("train", command.needs, name)
     from fasttricks.system.command import run_main
 
     run_main(

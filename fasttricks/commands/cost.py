@@ -23,6 +23,7 @@ from fasttricks.config import (
     model_info,
     require,
 )
+from fasttricks.system.extras import require_extra
 from fasttricks.system.files import check_writable
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ def main(args: Sequence[str]) -> None:
     )
     if files:
         check_writable(files[0].parent)
+        require_extra("train", ("matplotlib",), f"{PROG} --output")
 
     from fasttricks.system.distributed import join_world, keep_freed_memory
 

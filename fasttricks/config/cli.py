@@ -1,6 +1,6 @@
 """Command lines from dataclasses: a recipe plus single fields, a wrong name answered with the nearest right one.
 
-The only importer of tyro.
+The only importer of tyro, where a command line is read: a plan's launch command is written without it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, get_type_hints
-
-import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from fasttricks.config.errors import ConfigError
 from fasttricks.config.expected import EXPECTED
@@ -26,6 +23,9 @@ from fasttricks.config.recipes import RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
 from fasttricks.config.schema import TrainConfig, TricksConfig
 from fasttricks.config.tricks import TRICKS, applies, is_off, is_on
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 T = TypeVar("T")
 
@@ -50,6 +50,8 @@ class _BrokenRuleError(Exception):
 
 def _read(config: Any, hidden: Hidden, **options: Any) -> Any:
     """tyro.cli() of a dataclass with its defaults. Raises ConfigError for a value that breaks a rule."""
+    import tyro
+
     try:
         return tyro.cli(type(config), default=config, registry=_with_ranges(hidden), **options)
     except _BrokenRuleError as broken:
@@ -65,6 +67,8 @@ def _replaced(default: Any, **fields: Any) -> Any:
 
 def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
     """Adds the rule of a field's value to its help, and leaves the hidden fields out."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
+
     registry = ConstructorRegistry()
 
     @registry.struct_rule

@@ -15,13 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
-from rich.console import Console
-from rich.progress import Task
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from fasttricks.config import ConfigError, UserError, show_name
 from fasttricks.runs.curves import draw_curves
@@ -32,6 +29,10 @@ from fasttricks.system.output import keep_lost_output, lost_output
 from fasttricks.system.progress import progress_bar, time_left
 from fasttricks.system.reading import Reader, is_there, parse_json
 from fasttricks.system.schema import fields, number, whole
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+    from torch.utils.tensorboard import SummaryWriter
 
 _METRICS = Reader(
     ConfigError,
@@ -71,6 +72,8 @@ class RunLog:
 
         metrics: validated() is given them, and curves.png shows them. config_text: Markdown, for TensorBoard.
         """
+        from rich.console import Console
+
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
         self._metrics, self._config_text = metrics, config_text
@@ -113,6 +116,8 @@ class RunLog:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
             _keep_first(self.folder / "metrics.jsonl", self._records)
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (close() closes it)
+            from torch.utils.tensorboard import SummaryWriter
+
             threading.excepthook = self._leave_out_tensorboards
             self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
             if self._config_text:

@@ -9,11 +9,6 @@ TRAIN_MODULES = ("nvidia.dali", "tyro", "rich", "tensorboard", "matplotlib", "PI
 """Modules of the extra `train` that training cannot do without; pynvml it can, and says so (monitor.py)."""
 
 
-def require_train_extra(user: str) -> None:
-    """Exit 2, saying that `user` needs the extra `train` and how to install it, where a module of it is absent."""
-    require_extra("train", TRAIN_MODULES, user)
-
-
 def require_extra(extra: str, modules: Sequence[str], user: str) -> None:
     """Exit 2, saying that `user` needs them and how to install `extra`, where any of `modules` is absent."""
     if missing := missing_extra(extra, modules, user):

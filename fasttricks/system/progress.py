@@ -1,54 +1,34 @@
-"""The one progress bar of all commands."""
+"""The one progress bar of all commands. rich is imported where a bar or a line is shown: networks and losses run without it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
-
-from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from fasttricks.config import read_launch
 
-_NARROWEST, _WIDEST = 10, 40
-"""Columns of a bar."""
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, Task
+
 LINE_S = 60.0
 """Seconds between two lines in the place of a bar."""
 
 
-class _Bars(Progress):
-    """A line a task; two where the terminal is too narrow for the text and a bar: the text is never cut."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        for task in self.tasks:
-            yield from self._lines(task)
-
-    def _lines(self, task: Task) -> Iterator[RenderableType]:
-        text = TextColumn("{task.description}", markup=False)
-        counted = MofNCompleteColumn(), TimeRemainingColumn()
-        taken = sum(1 + cell_len(column.render(task).plain) for column in counted)
-        free = self.console.width - taken
-        beside = free - cell_len(task.description) - 1
-        if beside >= _NARROWEST:
-            self.columns = text, BarColumn(min(_WIDEST, beside)), *counted
-        else:
-            yield Text(task.description, overflow="fold")
-            self.columns = BarColumn(max(1, min(_WIDEST, free))), *counted
-        yield self.make_tasks_table([task])
-
-
 def progress_bar(console: Console, **options: Any) -> Progress:
     """A bar with the work done, its total and the time left. options: those of rich's Progress."""
-    return _Bars(console=console, **options)
+    from fasttricks.system.bars import Bars
+
+    return Bars(console=console, **options)
 
 
 def time_left(task: Task) -> str:
     """The time that is left as the bar shows it, h:mm:ss."""
+    from rich.progress import TimeRemainingColumn
+
     return TimeRemainingColumn().render(task).plain
 
 
@@ -61,6 +41,8 @@ def counted(
     console: None: standard error. Where that is no terminal, a line a minute stands for the bar. after: seconds that pass before
     the bar is shown.
     """
+    from rich.console import Console
+
     console = console or Console(stderr=True, quiet=read_launch().rank > 0)
     started, done = time.monotonic(), 0
     told = started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch.nn import functional
 
 from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from fasttricks.data.batch import Batch
-from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import Source, find_dataset
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.precision import Autocast, image_dtype
@@ -22,6 +22,9 @@ from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.spans import span
 from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
+
+if TYPE_CHECKING:
+    from fasttricks.data.pipeline.loader import Loader
 
 _ENGINE_LOAD = 0.65
 """Share of a batch that the card's JPEG engine decodes under --deterministic off: DALI's default, not measured here."""
@@ -42,6 +45,8 @@ class Classification:
 
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Loader:
         """Images of the precision's dtype, cropped, flipped and coloured at random, their side by the epoch."""
+        from fasttricks.data.pipeline.loader import Loader  # DALI, which networks and losses can do without
+
         size_at = partial(image_size, config=config.schedule, full=config.data.image_size, epochs=config.epochs)
         return Loader(
             source,
@@ -61,6 +66,8 @@ class Classification:
         self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
     ) -> Loader:
         """The centre of each image, once."""
+        from fasttricks.data.pipeline.loader import Loader
+
         return Loader(
             source,
             config,

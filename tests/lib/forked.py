@@ -25,14 +25,13 @@ from typing import Any
 import torch
 
 from bench.soak.processes import free_port
+from fasttricks.ablation.worker import PRELOAD
 from lib.refusing import become_user
 from lib.tiny import environment, own_terminal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# the modules that ablation/worker.py names: it forks from the same server, which has but torch, DALI and the trainer
-_CONTEXT.set_forkserver_preload(
-    ["fasttricks.ablation.worker", "fasttricks.data.pipeline.loader", "matplotlib.backends.backend_agg"]
-)
+# also the modules of ablation/worker.py, which forks from the same server; and those of a command line and of curves.png
+_CONTEXT.set_forkserver_preload([*PRELOAD, "tyro", "matplotlib.backends.backend_agg"])
 GIVE_UP_S = 120
 CLOSED = "closed"
 UNSET = "\0unset"

@@ -19,7 +19,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fasttricks.config import TrainConfig, get_at, replace_fields
 from fasttricks.config.cli import parse_recipe
@@ -56,6 +55,8 @@ def write_images(
     sides: tuple[int, int] = (40, 60),
 ) -> Path:
     """A data set at `root`: noise with a colour for each class, its height and width drawn from `sides`, in pixels."""
+    from PIL import Image  # a machine without the extras imports this file too
+
     draws = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for index in range(count):
