@@ -56,8 +56,9 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
             train("demo", epochs=4, loss={"smoothing": 0.1}, tricks={"off": ["mixup"]}, run_dir="runs/a").
 
     Raises fasttricks.config.UserError, before training, for a wrong field, value, path or a run_dir that is taken.
-    Under torchrun every rank must call it. Ctrl-C saves the run and returns. Sets glibc's allocator to keep freed memory for the
-    next step, for the rest of the process.
+    Under torchrun every rank must call it. Ctrl-C saves the run and returns. For the rest of the process it sets glibc's
+    allocator to keep freed memory for the next step and, on a GPU, torch's algorithms as `deterministic` says; evaluate() and
+    predict() set these as for "on".
     """
     config = resolve(find_recipe(recipe)(), _dotted(fields, data))
     summary = training.train(config)

@@ -15,6 +15,7 @@ from fasttricks.config import Compile, ConfigError
 from fasttricks.data.sources import find_dataset
 from fasttricks.learning.compiled import CompiledModel, without_cuda_graphs
 from fasttricks.learning.optim import master_state_dict
+from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
@@ -139,6 +140,22 @@ def test_the_modes_without_cuda_graphs_are_those_that_inductor_says_have_none() 
     for mode in get_args(Compile)[1:]:
         graphs = torch._inductor.list_mode_options(mode).get("triton.cudagraphs", False)
         assert graphs == (without_cuda_graphs(mode) != mode), mode
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_inductor_is_told_of_the_one_order_where_a_run_compiles(on: bool) -> None:
+    import torch._inductor.config as inductor
+
+    before = inductor.deterministic
+    try:
+        inductor.deterministic = not on
+        ask_for_one_order(torch.device("cuda"), on=on)
+        assert inductor.deterministic == (not on), "a run that does not compile need not import it"
+        ask_for_one_order(torch.device("cuda"), on=on, compiled=True)
+        assert inductor.deterministic == on
+        assert torch.get_deterministic_debug_mode() == int(on), "a warning, no error"
+    finally:
+        inductor.deterministic = before
 
 
 def test_the_weights_keep_their_names(tiny_data: Path, tmp_path: Path) -> None:

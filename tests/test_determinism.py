@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasttricks.commands import cost, evaluate, predict
+from fasttricks.config import ModelConfig
+from fasttricks.models import build_model
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 from fasttricks.training import build as building
@@ -104,22 +109,6 @@ def test_every_command_that_computes_on_a_gpu_asks_before_its_first_use(
     assert flags() == wanted
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_inductor_is_told_where_a_run_compiles(on: bool) -> None:
-    import torch._inductor.config as inductor
-
-    before = inductor.deterministic
-    try:
-        inductor.deterministic = not on
-        ask_for_one_order(CUDA, on=on)
-        assert inductor.deterministic == (not on), "not touched by a run that does not compile"
-        ask_for_one_order(CUDA, on=on, compiled=True)
-        assert inductor.deterministic == on
-        assert flags() == (ON if on else OFF)
-    finally:
-        inductor.deterministic = before
-
-
 def test_a_process_on_the_cpu_keeps_torchs_settings() -> None:
     before = flags()
     for on in (True, False):
@@ -131,6 +120,58 @@ def test_a_users_own_setting_of_cublas_stays(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(VARIABLE, ":16:8")
     ask_for_one_order(CUDA, on=True)
     assert flags() == ON._replace(workspace=":16:8")
+
+
+UNORDERED = re.compile(
+    r"(_?adaptive_avg_pool[23]d|adaptive_max_pool2d|avg_pool3d|fractional_max_pool[23]d|upsample_\w+|reflection_pad[123]d"
+    r"|grid_sampler_[23]d|_ctc_loss)_backward|max_unpool[23]d|nll_loss2d_forward|put_|histc|bincount|median|scatter_reduce"
+    r"|_embedding_bag"
+)
+"""aten's names of the operators that torch.use_deterministic_algorithms() lists as without a deterministic algorithm on CUDA."""
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def unordered(model: nn.Module, side: int) -> set[str]:
+    """The operators of a training step of `model` that are on the list, counted on tensors without data."""
+    with torch.device("meta"), Operators() as run:
+        out = model(torch.empty(2, 3, side, side))
+        sum(part.sum() for part in (out if isinstance(out, tuple) else (out,))).backward()
+    assert run.names >= {"convolution", "convolution_backward"}
+    return {name for name in run.names if UNORDERED.fullmatch(name)}
+
+
+@pytest.mark.parametrize(
+    ("config", "side"),
+    [
+        (ModelConfig(name="resnet18a"), 64),
+        (ModelConfig(name="resnet50d"), 64),
+        (ModelConfig(name="inception_v3", aux_head=True), 299),
+        (ModelConfig(name="mobilenet_v1"), 64),
+    ],
+)
+def test_the_projects_networks_have_no_operator_without_a_deterministic_algorithm(
+    config: ModelConfig, side: int
+) -> None:
+    with torch.device("meta"):
+        model = build_model(config, 10)
+    assert unordered(model, side) == set()
+
+
+def test_such_an_operator_would_be_found() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2))
+    assert unordered(model, 8) == {"_adaptive_avg_pool2d_backward"}
 
 
 def test_an_operator_without_a_deterministic_algorithm_is_named_and_ends_no_run() -> None:

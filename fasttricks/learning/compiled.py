@@ -22,12 +22,12 @@ def without_cuda_graphs(mode: Compile) -> Compile:
 def check_compile(mode: Compile, *, ranks: int, accumulate: int) -> None:
     """Raise ConfigError for a mode with CUDA graphs in a step of several micro-batches or ranks, on any device.
 
-    A graph's backward pass leaves its gradients in memory that its next replay overwrites. Until torch 2.9 a second micro-batch
-    was added to wrong sums (pytorch#96693); since then it is an error in the second step (#169545, reproduced with 2.13). Under
-    DistributedDataParallel those gradients also lack its strides (#140395), and runs crashed (#128218). One rank with one
-    micro-batch is safe: zero_grad() lets the gradients go before the next replay; the teacher, the average of the weights and
-    validation run eagerly; the loss takes the logits in the same step. The CPU records no graphs, so it loses nothing here, and
-    a config is valid on both or on neither.
+    A graph's backward pass leaves its gradients in memory that its next replay overwrites. With torch 2.1 a second micro-batch
+    ended in wrong sums, with 2.10 and 2.13 in an error (pytorch#96693, #169545). Under DistributedDataParallel max-autotune is
+    reported as broken (#140395) and reduce-overhead as a crash (#128218). One rank with one micro-batch keeps the rules of
+    torch's CUDA graphs: zero_grad() lets the gradients go before the next replay; the teacher, the average of the weights and
+    validation run eagerly; the loss takes the logits in the same step. It has not run on a GPU. The CPU records no graphs, so it
+    loses nothing here, and a config is valid on both or on neither.
     """
     if without_cuda_graphs(mode) == mode:
         return
