@@ -135,6 +135,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     if torch.cuda.is_available():
+        # torch reads it once, at the first matrix product of the process: a run that asks for it later would be warned of
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return
     for item in items:
         if item.get_closest_marker("gpu"):
