@@ -15,9 +15,11 @@ def ask_for_one_order(device: torch.device, *, on: bool, compiled: bool = False)
     """Ask torch, cuDNN, cuBLAS and inductor for the same bits at every repetition, or let cuDNN choose by time.
 
     Once a process, before its first matrix product on the GPU: cuBLAS and torch read CUBLAS_WORKSPACE_CONFIG then, and torch
-    warns where it comes too late. It holds for the rest of the process. device: where the process computes; the CPU's kernels have one order for a number of threads, and need no request.
-    on: deterministic algorithms, and a UserWarning by torch, once, for an operator that has none: a network of timm may hold
-    one, those of this project hold none of torch's list. Off: `cudnn.benchmark`, the fastest of cuDNN's algorithms, timed at the
+    warns where it comes too late. It holds for the rest of the process.
+
+    device: where the process computes. The CPU's kernels have one order for a number of threads and need no request. on:
+    deterministic algorithms, and a UserWarning by torch, once, for an operator that has none: a network of timm may hold one,
+    those of this project hold none of torch's list. Off: `cudnn.benchmark`, the fastest of cuDNN's algorithms, timed at the
     first batch of each size. compiled: the process compiles; inductor is told too, which takes seconds to import.
 
     It is a request, and no test on a GPU has shown its result yet.
