@@ -267,3 +267,27 @@ def test_gpu_batches_are_the_cpu_batches(training: bool, test_data: Any) -> None
     assert gpu.images.device.type == "cuda"
     assert torch.equal(cpu.labels, gpu.labels.cpu())
     assert (cpu.images - gpu.images.cpu()).abs().mean() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [True, False])
+def test_a_busy_stream_gets_the_same_batches(training: bool, tiny_data: Path) -> None:
+    """DALI writes into no memory that torch's stream has yet to read."""
+    from fasttricks.data.sources.folder import scan_folder
+
+    def batches(cycles: int) -> torch.Tensor:
+        loader = Loader(
+            scan_folder(tiny_data / "train"),
+            DataConfig(image_size=160),
+            training=training,
+            batch_size=4,
+            device=torch.device("cuda"),
+        )
+        found = []
+        for batch in loader:
+            found.append(batch.images.double().sum((1, 2, 3)))
+            del batch
+            torch.cuda._sleep(cycles)  # in front of the next batch's kernels
+        return torch.cat(found)
+
+    assert torch.equal(batches(1), batches(200_000_000))

@@ -14,6 +14,7 @@ from fasttricks.config import DataConfig
 from fasttricks.data.pipeline.draws import Draws, image_draws
 from fasttricks.data.pipeline.feed import Job
 from fasttricks.data.pipeline.graph import image_graph, training_inputs
+from fasttricks.data.pipeline.lent import Lent
 from fasttricks.data.pipeline.pixels import Pixels
 from fasttricks.system.failures import card_failed
 from fasttricks.system.process import threads_per_rank
@@ -59,6 +60,7 @@ class Decoder:
         self._pipeline.build()
         self._under_way: deque[tuple[Draws | None, dict[str, Any]]] = deque()
         """Each job's random numbers and the buffers handed over for it, which DALI does not copy."""
+        self._lent = Lent()
 
     def hand_over(self, job: Job) -> None:
         """Give it the next job."""
@@ -80,15 +82,19 @@ class Decoder:
     def take(self) -> torch.Tensor:
         """The images of the first job that was not taken, normalised, (N, 3, S, S), channels-last in memory.
 
-        Waits for DALI. Raises DecodeError.
+        In memory of their own; on the CPU in DALI's, which it does not use again while they are there. Waits for DALI, and not
+        for torch's stream. Raises DecodeError.
         """
         outputs = self._outputs()
         draws, inputs = self._under_way.popleft()
-        images = torch.from_dlpack(outputs.as_tensor())
+        lent = torch.from_dlpack(outputs.as_tensor())
         if self._pixels is None or draws is None:
-            images = images.permute(0, 3, 1, 2)
+            images = lent.permute(0, 3, 1, 2)
+            if images.device.type == "cuda":  # until when it is read, the caller alone knows
+                images = images.clone()
         else:
-            images = self._pixels.finish(images, self._config, draws, half=self._half)
+            images = self._pixels.finish(lent, self._config, draws, half=self._half)
+        self._lent.hold(lent)
         del inputs  # not before DALI is done with them
         self._pipeline.release_outputs()
         return images
