@@ -114,6 +114,8 @@ def test_what_runs_where(training: bool) -> None:
     heavy = {"ImageSlice", "Image", "Resize", "CoordTransform", "CropMirrorNormalize"}
     where = {o.name.rpartition("__")[2]: o.device for o in on_gpu if o.name.rpartition("__")[2] in heavy}
     assert sorted(where.values()) == (["gpu", "mixed"] if training else ["gpu", "gpu", "mixed"])
+    others = {o.name for o in on_gpu if o.device != "cpu" and o.name.rpartition("__")[2] not in heavy}
+    assert others <= {"MakeContiguous", "Copy"}, "test_data_libraries.py: none that calls cuFFT or NPP"
     moves = {"MakeContiguous", "Copy"}
     left = {"CoordTransform", "Cast"} if training else set()  # to FP16, of the colours
     names = [

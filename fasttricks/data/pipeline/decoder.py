@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -57,7 +60,8 @@ class Decoder:
             device_id=(device.index or 0) if on_gpu else None,
             prefetch_queue_depth=ahead,
         )
-        self._pipeline.build()
+        with _no_word_on_unused_libraries():
+            self._pipeline.build()
         self._under_way: deque[tuple[Draws | None, dict[str, Any]]] = deque()
         """Each job's random numbers and the buffers handed over for it, which DALI does not copy."""
         self._lent = Lent()
@@ -124,3 +128,18 @@ class Decoder:
                 raise
             raise DecodeError(str(error)) from error
         return outputs
+
+
+@contextmanager
+def _no_word_on_unused_libraries() -> Iterator[None]:
+    """Within, DALI warns neither of cuFFT 11 nor of NPP 12, CUDA 12's, where the first GPU pipeline of a process is built.
+
+    Their packages are 201 and 282 MB, and a torch of CUDA 13 brings neither. Of DALI's operators only spectrograms, remap,
+    debayer and the old colour twist call them, and none of these is in our graphs (graph.py).
+    """
+    with warnings.catch_warnings():
+        for library in ("cuFFT", "NPP"):
+            warnings.filterwarnings(
+                "ignore", f".*no longer shipped with CUDA runtime.* {library} is typically", Warning
+            )
+        yield
