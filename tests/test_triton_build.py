@@ -99,7 +99,7 @@ GOT_AND_SAID = {
     no_headers: "Python.h is missing; apt install gcc python3-dev, or take an image that has them (-devel)",
     no_cache: "name a folder that can be written to, and whose files can be run, in TRITON_CACHE_DIR",
     no_driver: "the driver's libcuda.so.1 is not found",
-    no_card: "There should only be one.; see that nvidia-smi works",
+    no_card: "There should only be one; see that nvidia-smi works",
     no_ptxas: "Cannot find ptxas; the triton wheel brings it, or name yours in TRITON_PTXAS_PATH",
 }
 
