@@ -19,7 +19,7 @@ from fasttricks.learning.teacher import Teacher
 from fasttricks.runs.checkpoint import load_checkpoint, save_checkpoint
 from fasttricks.runs.stored import CheckpointError, checkpoint_path
 from fasttricks.system.failures import card_failed, lost_rank
-from lib.card import OnCard, card
+from lib.card import OnCard
 from lib.states import state
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3763, "
@@ -159,7 +159,7 @@ def test_an_error_after_the_copy_is_the_disks(tmp_path: Path, monkeypatch: pytes
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", save)
-    with card(), pytest.raises(CheckpointError, match="must be on a disk with room"):
+    with pytest.raises(CheckpointError, match="must be on a disk with room"):
         save_checkpoint(checkpoint_path(tmp_path, 1), state() | {"model": {"weight": OnCard(torch.ones(3))}})
     assert os.listdir(tmp_path) == []
 
