@@ -134,8 +134,8 @@ class Decoder:
 def _no_word_on_unused_libraries() -> Iterator[None]:
     """Within, DALI warns neither of cuFFT 11 nor of NPP 12, CUDA 12's, where the first GPU pipeline of a process is built.
 
-    Their packages are 201 and 282 MB, and a torch of CUDA 13 brings neither. Of DALI's operators only spectrograms, remap,
-    debayer and the old colour twist call them, and none of these is in our graphs (graph.py).
+    Their packages are 201 and 282 MB, and a torch of CUDA 13 brings neither. Only spectrograms, remap, debayer and the
+    old colour twist call them among DALI's operators, and none of these is in our graphs (graph.py).
     """
     with warnings.catch_warnings():
         for library in ("cuFFT", "NPP"):
