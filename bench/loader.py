@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ BATCH_SIZE, IMAGE_SIZE, SKIPPED = 64, 224, 4
 PASS = 1024
 """Images of a pass at least: a smaller folder is taken several times over, so that no loader is timed as it runs dry."""
 FLOOR = "region decode alone"
+THREADS, HW_DECODER_LOADS = (4, 8, 16), (0.0, 0.65, 0.9, 1.0)
+"""Host threads of the GPU's pipeline, and the share of a batch for the JPEG engine (0: --deterministic on; 0.65: DALI's own)."""
 
 
 def contestants(root: Path, workers: int) -> dict[str, Callable[[], float]]:
@@ -52,6 +55,8 @@ def one_pass(loader: Iterable[Any]) -> Callable[[], float]:
             counted += count_images(batch) if index >= SKIPPED else 0
             if index == SKIPPED - 1:
                 start = time.perf_counter()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         time.sleep(0.3)  # let threads that work ahead come to rest before the next contestant
         return counted / seconds
@@ -62,6 +67,33 @@ def one_pass(loader: Iterable[Any]) -> Callable[[], float]:
 def count_images(batch: Any) -> int:
     """Images of a batch of any contestant: ours, or a pair of images and labels."""
     return len(batch) if isinstance(batch, Batch) else len(batch[1])
+
+
+def on_device(
+    folder: ImageFolder,
+    device: torch.device,
+    *,
+    batch_size: int = 128,
+    image_size: int = IMAGE_SIZE,
+    images: int = 4096,
+) -> dict[str, Callable[[], float]]:
+    """Name -> one pass of the training input in FP16 on `device`, by THREADS and HW_DECODER_LOADS, returning images a second.
+
+    A pass takes about so many images. Its loader, and the device's memory that the decoders hold, ends with it.
+    """
+    times = -(-images // len(folder))
+    folder = dataclasses.replace(folder, files=folder.files * times, labels=folder.labels * times)
+
+    def measure(threads: int, load: float) -> float:
+        config = DataConfig(image_size=image_size, val_resize=image_size, threads=threads)
+        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": torch.float16}
+        return one_pass(Loader(folder, config, training=True, hw_decoder_load=load, **options))()
+
+    return {
+        f"{threads} threads, hw_decoder_load {load:g}": partial(measure, threads, load)
+        for threads in THREADS
+        for load in HW_DECODER_LOADS
+    }
 
 
 def fasttricks(images: Source, workers: int, operators: Operators = "auto") -> Iterable[Any]:

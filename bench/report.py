@@ -31,6 +31,7 @@ from fasttricks.config import Precision, Range, check_fields, model_info, replac
 from fasttricks.config.cli import parse
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data.sources import open_split
+from fasttricks.data.sources.folder import scan_folder
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.command import run_main
 from fasttricks.system.distributed import World, resolve_device
@@ -164,12 +165,20 @@ def step_cases(config: BenchConfig, device: torch.device, gpus: int) -> list[Ste
 
 
 def measure_loader(bench: Bench) -> Iterator[Measured]:
-    """The input pipeline beside torchvision's and timm's."""
+    """The input pipeline on the CPU beside torchvision's and timm's; on a GPU that of the GPU too, alone."""
     workers = bench.cores
     title = f"Loader, {loader.IMAGE_SIZE} pixels, {workers} workers, {bench.config.data.images} images"
     notes = [f"the first {loader.SKIPPED} batches of a pass are not counted: they may have been prepared ahead"]
     contestants = loader.contestants(bench.images() / "train", workers)
-    yield bench.turns(title, "imgs/sec", contestants, lambda _: notes, bench.budget.until_s("loader"))
+    on_gpu = bench.device.type == "cuda"
+    tables = 1 + on_gpu
+    yield bench.turns(title, "imgs/sec", contestants, lambda _: notes, bench.budget.until_s("loader", 0, tables))
+    if on_gpu:
+        title = (
+            f"Loader on the GPU, {loader.IMAGE_SIZE} pixels, fp16: host threads, share of a batch for the JPEG engine"
+        )
+        contestants = loader.on_device(scan_folder(bench.images() / "train"), bench.device)
+        yield bench.turns(title, "imgs/sec", contestants, lambda _: notes, bench.budget.until_s("loader", 1, tables))
 
 
 def measure_step(bench: Bench) -> Iterator[Measured]:
