@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all fuzz soak soak-save bench bench-save bench-compare lint fmt type recipes clean
+.PHONY: help setup train test test-all fuzz soak soak-save bench bench-save bench-compare gpu gpu-save gpu-pack lint fmt type recipes clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 # one worker more than cores: tests of ranks and signals wait for much of their time
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist loadfile --no-loadscope-reorder
+# make gpu must run where nothing can be set up: it takes .venv where it is there, else PYTHON as it is
+GPU := $(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## list the commands
@@ -47,6 +49,15 @@ bench-save: setup  ## make bench, written to the committed bench/results/
 
 bench-compare: setup  ## OLD=a.json NEW=b.json of make bench: exit code 1 where NEW is slower beside its peers
 	$(BIN)/python -m bench.compare $(OLD) $(NEW)
+
+gpu:  ## every CUDA line once, and a first table; no set-up; 9 minutes at most, to bench/out/; DEVICE=cpu walks it
+	$(GPU) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+gpu-save:  ## make gpu, written to the committed bench/results/gpu-CARD.json and .md too
+	$(GPU) --save $(ARGS)
+
+gpu-pack: setup  ## DALI and the packages with it as tar.xz in pieces, to bench/out/pack, for a machine without network
+	$(BIN)/python -m bench.gpu.pack $(ARGS)
 
 lint: setup  ## ruff, import-linter and the type checker
 	$(BIN)/ruff check .
