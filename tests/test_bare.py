@@ -38,6 +38,7 @@ NEEDS = {
 """The modules that cannot be imported on such a machine, and the package that each asks for first. All others can."""
 
 
+KERNELS = [f"kernels_{name}" for name in ("on_gpu", "cpu", "interpreted", "bytes", "compile")]
 PATH = os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "kernels", "tests"))
 
 
@@ -57,12 +58,36 @@ def test_all_but_the_input_runs_without_the_extras() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        ("plan cifar10 --gpus 2 --images 50000 --model.num-classes 10", 0, "torchrun"),
+        ("cost --networks resnet8d mobilenet_v1 --rounds 0", 0, "mobilenet_v1"),
+        (
+            "cost --networks resnet8d --output out",
+            2,
+            "error: fasttricks cost --output needs matplotlib, not installed here;",
+        ),
+        ("train demo", 2, "error: train needs nvidia.dali, tensorboard, matplotlib, not installed here; "),
+        ("data scan .", 2, "error: data needs simplejpeg, not installed here; "),
+    ],
+)
+def test_a_command_needs_what_it_uses_and_no_more(arguments: str, code: int, says: str, tmp_path: Path) -> None:
+    """With tyro, rich and Pillow, but without DALI."""
+    command = [sys.executable, "-m", "lib.bare", *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(PYTHONPATH=PATH))
+    assert done.returncode == code, done.stderr
+    assert says in (done.stderr if code else done.stdout)
+    assert not code or (done.stderr.count("\n") == 1 and "pip install 'fasttricks[train]'" in done.stderr)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("torch, triton", [("2.9.0", "3.5"), ("2.11.0", "3.6")])
 def test_other_releases_of_torch(torch: str, triton: str, tmp_path: Path) -> None:
     """The oldest that pyproject.toml allows, and one between; each with its own Triton, NumPy and pytest, and nothing else.
 
-    The GPU tests of the losses, the images and the step are collected there, and run where a card is.
+    The kernels' numbers, bytes and machine code are tested there too; the GPU tests are collected, and run where a card is.
     """
     fresh = Venv(tmp_path)
     fresh.install(f"torch=={torch}", "numpy", "pytest", pinned=False)
@@ -72,7 +97,7 @@ def test_other_releases_of_torch(torch: str, triton: str, tmp_path: Path) -> Non
             torch,
             triton,
         ]
-        tests = [f"tests/test_{name}.py" for name in ("on_gpu", "kernels_on_gpu", "kernels_cpu", "losses")]
+        tests = [f"tests/test_{name}.py" for name in ("on_gpu", *KERNELS, "losses")]
         done = fresh.run("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *tests, cwd=REPOSITORY)
         assert done.returncode == 0, done.stdout[-4000:]
     finally:

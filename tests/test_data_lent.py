@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -107,7 +106,6 @@ def take(decoder: Decoder) -> Tensor:
 
 
 def alive(pipeline: Pipeline) -> list[bool]:
-    gc.collect()
     return [reference() is not None for reference in pipeline.lent]
 
 

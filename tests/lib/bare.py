@@ -1,6 +1,7 @@
 """`python -m lib.bare`: fasttricks on a machine that has torch, triton and numpy alone. Prints its findings as JSON.
 
-Every other package of the extras is absent here, as if it were not installed.
+Every other package of the extras is absent here, as if it were not installed. `python -m lib.bare COMMAND ...` is that command on a
+machine that lacks those of HEAVY alone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import importlib
 import json
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,22 @@ ABSENT = (
     *("nvidia.dali", "tyro", "simplejpeg", "rich", "PIL", "matplotlib", "tensorboard", "pynvml"),
     *("timm", "torchvision", "scipy", "onnx", "onnxruntime", "safetensors"),
 )
+HEAVY = ("nvidia.dali", "simplejpeg", "matplotlib", "tensorboard")
 RUN_BY_HAND = ("__main__", "train", "evaluate", "predict", "export", "ablate", "plan", "cost", "data.prepare")
 """Modules of `python -m fasttricks.NAME`: each only names a command."""
 
 
 class Without:
-    """A finder of modules that does not find those of ABSENT."""
+    """A finder of modules that does not find some."""
 
-    def __init__(self, finder: Any) -> None:
-        self._finder = finder
+    def __init__(self, finder: Any, absent: Sequence[str]) -> None:
+        self._finder, self._absent = finder, absent
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._finder, name)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if any(name == absent or name.startswith(f"{absent}.") for absent in ABSENT):
+        if any(name == absent or name.startswith(f"{absent}.") for absent in self._absent):
             return None
         spec: ModuleSpec | None = self._finder.find_spec(name, path, target)
         return spec
@@ -172,9 +174,15 @@ PARTS = (losses, images_and_sgd, networks, steps, plans, refusals)
 
 
 def main() -> None:
-    """Import every module and run each part, without the packages of ABSENT."""
-    assert not set(ABSENT) & set(sys.modules)
-    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+    """The command that is asked for; else import every module and run each part."""
+    absent = HEAVY if len(sys.argv) > 1 else ABSENT
+    assert not set(absent) & set(sys.modules)
+    sys.meta_path[:] = [Without(finder, absent) for finder in sys.meta_path]
+    if len(sys.argv) > 1:
+        from fasttricks import commands
+
+        commands.main()
+        return
     needs = {name: package for name in modules() if (package := missing(name))}
     import torch
     import triton
