@@ -1,7 +1,7 @@
 """`python -m lib.bare`: fasttricks on a machine that has torch, triton and numpy alone. Prints its findings as JSON.
 
-Every other package of the extras is absent here, as if it were not installed. `python -m lib.bare COMMAND ...` is that command on a
-machine that lacks those of HEAVY alone.
+Every other package of the extras is absent here, as if it were not installed. `python -m lib.bare COMMAND ...` is that command
+on a machine that lacks those of HEAVY alone.
 """
 
 from __future__ import annotations
