@@ -18,6 +18,9 @@ from lib.venvs import Venv
 NEEDS = {
     "bench.compare": "rich",
     "bench.cost": "rich",
+    "bench.gpu.data": "nvidia.dali",
+    "bench.gpu.ranks": "PIL",
+    "bench.gpu.runs": "PIL",
     "bench.loader": "nvidia.dali",
     "bench.pack": "rich",
     "bench.published": "rich",

@@ -48,8 +48,10 @@ def modules() -> Iterator[str]:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if found.name not in by_hand:
                 yield found.name
-    for found in pkgutil.iter_modules([str(Path(__file__).parents[2] / "bench")], "bench."):
-        yield found.name
+    for folder in ("bench", "bench/gpu"):
+        for found in pkgutil.iter_modules([str(Path(__file__).parents[2] / folder)], f"{folder.replace('/', '.')}."):
+            if found.name != "bench.gpu.__main__":
+                yield found.name
 
 
 def missing(name: str) -> str:
