@@ -226,6 +226,10 @@ def test_device_time_is_between_two_events_behind_a_wait(cuda: list[str]) -> Non
     assert cuda == wanted
 
 
+def test_a_card_has_its_number_as_its_tensors_have() -> None:
+    assert (clock.device_of("cuda"), clock.device_of("cpu")) == (GPU, torch.device("cpu"))
+
+
 def test_host_time_is_of_one_launch_from_an_idle_device(cuda: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     times = itertools.chain.from_iterable((start, start + taken) for start, taken in ((0, 3), (10, 1), (20, 2)))
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))

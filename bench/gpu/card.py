@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.gpu.child import attempt
-from bench.gpu.clock import device_seconds
+from bench.gpu.clock import device_of, device_seconds
 from bench.gpu.parts import BUILDS, CARD, COPY_RATE, CUDA, GPUS, LAUNCHER, Job, Row, is_installed
 from fasttricks.config import ConfigError
 from fasttricks.runs.folder import releases
@@ -33,7 +33,7 @@ def measure(job: Job) -> Iterator[Row]:
     """(name, value) of each fact, the rates last."""
     found = torch.cuda.is_available()
     yield _row(CUDA, found)
-    device = torch.device("cuda" if job.device == "cuda" and found else "cpu")
+    device = device_of("cuda" if job.device == "cuda" and found else "cpu")
     yield _row(CARD, torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name())
     yield _row(GPUS, torch.cuda.device_count())
     yield from (_row(*fact) for fact in software().items())

@@ -15,6 +15,11 @@ _CYCLES_PER_S = 2.0e9
 """Cycles of torch.cuda._sleep a second, about: no card's clock is much above it, so the wait is no shorter than asked for."""
 
 
+def device_of(name: str) -> torch.device:
+    """The torch device for cuda or cpu, with its number, as a run has it: tensors say `cuda:0`."""
+    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
+
+
 def wait(device: torch.device) -> None:
     """Until the device has done all that was launched."""
     if device.type == "cuda":

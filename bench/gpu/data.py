@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from bench import end_to_end
 from bench.gpu.child import attempt
+from bench.gpu.clock import device_of
 from bench.gpu.parts import Job, Row
 from bench.loader import on_device
 from bench.pairs import by_turns
@@ -27,7 +26,7 @@ def loader(job: Job) -> Iterator[Row]:
     """imgs/sec of the training input at 224 pixels in FP16, by threads and hw_decoder_load: a pass of each that counts."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"batch_size": 8, "image_size": 32, "images": 48} if job.tiny else {}
-        turns = on_device(scan_folder(images(job, Path(folder)) / "train"), torch.device(job.device), **sizes)
+        turns = on_device(scan_folder(images(job, Path(folder)) / "train"), device_of(job.device), **sizes)
         for name, turn in list(turns.items())[: 2 if job.tiny else None]:
             yield from attempt({"loader": name}, lambda turn=turn: iter([{"imgs/sec": turn()}]))
 
@@ -43,7 +42,7 @@ def _together(job: Job, deterministic: Literal["on", "off"]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         config = recipe(job, images(job, Path(folder)), deterministic)
         parts = end_to_end.contestants(
-            config, World.alone(torch.device(job.device)), Path(folder), 48 if job.tiny else 2560
+            config, World.alone(device_of(job.device)), Path(folder), 48 if job.tiny else 2560
         )
         yield from table(parts, 1 if job.tiny else 3)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.gpu.child import attempt
-from bench.gpu.clock import device_seconds, host_seconds
+from bench.gpu.clock import device_of, device_seconds, host_seconds
 from bench.gpu.parts import COPY_RATE, Job, Row, is_installed
 from bench.losses import LAM, SMOOTHING, pair
 from fasttricks_kernels import distillation_loss, mixup
@@ -33,7 +33,7 @@ Work = Callable[[], object]
 
 def measure(job: Job) -> Iterator[Row]:
     """Rows of each loss and size, ours first."""
-    device = torch.device(job.device)
+    device = device_of(job.device)
     for kind in ("labels", "mixup's labels", "distillation"):
         for rows, name in TINY if job.tiny else SIZES:
             size = {"loss": kind, "size": f"{rows} x {CLASSES} {name}"}

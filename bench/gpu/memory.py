@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from bench.gpu.child import attempt
-from bench.gpu.clock import wait
+from bench.gpu.clock import device_of, wait
 from bench.gpu.parts import Job, Row
 from bench.gpu.steps import OURS, cases, free
 from bench.step import CONTESTANTS, StepCase
@@ -27,11 +27,11 @@ def measure(job: Job) -> Iterator[Row]:
     """A row for each network and batch, eager, deterministic."""
     for case in cases(job):
         yield from attempt({"model": case.model, "batch": case.batch_size}, partial(_row, case))
-        free(torch.device(job.device))
+        free(device_of(job.device))
 
 
 def _row(case: StepCase) -> Iterator[Row]:
-    device = torch.device(case.device)
+    device = device_of(case.device)
     ask_for_one_order(device, on=True)
     row = {f"{name}, GiB": value / GIB for name, value in peak_of(case, device).items()}
     counted = footprint(case.config, case.shards, IMAGENET_CLASSES).at_peak

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu.child import attempt
-from bench.gpu.clock import wait
+from bench.gpu.clock import device_of, wait
 from bench.gpu.parts import Job, Row
 from bench.gpu.steps import cases, free, steps_of
 from bench.step import StepCase
@@ -34,11 +33,11 @@ def measure(job: Job) -> Iterator[Row]:
         yield from attempt(
             {"contestant": contestant}, partial(_rows, cases(job)[0], contestant, 1 if job.tiny else STEPS)
         )
-        free(torch.device(job.device))
+        free(device_of(job.device))
 
 
 def _rows(case: StepCase, contestant: str, recorded: int) -> Iterator[Row]:
-    device = torch.device(case.device)
+    device = device_of(case.device)
     ask_for_one_order(device, on=True)
     steps = steps_of(case)
     if contestant not in steps:

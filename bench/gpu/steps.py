@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from bench.gpu.child import attempt
-from bench.gpu.clock import host_seconds, wait
+from bench.gpu.clock import device_of, host_seconds, wait
 from bench.gpu.parts import Job, Row, is_installed
 from bench.step import CONTESTANTS, StepCase
 from fasttricks.planning.planner import IMAGENET_CLASSES
@@ -66,12 +66,12 @@ def _rows(job: Job, *, compiled: bool) -> Iterator[Row]:
             }
             now = replace(case, compiled=compiled, deterministic=deterministic)
             yield from attempt(columns, partial(compare, now, tiny=job.tiny))
-            free(torch.device(job.device))
+            free(device_of(job.device))
 
 
 def steps_of(case: StepCase) -> dict[str, Step]:
     """Name -> a training step on images that lie on the device; timm's where it is installed."""
-    device = torch.device(case.device)
+    device = device_of(case.device)
     torch.manual_seed(0)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     labels = torch.randint(0, IMAGENET_CLASSES, (case.batch_size,), device=device)
@@ -82,7 +82,7 @@ def steps_of(case: StepCase) -> dict[str, Step]:
 
 def compare(case: StepCase, *, tiny: bool) -> Iterator[Row]:
     """A row for each contestant: rates are medians of the rounds, ratios those within a round."""
-    device = torch.device(case.device)
+    device = device_of(case.device)
     ask_for_one_order(device, on=case.deterministic == "on", compiled=case.compiled)  # for both
     steps = steps_of(case)
     rounds, repeats = (1, 1) if tiny else (ROUNDS, STEPS)
