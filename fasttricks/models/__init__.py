@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fasttricks.config import TIMM, ModelConfig, model_info, nearest, require
+from fasttricks.models.head import head_names as head_names
 from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1
 from fasttricks.models.resnet import LAYOUTS, ResNet, resnet_a, resnet_b, resnet_c, resnet_d

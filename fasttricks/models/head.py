@@ -1,0 +1,43 @@
+"""The classifier of a network, by name: the layers whose outputs are the classes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_HEADS = ("fc", "classifier", "head")
+"""Names of a classifier: torchvision's and ours; of the first that a network has, the last layer is the classifier."""
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the classifier's parameters in `model`, as its state_dict has them; empty where no classifier is found.
+
+    ("fc.weight", "fc.bias"), and for an Inception with an auxiliary head also AuxLogits.fc.weight and AuxLogits.fc.bias. The
+    classifier is the layer, or the layers, that a method get_classifier() returns, as timm's networks have it; else the last
+    layer with parameters of the module fc, classifier or head.
+    """
+    layers = {id(layer) for layer in (*_classifiers(model), *_auxiliary(model))}
+    named = [(name, module) for name, module in model.named_modules() if id(module) in layers]
+    return tuple(f"{prefix}.{name}" for prefix, module in named for name, _ in module.named_parameters())
+
+
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    if callable(get := getattr(model, "get_classifier", None)):
+        found = get()
+        return [
+            layer for layer in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(layer, nn.Module)
+        ]
+    for name in _HEADS:
+        if isinstance(head := getattr(model, name, None), nn.Module) and (last := _last_layer(head)) is not None:
+            return [last]
+    return []
+
+
+def _last_layer(module: nn.Module) -> nn.Module | None:
+    """`module`, or the last layer within it that has parameters of its own; None where none has."""
+    return next((one for one in reversed(list(module.modules())) if list(one.parameters(recurse=False))), None)
+
+
+def _auxiliary(model: nn.Module) -> list[nn.Module]:
+    head = getattr(getattr(model, "AuxLogits", None), "fc", None)
+    last = _last_layer(head) if isinstance(head, nn.Module) else None
+    return [] if last is None else [last]
