@@ -262,7 +262,7 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_a_teacher_that_cannot_take_the_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("test_vit", num_classes=K)
-    monkeypatch.setattr("fasttricks.learning.teacher.pretrained_timm_model", lambda name: (model, None))
+    monkeypatch.setattr("fasttricks.learning.teacher.pretrained_timm_model", lambda name, field: (model, None))
     refused(r"takes no images of data\.image_size \(40\) pixels", teacher="timm:test_vit", image_size=40)
 
 

@@ -116,6 +116,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     Raises ConfigError where it exists or cannot be made, and as write_onnx.
     """
     from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
+    from fasttricks.runs.stored import EXPORTED
     from fasttricks.system.files import temporary_of
     from fasttricks.tasks import find_task
 
@@ -135,7 +136,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     temporary = temporary_of(target)
     try:
         temporary.mkdir(parents=True)
-        write_safetensors(model, temporary / "model.safetensors", metadata)
+        write_safetensors(model, temporary / EXPORTED, metadata)
         if config.onnx:
             write_onnx(model, temporary / "model.onnx", run.data.image_size, metadata)
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")

@@ -13,6 +13,7 @@ from fasttricks.config import TrainConfig, UserError, read_launch
 from fasttricks.data.sources import require_place
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import made_by_this_launch
+from fasttricks.runs.stored import named, require_weights
 from fasttricks.system.process import activation, restart_count
 
 PROG = prog("train")
@@ -47,6 +48,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_unused(config)
     check_run_dir(config)
     require_place(config.data.root, "train", "val")
+    with named("init"):
+        require_weights(config.init)
 
     from fasttricks.system.distributed import join_world, keep_freed_memory, leave
     from fasttricks.system.failures import lost_rank

@@ -17,7 +17,7 @@ from fasttricks.config.fields import (
     replace_fields,
 )
 from fasttricks.config.launch import Launch, read_launch
-from fasttricks.config.networks import NETWORKS, TIMM, ModelInfo, model_info, variant_of
+from fasttricks.config.networks import NETWORKS, TIMM, TORCHVISION, ModelInfo, model_info, variant_of
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
 from fasttricks.config.schema import (
     TRAINING_ONLY,
@@ -41,6 +41,7 @@ from fasttricks.config.schema import (
 __all__ = [
     "NETWORKS",
     "TIMM",
+    "TORCHVISION",
     "TRAINING_ONLY",
     "Backend",
     "Color",

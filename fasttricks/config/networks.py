@@ -8,6 +8,8 @@ from fasttricks.config.errors import DoesNotApplyError, require
 
 TIMM = "timm:"
 """Prefix of a name of timm's."""
+TORCHVISION = "torchvision:"
+"""Prefix of a name of torchvision's, whose trained weights a run can start from."""
 VARIANTS = "abcd"
 """The variants of a ResNet, section 4 of the paper."""
 

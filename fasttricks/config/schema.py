@@ -228,6 +228,9 @@ class TrainConfig:
     """Passes over the training images."""
     global_batch_size: Annotated[int, Range(1, 10_000_000)]
     """Images a step, over all ranks and micro-batches."""
+    init: str = ""
+    """Weights to start from: a run folder (its averaged weights; RUN:raw the others), a checkpoint, an export, a .pt, .pth or
+    .safetensors file, timm:NAME or torchvision:NAME; empty: random ones."""
     accumulate: Annotated[int, Range(1)] = 1
     """Micro-batches a step: gradients are summed over this many passes before an update, to save memory."""
     precision: Precision = "auto"

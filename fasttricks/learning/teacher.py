@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
 from fasttricks.models.external import pretrained_timm_model
 from fasttricks.runs.saved import Saved, read_saved
-from fasttricks.runs.stored import CheckpointError, find_checkpoint
+from fasttricks.runs.stored import find_checkpoint, named
 from fasttricks.system.distributed import World
 from fasttricks.system.failures import card_failed
 
@@ -97,7 +97,7 @@ def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int,
     """
     statistics = outputs = None
     if config.teacher.startswith(TIMM):
-        model, statistics = pretrained_timm_model(config.teacher)
+        model, statistics = pretrained_timm_model(config.teacher, "distill.teacher")
         name = config.teacher
     else:
         saved = _read(config.teacher)
@@ -148,16 +148,9 @@ def _read(path: str) -> Saved:
         return read_saved(Path(path))
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """A CheckpointError in the block is said to be the teacher's, with the way out."""
-    try:
-        yield
-    except CheckpointError as error:
-        way_out = (
-            "train it first, by the recipe of that name where it is runs/RECIPE, or give another --distill.teacher"
-        )
-        raise CheckpointError(f"distill.teacher: {error}; {way_out}") from error
+def _told() -> AbstractContextManager[None]:
+    way_out = "train it first, by the recipe of that name where it is runs/RECIPE, or give another --distill.teacher"
+    return named("distill.teacher", way_out)
 
 
 def _match_classes(config: DistillConfig, theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:

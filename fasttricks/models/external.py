@@ -1,12 +1,12 @@
-"""Networks of timm by name, where timm is installed: `timm:NAME`. The only importer of timm."""
+"""Networks of timm by name, where timm is installed: `timm:NAME`; weights of torchvision. The only importer of either."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fasttricks.config import TIMM, ConfigError, nearest, require
+from fasttricks.config import TIMM, TORCHVISION, ConfigError, nearest, require
 
 
 def _timm_that_knows(name: str) -> Any:
@@ -31,18 +31,45 @@ def timm_model(name: str, *, num_classes: int) -> nn.Module:
     return model.train()
 
 
-def pretrained_timm_model(name: str) -> tuple[nn.Module, tuple[list[float], list[float]]]:
+def pretrained_timm_model(name: str, field: str) -> tuple[nn.Module, tuple[list[float], list[float]]]:
     """timm's network of that name with its trained weights, and (mean, std) of its images' channels, in 0 to 255.
 
-    timm takes the weights from its cache, or downloads them. Raises ConfigError as timm_model, and where it has none or
-    cannot get them.
+    field: the field of the config that names it, for an error. timm takes the weights from its cache, or downloads them.
+    Raises ConfigError as timm_model, and where it has none or cannot get them.
     """
     timm = _timm_that_knows(name)
     try:
         model: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=True)
     except Exception as error:  # the hub, the network and the file system raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        rule = f"timm finds no trained weights of it ({reason}); see that they can be downloaded, or take a checkpoint"
-        raise ConfigError(f"distill.teacher = {name!r}: {rule}") from error
+        raise _no_weights("timm", name, field, error) from error
     trained: Any = model.pretrained_cfg
     return model, ([255 * x for x in trained["mean"]], [255 * x for x in trained["std"]])
+
+
+def pretrained_torchvision_weights(name: str, field: str) -> dict[str, Tensor]:
+    """The state_dict of torchvision's newest trained weights of that name, which it takes from its cache or downloads.
+
+    field: as of pretrained_timm_model. Raises ConfigError where torchvision is absent, has no such network or cannot get the
+    weights.
+    """
+    try:
+        from torchvision import models
+    except ModuleNotFoundError as error:
+        rule = "needs torchvision; install it with: pip install torchvision"
+        raise ConfigError(f"{field} = {name!r}: {rule}") from error
+    bare, known = name.removeprefix(TORCHVISION), models.list_models(module=models)
+    rule = f"torchvision has no such classifier; the nearest is {TORCHVISION}{nearest(bare, known)}"
+    require(bare in known, field, name, rule)
+    try:
+        weights: dict[str, Tensor] = models.get_model_weights(bare).DEFAULT.get_state_dict(
+            progress=False, check_hash=True
+        )
+    except Exception as error:  # as above
+        raise _no_weights("torchvision", name, field, error) from error
+    return weights
+
+
+def _no_weights(library: str, name: str, field: str, error: Exception) -> ConfigError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    rule = f"{library} finds no trained weights of it ({reason}); see that they can be downloaded, or take a checkpoint"
+    return ConfigError(f"{field} = {name!r}: {rule}")

@@ -123,6 +123,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return {**state, "path": str(file)}
 
 
+def is_own(file: Path) -> bool:
+    """Whether a regular file ends as save_checkpoint() ends one. Raises OSError."""
+    with regular_file(file) as (descriptor, size):
+        return CHECKSUM_MARK in read_range(descriptor, max(0, size - 2 * _TRAILER_BYTES), 2 * _TRAILER_BYTES)
+
+
 def _require_trailer(file: Path, descriptor: int, size: int) -> None:
     """Raise DamagedError for a file that neither begins nor ends as a checkpoint does, before all of it is read."""
     if read_range(descriptor, 0, len(_ZIP)) != _ZIP:

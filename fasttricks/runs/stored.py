@@ -6,16 +6,20 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fasttricks.config import UserError
+from fasttricks.config import TIMM, TORCHVISION, UserError
 from fasttricks.system.files import remove_leftovers, temporary_of
 from fasttricks.system.reading import is_there
 
 _NAME = re.compile(r"step-(\d{10,})\.pt")
 """The names that checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
 _DAMAGED = ".damaged"
+RAW = ":raw"
+"""Ends a name whose weights shall be those of the training, and not their average."""
+EXPORTED = "model.safetensors"
+"""The weights in an export's folder."""
 
 
 class CheckpointError(UserError):
@@ -33,6 +37,22 @@ def find_checkpoint(path: Path) -> Path:
         rule = "must be a file, or a run folder with checkpoints/step-NUMBER.pt; check the path"
         raise CheckpointError(f"checkpoint = {str(path)!r}: {rule}")
     return file
+
+
+def require_weights(name: str) -> None:
+    """Raise CheckpointError where `name` is a path without weights: of a run, a checkpoint, an export or any file. Reads none."""
+    path = Path(name.removesuffix(RAW))
+    if name and not name.startswith((TIMM, TORCHVISION)) and not (path / EXPORTED).is_file():
+        find_checkpoint(path)
+
+
+@contextlib.contextmanager
+def named(field: str, way_out: str = "") -> Iterator[None]:
+    """A CheckpointError in the block is said to be of this field of the config, with the way out."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{field}: {error}{way_out and f'; {way_out}'}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source
 from fasttricks.learning.batches import Batches
 from fasttricks.learning.compiled import compiled_graphs
+from fasttricks.learning.initial import start_from
 from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import image_dtype, resolve_precision
@@ -20,6 +22,8 @@ from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_c
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
+from fasttricks.runs.stored import named
+from fasttricks.runs.weights import Weights, read_weights
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 from fasttricks.system.monitor import start_monitor
@@ -27,7 +31,7 @@ from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest
 from fasttricks.system.triton_build import check_triton
 from fasttricks.tasks.classification import CLASSIFICATION
-from fasttricks.training.checks import check_fit, check_sizes, num_classes
+from fasttricks.training.checks import check_fit, check_sizes
 from fasttricks.training.header import header
 from fasttricks.training.owning import own
 from fasttricks.training.resume import conditions, find_state
@@ -53,7 +57,9 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     needed = conditions(task, config, world, train, val)
     resumed = find_state(config, world, needed)
     torch.manual_seed(config.seed)
-    model = make_network(task, config, num_classes(config.model, train), world)
+    with named("init"):
+        initial = read_weights(config.init) if config.init and not resumed else None
+    model, account = make_network(task, config, train.classes, world, initial)
     train_loader, val_loader = make_loaders(task, config, train, val, world)
     shards, folder = train_loader.shards, Path(config.run_dir)
     check_sizes(task, config, len(train.classes), shards.smallest_batch)
@@ -85,7 +91,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         run.extended = resumed.extended
     world.barrier()  # every rank has looked at run_dir before one makes it
     run.claim = own(config, world, resumed)
-    for line in header(run, train.root.parent, resumed):
+    for line in header(run, train.root.parent, resumed, initial=account):
         log.print(line)
     return run
 
@@ -119,11 +125,18 @@ def with_cache(
     return open_cache(teacher, config, train, operators=batches.operators)
 
 
-def make_network(task: Task, config: TrainConfig, num_classes: int, world: World) -> nn.Module:
-    """The task's network on the rank's device, with the initial weights of torch's generator as it stands."""
+def make_network(
+    task: Task, config: TrainConfig, classes: Sequence[str], world: World, initial: Weights | None = None
+) -> tuple[nn.Module, str]:
+    """(the task's network on the rank's device, the account of its initial weights).
+
+    Those are `initial`, and where there are none, those of torch's generator as it stands. Raises CheckpointError as start_from.
+    """
     precision = resolve_precision(config.precision, world.device)
-    model = place(task.make_model(config.model, num_classes), world, precision)
-    return synchronize_batch_norm(model, world) if config.sync_batch_norm else model
+    model = task.make_model(config.model, len(classes))
+    account = start_from(initial, model, config.model, classes) if initial else ""
+    model = place(model, world, precision)
+    return synchronize_batch_norm(model, world) if config.sync_batch_norm else model, account
 
 
 def make_loaders(task: Task, config: TrainConfig, train: Source, val: Source, world: World) -> tuple[Batches, Batches]:

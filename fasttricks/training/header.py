@@ -12,8 +12,8 @@ from fasttricks.training.resume import Resumed
 from fasttricks.training.run import Run
 
 
-def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
-    """A line for each fact. data: the folder that holds the images."""
+def header(run: Run, data: Path, resumed: Resumed, *, initial: str = "") -> list[str]:
+    """A line for each fact. data: the folder that holds the images. initial: the account of the weights that it started from."""
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())
     counts = f"{run.shards.num_images:,} training and {run.val_loader.shards.num_images:,} validation images"
@@ -35,6 +35,8 @@ def header(run: Run, data: Path, resumed: Resumed) -> list[str]:
         rows["images"] = f"{', '.join(map(str, sizes))} pixels: {growth} (progressive resizing)"
     if run.train_loader.note:
         rows["input"] = run.train_loader.note
+    if initial:
+        rows["init"] = initial
     rows |= _teacher_rows(run)
     if run.monitor.note:
         rows["monitor"] = run.monitor.note

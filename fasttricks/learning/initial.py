@@ -1,0 +1,115 @@
+"""The weights that a run starts from: trained ones, with a new classifier where the classes are others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fasttricks.config import NETWORKS, TIMM, TORCHVISION, ModelConfig, nearest, show_name
+from fasttricks.learning.divergence import first_not_finite
+from fasttricks.models import head_names
+from fasttricks.runs.stored import CheckpointError
+from fasttricks.runs.weights import Weights
+
+_COUNTERS = "num_batches_tracked"
+"""Counters of batch norm, which old files lack and nothing here reads."""
+_AUXILIARY = "AuxLogits."
+"""Prefix of Inception's auxiliary classifier, which a network may go without."""
+_SHOWN = 3
+
+
+@torch.no_grad()
+def start_from(weights: Weights, model: nn.Module, config: ModelConfig, classes: Sequence[str]) -> str:
+    """Load `weights` into `model`, which is of `config` and in FP32 on the CPU or the device. Returns the account of it, a line.
+
+    classes: names of the outputs of `model`, in order. The classifier is loaded whole where it has as many outputs and one side
+    names no classes; class by class where both name some; and else stays as it is. All other keys and shapes must be the same.
+    Raises CheckpointError for weights of another network, with the nearest keys, and for some that are not finite.
+    """
+    _check_network(weights, config)
+    wanted, head = model.state_dict(), head_names(model)
+    found = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(_COUNTERS) or name in wanted}
+    _check_keys(weights, wanted, found, head)
+    if bad := first_not_finite(dict(found)):
+        raise CheckpointError(f"init = {weights.source!r}: {bad} must be finite; use another one")
+    body = {name: tensor for name, tensor in found.items() if name in wanted and name not in head}
+    rows, account = _head(weights, wanted, found, head, classes)
+    model.load_state_dict({**wanted, **body, **rows})
+    return f"{weights.source}: {len(body)} tensors; {account}"
+
+
+def _check_network(weights: Weights, config: ModelConfig) -> None:
+    """Raise CheckpointError for weights that are known to be of a network that computes otherwise: A and B have the same keys."""
+    theirs = weights.network
+    if theirs in ("", config.name):
+        return
+    if theirs.startswith(TIMM):
+        bare = theirs.removeprefix(TIMM).partition(".")[0]  # resnet50.a1_in1k
+        right = [name for name, info in NETWORKS.items() if info.timm == bare] or [theirs]
+    elif theirs.startswith(TORCHVISION):
+        right = [name for name, info in NETWORKS.items() if info.torchvision == theirs.removeprefix(TORCHVISION)]
+    else:
+        right = [theirs]
+    if config.name not in right:
+        rule = f"has the weights of {show_name(theirs)}, and model.name is {config.name}"
+        way_out = f"give --model.name {show_name(right[-1])}, or other weights" if right else "give other weights"
+        raise CheckpointError(f"init = {weights.source!r}: {rule}; {way_out}")
+
+
+def _check_keys(
+    weights: Weights, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], head: Collection[str]
+) -> None:
+    """Raise CheckpointError where a key or shape differs outside of the classifiers."""
+    strangers = [name for name in found if name not in wanted and not name.startswith(_AUXILIARY)]
+    new = (*head, *(name for name in wanted if name.startswith(_AUXILIARY)))
+    missing = [name for name in wanted if name not in (*found, *new) and not name.endswith(_COUNTERS)]
+    pairs = {n: (tuple(found[n].shape), tuple(wanted[n].shape)) for n in found if n in wanted}
+    shapes = [
+        f"{name} {theirs} for {ours}"
+        for name, (theirs, ours) in pairs.items()
+        if theirs != ours and (name not in head or theirs[1:] != ours[1:])
+    ]
+    missing_words = [f"{name} (nearest there: {nearest(name, strangers) or 'none'})" for name in missing[:_SHOWN]]
+    kinds = (
+        ("missing", len(missing), missing_words),
+        ("unknown", len(strangers), strangers[:_SHOWN]),
+        ("of another shape", len(shapes), shapes[:_SHOWN]),
+    )
+    told = [f"{count} {kind}: {', '.join(map(show_name, first))}" for kind, count, first in kinds if count]
+    if told:
+        rule = "must have the keys and shapes of this network (model.name, width), but for its classifier"
+        raise CheckpointError(f"init = {weights.source!r}: {rule}; found {'; '.join(told)}")
+
+
+def _head(
+    weights: Weights,
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    head: Sequence[str],
+    classes: Sequence[str],
+) -> tuple[dict[str, Tensor], str]:
+    """(the tensors of the classifiers, which need not be all, the account of them)."""
+    theirs, count = weights.classes, len(classes)
+    there = [name for name in head if name in found]
+    if not there:
+        return {}, f"a new classifier of {count} classes: there is none"
+    number = {name: label for label, name in enumerate(theirs or ())}
+    rows = [(label, number[name]) for label, name in enumerate(classes) if name in number]
+    if theirs is None:
+        if any(found[name].shape != wanted[name].shape for name in there):
+            return {}, f"a new classifier of {count} classes: there it has {len(found[there[0]])}"
+        return {name: found[name] for name in there}, "its classifier too"
+    if any(len(found[name]) != len(theirs) for name in there):
+        rule = f"names {len(theirs)} classes, and its classifier has {len(found[there[0]])}; use another one"
+        raise CheckpointError(f"init = {weights.source!r}: {rule}")
+    if not rows:
+        return {}, f"a new classifier of {count} classes: none of them is among its {len(theirs)}"
+    ours, source = (torch.tensor(numbers) for numbers in zip(*rows, strict=True))
+    tensors = {}
+    for name in there:
+        tensors[name] = wanted[name].clone()
+        tensors[name][ours.to(wanted[name].device)] = found[name][source].to(wanted[name])
+    new = f", {count - len(rows)} new" if len(rows) < count else ""
+    return tensors, f"its classifier by class name: {len(rows)} of {count} classes{new}"
