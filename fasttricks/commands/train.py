@@ -48,8 +48,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_unused(config)
     check_run_dir(config)
     require_place(config.data.root, "train", "val")
-    with named("init"):
-        require_weights(config.init)
+    if not config.resume:  # a resumed run has its weights
+        with named("init"):
+            require_weights(config.init)
 
     from fasttricks.system.distributed import join_world, keep_freed_memory, leave
     from fasttricks.system.failures import lost_rank
