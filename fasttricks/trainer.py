@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttricks.learning.compiled import compiled_graphs, told_of_compiling
 from fasttricks.learning.divergence import Counted
+from fasttricks.learning.freezing import moving_buffers
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.optim import set_lr
 from fasttricks.system.failures import lost_rank
@@ -179,7 +180,8 @@ def share_statistics(run: Run) -> None:
     In between each rank's are its own, from its own images, as in the paper.
     """
     models = [run.model] + ([run.average.model] if run.average is not None else [])
-    for buffer in (buffer for model in models for buffer in model.buffers()):
+    moving = list(moving_buffers(run.model))  # frozen statistics are the same on all, and their mean would round
+    for buffer in (model.get_buffer(name) for model in models for name in moving):
         if run.world.size > 1 and buffer.is_floating_point():
             run.world.sum_(buffer).div_(run.world.size)
 

@@ -56,6 +56,7 @@ RANGES = {
     "model.num_classes": "2 or more, or 0 (from the data)",
     "model.stem_stride": "one of 4, 2, 1",
     "model.width": "above 0 and at most 16",
+    "optim.backbone_lr": "above 0",
     "optim.base_lr": "above 0",
     "optim.momentum": "0 or more and below 1",
     "optim.weight_decay": "0 or more and below 1",

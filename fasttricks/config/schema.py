@@ -89,6 +89,8 @@ class ModelConfig:
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
     aux_head: bool = False
     """Inception-V3: also train a second classifier on the 17 x 17 stage (loss.aux_weight); the paper's runs have none."""
+    freeze: tuple[str, ...] = ()
+    """Parts that keep their weights and batch-norm statistics: stem (all before the first stage), or a module, as layer1."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -107,6 +109,8 @@ class OptimConfig:
     """Peak learning rate for a batch of 256 images."""
     linear_scaling: bool = True
     """Peak lr = base_lr x global_batch_size / 256; off: base_lr whatever the batch."""
+    backbone_lr: Annotated[float, Range(0, above=True, note="1 is off, 0.1 is usual")] = 1.0
+    """Factor of the lr for all weights but the classifier's, in fine-tuning; 1: one lr for all."""
     momentum: Annotated[float, Range(0, 1, below=True, note="0.9 is usual")] = 0.9
     """Nesterov momentum."""
     weight_decay: Annotated[float, Range(0, 1, below=True)] = 1e-4

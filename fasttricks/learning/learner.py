@@ -7,7 +7,7 @@ training/run.py makes a Run of a Learner.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -91,6 +91,8 @@ class Learner:
     guard: LossGuard
     teacher: Teacher | CachedTeacher | None = None
     """The teacher of a distillation; None without one."""
+    exact: dict[str, Tensor] = field(default_factory=dict)
+    """FP32 values, on the CPU, of the frozen weights by name, where `model` has them in FP16; else empty."""
     step: int = 0
     """Updates done."""
 
@@ -111,12 +113,12 @@ class Learner:
         return sum(map(self.shards.global_count, range(first, last)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that all ranks share, as a checkpoint holds it; no copy. FP32 masters replace FP16 weights."""
+        """The state that all ranks share, as a checkpoint holds it; no copy. FP16 weights as their FP32 masters or `exact`."""
         average = {"model": None, "updates": 0} if self.average is None else self.average.state_dict()
         return {
             "step": self.step,
             "skipped_losses": self.guard.state_dict()["skipped"],
-            "model": master_state_dict(self.model, self.optimizer),
+            "model": {**master_state_dict(self.model, self.optimizer), **self.exact},
             "optimizer": self.optimizer.state_dict(),
             "loss_scale": self.loss_scale.state_dict(),
             "average": average["model"],
@@ -129,6 +131,8 @@ class Learner:
         Raises CheckpointError for weights that are not this network's.
         """
         load_weights(self.model, state["model"], source=state["path"])
+        for name, value in self.exact.items():
+            value.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss_scale.load_state_dict(state["loss_scale"])
         self.guard.load_state_dict({"skipped": state["skipped_losses"]})
@@ -173,13 +177,16 @@ def make_learner(
     *,
     forward: nn.Module | None = None,
     teacher: Teacher | CachedTeacher | None = None,
+    exact: dict[str, Tensor] | None = None,
 ) -> Learner:
-    """A Learner at its first step. model: placed (placement.place); forward: its wrapper (placement.wrap); None: model.
+    """A Learner at its first step. model: placed (placement.place), its parts frozen; forward: its wrapper (placement.wrap);
+    None: model. exact: Learner.exact; None: empty.
 
     Raises ConfigError for an optimizer that cannot be had.
     """
     precision = resolve_precision(config.precision, world.device)
     optimizer = build_optimizer(model, config.optim, precision)
+    exact = exact or {}
     schedule = partial(learning_rate, config=config.schedule, peak_lr=config.peak_lr)
     return Learner(
         task=task,
@@ -190,9 +197,10 @@ def make_learner(
         forward=model if forward is None else forward,
         optimizer=optimizer,
         loss_scale=make_loss_scale(config.optim, precision, world.device),
-        average=WeightAverage(model, config.ema_decay, optimizer) if config.ema_decay else None,
+        average=WeightAverage(model, config.ema_decay, optimizer, exact) if config.ema_decay else None,
         autocast=make_autocast(precision, world.device),
         lr_at=partial(schedule, steps_per_epoch=count_steps(shards, config), epochs=config.epochs),
         guard=LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
         teacher=teacher,
+        exact=exact,
     )

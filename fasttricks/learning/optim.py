@@ -6,6 +6,7 @@ The trainer uses an optimizer's `param_groups[i]["lr"]`, step(), zero_grad(), st
 import copy
 import importlib.util
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -13,26 +14,49 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fasttricks.config import ConfigError, OptimConfig, Precision, require
+from fasttricks.models import head_names
 from fasttricks.runs.checkpoint import load_weights
 from fasttricks_kernels import MasterSGD
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float, bias_decay: bool) -> list[dict[str, object]]:
-    """Split the parameters of `model` into those with and those without weight decay.
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, bias_decay: bool, backbone_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Split the parameters of `model` that are to be trained into those with and those without weight decay.
 
     The weights of convolutions and linear layers decay; biases, batch-norm gamma and beta, and whatever else there is do
     not (no bias decay, section 3.1), unless bias_decay: then every parameter decays. The split asks for the module's
     type, never for a name or a number of dimensions. A parameter that two modules share counts once; empty groups are
-    left out. The oracle, torchvision's own parameters, is in tests/test_optim.py.
+    left out. Parameters that need no gradient, as frozen ones, are in no group. The oracle, torchvision's own parameters, is
+    in tests/test_optim.py.
+
+    backbone_lr: other than 1, the parameters that are not the classifier's (models.head_names) have groups of their own, with
+    this factor as `lr_factor`. Raises ConfigError where there is no classifier, or nothing else to train.
     """
     layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     decayed = dict.fromkeys(model.parameters() if bias_decay else [layer.weight for layer in layers])
     rest = [p for p in model.parameters() if p not in decayed]
-    groups: list[dict[str, object]] = [
-        {"params": list(decayed), "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in decayed if p.requires_grad], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.requires_grad], "weight_decay": 0.0},
     ]
+    if backbone_lr != 1:
+        groups = _with_factor(model, groups, backbone_lr)
     return [group for group in groups if group["params"]]
+
+
+def _with_factor(model: nn.Module, groups: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    """Each group as the classifier's part of it, and the rest with `factor`."""
+    names = set(head_names(model))
+    rule = (
+        "needs to know the classifier; have a method get_classifier() of the network return its layer, or leave it at 1"
+    )
+    require(bool(names), "optim.backbone_lr", factor, rule)
+    head = {p for name, p in model.named_parameters(remove_duplicate=False) if name in names}
+    backbone = [{**g, "params": [p for p in g["params"] if p not in head], "lr_factor": factor} for g in groups]
+    rule = "has no effect: model.freeze leaves only the classifier to train; leave one of them out"
+    require(any(group["params"] for group in backbone), "optim.backbone_lr", factor, rule)
+    return [*({**g, "params": [p for p in g["params"] if p in head]} for g in groups), *backbone]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, precision: Precision = "fp32") -> torch.optim.Optimizer:
@@ -43,7 +67,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, precision: Precision 
     torch's. All make one pass over weights, gradients and momentum and never sync. The learning rate is set before each step
     by `set_lr`; until then it is 0. Raises ConfigError for a backend that cannot do this.
     """
-    groups = parameter_groups(model, weight_decay=config.weight_decay, bias_decay=config.bias_decay)
+    groups = parameter_groups(
+        model, weight_decay=config.weight_decay, bias_decay=config.bias_decay, backbone_lr=config.backbone_lr
+    )
     options: dict[str, Any] = {"lr": 0.0, "momentum": config.momentum, "nesterov": config.momentum > 0}
     if config.backend == "fused" or (config.backend == "auto" and precision == "fp16"):
         return MasterSGD(groups, **options)
@@ -78,8 +104,8 @@ def apex_sgd(groups: list[dict[str, object]], **options: Any) -> torch.optim.Opt
 
 
 def master_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
-    """The tensor that `optimizer` updates: the FP32 master of an FP16 `parameter`, else the parameter itself."""
-    return optimizer.master_of(parameter) if isinstance(optimizer, MasterSGD) else parameter
+    """The tensor that `optimizer` updates: the FP32 master of an FP16 `parameter` that it trains, else `parameter` itself."""
+    return optimizer.master_of(parameter) if isinstance(optimizer, MasterSGD) and parameter.requires_grad else parameter
 
 
 def master_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -89,9 +115,9 @@ def master_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of `optimizer` the learning rate `lr`."""
+    """Give every group of `optimizer` the learning rate `lr`, times the group's factor where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 class WeightAverage:
@@ -101,13 +127,22 @@ class WeightAverage:
     that a short run is not an average of its random start. Counters are copied. The average is FP32 and, given the
     `optimizer` that keeps them, of the FP32 masters: in FP16 it would stand still. From the first update on, `source` and the
     masters must stay where they are. One fused pass over the weights an update, no sync; memory: an FP32 copy of the model.
+    exact: the FP32 values of frozen weights that `source` has in FP16, by name; frozen weights are taken once, as they stay.
     The oracle, NumPy in float64, is in tests/test_optim.py.
     """
 
-    def __init__(self, source: nn.Module, decay: float, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        decay: float,
+        optimizer: torch.optim.Optimizer | None = None,
+        exact: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.decay = decay
         self.num_updates = 0
         self.model = copy.deepcopy(source).float().requires_grad_(False)
+        if exact:
+            self.model.load_state_dict(dict(exact), strict=False)
         self._source, self._optimizer = source, optimizer
         self._bound: tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
@@ -137,9 +172,10 @@ class WeightAverage:
         Not before the first update: loading an optimizer's state replaces its masters.
         """
         source, optimizer = self._source, self._optimizer
-        weights = [p if optimizer is None else master_of(optimizer, p) for p in source.parameters()]
-        averages = [*self.model.parameters(), *self.model.buffers()]
-        pairs = list(zip(averages, [*weights, *source.buffers()], strict=True))
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.model.buffers(), source.buffers(), strict=True))
+        for average, p in zip(self.model.parameters(), source.parameters(), strict=True):
+            if p.requires_grad:
+                pairs.append((average, p if optimizer is None else master_of(optimizer, p)))
         floats = [(average, weight) for average, weight in pairs if average.is_floating_point()]
         counters = [(average, counter) for average, counter in pairs if not average.is_floating_point()]
         return [average for average, _ in floats], [weight for _, weight in floats], counters

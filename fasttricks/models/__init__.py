@@ -12,6 +12,7 @@ from fasttricks.config import TIMM, ModelConfig, model_info, nearest, require
 from fasttricks.models.head import head_names as head_names
 from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1
+from fasttricks.models.parts import find_part as find_part
 from fasttricks.models.resnet import LAYOUTS, ResNet, resnet_a, resnet_b, resnet_c, resnet_d
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fasttricks.config import ModelConfig, TrainConfig
+from fasttricks.learning.freezing import freeze
 from fasttricks.learning.learner import Learner, Task, make_learner
 from fasttricks.learning.placement import place
 from fasttricks.learning.precision import image_dtype
@@ -45,7 +46,7 @@ class Footprint:
     average (of the weights), teacher (its weights), input (all micro-batches of the step), activations (all else)."""
     num_parameters: int
     gradient_bytes: int
-    """All gradients together; the ranks sum them over the link once a step."""
+    """All gradients together, of the weights that are trained; the ranks sum them over the link once a step."""
     flops: int
     """FLOPs of the convolutions and matrix products, forward and backward."""
     traffic_bytes: int
@@ -140,7 +141,7 @@ def footprint(
         judge = blank_teacher(teacher, num_classes) if teacher is not None else None
     dtype = image_dtype(config.precision, _CPU)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
-        model.to_empty(device="cpu")
+        freeze(model.to_empty(device="cpu"), config.model.freeze)
         learner = make_learner(task, countable(config), _world(shards, _CPU), shards, model)
         average = blank_average(model) if config.ema_decay else []
         learner.teacher = judge.to_empty(device="cpu") if judge is not None else None
@@ -158,7 +159,7 @@ def footprint(
     return Footprint(
         at_peak=live.peak,
         num_parameters=sum(p.numel() for p in parameters),
-        gradient_bytes=sum(p.nbytes for p in parameters),
+        gradient_bytes=sum(p.nbytes for p in _trained(model)),
         flops=round(live.flops * repeat),
         traffic_bytes=round(live.traffic_bytes * repeat),
     )
@@ -178,6 +179,11 @@ def label_state(learner: Learner, average: list[Tensor], live: LiveTensors) -> N
 
 def _world(shards: Shards, device: torch.device) -> World:
     return World(rank=0, size=shards.world_size, local_rank=0, local_size=1, device=device)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that get gradients: all but the frozen ones."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def countable(config: TrainConfig) -> TrainConfig:
@@ -200,7 +206,7 @@ def blank_average(model: nn.Module) -> list[Tensor]:
 
 def fill_optimizer_state(learner: Learner) -> None:
     """Have the optimizer make its momentum and masters, which come with its first step."""
-    for parameter in learner.model.parameters():
+    for parameter in _trained(learner.model):
         parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
@@ -211,7 +217,7 @@ def keep_gradients(learner: Learner, live: LiveTensors, micro_batches: int) -> N
 
     That is, a step's last micro-batch moves each gradient into a bucket, which stays.
     """
-    parameters = list(learner.model.parameters())
+    parameters = _trained(learner.model)
     several = learner.world.size > 1
     buckets: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in parameters} if several else {}
     live.label(buckets.values(), "gradients")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source
 from fasttricks.learning.batches import Batches
 from fasttricks.learning.compiled import compiled_graphs
+from fasttricks.learning.freezing import freeze, frozen_weights
 from fasttricks.learning.initial import start_from
 from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
@@ -59,7 +61,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     torch.manual_seed(config.seed)
     with named("init"):
         initial = read_weights(config.init) if config.init and not resumed else None
-    model, account = make_network(task, config, train.classes, world, initial)
+    model, exact, account = make_network(task, config, train.classes, world, initial)
     train_loader, val_loader = make_loaders(task, config, train, val, world)
     shards, folder = train_loader.shards, Path(config.run_dir)
     check_sizes(task, config, len(train.classes), shards.smallest_batch)
@@ -75,7 +77,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     judge = with_cache(teacher, config, train, train_loader)
     forward = wrap(model, config, world, log.print)
     run = Run(
-        **vars(make_learner(task, config, world, shards, model, forward=forward, teacher=judge)),
+        **vars(make_learner(task, config, world, shards, model, forward=forward, teacher=judge, exact=exact)),
         classes=train.classes,
         train_loader=train_loader,
         val_loader=val_loader,
@@ -125,18 +127,31 @@ def with_cache(
     return open_cache(teacher, config, train, operators=batches.operators)
 
 
+class Network(NamedTuple):
+    """A network that is ready for training."""
+
+    model: nn.Module
+    """On the rank's device, its parts frozen."""
+    exact: dict[str, torch.Tensor]
+    """As Learner.exact."""
+    account: str
+    """The account of its initial weights."""
+
+
 def make_network(
     task: Task, config: TrainConfig, classes: Sequence[str], world: World, initial: Weights | None = None
-) -> tuple[nn.Module, str]:
-    """(the task's network on the rank's device, the account of its initial weights).
+) -> Network:
+    """The task's network, with the weights of `initial`, and where there are none, those of torch's generator as it stands.
 
-    Those are `initial`, and where there are none, those of torch's generator as it stands. Raises CheckpointError as start_from.
+    Raises CheckpointError as start_from, ConfigError as freeze.
     """
-    precision = resolve_precision(config.precision, world.device)
+    precision, frozen = resolve_precision(config.precision, world.device), config.model.freeze
     model = task.make_model(config.model, len(classes))
     account = start_from(initial, model, config.model, classes) if initial else ""
+    exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)
-    return synchronize_batch_norm(model, world) if config.sync_batch_norm else model, account
+    model = synchronize_batch_norm(model, world) if config.sync_batch_norm else model
+    return Network(freeze(model, frozen), exact, account)
 
 
 def make_loaders(task: Task, config: TrainConfig, train: Source, val: Source, world: World) -> tuple[Batches, Batches]:

@@ -33,6 +33,7 @@ def check_fit(config: TrainConfig, train: Source, world: World) -> None:
         (lambda: config.micro_batch_size(world.size), batch),
         (lambda: check_batch(config, len(train)), batch),
         (lambda: num_classes(config.model, train), "--model.num-classes 0"),
+        (lambda: check_frozen(config), "--init RUN"),
         (lambda: check_teacher(config.distill), "--tricks.off distillation"),
     ]
     found: list[tuple[UserError, str]] = []
@@ -60,6 +61,12 @@ def check_batch(config: TrainConfig, num_images: int) -> None:
     """Raise ConfigError where one step would take more images than there are."""
     rule = f"must be at most the {num_images} training images; lower --global-batch-size"
     require(config.global_batch_size <= num_images, "global_batch_size", config.global_batch_size, rule)
+
+
+def check_frozen(config: TrainConfig) -> None:
+    """Raise ConfigError where random weights are to be frozen."""
+    rule = "would keep random weights; give trained ones by --init, or leave it out"
+    require(bool(config.init) or not config.model.freeze, "model.freeze", " ".join(config.model.freeze), rule)
 
 
 def num_classes(config: ModelConfig, train: Source) -> int:

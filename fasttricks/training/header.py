@@ -27,6 +27,11 @@ def header(run: Run, data: Path, resumed: Resumed, *, initial: str = "") -> list
         "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
         "run": f"{run.folder}/",
     }
+    if config.optim.backbone_lr != 1:
+        rows["lr"] += f"; x {config.optim.backbone_lr:g} for all weights but the classifier's"
+    if config.model.freeze:
+        trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+        rows["frozen"] = f"{', '.join(config.model.freeze)}; {trained / 1e6:.2f} M parameters are trained"
     if order := describe_order(run.classes, config.data.class_order):
         rows["classes"] = order
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
