@@ -69,16 +69,17 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
     return Result(run_dir=Path(config.run_dir), finished=bool(summary), summary=summary, metrics=metrics)
 
 
-def load(checkpoint: Place) -> Saved:
+def load(checkpoint: Place, *, trust_code: str = "") -> Saved:
     """A checkpoint for inference: its config, classes and weights; load(...).network() is the torch module.
 
-    checkpoint: a file, or a run folder, of which the newest checkpoint is taken. No code in the file is run. Raises
+    checkpoint: a file, or a run folder, of which the newest checkpoint is taken. No code in the file is run.
+    trust_code: PACKAGE.MODULE:FACTORY of a checkpoint whose network is a user's own: network() imports it only then. Raises
     CheckpointError for a path without a checkpoint, and for a damaged one. Reads the file into memory, on the CPU.
     """
     path = find_checkpoint(Path(checkpoint))
     from fasttricks.runs.saved import read_saved
 
-    return read_saved(path)
+    return read_saved(path).trusting(trust_code) if trust_code else read_saved(path)
 
 
 def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, float]:

@@ -197,6 +197,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "loss.aux_weight": 0.3,
     "distill.teacher": "/elsewhere",
     "distill.cache": "/cache",
+    "distill.trust_code": "nets:make",
     "distill.digest": "0123456789abcdef",
     "distill.temperature": 4.0,
     "distill.hard_weight": 0.5,
@@ -223,6 +224,7 @@ HARMLESS = {
     *("data.root", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size"),
     "distill.teacher",
     "distill.cache",
+    "distill.trust_code",
 }
 
 

@@ -42,6 +42,8 @@ class EvaluateConfig:
     """auto: fp16 on CUDA, fp32 on CPU."""
     average: bool = True
     """Evaluate the averaged weights where the run kept an average (ema_decay)."""
+    trust_code: str = ""
+    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -63,6 +65,7 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
+    saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
     task = find_task(saved.task)

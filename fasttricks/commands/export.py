@@ -39,6 +39,8 @@ class ExportConfig:
     """Write model.onnx too, and compare its outputs in ONNX Runtime with the network's."""
     average: bool = True
     """Use the averaged weights where the run kept an average (ema_decay)."""
+    trust_code: str = ""
+    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
 
 
 def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -124,7 +126,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     if target.exists():
         raise ConfigError(f"output = {str(target)!r}: already exists and is never overwritten; give another --output")
     run, classes = saved.config, saved.classes
-    model = saved.network(average=config.average)
+    model = saved.trusting(config.trust_code).network(average=config.average)
     hub = hub_config(run, classes)
     metadata = {
         "format": "pt",

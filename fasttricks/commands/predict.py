@@ -53,6 +53,8 @@ class PredictConfig:
     """Use the averaged weights where the run kept an average (ema_decay)."""
     flip: bool = False
     """Average the logits of the image and its mirror image."""
+    trust_code: str = ""
+    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
+    saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
     precision = resolve_precision(config.precision, world.device)

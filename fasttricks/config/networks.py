@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from fasttricks.config.errors import DoesNotApplyError, require
@@ -10,6 +11,7 @@ TIMM = "timm:"
 """Prefix of a name of timm's."""
 TORCHVISION = "torchvision:"
 """Prefix of a name of torchvision's, whose trained weights a run can start from."""
+_OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 VARIANTS = "abcd"
 """The variants of a ResNet, section 4 of the paper."""
 
@@ -21,7 +23,7 @@ class ModelInfo:
     name: str
     """As of ModelConfig.name."""
     family: str
-    """resnet, inception or mobilenet; timm for a name of timm's; empty for a name of no known network."""
+    """resnet, inception or mobilenet; timm for a name of timm's; own for PACKAGE.MODULE:FACTORY; empty: no known network."""
     options: tuple[str, ...]
     """The fields of ModelConfig that it has a use for; any other must be at its default."""
     variant: str = ""
@@ -83,12 +85,14 @@ OPTIONS = {
 
 
 def model_info(name: str) -> ModelInfo:
-    """The facts about the network `name`: a row of NETWORKS; for timm:NAME, a row that says that it is timm's.
+    """The facts about the network `name`: a row of NETWORKS; for timm:NAME, or a user's own, a row that says so.
 
     Any other name, whose options nobody can judge, has all of them: build_model refuses it.
     """
     if name.startswith(TIMM):
         return ModelInfo(name=name, family="timm", options=(), timm=name.removeprefix(TIMM))
+    if not name.startswith(TORCHVISION) and _OWN.fullmatch(name):
+        return ModelInfo(name=name, family="own", options=())
     return NETWORKS.get(name) or ModelInfo(name=name, family="", options=tuple(OPTIONS))
 
 

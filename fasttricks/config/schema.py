@@ -78,7 +78,8 @@ class ModelConfig:
     """The network and its initial weights."""
 
     name: str = "resnet50d"
-    """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME."""
+    """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME; or
+    PACKAGE.MODULE:FACTORY of your own: its FACTORY(num_classes=K) returns the network."""
     num_classes: Annotated[int, Range(2, zero="from the data")] = 0
     """Outputs of the classifier. Another number than data.root has classes is an error."""
     stem_stride: Literal[4, 2, 1] = 4
@@ -176,6 +177,8 @@ class DistillConfig:
 
     teacher: str = ""
     """Run folder or checkpoint file of fasttricks.train, or timm:NAME for timm's trained weights; empty: no distillation."""
+    trust_code: str = ""
+    """PACKAGE.MODULE:FACTORY of a teacher whose checkpoint names it: its code is imported only where the name is given here."""
     digest: str = ""
     """Digest of the teacher's weights, as config.json records it. A teacher with another digest is refused. Empty: accept any."""
     temperature: Annotated[float, Range(0, above=True, note="20 is usual")] = 20.0

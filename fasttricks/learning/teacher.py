@@ -100,7 +100,7 @@ def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int,
         model, statistics = pretrained_timm_model(config.teacher, "distill.teacher")
         name = config.teacher
     else:
-        saved = _read(config.teacher)
+        saved = _read(config)
         model, name = saved.network(), saved.config.model.name
         outputs = _match_classes(config, saved.classes, classes)
     digest = weights_digest(model)
@@ -123,7 +123,7 @@ def teacher_network(config: DistillConfig) -> ModelConfig:
     """The teacher's network without its weights. Raises CheckpointError as read_saved."""
     if config.teacher.startswith(TIMM):
         return ModelConfig(name=config.teacher)
-    return _read(config.teacher).config.model
+    return _read(config).config.model
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -143,9 +143,10 @@ def check_teacher(config: DistillConfig) -> None:
             find_checkpoint(Path(config.teacher))
 
 
-def _read(path: str) -> Saved:
+def _read(config: DistillConfig) -> Saved:
     with _told():
-        return read_saved(Path(path))
+        saved = read_saved(Path(config.teacher))
+    return saved.trusting(config.trust_code)
 
 
 def _told() -> AbstractContextManager[None]:

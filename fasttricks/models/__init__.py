@@ -35,21 +35,26 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
     num_classes: 1 or more, as counted in the data (config.num_classes may be 0, so it is not read here).
     Raises ConfigError for an unknown name, with the nearest right one, and for num_classes below 1; for a name of timm's
-    as external.timm_model does. Initial weights come from torch's global generator: torch.manual_seed before the call
-    fixes them, and a network that is made on the CPU and moved has the same ones on every device.
+    as external.timm_model does; for a user's own as own.own_model does, which imports it. Initial weights come from torch's
+    global generator: torch.manual_seed before the call fixes them, and a network that is made on the CPU and moved has the
+    same ones on every device.
     """
     require(num_classes >= 1, "num_classes", num_classes, "must be 1 or more: the number of classes in the data")
     if config.name.startswith(TIMM):
         from fasttricks.models.external import timm_model
 
         return timm_model(config.name, num_classes=num_classes)
+    if model_info(config.name).family == "own":
+        from fasttricks.models.own import own_model
+
+        return own_model(config.name, num_classes=num_classes)
     require(config.name in MODELS, "model.name", config.name, _unknown_name_rule(config.name))
     options: dict[str, Any] = {option: getattr(config, option) for option in model_info(config.name).options}
     return MODELS[config.name](num_classes=num_classes, **options)
 
 
 def _unknown_name_rule(name: str) -> str:
-    where = f"fasttricks.models.MODELS lists all, and {TIMM}NAME is timm's NAME"
+    where = f"fasttricks.models.MODELS lists all, {TIMM}NAME is timm's NAME, and PACKAGE.MODULE:FACTORY your own"
     name = name.lower()
     if f"{name}b" in MODELS:
         return f"needs its variant: {name}b is {name} in torchvision and timm, {name}a the original; {where}"

@@ -34,6 +34,7 @@ _MAY_DIFFER = (
         "eval.batch_size",
         "distill.teacher",
         "distill.cache",
+        "distill.trust_code",
     ),
 )
 """Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from fasttricks.config import TrainConfig, from_dict
+from fasttricks.config import TrainConfig, from_dict, model_info, require
 from fasttricks.models import build_model
 from fasttricks.runs.checkpoint import load_checkpoint, load_weights
 from fasttricks.runs.stored import CheckpointError
@@ -47,13 +47,29 @@ class Saved:
     """FP32, on the CPU."""
     average: Mapping[str, Tensor] | None
     """The average of the weights, where the run kept one (ema_decay)."""
+    trust: str = ""
+    """The name of a user's own network that may be imported; empty: none."""
+
+    def trusting(self, name: str) -> Saved:
+        """The same, with the user's word that the code of the network `name` may run; empty: no code may.
+
+        Raises ConfigError where the checkpoint's network is code and not that, or where it is another one. Imports nothing.
+        """
+        recorded = self.config.model.name
+        own = model_info(recorded).family == "own"
+        rule = f"the network of {self.path} is {recorded!r}; give its name, or leave the option out"
+        require(not name or (own and name == recorded), "trust_code", name, rule)
+        rule = f"names code, which no file may run (checkpoint {self.path}); where you trust it, add --trust-code {recorded}"
+        require(not own or name == recorded, "model.name", recorded, rule)
+        return replace(self, trust=name)
 
     def network(self, *, average: bool = True) -> nn.Module:
         """Its network: FP32, on the CPU, in evaluation mode.
 
         average: with the averaged weights where the run kept an average. Raises CheckpointError for weights that are not
-        this network's.
+        this network's, and ConfigError as trusting().
         """
+        self.trusting(self.trust)
         model = build_model(self.config.model, len(self.classes))
         averaged = self.average if average else None
         load_weights(model, self.weights if averaged is None else averaged, source=str(self.path))

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable
 
 import torch
 
-from fasttricks.config import ConfigError, ModelConfig, TrainConfig, UserError, require, show_name
+from fasttricks.config import (
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    model_info,
+    require,
+    show_name,
+)
 from fasttricks.data.sources import Source
 from fasttricks.learning.compiled import check_compile, without_cuda_graphs
 from fasttricks.learning.learner import Task
@@ -17,6 +27,7 @@ from fasttricks.learning.teacher import check_teacher
 from fasttricks.runs.saved import Saved
 from fasttricks.system.distributed import World
 from fasttricks.tasks import find_task
+from fasttricks.tasks.classification import CLASSIFICATION
 
 _SIZE_ERRORS = (RuntimeError, AssertionError)  # timm asserts a size
 
@@ -88,6 +99,9 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
     """
     side = image_size(0, config.schedule, full=config.data.image_size, epochs=config.epochs)  # no later one is smaller
     data = dataclasses.replace(config.data, image_size=side)
+    if model_info(config.model.name).family == "own":
+        _try_own(task, config, num_classes, data, min(smallest_batch, 2))
+        return
     meta = torch.device("meta")
     with meta:
         model = task.make_model(config.model, num_classes)
@@ -103,16 +117,40 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
             raise _wrong_size(side, config.model, error) from error
 
 
+def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig, count: int) -> None:
+    """Raise ConfigError where a user's own network does not turn `count` images into logits (count, num_classes).
+
+    On real tensors on the CPU: a user's code need not know those without data. Costs a forward pass; keeps torch's generator.
+    """
+    with torch.random.fork_rng(devices=()):
+        model = task.make_model(config.model, num_classes)
+        images = task.example(data, count, num_classes, device=torch.device("cpu"), dtype=torch.float32).images
+        try:
+            logits = model(images)
+        except Exception as error:  # whatever the user's code raises
+            last, line = traceback.extract_tb(error.__traceback__)[-1], (str(error).splitlines() or [""])[0]
+            found = f"{type(error).__name__}: {line} at {last.filename}:{last.lineno}"
+            rule = (
+                f"fails on {count} training images of {data.image_size} pixels ({found}); mend it, or give other sizes"
+            )
+            raise ConfigError(f"model.name = {config.model.name!r}: {rule}") from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    rule = f"must turn {count} images into logits of shape {(count, num_classes)}, but returned {shape}"
+    require(shape == (count, num_classes) or task.name != CLASSIFICATION.name, "model.name", config.model.name, rule)
+
+
 def check_evaluation_size(saved: Saved, image_size: int) -> None:
     """Raise ConfigError where the network of `saved` cannot take images of another size than its run's: under a second."""
     if image_size == saved.config.data.image_size:
         return  # check_sizes tried it
-    task, classes, meta = find_task(saved.task), len(saved.classes), torch.device("meta")
+    task, classes = find_task(saved.task), len(saved.classes)
+    # a user's code need not know tensors without data
+    device = torch.device("cpu" if model_info(saved.config.model.name).family == "own" else "meta")
     data = dataclasses.replace(saved.config.data, image_size=image_size, val_resize=image_size)
-    with meta, torch.no_grad():
+    with device, torch.no_grad():
         model = task.make_model(saved.config.model, classes).eval()
         try:
-            model(task.example(data, 1, classes, device=meta, dtype=torch.float32).images)
+            model(task.example(data, 1, classes, device=device, dtype=torch.float32).images)
         except _SIZE_ERRORS as error:
             raise _wrong_size(image_size, saved.config.model, error) from error
 
