@@ -19,6 +19,7 @@ from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.freezing import freeze, moving_buffers
 from fasttricks.learning.learner import Learner, make_learner
 from fasttricks.learning.optim import build_optimizer, parameter_groups, set_lr
+from fasttricks.learning.placement import wrap
 from fasttricks.models import build_model, head_names
 from fasttricks.planning.footprint import footprint
 from fasttricks.system.distributed import join_world
@@ -227,6 +228,24 @@ def test_frozen_fp16_weights_are_saved_and_averaged_as_their_fp32_values() -> No
             assert torch.equal(state[part][name], exact[name]), (part, name)
             assert torch.equal(again[part][name], exact[name]), (part, name)
         assert not torch.equal(state[part]["fc.weight"], exact["fc.weight"])
+
+
+@pytest.mark.slow
+def test_a_compiled_step_leaves_frozen_parts_alone_and_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aot_eager traces and differentiates as inductor does."""
+    compile_ = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda model, mode: compile_(model, backend="aot_eager"))
+    config = config_of(model=ModelConfig(name="resnet8d", width=0.125, freeze=FROZEN), compile="default")
+    eager, compiled = make(config), make(config)
+    compiled.forward = wrap(compiled.model, config, ALONE, print)
+    before = copy.deepcopy(compiled.model.state_dict())
+    for batch in batches(3):
+        train_step(eager, [batch])
+        train_step(compiled, [batch])
+    for name, value in compiled.model.state_dict().items():
+        torch.testing.assert_close(value, eager.model.state_dict()[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(value, before[name]) == (name in frozen_names(compiled.model)), name
 
 
 # --------------------------------------------------------------------------------------------------------- resuming
