@@ -13,8 +13,9 @@ from fasttricks.commands import train as training
 from fasttricks.commands.predict import Prediction
 from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, replace_fields
 from fasttricks.config.recipes import RECIPES, find_recipe
-from fasttricks.config.resolve import check_kinds, resolve
-from fasttricks.runs.stored import checkpoints, find_checkpoint
+from fasttricks.config.resolve import NOTHING, check_kinds, resolve
+from fasttricks.runs.exported import describe, stand_in
+from fasttricks.runs.stored import checkpoints, find_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Place = str | Path
 Data = str | Path | Mapping[str, Any]
 """data.root, or the section data: {"root": "DIR", "image_size": 160}."""
+RECORDED = ("model.", "data.class_order", "data.root")
+"""Fields that a run and an export record, and only the user of another program's file may say; a section ends in a dot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +72,17 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
     return Result(run_dir=Path(config.run_dir), finished=bool(summary), summary=summary, metrics=metrics)
 
 
-def load(checkpoint: Place, *, trust_code: str = "") -> Saved:
+def load(checkpoint: Place, data: Data = "", *, model: Mapping[str, Any] = NOTHING, trust_code: str = "") -> Saved:
     """A checkpoint for inference: its config, classes and weights; load(...).network() is the torch module.
 
-    checkpoint: a file, or a run folder, of which the newest checkpoint is taken. No code in the file is run.
-    trust_code: PACKAGE.MODULE:FACTORY of a checkpoint whose network is a user's own: network() imports it only then. Raises
-    CheckpointError for a path without a checkpoint, and for a damaged one. Reads the file into memory, on the CPU.
+    checkpoint: a file, a run folder, of which the newest checkpoint is taken, or an export's folder. No code in the file is run.
+    model, data: of a .pt, .pth or .safetensors file of torchvision or timm, the network, {"name": "resnet50b"}, and the images,
+    or the file {"class_order": FILE}, that name its classes. A run and an export record both, and refuse them.
+    trust_code: PACKAGE.MODULE:FACTORY of a checkpoint whose network is a user's own: network() imports it only then.
+    Raises CheckpointError for a path without a checkpoint, and for a damaged one. Reads the file into memory, on the CPU.
     """
-    path = find_checkpoint(Path(checkpoint))
-    from fasttricks.runs.saved import read_saved
-
-    return read_saved(path).trusting(trust_code) if trust_code else read_saved(path)
+    saved = _open(checkpoint, _dotted({"model": model} if model else {}, data), RECORDED)
+    return saved.trusting(trust_code) if trust_code else saved
 
 
 def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, float]:
@@ -88,8 +91,8 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, flo
     checkpoint: as for load(). data: as for train(); by default, the run's. fields: as `fasttricks evaluate --help` lists them; by
     default, the run's. Raises UserError as train(). Under torchrun every rank must call it.
     """
-    saved = load(checkpoint)
     given = _dotted(fields, data)
+    saved = _open(checkpoint, given, ("model.", "data.class_order"))
     config = evaluation.as_run(saved.config)
     return evaluation.evaluate(saved, replace_fields(config, check_kinds(type(config), given)))
 
@@ -100,10 +103,11 @@ def predict(checkpoint: Place, images: Place | Iterable[Place], **fields: Any) -
     checkpoint: as for load(). images: one path or several. fields: as `fasttricks predict --help` lists them, such as top=3.
     An image that cannot be read has no classes, and the reason as its error; the others are not affected.
     """
-    saved = load(checkpoint)
+    given = _dotted(fields)
+    saved = _open(checkpoint, given, RECORDED)
     paths = [str(path) for path in ([images] if isinstance(images, (str, Path)) else images)]
     config = prediction.as_run(saved.config)
-    config = replace_fields(config, check_kinds(type(config), _dotted(fields)))
+    config = replace_fields(config, check_kinds(type(config), given))
     if not paths:
         return []
     from fasttricks.system.distributed import join_world
@@ -132,6 +136,28 @@ def list_models() -> list[str]:
 def list_recipes() -> list[str]:
     """The names of the recipes."""
     return list(RECIPES)
+
+
+def _open(checkpoint: Place, given: Mapping[str, Any], recorded: tuple[str, ...]) -> Saved:
+    """The network at `checkpoint`; of the fields `given`, those of model and data say which that of another program's file is.
+
+    recorded: fields that a run or an export refuses. Raises ConfigError for one of them, and as open_saved.
+    """
+    path = Path(checkpoint)
+    find_weights(path)
+    from fasttricks.runs.opened import open_saved
+
+    description = describe(path)
+    if description is None or description.settled:
+        refused = [name for name in given if name.startswith(recorded)]
+        if refused:
+            raise ConfigError(f"{refused[0]} = {given[refused[0]]!r}: the checkpoint records it; leave it out")
+        return open_saved(path)
+    values = {name: value for name, value in given.items() if name.startswith(("model.", "data."))}
+    named = description.config.model.name
+    said = prediction.as_run(description.config if named else stand_in(str(values.get("model.name", ""))))
+    said = replace_fields(said, check_kinds(type(said), values))
+    return open_saved(path, said.model, said.data)
 
 
 def _dotted(fields: Mapping[str, Any], data: Data = "") -> dict[str, Any]:

@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasttricks.runs.checkpoint import CHECKSUM_MARK, FORMAT, KEYS, load_checkpoint, save_checkpoint
-from fasttricks.runs.stored import CheckpointError
+from fasttricks.runs.checkpoint import FORMAT, KEYS, load_checkpoint, save_checkpoint
+from fasttricks.runs.stored import CHECKSUM_MARK, CheckpointError
 from lib.fuzzing import settings_for, take_turns
 
 PLAIN = st.recursive(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fasttricks.runs.checkpoint import CHECKSUM_MARK, FORMAT
+from fasttricks.runs.checkpoint import FORMAT
+from fasttricks.runs.stored import CHECKSUM_MARK
 
 Build = Callable[[Path], bytes]
 

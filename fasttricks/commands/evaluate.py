@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fasttricks.commands import prog
-from fasttricks.commands.saved_run import SavedRunCommand
+from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
-    TRAINING_ONLY,
+    AUGMENTATION,
     DataConfig,
     EvalConfig,
+    ModelConfig,
     Precision,
     TrainConfig,
     check_fields,
@@ -20,16 +21,17 @@ from fasttricks.config import (
 )
 from fasttricks.config.options import Hidden
 from fasttricks.data.sources import require_place
+from fasttricks.runs.exported import NOT_SAID, UNREAD
 
 if TYPE_CHECKING:
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
 PROG = prog("evaluate")
-ABOUT = """Top-1, top-5 and loss of a checkpoint over the validation images of its run, or of --data.root.
+ABOUT = f"""Top-1, top-5 and loss of a checkpoint over the validation images of its run, or of --data.root.
 
-CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. A field that is not given is as in the run."""
-HIDDEN: Hidden = {DataConfig: TRAINING_ONLY, EvalConfig: ("every_epochs",)}
+{FORMS} A field that is not given is as in the run."""
+HIDDEN: Hidden = {DataConfig: AUGMENTATION, ModelConfig: UNREAD, EvalConfig: ("every_epochs",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class EvaluateConfig:
     """Evaluate the averaged weights where the run kept an average (ema_decay)."""
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
+    model: ModelConfig = NOT_SAID
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -78,9 +81,13 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     return task.evaluate(model, batches, world, config.eval, make_autocast(precision, world.device))
 
 
+RECORDED: Hidden = {EvaluateConfig: ("model",), DataConfig: ("class_order",)}
+"""Fields that a run records."""
+
+
 def as_run(run: TrainConfig) -> EvaluateConfig:
     """Evaluate as `run` validates."""
-    return EvaluateConfig(device=run.device, precision=run.precision, data=run.data, eval=run.eval)
+    return EvaluateConfig(device=run.device, precision=run.precision, model=run.model, data=run.data, eval=run.eval)
 
 
 def evaluate(saved: Saved, config: EvaluateConfig) -> dict[str, float]:
@@ -94,17 +101,16 @@ def evaluate(saved: Saved, config: EvaluateConfig) -> dict[str, float]:
 
 def main(args: Sequence[str]) -> None:
     """Evaluate the checkpoint that `args` name, and print one line."""
-    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN)
-    path, _, options, config = command.read(args)
-    if config is not None:
-        require_place(config.data.root, "val")
+    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN, RECORDED)
+    asked = command.read(args)
+    if asked.config is not None:
+        require_place(asked.config.data.root, "val")
 
     from fasttricks.runs.metric import show_all
-    from fasttricks.runs.saved import read_saved
     from fasttricks.tasks import find_task
 
-    saved = read_saved(path)
-    found = evaluate(saved, command.config(saved.config, options))
+    saved, config = command.open(asked)
+    found = evaluate(saved, config)
     if read_launch().rank == 0:
         scores = f"{show_all(find_task(saved.task).metrics, found)}  loss {found['val_loss']:.4f}"
         print(f"{scores}  {found['val_images']} images  {show_name(saved.path)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fasttricks.commands import prog
 from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, show_name
+from fasttricks.runs.stored import is_export
 from fasttricks.system.extras import require_extra
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 PROG = prog("export")
 ABOUT = """Write model.safetensors (in timm's and torchvision's key names), model.onnx (from pixels to logits), config.json and a
-model card, README.md. CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken."""
+model card, README.md. CHECKPOINT is a file, a run folder, of which the newest checkpoint is taken, or another export."""
 OPSET = 18
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -117,6 +118,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
 
     Raises ConfigError where it exists or cannot be made, and as write_onnx.
     """
+    from fasttricks.runs.exported import DESCRIPTION, described
     from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
     from fasttricks.runs.stored import EXPORTED
     from fasttricks.system.files import temporary_of
@@ -134,6 +136,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         "model": run.model.name,
         "transform": transform_text(run.data),
         "classes": json.dumps(list(classes)),
+        DESCRIPTION: described(saved),
     }
     temporary = temporary_of(target)
     try:
@@ -160,7 +163,7 @@ def main(args: Sequence[str]) -> None:
     if config.onnx:
         require_extra("export", ["safetensors", *ONNX_MODULES], "export (--no-onnx aside)")
     require_extra("export", ["safetensors"], "export")
-    from fasttricks.runs.saved import read_saved
+    from fasttricks.runs.opened import open_saved
 
-    target = export(read_saved(path), config, path if path.is_dir() else None)
+    target = export(open_saved(path), config, path if path.is_dir() and not is_export(path) else None)
     print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {show_name(target)}/")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from fasttricks.commands import prog
-from fasttricks.commands.saved_run import SavedRunCommand
+from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
-    TRAINING_ONLY,
+    AUGMENTATION,
     DataConfig,
+    ModelConfig,
     Precision,
     Range,
     TrainConfig,
@@ -25,17 +26,18 @@ from fasttricks.config import (
     show_name,
 )
 from fasttricks.config.options import Hidden
+from fasttricks.runs.exported import NOT_SAID, UNREAD
 
 if TYPE_CHECKING:
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
 PROG = prog("predict")
-ABOUT = """The likeliest classes of each image, with their probabilities.
+ABOUT = f"""The likeliest classes of each image, with their probabilities.
 
-CHECKPOINT is a file, or a run folder, of which the newest checkpoint is taken. An image that cannot be read is named, and the
-exit status is 1. A field that is not given is as in the run."""
-HIDDEN: Hidden = {DataConfig: (*TRAINING_ONLY, "root", "max_bad")}
+{FORMS} Without that file a class is its number. An image that cannot be read is named, and the exit status is 1. A field that is
+not given is as in the run."""
+HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "max_bad"), ModelConfig: UNREAD}
 BATCH_SIZE = 64
 
 
@@ -55,6 +57,7 @@ class PredictConfig:
     """Average the logits of the image and its mirror image."""
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
+    model: ModelConfig = NOT_SAID
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
@@ -151,23 +154,26 @@ def prediction_text(prediction: Prediction) -> str:
     return "\n".join(map(show_name, [prediction.path, *rows]))
 
 
+RECORDED: Hidden = {PredictConfig: ("model",), DataConfig: ("class_order", "root")}
+"""Fields that a run records."""
+
+
 def as_run(run: TrainConfig) -> PredictConfig:
     """Predict as `run` validates."""
-    return PredictConfig(device=run.device, precision=run.precision, flip=run.eval.flip, data=run.data)
+    return PredictConfig(device=run.device, precision=run.precision, model=run.model, flip=run.eval.flip, data=run.data)
 
 
 def main(args: Sequence[str]) -> None:
     """Print the predictions of the checkpoint that `args` name for the images. Exits 1 where one could not be used."""
-    command = SavedRunCommand(PROG, "CHECKPOINT IMAGE...", ABOUT, PredictConfig(), as_run, HIDDEN)
-    path, images, options, _ = command.read(args)
+    command = SavedRunCommand(PROG, "CHECKPOINT IMAGE...", ABOUT, PredictConfig(), as_run, HIDDEN, RECORDED)
+    asked = command.read(args)
+    path, images, *_ = asked
     if not images:
         raise UserError(f"images: none given; {PROG} {show_name(path)} IMAGE...")
-    from fasttricks.runs.saved import read_saved
     from fasttricks.system.distributed import join_world, keep_freed_memory
 
     keep_freed_memory()
-    saved = read_saved(path)
-    config, failed = command.config(saved.config, options), False
+    (saved, config), failed = command.open(asked), False
     with join_world(config.device) as world:
         for prediction in predict(saved, images, config, world):
             failed |= bool(prediction.error)

@@ -20,7 +20,7 @@ from fasttricks.config.launch import Launch, read_launch
 from fasttricks.config.networks import NETWORKS, TIMM, TORCHVISION, ModelInfo, model_info, variant_of
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
 from fasttricks.config.schema import (
-    TRAINING_ONLY,
+    AUGMENTATION,
     Backend,
     Color,
     Compile,
@@ -39,10 +39,10 @@ from fasttricks.config.schema import (
 )
 
 __all__ = [
+    "AUGMENTATION",
     "NETWORKS",
     "TIMM",
     "TORCHVISION",
-    "TRAINING_ONLY",
     "Backend",
     "Color",
     "Compile",

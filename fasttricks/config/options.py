@@ -180,6 +180,16 @@ def split_arguments(
     return given, options
 
 
+def last_value(options: Sequence[str], name: str) -> str:
+    """The value of the option `name`, of one value, among `options` as split_arguments gives them; empty without it."""
+    found = ""
+    for at, word in enumerate(options):
+        key, equals, value = word.partition("=")
+        if key.replace("_", "-") == f"--{name}":
+            found = value if equals else options[at + 1]
+    return found
+
+
 def _is_option(word: str) -> bool:
     """Whether `word` is an option, and not a value as -0.1."""
     return word.startswith("-") and len(word) > 1 and not word[1].isdigit() and word[1] != "."

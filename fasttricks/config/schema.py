@@ -68,8 +68,7 @@ class DataConfig:
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
 
 
-_AUGMENTATION = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
-TRAINING_ONLY = ("class_order", *_AUGMENTATION)
+AUGMENTATION = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
 """Fields of DataConfig that validation does not read."""
 
 
@@ -176,7 +175,7 @@ class DistillConfig:
     """Distillation (section 5.3): hard_weight x CE(labels) + soft_weight x T^2 x CE(teacher's softmax at T, student's at T)."""
 
     teacher: str = ""
-    """Run folder or checkpoint file of fasttricks.train, or timm:NAME for timm's trained weights; empty: no distillation."""
+    """Run folder, checkpoint file or export of fasttricks, or timm:NAME for timm's trained weights; empty: no distillation."""
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a teacher whose checkpoint names it: its code is imported only where the name is given here."""
     digest: str = ""

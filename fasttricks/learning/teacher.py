@@ -15,8 +15,9 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
 from fasttricks.models.external import pretrained_timm_model
-from fasttricks.runs.saved import Saved, read_saved
-from fasttricks.runs.stored import find_checkpoint, named
+from fasttricks.runs.opened import open_saved
+from fasttricks.runs.saved import Saved
+from fasttricks.runs.stored import find_weights, named
 from fasttricks.system.distributed import World
 from fasttricks.system.failures import card_failed
 
@@ -93,7 +94,7 @@ def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int,
     classes: those of the training images, in their order; a checkpoint's must have the same names, and its logits are put into
     this order; timm's must be as many. image_size:
     pixels that the teacher must accept. Raises ConfigError for these, for weights that are not those of config.digest, and where
-    timm is absent or cannot get its weights; CheckpointError as read_saved.
+    timm is absent or cannot get its weights; CheckpointError as open_saved.
     """
     statistics = outputs = None
     if config.teacher.startswith(TIMM):
@@ -120,7 +121,7 @@ def teacher_dtype(device: torch.device) -> torch.dtype:
 
 
 def teacher_network(config: DistillConfig) -> ModelConfig:
-    """The teacher's network without its weights. Raises CheckpointError as read_saved."""
+    """The teacher's network without its weights. Raises CheckpointError as open_saved."""
     if config.teacher.startswith(TIMM):
         return ModelConfig(name=config.teacher)
     return _read(config).config.model
@@ -140,12 +141,12 @@ def check_teacher(config: DistillConfig) -> None:
     """Raise CheckpointError where the teacher is a path without a checkpoint. Reads none."""
     if config.teacher and not config.teacher.startswith(TIMM):
         with _told():
-            find_checkpoint(Path(config.teacher))
+            find_weights(Path(config.teacher))
 
 
 def _read(config: DistillConfig) -> Saved:
     with _told():
-        saved = read_saved(Path(config.teacher))
+        saved = open_saved(Path(config.teacher))
     return saved.trusting(config.trust_code)
 
 

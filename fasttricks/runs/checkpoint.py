@@ -19,7 +19,14 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import nn
 
-from fasttricks.runs.stored import CheckpointError, DamagedError, find_checkpoint, newest_checkpoint
+from fasttricks.runs.stored import (
+    CHECKSUM_MARK,
+    TRAILER_BYTES,
+    CheckpointError,
+    DamagedError,
+    find_checkpoint,
+    newest_checkpoint,
+)
 from fasttricks.system.files import temporary_of, why_refused
 from fasttricks.system.reading import read_range, regular_file
 from fasttricks.system.refusals import way_out
@@ -35,9 +42,6 @@ KEYS = (
 _DAMAGE = (errno.EIO, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Errors by which the checkpoint is none, or is lost. After any other it may be whole, and can be read another time."""
 _ZIP, _ZIP_END = b"PK\3\4", b"PK\5\6"
-CHECKSUM_MARK = b"\nfasttricks-sha256\n"
-"""Stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
-_TRAILER_BYTES = len(CHECKSUM_MARK) + hashlib.sha256().digest_size
 
 
 class _Hashing(io.RawIOBase):
@@ -123,17 +127,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return {**state, "path": str(file)}
 
 
-def is_own(file: Path) -> bool:
-    """Whether a regular file ends as save_checkpoint() ends one. Raises OSError."""
-    with regular_file(file) as (descriptor, size):
-        return CHECKSUM_MARK in read_range(descriptor, max(0, size - 2 * _TRAILER_BYTES), 2 * _TRAILER_BYTES)
-
-
 def _require_trailer(file: Path, descriptor: int, size: int) -> None:
     """Raise DamagedError for a file that neither begins nor ends as a checkpoint does, before all of it is read."""
     if read_range(descriptor, 0, len(_ZIP)) != _ZIP:
         raise _no_checkpoint(file)
-    end = read_range(descriptor, max(0, size - 2 * _TRAILER_BYTES), 2 * _TRAILER_BYTES)
+    end = read_range(descriptor, max(0, size - 2 * TRAILER_BYTES), 2 * TRAILER_BYTES)
     if CHECKSUM_MARK not in end and _ZIP_END not in end:
         raise _no_checkpoint(file)
 
@@ -145,10 +143,10 @@ def _no_checkpoint(file: Path) -> DamagedError:
 
 def _checked(file: Path, data: bytes) -> memoryview:
     """The bytes of `data` that torch wrote, after the check of every byte."""
-    body, trailer = memoryview(data)[:-_TRAILER_BYTES], data[-_TRAILER_BYTES:]
+    body, trailer = memoryview(data)[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
     if trailer == CHECKSUM_MARK + hashlib.sha256(body).digest() and data.startswith(_ZIP):
         return body
-    if CHECKSUM_MARK not in data[-2 * _TRAILER_BYTES :] and data.startswith(_ZIP):
+    if CHECKSUM_MARK not in data[-2 * TRAILER_BYTES :] and data.startswith(_ZIP):
         try:  # whole, but of a version that wrote no checksum?
             state = _decode(file, memoryview(data))
         except CheckpointError:

@@ -10,6 +10,7 @@ from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig,
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.data.pipeline import color
 from fasttricks.runs.card_snippets import ONNX, snippets
+from fasttricks.runs.exported import INTERPOLATIONS
 from fasttricks.runs.metric import Metric
 from fasttricks.runs.saved import Saved
 from fasttricks.system.reading import Reader, is_there
@@ -49,7 +50,7 @@ def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
             "input_size": [3, data.image_size, data.image_size],
             "mean": (color.MEAN / 255).tolist(),
             "std": (color.STD / 255).tolist(),
-            "interpolation": {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "lanczos"}[data.interpolation],
+            "interpolation": INTERPOLATIONS[data.interpolation],
             "crop_pct": data.image_size / data.val_resize,
             "crop_mode": "center",
             "num_classes": len(classes),

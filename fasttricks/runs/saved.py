@@ -47,15 +47,17 @@ class Saved:
     """FP32, on the CPU."""
     average: Mapping[str, Tensor] | None
     """The average of the weights, where the run kept one (ema_decay)."""
+    foreign: bool = False
+    """Whether another program wrote the weights: config is then that of no run, but for model and data."""
     trust: str = ""
     """The name of a user's own network that may be imported; empty: none."""
 
     def trusting(self, name: str) -> Saved:
-        """The same, with the user's word that the code of the network `name` may run; empty: no code may.
+        """The same, with the user's word that the code of the network `name` may run; empty: as before.
 
         Raises ConfigError where the checkpoint's network is code and not that, or where it is another one. Imports nothing.
         """
-        recorded = self.config.model.name
+        recorded, name = self.config.model.name, name or self.trust
         own = model_info(recorded).family == "own"
         rule = f"the network of {self.path} is {recorded!r}; give its name, or leave the option out"
         require(not name or (own and name == recorded), "trust_code", name, rule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from fasttricks.config import TIMM, TORCHVISION, UserError
 from fasttricks.system.files import remove_leftovers, temporary_of
-from fasttricks.system.reading import is_there
+from fasttricks.system.reading import is_there, read_range, regular_file
 
 _NAME = re.compile(r"step-(\d{10,})\.pt")
 """The names that checkpoint_path() makes. A file of any other name is the user's: it is neither read nor removed."""
@@ -20,6 +21,9 @@ RAW = ":raw"
 """Ends a name whose weights shall be those of the training, and not their average."""
 EXPORTED = "model.safetensors"
 """The weights in an export's folder."""
+CHECKSUM_MARK = b"\nfasttricks-sha256\n"
+"""Stands between torch's bytes and their SHA-256 at the end of a checkpoint."""
+TRAILER_BYTES = len(CHECKSUM_MARK) + hashlib.sha256().digest_size
 
 
 class CheckpointError(UserError):
@@ -41,9 +45,24 @@ def find_checkpoint(path: Path) -> Path:
 
 def require_weights(name: str) -> None:
     """Raise CheckpointError where `name` is a path without weights: of a run, a checkpoint, an export or any file. Reads none."""
-    path = Path(name.removesuffix(RAW))
-    if name and not name.startswith((TIMM, TORCHVISION)) and not (path / EXPORTED).is_file():
-        find_checkpoint(path)
+    if name and not name.startswith((TIMM, TORCHVISION)):
+        find_weights(Path(name.removesuffix(RAW)))
+
+
+def find_weights(path: Path) -> Path:
+    """The file that `path` names: that of an export's folder, or as find_checkpoint, whose errors it raises."""
+    return path / EXPORTED if is_export(path) else find_checkpoint(path)
+
+
+def is_export(path: Path) -> bool:
+    """Whether `path` is the folder of an export."""
+    return (path / EXPORTED).is_file()
+
+
+def is_own(file: Path) -> bool:
+    """Whether a regular file ends as save_checkpoint() ends one. Raises OSError."""
+    with regular_file(file) as (descriptor, size):
+        return CHECKSUM_MARK in read_range(descriptor, max(0, size - 2 * TRAILER_BYTES), 2 * TRAILER_BYTES)
 
 
 @contextlib.contextmanager

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import warnings
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
-from fasttricks.config import TIMM, TORCHVISION, ConfigError
+from fasttricks.config import TIMM, TORCHVISION
 from fasttricks.models.external import pretrained_timm_model, pretrained_torchvision_weights
-from fasttricks.runs.checkpoint import is_own
+from fasttricks.runs.exported import classes_of, opened
 from fasttricks.runs.saved import read_saved
-from fasttricks.runs.stored import EXPORTED, RAW, CheckpointError
-from fasttricks.system.extras import missing_extra
-from fasttricks.system.reading import parse_json, regular_file
-from fasttricks.system.schema import listed, text
+from fasttricks.runs.stored import EXPORTED, RAW, CheckpointError, is_export, is_own
+from fasttricks.system.reading import regular_file
 
 AVERAGED = ("state_dict_ema", "model_ema")
 PLAIN = ("state_dict", "model")
@@ -61,7 +60,7 @@ def read_weights(name: str) -> Weights:
     if name.startswith(TORCHVISION):
         return Weights(tensors=pretrained_torchvision_weights(name, "init"), source=name, network=name)
     path = Path(name)
-    if (path / EXPORTED).is_file():
+    if is_export(path):
         path = path / EXPORTED
     if path.suffix == ".safetensors":
         return _safetensors(path)
@@ -79,51 +78,59 @@ def read_weights(name: str) -> Weights:
 
 def _safetensors(path: Path) -> Weights:
     """A file of `fasttricks export` or of another program."""
-    if missing := missing_extra("export", ["safetensors"], f"init = {str(path)!r}"):
-        raise ConfigError(missing)
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError, ValueError) as error:
-        rule = f"must be a whole safetensors file ({_first_line(error)}); use another one"
-        raise CheckpointError(f"weights = {str(path)!r}: {rule}") from error
-    classes = None
-    if "classes" in metadata:
-        try:
-            classes = tuple(parse_json(metadata["classes"].encode(), listed(text())))
-        except ValueError as error:
-            rule = f"has names of classes that are no list ({_first_line(error)}); export it again"
-            raise CheckpointError(f"weights = {str(path)!r}: {rule}") from error
-    return Weights(tensors=tensors, source=str(path), network=metadata.get("model", ""), classes=classes)
+    with opened(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
+        metadata = file.metadata() or {}
+    return Weights(
+        tensors=tensors, source=str(path), network=metadata.get("model", ""), classes=classes_of(path, metadata)
+    )
 
 
 def _foreign(path: Path, *, averaged: bool) -> Weights:
-    """A file that torch.save wrote for another trainer: a state_dict, or a dict that holds one or two."""
+    """A file of another trainer; its averaged weights where there are such, or the others first."""
+    found = read_foreign(path)
+    order = (*AVERAGED, *PLAIN) if averaged else (*PLAIN, *AVERAGED)
+    taken = next((key for key in order if key in found), "")
+    return Weights(tensors=found[taken], source=f"{path}{f' ({taken})' if taken else ''}")
+
+
+def read_foreign(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The weights in a file that torch.save wrote for another trainer, by their key there; "" for a state_dict alone.
+
+    Raises CheckpointError for a file that is damaged, holds code or no weights.
+    """
     try:
         # timm keeps its options in a Namespace
-        with regular_file(path), warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with regular_file(path) as (_, size), warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")
+            _require_unpacked(path, size)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         rule = "holds more than tensors and plain values; nothing in it was run; save its state_dict() alone"
         raise CheckpointError(f"weights = {str(path)!r}: {rule} ({_first_line(error)})") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, BadZipFile) as error:
         rule = f"cannot be read by torch ({_first_line(error)}); use another one"
         raise CheckpointError(f"weights = {str(path)!r}: {rule}") from error
     found: dict[str, dict[str, Tensor]] = {}
     for key in (*AVERAGED, *PLAIN):
         if isinstance(state, dict) and (tensors := _tensors(state.get(key))):
             found[key] = tensors
-    taken = next((key for key in ((*AVERAGED, *PLAIN) if averaged else (*PLAIN, *AVERAGED)) if key in found), "")
-    tensors = found.get(taken) or _tensors(state)
-    if not tensors:
+    if not found and (tensors := _tensors(state)):
+        found[""] = tensors
+    if not found:
         keys = f", but {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, dict) else ""
         rule = f"must hold a state_dict, alone or as one of {', '.join((*AVERAGED, *PLAIN))}{keys}"
         raise CheckpointError(f"weights = {str(path)!r}: {rule}; save it again as torch.save(model.state_dict(), FILE)")
-    return Weights(tensors=tensors, source=f"{path}{f' ({taken})' if taken else ''}")
+    return found
+
+
+def _require_unpacked(path: Path, size: int) -> None:
+    """Raise ValueError for a zip file that would fill more memory than it has bytes. torch.save compresses nothing."""
+    if is_zipfile(path):
+        with ZipFile(path) as file:
+            unpacked = sum(part.file_size for part in file.infolist())
+        if unpacked > size:
+            raise ValueError(f"{size:,} bytes that unpack to {unpacked:,}")
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
@@ -131,11 +138,20 @@ def _tensors(state: Any) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
         return {}
     tensors = {key: value for key, value in state.items() if key not in WRAPPERS_OWN}
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()):
+    if not all(
+        isinstance(key, str) and isinstance(value, Tensor) and _is_plain(value) for key, value in tensors.items()
+    ):
         return {}
     while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in tensors)), ""):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the file holds each value of `tensor`: it is neither sparse, quantized, expanded nor without data."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _first_line(error: BaseException) -> str:

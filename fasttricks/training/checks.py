@@ -141,7 +141,7 @@ def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig
 
 def check_evaluation_size(saved: Saved, image_size: int) -> None:
     """Raise ConfigError where the network of `saved` cannot take images of another size than its run's: under a second."""
-    if image_size == saved.config.data.image_size:
+    if image_size == saved.config.data.image_size and not saved.foreign:
         return  # check_sizes tried it
     task, classes = find_task(saved.task), len(saved.classes)
     # a user's code need not know tensors without data

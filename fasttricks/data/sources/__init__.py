@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from fasttricks.data.sources.class_order import CODEPOINT, order_classes
+from fasttricks.data.sources.class_order import CODEPOINT, NATURAL, order_classes, read_order
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import check_folder, open_folder
 from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.packed import is_packed, open_packed
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("val", "train")
 Classes = tuple[str, ...] | None
 """The names that labels follow; None: those that the source has."""
 
@@ -94,6 +95,32 @@ def find_dataset(root: str, class_order: str = CODEPOINT) -> tuple[Source, Sourc
             train.relabelled(classes) if isinstance(train, ListedImages) else open_split(root, "train", classes=classes)
         )
     return train, open_split(root, "val", classes=train.classes)
+
+
+def output_classes(root: str, class_order: str, count: int) -> tuple[str, ...]:
+    """The names of the `count` outputs of a network that has none itself, in order.
+
+    They are those of the file class_order; else those of val/ or train/ of data.root, whichever has as many, in that order;
+    else, without data.root, the numbers from 0 on. Raises DataError where there are others, and as open_split.
+    """
+    way_out = "give --data.class-order FILE, with a class in each line in the order of the outputs"
+    if class_order not in (CODEPOINT, NATURAL):
+        names = read_order(class_order)
+        if len(names) != count:
+            rule = f"names {len(names)} classes, and the network has {count} outputs; {way_out}"
+            raise DataError(f"data.class_order = {class_order!r}: {rule}")
+        return tuple(names)
+    if not root:
+        return tuple(map(str, range(count)))
+    found = []
+    for split in SPLITS:
+        if root == "demo" or Path(root, split).is_dir():
+            classes = open_split(root, split).classes
+            if len(classes) == count:
+                return order_classes(classes, class_order)
+            found.append(f"{split}/ has {len(classes)} classes")
+    rule = f"{', '.join(found) or 'there is no val/'}, and the network has {count} outputs; {way_out}"
+    raise DataError(f"data.root = {root!r}: {rule}")
 
 
 def require_place(root: str, *splits: Split) -> None:

@@ -28,7 +28,7 @@ def order_classes(names: Sequence[str], order: str) -> tuple[str, ...]:
         return tuple(sorted(names))
     if order == NATURAL:
         return tuple(sorted(names, key=natural_key))
-    found = _read(order)
+    found = read_order(order)
     missing = [name for name in sorted(names) if name not in set(found)]
     others = [name for name in found if name not in set(names)]
     if missing or others:
@@ -58,7 +58,8 @@ def describe_order(classes: Sequence[str], order: str) -> str:
     return f"in natural order, {natural[at]} before {by_code[at]}, as timm"
 
 
-def _read(order: str) -> list[str]:
+def read_order(order: str) -> list[str]:
+    """The classes that the file `order` names, each once. Raises DataError where it cannot be read or is none."""
     path = Path(order)
     if not os.path.lexists(path):
         near = nearest(order, (CODEPOINT, NATURAL), likeness=0.4)
