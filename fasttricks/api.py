@@ -12,9 +12,10 @@ from fasttricks.commands import predict as prediction
 from fasttricks.commands import train as training
 from fasttricks.commands.predict import Prediction
 from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, replace_fields
-from fasttricks.config.recipes import RECIPES, find_recipe
+from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import NOTHING, check_kinds, resolve
 from fasttricks.runs.exported import describe, stand_in
+from fasttricks.runs.fitted import fit
 from fasttricks.runs.stored import checkpoints, find_weights
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
     allocator to keep freed memory for the next step and, on a GPU, torch's algorithms as `deterministic` says; evaluate() and
     predict() set these as for "on".
     """
-    config = resolve(find_recipe(recipe)(), _dotted(fields, data))
+    given = _dotted(fields, data)
+    config = resolve(fit(recipe, lambda path: str(given.get(path, ""))), given)
     summary = training.train(config)
     from fasttricks.tasks.classification import METRICS
 

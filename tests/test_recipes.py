@@ -80,6 +80,7 @@ TRICKS = EFFICIENT | {  # sections 4 and 5
 INCEPTION = {"model.name": "inception_v3", "data.image_size": 299, "data.val_resize": 342, "model.zero_gamma": False}
 MOBILENET = {"model.name": "mobilenet_v1", "model.zero_gamma": False}
 UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
+    "init": "",
     "accumulate": 1,
     "device": "auto",
     "compile": "off",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.config.cli import parse
-from fasttricks.config.options import HELP, NOTHING, Hidden, arities, last_value, split_arguments
+from fasttricks.config.options import HELP, NOTHING, Hidden, arities, split_arguments, value_of
 from fasttricks.runs.exported import describe, stand_in
 from fasttricks.runs.folder import read_config
 from fasttricks.runs.stored import find_weights
@@ -88,7 +88,7 @@ class SavedRunCommand(NamedTuple, Generic[T]):
         default, hidden = self.default if run is None else self.as_run(run), self.hidden
         if settled:
             hidden = self._without_recorded(options)
-        elif run is not None and not run.model.name and (name := last_value(options, "model.name")):
+        elif run is not None and not run.model.name and (name := value_of("model.name", options)):
             default = dataclasses.replace(default, data=stand_in(name).data)  # type: ignore[type-var]
         return parse(default, options, prog=f"{self.prog} {self.takes}", description=self.about, hidden=hidden)
 

@@ -17,9 +17,9 @@ from fasttricks.config.errors import ConfigError
 from fasttricks.config.expected import EXPECTED
 from fasttricks.config.fields import field_docs, field_kinds, get_at
 from fasttricks.config.launch import read_launch
-from fasttricks.config.options import HELP, NOTHING, Hidden, split_arguments
+from fasttricks.config.options import HELP, NOTHING, Hidden, split_arguments, value_of
 from fasttricks.config.ranges import OneOf, field_rules
-from fasttricks.config.recipes import RECIPES, find_recipe, summary
+from fasttricks.config.recipes import FITTED, FITTED_FIELDS, RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
 from fasttricks.config.schema import TrainConfig, TricksConfig
 from fasttricks.config.tricks import TRICKS, applies, is_off, is_on
@@ -91,16 +91,20 @@ def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
     return registry
 
 
-def parse_recipe(args: Sequence[str], *, prog: str) -> TrainConfig:
+Fit = Callable[[str, Callable[[str], str]], TrainConfig]
+"""fit(recipe, value_of): the recipe of that name for the data and weights that the options name (runs/fitted.py)."""
+
+
+def parse_recipe(args: Sequence[str], *, prog: str, fit: Fit | None = None) -> TrainConfig:
     """A resolved TrainConfig from `RECIPE [--section.field value ...]`: the recipe, then --tricks, then the single fields.
 
     So a field that is given together with a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
-    Raises ConfigError for an unknown recipe or trick.
+    fit: where the recipe depends on the data. Raises ConfigError for an unknown recipe or trick.
     """
-    return parse_extended(args, prog=prog, extend=lambda recipe: recipe)
+    return parse_extended(args, prog=prog, extend=lambda recipe: recipe, fit=fit)
 
 
-def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> C:
+def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C], fit: Fit | None = None) -> C:
     """As parse_recipe, for an entry point with further fields: `extend` adds them to the recipe's."""
     names, rest = split_recipe(args, prog=prog, extend=extend)
     if not names:
@@ -109,7 +113,7 @@ def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainCon
         print(recipe_help(prog))
         raise SystemExit(0 if rest else 2)
     name, *more = names
-    recipe = extend(find_recipe(name)())
+    recipe = extend(fit(name, partial(value_of, args=rest)) if fit else find_recipe(name)())
     expected = f"\nExpected: {EXPECTED[name]}." if name in EXPECTED else ""
     about = f"{inspect.getdoc(find_recipe(name))}{expected}\n\n{_tricks_help()}"
     if more:
@@ -160,8 +164,10 @@ def _changes(before: C, now: C) -> dict[str, Any]:
 
 def arguments_of(config: TrainConfig) -> list[str]:
     """The arguments that parse_recipe turns into `config`, which is resolved: its recipe, and each field that differs from it."""
-    flags = []
-    for path, value in _changes(find_recipe(config.recipe)(), config).items():
+    flags, changes = [], _changes(find_recipe(config.recipe)(), config)
+    if config.recipe in FITTED:  # its own values depend on the data
+        changes |= {path: get_at(config, path) for path in FITTED_FIELDS}
+    for path, value in changes.items():
         section, _, name = path.replace("_", "-").rpartition(".")
         prefix = f"--{section}." if section else "--"
         if isinstance(value, bool):

@@ -180,14 +180,14 @@ def split_arguments(
     return given, options
 
 
-def last_value(options: Sequence[str], name: str) -> str:
-    """The value of the option `name`, of one value, among `options` as split_arguments gives them; empty without it."""
-    found = ""
-    for at, word in enumerate(options):
-        key, equals, value = word.partition("=")
-        if key.replace("_", "-") == f"--{name}":
-            found = value if equals else options[at + 1]
-    return found
+def value_of(path: str, args: Sequence[str]) -> str:
+    """The value that the options `args` give to the field at the dotted `path`, the last of several; empty: none."""
+    value, option = "", "--" + path.replace("_", "-")
+    for number, word in enumerate(args):
+        name, equals, own = word.partition("=")
+        if name.replace("_", "-") == option:
+            value = own if equals else "".join(args[number + 1 : number + 2])
+    return value
 
 
 def _is_option(word: str) -> bool:

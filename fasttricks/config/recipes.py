@@ -260,6 +260,30 @@ def _other_network(resnet: TrainConfig, recipe: str, network: str) -> TrainConfi
     return dataclasses.replace(resnet, recipe=recipe, data=data, model=ModelConfig(name=network))
 
 
+MIXUP_FROM = 20_000
+"""Training images from which on the recipe finetune mixes them."""
+
+
+def finetune(images: int = 1000) -> TrainConfig:
+    """Start from trained weights (--init) and learn the classes of your own folder, of 50 to 50,000 images.
+
+    Fitted to the number of training images: 900 / sqrt(images) epochs, 8 to 50; batches of a tenth of them, 16 to 64; mixup from
+    20,000 on. --init of a run, timm or torchvision gives the network and its image size too.
+    Source: measured in docs/finetuning.md. Command: fasttricks train finetune --data.root DIR --init timm:resnet50d
+    """
+    batch = max(16, min(64, 1 << max(0, (images // 10).bit_length() - 1)))
+    return TrainConfig(
+        recipe="finetune",
+        epochs=max(8, min(50, round(900 / max(images, 1) ** 0.5))),
+        global_batch_size=batch,
+        ema_decay=0.99,
+        data=DataConfig(area=(0.3, 1.0)),
+        optim=OptimConfig(base_lr=0.1),
+        schedule=ScheduleConfig(warmup_epochs=1),
+        loss=LossConfig(smoothing=0.1, mixup_alpha=0.2 if images >= MIXUP_FROM else 0.0),
+    )
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
@@ -279,8 +303,15 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         mobilenet_baseline,
         mobilenet_efficient,
         mobilenet_tricks,
+        finetune,
     )
 }
+FITTED: dict[str, Callable[[int], TrainConfig]] = {"finetune": finetune}
+"""The recipes that are fitted to the number of training images: functions of it."""
+OF_THE_WEIGHTS = ("model.name", "model.width", "model.stem_stride", "data.image_size", "data.val_resize")
+"""Their fields that follow the weights of --init."""
+FITTED_FIELDS = ("epochs", "global_batch_size", "loss.mixup_alpha", *OF_THE_WEIGHTS)
+"""Their fields that depend on the images or those weights."""
 
 
 def find_recipe(name: str) -> Callable[[], TrainConfig]:
