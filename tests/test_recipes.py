@@ -152,7 +152,8 @@ def test_recipe_is_the_papers_field_by_field(name: str) -> None:
 
 
 def test_the_recipes_are_these() -> None:
-    assert list(RECIPES) == ["demo", "cifar10", "cifar10-ablate", "cifar10-teacher", "cifar10-distill", *PAPER]
+    of_data = ["demo", "cifar10", "cifar10-ablate", "cifar10-teacher", "cifar10-distill"]
+    assert list(RECIPES) == [*of_data, *PAPER, "finetune"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

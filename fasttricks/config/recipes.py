@@ -269,7 +269,7 @@ def finetune(images: int = 1000) -> TrainConfig:
 
     Fitted to the number of training images: 900 / sqrt(images) epochs, 8 to 50; batches of a tenth of them, 16 to 64; mixup from
     20,000 on. --init of a run, timm or torchvision gives the network and its image size too.
-    Source: measured in docs/finetuning.md. Command: fasttricks train finetune --data.root DIR --init timm:resnet50d
+    Source: measured in docs/finetuning.md. Command: python -m fasttricks.train finetune --data.root DIR --init timm:resnet50d
     """
     batch = max(16, min(64, 1 << max(0, (images // 10).bit_length() - 1)))
     return TrainConfig(
