@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ BASE = ["cifar10", *SMALL, *SAME, "--epochs", "8", "--ema-decay", "0.99"]
 def link_classes(root: Path, target: Path, classes: list[str], count: int | None, seed: int) -> Path:
     """A data set of links: `count` images a class drawn by `seed`, or all; and every validation image of the classes."""
     draws = np.random.default_rng(seed)
+    shutil.rmtree(target, ignore_errors=True)  # of a call that was cut off
     for split, name in ((split, name) for split in ("train", "val") for name in classes):
         files = sorted((root / split / name).iterdir())
         if split == "train" and count is not None:
@@ -54,6 +56,7 @@ def train(words: list[str], data: Path, run_dir: Path) -> dict[str, Any]:
     """Train, in a process of one thread. Returns summary, command and seconds."""
     command = ["-m", "fasttricks.train", *words, "--data.root", str(data), "--run-dir", str(run_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shutil.rmtree(run_dir, ignore_errors=True)
     start = time.monotonic()
     with open(run_dir.with_suffix(".log"), "w") as log:
         process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -156,6 +156,8 @@ def test_the_page_names_every_function_and_its_code_runs(
     monkeypatch.chdir(tmp_path)
     for name in ("a.jpg", "b.jpg"):
         Path(name).write_bytes(next((tiny_data / "val").rglob("*.jpg")).read_bytes())
+    torch.save(ft.create_model("resnet18b", num_classes=2).state_dict(), "resnet18.pth")
+    Path("classes.txt").write_text("hen\nowl\n")
     called = []
     real = ft.train
 

@@ -73,6 +73,9 @@ def test_a_misspelt_name_is_answered_with_the_nearest(args: list[str], wrong: st
         (["--output-dir", "x"], "--run-dir"),
         (["-b", "64"], "--global-batch-size"),
         (["--weight-decay", "0"], "--optim.weight-decay"),
+        (["--pretrained"], "--init"),
+        (["--weights", "x.pt"], "--init"),
+        (["--freeze", "stem"], "--model.freeze"),
     ],
 )
 def test_an_option_that_people_type_is_answered_with_ours_and_its_help(args: list[str], nearest: str) -> None:
@@ -90,7 +93,6 @@ def test_an_option_that_people_type_is_answered_with_ours_and_its_help(args: lis
     ("args", "words"),
     [
         (["--optimizer", "adam"], "the optimizer is Nesterov SGD; --optim.backend chooses"),
-        (["--weights", "x.pt"], "a run starts from random weights"),
         (["--gpus", "8"], "torchrun --nproc-per-node N"),
         (["--xyzzy"], "unknown; train RECIPE --help lists the options"),
         (["demo2"], "takes one recipe, and has demo"),

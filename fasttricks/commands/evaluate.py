@@ -103,7 +103,7 @@ def main(args: Sequence[str]) -> None:
     """Evaluate the checkpoint that `args` name, and print one line."""
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN, RECORDED)
     asked = command.read(args)
-    if asked.config is not None:
+    if asked.config is not None and asked.config.model.name:  # else the file is refused first
         require_place(asked.config.data.root, "val")
 
     from fasttricks.runs.metric import show_all

@@ -44,16 +44,16 @@ FOREIGN = {
     **dict.fromkeys(("no-bias-decay", "norm-weight-decay"), "optim.no-bias-decay"),
     **dict.fromkeys(("topk", "k", "top-k"), "top"),
     **dict.fromkeys(("tta",), "flip"),
+    **dict.fromkeys(
+        ("weights", "pretrained", "checkpoint", "initial-checkpoint", "model-path", "ckpt", "finetune"), "init"
+    ),
+    **dict.fromkeys(("freeze", "freeze-layers", "frozen-layers"), "model.freeze"),
 }
 """An option of torchvision's, timm's, fastai's or ultralytics' trainers -> the same of ours."""
 ABSENT = {
     **dict.fromkeys(
         ("optimizer", "opt", "adam", "adamw"),
         "the optimizer is Nesterov SGD; --optim.backend chooses its implementation",
-    ),
-    **dict.fromkeys(
-        ("weights", "pretrained", "checkpoint", "initial-checkpoint", "model-path", "ckpt"),
-        "a run starts from random weights, and --resume continues it; evaluate, predict and export take RUN as an argument",
     ),
     **dict.fromkeys(
         ("gpus", "devices", "num-gpus", "nproc", "nproc-per-node", "world-size", "ngpus"),
