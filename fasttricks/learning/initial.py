@@ -9,14 +9,10 @@ from torch import Tensor, nn
 
 from fasttricks.config import NETWORKS, TIMM, TORCHVISION, ModelConfig, nearest, show_name
 from fasttricks.learning.divergence import first_not_finite
-from fasttricks.models import head_names
+from fasttricks.models import AUXILIARY, COUNTER, head_names
 from fasttricks.runs.stored import CheckpointError
 from fasttricks.runs.weights import Weights
 
-_COUNTERS = "num_batches_tracked"
-"""Counters of batch norm, which old files lack and nothing here reads."""
-_AUXILIARY = "AuxLogits."
-"""Prefix of Inception's auxiliary classifier, which a network may go without."""
 _SHOWN = 3
 
 
@@ -30,7 +26,7 @@ def start_from(weights: Weights, model: nn.Module, config: ModelConfig, classes:
     """
     _check_network(weights, config)
     wanted, head = model.state_dict(), head_names(model)
-    found = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(_COUNTERS) or name in wanted}
+    found = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(COUNTER) or name in wanted}
     _check_keys(weights, wanted, found, head)
     if bad := first_not_finite(dict(found)):
         raise CheckpointError(f"init = {weights.source!r}: {bad} must be finite; use another one")
@@ -62,9 +58,9 @@ def _check_keys(
     weights: Weights, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], head: Collection[str]
 ) -> None:
     """Raise CheckpointError where a key or shape differs outside of the classifiers."""
-    strangers = [name for name in found if name not in wanted and not name.startswith(_AUXILIARY)]
-    new = (*head, *(name for name in wanted if name.startswith(_AUXILIARY)))
-    missing = [name for name in wanted if name not in (*found, *new) and not name.endswith(_COUNTERS)]
+    strangers = [name for name in found if name not in wanted and not name.startswith(AUXILIARY)]
+    new = (*head, *(name for name in wanted if name.startswith(AUXILIARY)))
+    missing = [name for name in wanted if name not in (*found, *new) and not name.endswith(COUNTER)]
     pairs = {n: (tuple(found[n].shape), tuple(wanted[n].shape)) for n in found if n in wanted}
     shapes = [
         f"{name} {theirs} for {ours}"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+AUXILIARY = "AuxLogits."
+"""Prefix of the keys of Inception's auxiliary classifier, which a network may go without."""
+COUNTER = "num_batches_tracked"
+"""End of the keys of batch norm's counters, which old files lack and nothing here reads."""
 _HEADS = ("fc", "classifier", "head")
 """Names of a classifier: torchvision's and ours; of the first that a network has, the last layer is the classifier."""
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from fasttricks.config import DataConfig, ModelConfig, model_info
 from fasttricks.data.pipeline import color
 from fasttricks.data.sources import output_classes
-from fasttricks.models import build_model, head_names
+from fasttricks.models import AUXILIARY, COUNTER, build_model, head_names
 from fasttricks.runs.exported import Description, describe
 from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.runs.stored import CheckpointError, find_weights
 from fasttricks.runs.weights import AVERAGED, PLAIN, read_foreign, read_weights
 
-_AUXILIARY = "AuxLogits."
-_STATISTIC, _COUNTER = "running_mean", "num_batches_tracked"
+_STATISTIC = "running_mean"
 
 
 def open_saved(path: Path, model: ModelConfig | None = None, data: DataConfig | None = None) -> Saved:
@@ -111,8 +110,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
 
 def _fitting(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
     """`weights` without an auxiliary classifier that the network goes without, and with the counters that old files lack."""
-    kept = {name: tensor for name, tensor in weights.items() if model.aux_head or not name.startswith(_AUXILIARY)}
-    counters = [name.removesuffix(_STATISTIC) + _COUNTER for name in kept if name.endswith(_STATISTIC)]
+    kept = {name: tensor for name, tensor in weights.items() if model.aux_head or not name.startswith(AUXILIARY)}
+    counters = [name.removesuffix(_STATISTIC) + COUNTER for name in kept if name.endswith(_STATISTIC)]
     return {**{name: torch.tensor(0) for name in counters}, **kept}
 
 
