@@ -3,7 +3,7 @@
     python -m bench.finetune --data DIR                 # DIR/train and DIR/val: CIFAR-10 as folders of images
     python -m bench.finetune --data DIR --jobs 2        # two runs at once
 
-50, 500 and 5,000 images a class, three seeds; a seed draws the images, weights, order and augmentation. Both ways have the same
+50, 500 and 5,000 images a class, three seeds. A seed draws the images, weights, order and augmentation. Both ways have the same
 images, network and settings: those of the recipe finetune. Each run has one thread. Its CPU seconds are those of the whole
 process, with start and validation. A run that --output holds already is not done again; the table is printed at the end.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -93,6 +94,18 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def others(runs: dict[str, dict[str, Any]]) -> str:
+    """The runs with other settings as Markdown, each beside that of the same images, way and seed with the recipe's."""
+    rows = ["| images a class | seed | setting | top-1 | the recipe's | difference |", "|---" * 6 + "|"]
+    for key, run in sorted(runs.items()):
+        if found := re.fullmatch(r"(\d+) (\D+) (\d+) (-.*)", key):
+            count, way, seed, options = found.groups()
+            usual = runs[f"{count} {way} {seed}"]["top1"]
+            cells = (f"{int(count):,}, {way}", seed, f"`{options}`", f"{run['top1']:.2f}", f"{usual:.2f}")
+            rows.append(f"| {' | '.join(cells)} | {run['top1'] - usual:+.2f} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: train/CLASS/IMAGE and val/CLASS/IMAGE")
@@ -100,7 +113,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
-    parser.add_argument("--options", default="", help="further options of fasttricks.train, to try other settings")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument(
+        "--options", default="", help="options of fasttricks.train: another setting, in a table of its own"
+    )
     args = parser.parse_args()
     classes = sorted(path.name for path in (args.data / "train").iterdir())
     known, new = classes[:CLASSES], classes[CLASSES : 2 * CLASSES]
@@ -119,20 +136,20 @@ def main() -> None:
         keep("base", train(BASE, data, base))
 
     def one(count: int, seed: int, way: str) -> None:
-        key = f"{count} {way} {seed}"
+        key = f"{count} {way} {seed} {args.options}".strip()
         if key in found["runs"]:
             return
-        name = f"{count}-{WAYS.index(way)}-{seed}"
+        name = f"{count}-{WAYS.index(way)}-{seed}{''.join(filter(str.isalnum, args.options))}"
         data = link_classes(args.data, args.work / f"data-{name}", new, count, seed)
         start = ["--init", str(base)] if way == WAYS[0] else SMALL
         words = ["finetune", *start, *SAME, "--seed", str(seed), *shlex.split(args.options)]
         keep(key, train(words, data, args.work / f"run-{name}"))
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(one, count, seed, way) for count in args.counts for seed in SEEDS for way in WAYS]
+        jobs = [pool.submit(one, count, seed, way) for count in args.counts for seed in args.seeds for way in args.ways]
         for job in jobs:
             job.result()
-    print(table(found["runs"]))
+    print(f"{table(found['runs'])}\n\n{others(found['runs'])}")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fasttricks as ft
+from bench.finetune import COUNTS, OUTPUT, SEEDS, WAYS, others, table
 from fasttricks.commands import train
 from fasttricks.config import TrainConfig, UserError
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import FITTED, FITTED_FIELDS, finetune
 from fasttricks.runs.fitted import fit
 from fasttricks.runs.folder import read_config
-from lib.tiny import SHRINK, FinishedRun, call
+from lib.tiny import REPOSITORY, SHRINK, FinishedRun, call
 
 
 def parse(*args: str) -> TrainConfig:
@@ -24,7 +27,14 @@ def parse(*args: str) -> TrainConfig:
 
 @pytest.mark.parametrize(
     ("images", "epochs", "batch", "mixup"),
-    [(50, 50, 16, 0.0), (250, 50, 16, 0.0), (1000, 28, 64, 0.0), (2500, 18, 64, 0.0), (25_000, 8, 64, 0.2)],
+    [
+        (50, 50, 16, 0.0),
+        (250, 50, 16, 0.0),
+        (1000, 28, 64, 0.0),
+        (2500, 18, 64, 0.0),
+        (25_000, 8, 64, 0.0),
+        (100_000, 8, 64, 0.2),
+    ],
 )
 def test_it_is_fitted_to_the_number_of_images(images: int, epochs: int, batch: int, mixup: float) -> None:
     config = finetune(images)
@@ -33,7 +43,7 @@ def test_it_is_fitted_to_the_number_of_images(images: int, epochs: int, batch: i
 
 def test_every_field_that_depends_on_the_images_is_listed() -> None:
     for recipe in FITTED.values():
-        made = [dataclasses.asdict(recipe(images)) for images in (50, 500, 5000, 50_000)]
+        made = [dataclasses.asdict(recipe(images)) for images in (50, 500, 5000, 500_000)]
         for section in made[0]:
             inner = [one[section] if isinstance(one[section], dict) else {"": one[section]} for one in made]
             for name in inner[0]:
@@ -99,3 +109,16 @@ def test_weights_of_another_network_name_the_option(tiny_data: Path, finished_ru
     with pytest.raises(UserError, match=r"give --model\.name resnet8d"):
         train.main(["finetune", *words, *SHRINK, "--model.name", "resnet10d"])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_has_the_tables_of_the_committed_runs() -> None:
+    """Trained weights win at every size and seed, within three CPU minutes a run."""
+    runs = json.loads(OUTPUT.read_text())["runs"]
+    page = (REPOSITORY / "docs" / "finetuning.md").read_text()
+    assert table(runs) in page and others(runs) in page
+    for count, seed in itertools.product(COUNTS, SEEDS):
+        trained, scratch = (runs[f"{count} {way} {seed}"] for way in WAYS)
+        assert (
+            trained["top1"] > scratch["top1"] and trained["epochs"] == scratch["epochs"] == finetune(5 * count).epochs
+        )
+        assert max(trained["cpu_seconds"], scratch["cpu_seconds"]) <= 180
