@@ -33,6 +33,7 @@ def link_part(source: Path, target: Path, a_class: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # minutes alone; the usual limit is too short beside other work
 def test_fp16_is_as_good_as_fp32_over_five_seeds(
     test_data: Callable[[str], Path],
     tmp_path: Path,
