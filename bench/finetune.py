@@ -78,12 +78,12 @@ def train(words: list[str], data: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def table(runs: dict[str, dict[str, Any]]) -> str:
-    """The runs as Markdown: a row for each number of images, the seeds' top-1 side by side."""
+def table(runs: dict[str, dict[str, Any]], options: str = "") -> str:
+    """The runs with these further options as Markdown: a row for each number of images, the seeds' top-1 side by side."""
     rows = ["| images a class | epochs | " + " | ".join(WAYS) + " | difference, each seed | CPU s a run, at most |"]
     rows.append("|---" * 6 + "|")
     for count in COUNTS:
-        found = [[runs.get(f"{count} {way} {seed}") for seed in SEEDS] for way in WAYS]
+        found = [[runs.get(f"{count} {way} {seed} {options}".strip()) for seed in SEEDS] for way in WAYS]
         if not all(run for way in found for run in way):
             continue
         tops = [[run["top1"] for run in way if run] for way in found]
@@ -98,9 +98,9 @@ def others(runs: dict[str, dict[str, Any]]) -> str:
     """The runs with other settings as Markdown, each beside that of the same images, way and seed with the recipe's."""
     rows = ["| images a class | seed | setting | top-1 | the recipe's | difference |", "|---" * 6 + "|"]
     for key, run in sorted(runs.items()):
-        if found := re.fullmatch(r"(\d+) (\D+) (\d+) (-.*)", key):
-            count, way, seed, options = found.groups()
-            usual = runs[f"{count} {way} {seed}"]["top1"]
+        found = re.fullmatch(r"(\d+) (\D+) (\d+) (-.*)", key)
+        if found and (same := runs.get(" ".join(found.groups()[:3]))):
+            (count, way, seed, options), usual = found.groups(), same["top1"]
             cells = (f"{int(count):,}, {way}", seed, f"`{options}`", f"{run['top1']:.2f}", f"{usual:.2f}")
             rows.append(f"| {' | '.join(cells)} | {run['top1'] - usual:+.2f} |")
     return "\n".join(rows)
@@ -143,7 +143,8 @@ def main() -> None:
         data = link_classes(args.data, args.work / f"data-{name}", new, count, seed)
         start = ["--init", str(base)] if way == WAYS[0] else SMALL
         words = ["finetune", *start, *SAME, "--seed", str(seed), *shlex.split(args.options)]
-        keep(key, train(words, data, args.work / f"run-{name}"))
+        run = train(words, data, args.work / f"run-{name}")
+        keep(key, {**run, "options": run["options"].replace(str(base), "BASE")})
 
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(one, count, seed, way) for count in args.counts for seed in args.seeds for way in args.ways]
