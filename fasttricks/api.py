@@ -15,7 +15,7 @@ from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, repla
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import NOTHING, check_kinds, resolve
 from fasttricks.runs.exported import describe, stand_in
-from fasttricks.runs.fitted import fit
+from fasttricks.runs.fitted import fit_recipe
 from fasttricks.runs.stored import checkpoints, find_weights
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
     predict() set these as for "on".
     """
     given = _dotted(fields, data)
-    config = resolve(fit(recipe, lambda path: str(given.get(path, ""))), given)
+    config = resolve(fit_recipe(recipe, lambda path: str(given.get(path, ""))), given)
     summary = training.train(config)
     from fasttricks.tasks.classification import METRICS
 

@@ -15,7 +15,7 @@ from fasttricks.commands import train
 from fasttricks.config import TrainConfig, UserError
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import FITTED, FITTED_FIELDS, finetune
-from fasttricks.runs.fitted import fit
+from fasttricks.runs.fitted import fit_recipe
 from fasttricks.runs.folder import read_config
 from lib.tiny import REPOSITORY, SHRINK, FinishedRun, call
 
@@ -23,7 +23,7 @@ MIXUP = "--loss.mixup-alpha 0.2"
 
 
 def parse(*args: str) -> TrainConfig:
-    return parse_recipe(["finetune", *args], prog="test", fit=fit)
+    return parse_recipe(["finetune", *args], prog="test", fit=fit_recipe)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_folders_images_count_and_what_is_given_wins(tiny_data: Path) -> Non
 )
 def test_its_arguments_make_it_again(change: tuple[str, ...], tiny_data: Path) -> None:
     config = parse("--data.root", str(tiny_data), *change)
-    assert parse_recipe(arguments_of(config), prog="test", fit=fit) == config
+    assert parse_recipe(arguments_of(config), prog="test", fit=fit_recipe) == config
     assert parse_recipe(arguments_of(config), prog="test") == config
 
 

@@ -13,7 +13,7 @@ from fasttricks.runs.folder import read_config
 from fasttricks.runs.stored import RAW
 
 
-def fit(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
+def fit_recipe(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
     """The recipe of that name; one that is fitted, to the training images of data.root and the network of the weights `init`.
 
     value_of: the value of a field by its path, as it was given, else empty; plan's `images` stands for the data. A root or

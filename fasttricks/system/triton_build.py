@@ -36,11 +36,8 @@ def check_triton(device: torch.device) -> None:
 
 def _reason(error: Exception) -> str:
     """The missing part, and the way out."""
-    said, compiler, file = (
-        str(error).partition("\n")[0].rstrip("."),
-        os.environ.get("CC"),
-        getattr(error, "filename", None),
-    )
+    said = str(error).partition("\n")[0].rstrip(".")
+    compiler, file = os.environ.get("CC"), getattr(error, "filename", None)
     if isinstance(error, subprocess.CalledProcessError) and error.cmd[0] != "/sbin/ldconfig":
         header = Path(sysconfig.get_paths()["include"], "Python.h")
         if not header.is_file():
