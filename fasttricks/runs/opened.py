@@ -41,9 +41,8 @@ def open_saved(path: Path, model: ModelConfig | None = None, data: DataConfig | 
     found, averaged = _read(file)
     weights = _fitting(found, config.model)
     own, classes = model_info(config.model.name).family == "own", description.classes
-    trust = (
-        config.model.name if own and not description.settled else ""
-    )  # the user gave it: describe() refuses it in a file
+    # describe() refuses the name of code in a file that is not settled, so the user gave this one
+    trust = config.model.name if own and not description.settled else ""
     outputs = len(classes or ()) if own and not trust else _outputs(file, weights, config.model)
     if classes is None:
         classes = output_classes(config.data.root, config.data.class_order, outputs)
