@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from fasttricks.commands import data as data_command
 from fasttricks.commands import evaluate, export, predict, train
-from fasttricks.config import DistillConfig
+from fasttricks.config import DataConfig, DistillConfig
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import find_dataset
 from fasttricks.data.sources.class_order import order_classes
@@ -160,7 +160,10 @@ def test_evaluation_and_prediction_go_by_names(
 
 def test_a_teacher_of_another_order_gives_its_logits_in_ours(natural_run: Path) -> None:
     config = DistillConfig(teacher=str(natural_run))
-    same, other = (load_teacher(config, classes, 32, ALONE) for classes in (NUMBERS, ("1", "10", "2")))
+    same, other = (
+        load_teacher(config, classes, DataConfig(image_size=32, val_resize=32), ALONE)
+        for classes in (NUMBERS, ("1", "10", "2"))
+    )
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert same.outputs is None and other.digest == same.digest
     assert torch.equal(other(images), same(images)[:, [0, 2, 1]])

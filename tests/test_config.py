@@ -24,6 +24,7 @@ from lib.configs import edges, leaves
 
 PLAIN = TrainConfig(recipe="test", epochs=120, global_batch_size=256)
 
+SCALE = "on the scale of 0 to 255; multiply those of the scale of 0 to 1 by 255"
 RANGES = {
     "epochs": "1 to 1000000",
     "global_batch_size": "1 to 10000000",
@@ -57,6 +58,8 @@ RANGES = {
     "model.stem_stride": "one of 4, 2, 1",
     "model.width": "above 0 and at most 16",
     "optim.backbone_lr": "above 0",
+    "data.mean": f"three numbers, of R, G and B, each 0 to 255, {SCALE}",
+    "data.std": f"three numbers, of R, G and B, each 1 to 255, {SCALE}",
     "optim.base_lr": "above 0",
     "optim.momentum": "0 or more and below 1",
     "optim.weight_decay": "0 or more and below 1",

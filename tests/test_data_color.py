@@ -11,14 +11,18 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
+from fasttricks.config import DataConfig, Statistics
 from fasttricks.data.pipeline import color, reference
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.uniform(0, 255, (32, 32, 3))
 
 
-def matrix(kind: Any, factors: list[float], noise: list[float]) -> color.Array:
-    made = color.color_matrices(kind, np.array([[*factors, 1, 1, 1][:3]]), np.array([noise]))
+def matrix(
+    kind: Any, factors: list[float], noise: list[float], statistics: Statistics = (DataConfig.mean, DataConfig.std)
+) -> color.Array:
+    config = DataConfig(color=kind, mean=tuple(statistics[0]), std=tuple(statistics[1]))  # type: ignore[arg-type]
+    made = color.color_matrices(config, np.array([[*factors, 1, 1, 1][:3]]), np.array([noise]))
     assert made.shape == (1, 3, 4)
     return made[0]
 
@@ -27,13 +31,17 @@ def apply(mt: color.Array, pixels: color.Array) -> color.Array:
     return pixels @ mt[:, :3].T + mt[:, 3]
 
 
+@pytest.mark.parametrize("statistics", [(DataConfig.mean, DataConfig.std), ((127.5, 100, 9), (64, 32, 255))])
 @pytest.mark.parametrize("kind", ["paper", "published", "none"])
-def test_matrix_is_the_steps_in_turn(kind: str) -> None:
+def test_matrix_is_the_steps_in_turn(kind: str, statistics: Statistics) -> None:
     for _ in range(20):
         factors = list(RNG.uniform(0.6, 1.4, 0 if kind == "none" else 3))
         noise = list(RNG.normal(0, 0.1, 3))
-        stepwise = reference.normalise(reference.augment_color(PIXELS, kind, factors, noise))
-        np.testing.assert_allclose(apply(matrix(kind, factors, noise), PIXELS), stepwise, rtol=0, atol=1e-12)
+        colored = reference.augment_color(PIXELS, kind, factors, noise, mean=statistics[0])
+        stepwise = reference.normalise(colored, *statistics)
+        np.testing.assert_allclose(
+            apply(matrix(kind, factors, noise, statistics), PIXELS), stepwise, rtol=0, atol=1e-12
+        )
 
 
 def test_factors_of_one_and_no_noise_leave_the_constants_of_the_paper() -> None:
@@ -74,7 +82,7 @@ def test_steps_agree_with_torchvision() -> None:
         reference.scale_brightness(pixels, 0.7), back(tv.adjust_brightness(image, 0.7)), atol=1e-9
     )
     # torchvision stretches about the image's own mean grey: shift the image so that this is our fixed centre
-    grey = pixels + color.CONTRAST_CENTER - (pixels @ color.RGB_TO_YIQ[0]).mean()
+    grey = pixels + color.contrast_center(DataConfig.mean) - (pixels @ color.RGB_TO_YIQ[0]).mean()
     stretched = back(tv.adjust_contrast(torch.from_numpy(grey.transpose(2, 0, 1) / 255), 1.4))
     np.testing.assert_allclose(reference.scale_contrast(grey, 1.4), stretched, atol=0.02)
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttricks.commands import train
-from fasttricks.config import ConfigError, DistillConfig, LossConfig, UserError
+from fasttricks.config import ConfigError, DataConfig, DistillConfig, LossConfig, UserError
 from fasttricks.data.batch import Batch
-from fasttricks.data.pipeline import color
 from fasttricks.learning.teacher import Teacher, load_teacher, weights_digest
 from fasttricks.planning.planner import PlanConfig, make_plan
 from fasttricks.runs.checkpoint import load_checkpoint
@@ -132,7 +131,9 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode(start: Callable[..., Run],
 
 def test_the_averaged_weights_teach_where_the_run_kept_an_average(teacher_run: Path) -> None:
     state = load_checkpoint(teacher_run)
-    teacher = load_teacher(DistillConfig(teacher=str(teacher_run)), state["classes"], 32, ALONE)
+    teacher = load_teacher(
+        DistillConfig(teacher=str(teacher_run)), state["classes"], DataConfig(image_size=32, val_resize=32), ALONE
+    )
     assert torch.equal(teacher.model.fc.weight, state["average"]["fc.weight"])
     assert not torch.equal(teacher.model.fc.weight, state["model"]["fc.weight"])
 
@@ -191,19 +192,27 @@ def timm_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+IN_HALVES = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 
 
-@pytest.mark.parametrize(("statistics", "converted"), [(IMAGENET, False), (HALF, True)])
+@pytest.mark.parametrize(
+    ("statistics", "student", "converted"),
+    [(IMAGENET, {}, False), (HALF, {}, True), (HALF, IN_HALVES, False), (IMAGENET, IN_HALVES, True)],
+)
 def test_a_teacher_of_timms_sees_its_own_normalisation(
-    statistics: dict[str, Any], converted: bool, timm_teacher: Callable[..., tuple[str, nn.Module]]
+    statistics: dict[str, Any],
+    student: dict[str, Any],
+    converted: bool,
+    timm_teacher: Callable[..., tuple[str, nn.Module]],
 ) -> None:
     """Against the very pixels: what it makes of ours is what timm's network makes of (pixel - mean) / std."""
     name, plain = timm_teacher(**statistics)
-    teacher = load_teacher(DistillConfig(teacher=name), ["ant", "bee", "cat"], 32, ALONE)
+    data = DataConfig(image_size=32, val_resize=32, **student)
+    teacher = load_teacher(DistillConfig(teacher=name), ["ant", "bee", "cat"], data, ALONE)
     assert (teacher.conversion is not None) == converted
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
     mean, std = (torch.tensor(statistics[key]).view(3, 1, 1) for key in ("mean", "std"))
-    ours = ((pixels - torch.tensor(color.MEAN).view(3, 1, 1)) / torch.tensor(color.STD).view(3, 1, 1)).float()
+    ours = ((pixels - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)).float()
     ours = ours.contiguous(memory_format=torch.channels_last)
     expected = plain((pixels / 255 - mean) / std)
     # without a conversion mean and std may be off by half a grey level, which is 0.9 % of a standard deviation
@@ -237,7 +246,7 @@ def test_half_precision_is_close_to_full(teacher_run: Path) -> None:
 def refused(match: str, **distill: Any) -> None:
     classes, size = distill.pop("classes", ["ant", "bee", "cat"]), distill.pop("image_size", 32)
     with pytest.raises(UserError, match=match):
-        load_teacher(DistillConfig(**distill), classes, size, ALONE)
+        load_teacher(DistillConfig(**distill), classes, DataConfig(image_size=size, val_resize=size), ALONE)
 
 
 def test_a_teacher_of_other_classes_is_refused(

@@ -75,7 +75,7 @@ def test_pages(page: str) -> None:
 
 HELP = [[name, "--help"] for name in COMMANDS]
 HELP += [["train", recipe, "--help"] for recipe in RECIPES]
-HELP += [["data", name, "--help"] for name in ("scan", "pack", "imagenet")]
+HELP += [["data", name, "--help"] for name in ("scan", "stats", "pack", "imagenet")]
 HELP += [["ablate", "table4", "cifar10-ablate", "--help"], ["plan", "demo", "--help"]]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fasttricks.commands import export
-from fasttricks.config import ConfigError, ModelConfig
+from fasttricks.config import ConfigError, DataConfig, ModelConfig
 from fasttricks.config.recipes import RECIPES, resnet50d_tricks
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.reference import decode, validation_pixels
@@ -278,18 +278,18 @@ def test_every_kind_of_network_is_the_same_in_onnx(name: str, side: int, tmp_pat
     """write_onnx compares by itself, for one image and for two, and raises where they differ."""
     torch.manual_seed(0)
     model = with_random_norms(build_model(ModelConfig(name=name, width=0.25), 5)).eval()
-    export.write_onnx(model, tmp_path / "model.onnx", side, {})
+    export.write_onnx(model, tmp_path / "model.onnx", DataConfig(image_size=side, val_resize=side), {})
 
 
 @pytest.mark.slow
 def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     model, other = (build_model(ModelConfig(name="resnet8d", width=0.125), 5).eval() for _ in range(2))
-    swapped = partial(exporting_another, torch.onnx.export, export.from_pixels(other))
+    swapped = partial(exporting_another, torch.onnx.export, export.from_pixels(other, DataConfig()))
     with (
         mock.patch.object(torch.onnx, "export", swapped),
         pytest.raises(ConfigError, match=r"ONNX Runtime's logits are off by .*take --no-onnx"),
     ):
-        export.write_onnx(model, tmp_path / "model.onnx", 32, {})
+        export.write_onnx(model, tmp_path / "model.onnx", DataConfig(image_size=32, val_resize=32), {})
 
 
 def exporting_another(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttricks.commands import export, train
-from fasttricks.config import ConfigError, ModelConfig, UserError
+from fasttricks.config import ConfigError, DataConfig, ModelConfig, UserError
 from fasttricks.learning.initial import start_from
 from fasttricks.models import build_model
 from fasttricks.models.external import pretrained_torchvision_weights
@@ -38,7 +38,7 @@ def network(config: ModelConfig = CONFIG, num_classes: int = 3, seed: int = 1) -
 def loaded(name: object, classes: tuple[str, ...] = CLASSES, config: ModelConfig = CONFIG) -> tuple[Tensors, str]:
     """(weights of a network that started from `name`, the account of it)."""
     model = network(config, len(classes), seed=2)
-    account = start_from(read_weights(str(name)), model, config, classes)
+    account = start_from(read_weights(str(name)), model, config, DataConfig(), classes)
     return model.state_dict(), account
 
 
@@ -140,28 +140,39 @@ def test_torchvisions_weights_give_torchvisions_outputs(
 ) -> None:
     from torchvision import models
 
-    more = {"init_weights": False, "transform_input": False} if "inception" in theirs else {}
+    more = {"init_weights": False, "transform_input": True} if "inception" in theirs else {}
     torch.manual_seed(0)
     reference = with_random_norms(models.get_model(theirs, weights=None, **more)).eval()
     default = models.get_model_weights(theirs).DEFAULT
     monkeypatch.setattr(type(default), "get_state_dict", lambda self, **_: reference.state_dict())
     model = build_model(ModelConfig(name=ours), 1000)
-    account = start_from(
-        read_weights(f"torchvision:{theirs}"), model, ModelConfig(name=ours), [f"n{n}" for n in range(1000)]
-    )
-    assert account.endswith("its classifier too")
-    images = torch.randn(2, 3, 96, 96)
+    weights = read_weights(f"torchvision:{theirs}")
+    account = start_from(weights, model, ModelConfig(name=ours), DataConfig(), [f"n{n}" for n in range(1000)])
+    assert "its classifier too" in account
+    assert weights.statistics is not None
+    pixels = torch.rand(2, 3, 96, 96) * 255
+    as_theirs = (pixels / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in weights.statistics)
     with torch.no_grad():
-        torch.testing.assert_close(model.eval()(images), reference(images), rtol=1e-4, atol=1e-4)
+        answer, wanted = model.eval()((pixels - mean) / std), reference(as_theirs)
+    # 0.485 is 123.675 and not the paper's 123.68
+    torch.testing.assert_close(answer, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 
 def test_timms_weights_give_timms_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     reference = with_random_norms(timm.create_model("resnet18d")).eval()
-    monkeypatch.setattr("fasttricks.runs.weights.pretrained_timm_model", lambda name, field: (reference, None))
+    monkeypatch.setattr(
+        "fasttricks.runs.weights.pretrained_timm_model",
+        lambda name, field: (reference, (DataConfig.mean, DataConfig.std)),
+    )
     model, config = build_model(ModelConfig(name="resnet18d"), 10), ModelConfig(name="resnet18d")
-    account = start_from(read_weights("timm:resnet18d.ra4_e3600_r224_in1k"), model, config, [str(n) for n in range(10)])
+    account = start_from(
+        read_weights("timm:resnet18d.ra4_e3600_r224_in1k"), model, config, DataConfig(), [str(n) for n in range(10)]
+    )
     assert account.endswith("a new classifier of 10 classes: there it has 1000")
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -211,7 +222,7 @@ def test_weights_that_do_not_fit_are_refused(kind: str, tmp_path: Path, monkeypa
     before = network(seed=2).state_dict()
     model = network(seed=2)
     with pytest.raises(UserError) as caught:
-        start_from(read_weights("w.pth"), model, CONFIG, CLASSES)
+        start_from(read_weights("w.pth"), model, CONFIG, DataConfig(), CLASSES)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert same(model.state_dict(), before), "it was changed before it was refused"
     assert not Path("ran").exists()
@@ -266,13 +277,29 @@ def test_a_network_that_computes_otherwise_is_refused_though_its_keys_fit(theirs
         model = build_model(config, 3)
     weights = Weights(tensors=model.state_dict(), source="w.pth", network=theirs)
     with pytest.raises(UserError, match=f"has the weights of {theirs}, and model.name is {ours}; {way_out}"):
-        start_from(weights, model, config, CLASSES)
+        start_from(weights, model, config, DataConfig(), CLASSES)
 
 
 def test_classes_that_the_classifier_has_not_are_refused() -> None:
     weights = Weights(tensors=network().state_dict(), source="w.safetensors", classes=("ant",))
     with pytest.raises(UserError, match="names 1 classes, and its classifier has 3"):
-        start_from(weights, network(), CONFIG, CLASSES)
+        start_from(weights, network(), CONFIG, DataConfig(), CLASSES)
+
+
+def test_the_account_says_where_images_were_normalised_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in another normalisation would freeze, or unlearn, weights that never saw such images: nothing else would tell."""
+    tensors = network().state_dict()
+    halves = DataConfig(mean=(127.5,) * 3, std=(127.5,) * 3)
+    for statistics, data, said in (
+        (None, DataConfig(), False),
+        ((DataConfig.mean, DataConfig.std), DataConfig(), False),
+        (((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), DataConfig(), False),
+        ((halves.mean, halves.std), DataConfig(), True),
+        ((halves.mean, halves.std), halves, False),
+    ):
+        weights = Weights(tensors=tensors, source="w.pth", statistics=statistics)
+        account = start_from(weights, network(), CONFIG, data, CLASSES)
+        assert ("--data.mean 127.5 127.5 127.5 --data.std 127.5 127.5 127.5 is the same" in account) == said, account
 
 
 def test_torchvision_names_the_nearest() -> None:

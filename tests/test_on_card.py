@@ -242,7 +242,10 @@ def taught(saved: Saved, precision: str, tmp_path: Path, monkeypatch: pytest.Mon
     """A teacher of other class order; without a cache and with one, which is filled and then read."""
     folder = saved.path.parent.parent
     teacher = load_teacher(
-        DistillConfig(teacher=str(folder)), saved.classes[::-1], 32, dataclasses.replace(ALONE, device=CARD)
+        DistillConfig(teacher=str(folder)),
+        saved.classes[::-1],
+        saved.config.data,
+        dataclasses.replace(ALONE, device=CARD),
     )
     cached = CachedTeacher(teacher, tmp_path / "cache", num_images=FOUR_IMAGES, num_classes=3)
     batch = next(images_on_card(image_dtype(precision, CARD)))  # type: ignore[arg-type]

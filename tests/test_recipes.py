@@ -31,6 +31,8 @@ BASELINE: dict[str, Any] = {
     "data.fixed_augmentation": False,
     "data.interpolation": "linear",
     "data.antialias": True,
+    "data.mean": (123.68, 116.779, 103.939),
+    "data.std": (58.393, 57.12, 57.375),
     # section 2, network and update
     "model.name": "resnet50a",
     "model.stem_stride": 4,

@@ -157,6 +157,8 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "data.fixed_augmentation": True,
     "data.interpolation": "cubic",
     "data.antialias": False,
+    "data.mean": (127.5, 127.5, 127.5),
+    "data.std": (127.5, 127.5, 127.5),
     "data.class_order": "natural",
     "data.threads": 3,
     "data.prefetch": 4,

@@ -18,7 +18,7 @@ import torch
 from fasttricks.ablation.cells import AblateConfig, training_of
 from fasttricks.ablation.jobs import HEADLINE, Job
 from fasttricks.ablation.paper import Cell, Table
-from fasttricks.config import TIMM, DistillConfig, DoesNotApplyError, TrainConfig
+from fasttricks.config import TIMM, DataConfig, DistillConfig, DoesNotApplyError, TrainConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.teacher import load_teacher
@@ -147,10 +147,10 @@ def _with_digest(config: TrainConfig, classes: tuple[str, ...]) -> TrainConfig:
     """
     if not config.distill.teacher:
         return config
-    digest = _digest(config.distill, classes, config.data.image_size)
+    digest = _digest(config.distill, classes, config.data)
     return dataclasses.replace(config, distill=dataclasses.replace(config.distill, digest=digest))
 
 
 @cache
-def _digest(config: DistillConfig, classes: tuple[str, ...], image_size: int) -> str:
-    return load_teacher(config, classes, image_size, World.alone(torch.device("cpu"))).digest
+def _digest(config: DistillConfig, classes: tuple[str, ...], data: DataConfig) -> str:
+    return load_teacher(config, classes, data, World.alone(torch.device("cpu"))).digest

@@ -1,4 +1,4 @@
-"""Prepare a data set: fasttricks data scan | pack | imagenet | check; each with --help."""
+"""Prepare a data set: fasttricks data scan | stats | pack | imagenet | check; each with --help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fasttricks.commands import prog
-from fasttricks.config import Range, UserError, check_fields, require, show_name
+from fasttricks.config import Range, UserError, check_fields, require, show_name, show_statistics
 from fasttricks.config.options import HELP, split_arguments
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PROG = prog("data")
 USAGE = f"""usage:
   {PROG} scan DIR [--workers N]                        find damaged images, and list them in DIR/quarantine.jsonl
+  {PROG} stats DIR [--images N] [--workers N]          mean, deviation, sizes and classes of the training images
   {PROG} pack DIR OUT [--short-side N] [--quality Q]   DIR/train and DIR/val into shards
   {PROG} imagenet OUT --train-tar T --val-tar V --devkit-tar D [--short-side N] [--quality Q]
                                                               the official ImageNet archives into shards
@@ -40,6 +41,14 @@ class ScanConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsConfig(ScanConfig):
+    """How to measure."""
+
+    images: Annotated[int, Range(0, zero="all")] = 0
+    """Images that are measured, drawn by a fixed seed."""
 
 
 class NoOptions:
@@ -89,6 +98,36 @@ def scan(args: Sequence[str]) -> None:
         print(f"note: training honours {show_name(other)} {left}")
     listed = f"{len(bad):,} of {images:,} images are bad; listed in {show_name(path)}"
     print(listed if bad else f"all {images:,} images are good")
+
+
+def stats(args: Sequence[str]) -> None:
+    """Mean and deviation of the training images of DIR, as --data.mean and --data.std take them; their sizes and classes."""
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.stats import count_classes, draw_images, measure
+    from fasttricks.data.sources import find_dataset
+    from fasttricks.system.progress import counted
+
+    (root,), rest = _places(args, "stats", ("DIR",), StatsConfig)
+    config = parse(StatsConfig(), rest, prog=f"{PROG} stats DIR", description=stats.__doc__ or "")
+    train, _ = find_dataset(str(root))
+    images, counts = draw_images(len(train), config.images), list(count_classes(train).items())
+    (most, highest), (least, lowest) = counts[0], counts[-1]
+    print(f"{len(train):,} training images of {len(counts):,} classes, {lowest:,} to {highest:,} a class", end="")
+    print(f" (fewest: {show_name(least)}, most: {show_name(most)})" if lowest < highest else "")
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with counted("stats", len(images)) as advance:
+        found = measure(train, images, workers=workers, max_pixels=config.max_pixels, advance=advance)
+    for name, sides in (("width", found.widths), ("height", found.heights)):
+        middle = sorted(sides.tolist())[len(sides) // 2]
+        print(f"{name} {sides.min():,} to {sides.max():,} pixels, median {middle:,}")
+    print(f"over {len(found.widths):,} images, R G B, 0 to 255: {show_statistics((found.mean, found.std))}")
+    for image, why in islice(found.bad.items(), 20):
+        print(show_name(f"left out: {train.name(image)}: {why}"))
+    if len(found.bad) > 20:
+        print(f"  and {len(found.bad) - 20:,} more; `{PROG} scan {show_name(root)}` lists all")
+    flat = [name for name, value in zip("RGB", found.std, strict=True) if value < 1]
+    if flat:
+        print(f"note: the deviation of {' and '.join(flat)} is below 1, the least that --data.std takes")
 
 
 def pack(args: Sequence[str]) -> None:
@@ -171,6 +210,7 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "scan": scan,
+    "stats": stats,
     "pack": pack,
     "imagenet": imagenet,
     "check": check,

@@ -19,6 +19,7 @@ from fasttricks.system.extras import require_extra
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fasttricks.config import DataConfig
     from fasttricks.runs.saved import Saved
 
 PROG = prog("export")
@@ -52,12 +53,10 @@ def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) ->
     path.write_bytes(save(tensors, metadata))
 
 
-def from_pixels(model: nn.Module) -> nn.Module:
-    """`model` behind the normalisation: (N, 3, S, S) float32 RGB pixels, 0 to 255, to logits (N, K)."""
+def from_pixels(model: nn.Module, data: DataConfig) -> nn.Module:
+    """`model` behind the normalisation of `data`: (N, 3, S, S) float32 RGB pixels, 0 to 255, to logits (N, K)."""
     import torch
     from torch import nn
-
-    from fasttricks.data.pipeline import color
 
     class FromPixels(nn.Module):
         mean: Tensor
@@ -66,7 +65,7 @@ def from_pixels(model: nn.Module) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            for name, values in (("mean", color.MEAN), ("std", color.STD)):
+            for name, values in (("mean", data.mean), ("std", data.std)):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
         def forward(self, pixels: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def from_pixels(model: nn.Module) -> nn.Module:
     return FromPixels().eval()
 
 
-def write_onnx(model: nn.Module, path: Path, image_size: int, metadata: dict[str, str]) -> None:
+def write_onnx(model: nn.Module, path: Path, data: DataConfig, metadata: dict[str, str]) -> None:
     """`model` behind its normalisation as ONNX, opset 18, of any batch size; held against ONNX Runtime afterwards.
 
     Input pixels: (N, 3, S, S) float32 RGB, 0 to 255. Output logits: (N, K). Raises ConfigError where the two disagree.
@@ -85,8 +84,8 @@ def write_onnx(model: nn.Module, path: Path, image_size: int, metadata: dict[str
     import onnxruntime
     import torch
 
-    network = from_pixels(model)
-    pixels = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 255
+    network = from_pixels(model, data)
+    pixels = torch.rand(2, 3, data.image_size, data.image_size, generator=torch.Generator().manual_seed(0)) * 255
     torch.onnx.export(
         network,
         (pixels,),
@@ -143,7 +142,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         temporary.mkdir(parents=True)
         write_safetensors(model, temporary / EXPORTED, metadata)
         if config.onnx:
-            write_onnx(model, temporary / "model.onnx", run.data.image_size, metadata)
+            write_onnx(model, temporary / "model.onnx", run.data, metadata)
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
         card = model_card(saved, find_task(saved.task).metrics, counterparts(run.model), run_folder, config.onnx)
         (temporary / "README.md").write_text(card, "utf-8")

@@ -18,6 +18,7 @@ from fasttricks.config.fields import (
 )
 from fasttricks.config.launch import Launch, read_launch
 from fasttricks.config.networks import NETWORKS, TIMM, TORCHVISION, ModelInfo, model_info, variant_of
+from fasttricks.config.normalisation import Statistics, same_statistics, show_statistics
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
 from fasttricks.config.schema import (
     AUGMENTATION,
@@ -63,6 +64,7 @@ __all__ = [
     "Rising",
     "ScheduleConfig",
     "Span",
+    "Statistics",
     "TrainConfig",
     "TricksConfig",
     "UserError",
@@ -80,7 +82,9 @@ __all__ = [
     "replace_at",
     "replace_fields",
     "require",
+    "same_statistics",
     "show_name",
+    "show_statistics",
     "unknown",
     "variant_of",
 ]

@@ -116,6 +116,24 @@ class Rising(Rule):
 
 
 @dataclass(frozen=True)
+class Channels(Rule):
+    """Three finite numbers, of R, G and B, each from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def holds(self, value: tuple[float, ...]) -> bool:
+        """False where there are not three, and for NaN."""
+        return len(value) == 3 and all(self.low <= number <= self.high for number in value)
+
+    @property
+    def words(self) -> str:
+        """Three numbers, of R, G and B, each 1 to 255; and the way from the other usual scale."""
+        scale = "on the scale of 0 to 255; multiply those of the scale of 0 to 1 by 255"
+        return f"three numbers, of R, G and B, each {self.low:g} to {self.high:g}, {scale}"
+
+
+@dataclass(frozen=True)
 class OneOf(Rule):
     """One of the values of a Literal: the type checker sees them, a caller's JSON does not."""
 

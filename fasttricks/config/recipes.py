@@ -308,7 +308,15 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 FITTED: dict[str, Callable[[int], TrainConfig]] = {"finetune": finetune}
 """The recipes that are fitted to the number of training images: functions of it."""
-OF_THE_WEIGHTS = ("model.name", "model.width", "model.stem_stride", "data.image_size", "data.val_resize")
+OF_THE_WEIGHTS = (
+    "model.name",
+    "model.width",
+    "model.stem_stride",
+    "data.image_size",
+    "data.val_resize",
+    "data.mean",
+    "data.std",
+)
 """Their fields that follow the weights of --init."""
 FITTED_FIELDS = ("epochs", "global_batch_size", "loss.mixup_alpha", *OF_THE_WEIGHTS)
 """Their fields that depend on the images or those weights."""

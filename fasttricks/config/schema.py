@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from fasttricks.config.errors import DoesNotApplyError, require
 from fasttricks.config.networks import OPTIONS, model_info
-from fasttricks.config.ranges import Range, Rising, Span, check_fields
+from fasttricks.config.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
@@ -51,6 +52,10 @@ class DataConfig:
     """Filter of every resize, training and validation."""
     antialias: bool = True
     """Widen the filter when shrinking, as PIL does."""
+    mean: Annotated[tuple[float, float, float], Channels(0, 255)] = IMAGENET_MEAN
+    """Subtracted from R, G and B, on the scale of 0 to 255; ImageNet's (the paper). `fasttricks data stats` measures others."""
+    std: Annotated[tuple[float, float, float], Channels(1, 255)] = IMAGENET_STD
+    """R, G and B are divided by it after that, on the scale of 0 to 255; ImageNet's (the paper)."""
     operators: Operators = "auto"
     """CPU training: fused: one compiled pass resizes, flips and colours; dali: DALI's operators; auto: fused where it builds."""
     threads: Annotated[int, Range(0, 1024, zero="choose")] = 0

@@ -7,7 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import NETWORKS, TIMM, TORCHVISION, ModelConfig, nearest, show_name
+from fasttricks.config import (
+    NETWORKS,
+    TIMM,
+    TORCHVISION,
+    DataConfig,
+    ModelConfig,
+    Statistics,
+    nearest,
+    same_statistics,
+    show_name,
+    show_statistics,
+)
 from fasttricks.learning.divergence import first_not_finite
 from fasttricks.models import AUXILIARY, COUNTER, head_names
 from fasttricks.runs.stored import CheckpointError
@@ -17,11 +28,14 @@ _SHOWN = 3
 
 
 @torch.no_grad()
-def start_from(weights: Weights, model: nn.Module, config: ModelConfig, classes: Sequence[str]) -> str:
+def start_from(
+    weights: Weights, model: nn.Module, config: ModelConfig, data: DataConfig, classes: Sequence[str]
+) -> str:
     """Load `weights` into `model`, which is of `config` and in FP32 on the CPU or the device. Returns the account of it, a line.
 
     classes: names of the outputs of `model`, in order. The classifier is loaded whole where it has as many outputs and one side
-    names no classes; class by class where both name some; and else stays as it is. All other keys and shapes must be the same.
+    names no classes; class by class where both name some; and else stays as it is. data: the account says where the weights
+    learnt images that were normalised otherwise. All other keys and shapes must be the same.
     Raises CheckpointError for weights of another network, with the nearest keys, and for some that are not finite.
     """
     _check_network(weights, config)
@@ -33,7 +47,13 @@ def start_from(weights: Weights, model: nn.Module, config: ModelConfig, classes:
     body = {name: tensor for name, tensor in found.items() if name in wanted and name not in head}
     rows, account = _head(weights, wanted, found, head, classes)
     model.load_state_dict({**wanted, **body, **rows})
-    return f"{weights.source}: {len(body)} tensors; {account}"
+    return f"{weights.source}: {len(body)} tensors; {account}{_otherwise(weights.statistics, (data.mean, data.std))}"
+
+
+def _otherwise(theirs: Statistics | None, ours: Statistics) -> str:
+    if theirs is None or same_statistics(theirs, ours):
+        return ""
+    return f"; its images were normalised otherwise than this run's: {show_statistics(theirs)} is the same"
 
 
 def _check_network(weights: Weights, config: ModelConfig) -> None:

@@ -10,9 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import TIMM, ConfigError, DistillConfig, ModelConfig, require, show_name
+from fasttricks.config import (
+    TIMM,
+    ConfigError,
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    Statistics,
+    require,
+    same_statistics,
+    show_name,
+)
 from fasttricks.data.batch import Batch
-from fasttricks.data.pipeline import color
 from fasttricks.learning.precision import halve
 from fasttricks.models.external import pretrained_timm_model
 from fasttricks.runs.opened import open_saved
@@ -26,7 +35,8 @@ class Teacher(nn.Module):
     """`model` in evaluation mode, its logits without gradient.
 
     name: the network's name. digest: the digest of its weights. statistics: (mean, std) that its images were normalised by,
-    each three numbers in 0 to 255; where they are not ours, each image is converted, which commutes with mixup. dtype:
+    each three numbers in 0 to 255; where they are not those of `data`, which made the student's, each image is converted, which
+    commutes with mixup. dtype:
     float16 or float32, the dtype of its activations. outputs: the number that each of our classes has there; None: the same.
     Costs a forward pass a step; no sync.
     """
@@ -39,7 +49,8 @@ class Teacher(nn.Module):
         digest: str,
         device: torch.device,
         dtype: torch.dtype,
-        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        statistics: Statistics | None = None,
+        data: DataConfig | None = None,
         outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -52,10 +63,12 @@ class Teacher(nn.Module):
         """The logits of our classes in our order, by number; None where it has that order itself."""
         self.conversion: tuple[Tensor, Tensor] | None = None
         """Factor and shift, each (3, 1, 1), from our normalised images to its; None where they are the same."""
-        if statistics is not None and not _are_ours(*statistics):
-            mean, std = (torch.tensor(values, dtype=torch.float64) for values in statistics)
-            ours = torch.from_numpy(color.MEAN), torch.from_numpy(color.STD)
-            factor, shift = ours[1] / std, (ours[0] - mean) / std
+        ours = (data.mean, data.std) if data is not None else (DataConfig.mean, DataConfig.std)
+        if statistics is not None and not same_statistics(statistics, ours):
+            (mean, std), (our_mean, our_std) = (
+                [torch.tensor(values, dtype=torch.float64) for values in pair] for pair in (statistics, ours)
+            )
+            factor, shift = our_std / std, (our_mean - mean) / std
             self.conversion = tuple(x.to(device, self.dtype).view(3, 1, 1) for x in (factor, shift))  # type: ignore[assignment]
 
     def judge(self, batch: Batch, images: Tensor) -> Tensor:
@@ -82,36 +95,39 @@ def _half(model: nn.Module) -> nn.Module:
         return model.half()
 
 
-def _are_ours(mean: Sequence[float], std: Sequence[float]) -> bool:
-    """Whether images come out the same to within half of one of 255 grey levels: 0.485 is 123.675, and ours is 123.68."""
-    pairs = zip((*mean, *std), (*color.MEAN, *color.STD), strict=True)
-    return all(abs(theirs - ours) < 0.5 for theirs, ours in pairs)
-
-
-def load_teacher(config: DistillConfig, classes: Sequence[str], image_size: int, world: World) -> Teacher:
+def load_teacher(config: DistillConfig, classes: Sequence[str], data: DataConfig, world: World) -> Teacher:
     """The teacher that `config` names, on the rank's device.
 
     classes: those of the training images, in their order; a checkpoint's must have the same names, and its logits are put into
-    this order; timm's must be as many. image_size:
-    pixels that the teacher must accept. Raises ConfigError for these, for weights that are not those of config.digest, and where
-    timm is absent or cannot get its weights; CheckpointError as open_saved.
+    this order; timm's must be as many. data: that of the student, whose image_size the teacher must accept.
+    Raises ConfigError for these, for weights that are not those of config.digest, and where timm is absent or cannot get its
+    weights; CheckpointError as open_saved.
     """
-    statistics = outputs = None
+    statistics: Statistics | None = None
+    outputs = None
     if config.teacher.startswith(TIMM):
         model, statistics = pretrained_timm_model(config.teacher, "distill.teacher")
         name = config.teacher
     else:
         saved = _read(config)
         model, name = saved.network(), saved.config.model.name
+        statistics = saved.config.data.mean, saved.config.data.std
         outputs = _match_classes(config, saved.classes, classes)
     digest = weights_digest(model)
     rule = f"the teacher's weights ({config.teacher}) are {digest}: not the weights of the run so far; give the same teacher"
     require(config.digest in ("", digest), "distill.digest", config.digest, rule)
     dtype = teacher_dtype(world.device)
     teacher = Teacher(
-        model, name=name, digest=digest, device=world.device, dtype=dtype, statistics=statistics, outputs=outputs
+        model,
+        name=name,
+        digest=digest,
+        device=world.device,
+        dtype=dtype,
+        statistics=statistics,
+        data=data,
+        outputs=outputs,
     )
-    _check_output(teacher, config, len(classes), image_size, world.device)
+    _check_output(teacher, config, len(classes), data.image_size, world.device)
     return teacher
 
 

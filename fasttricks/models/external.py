@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fasttricks.config import TIMM, TORCHVISION, ConfigError, nearest, require
+from fasttricks.config import TIMM, TORCHVISION, ConfigError, DataConfig, Statistics, nearest, require
+
+_TORCHVISION: dict[str, Statistics] = dict.fromkeys(("inception_v3", "googlenet"), ((127.5,) * 3, (127.5,) * 3))
+"""Networks of torchvision whose weights want other images than ImageNet's: it turns their input (transform_input)."""
 
 
 def _timm_that_knows(name: str) -> Any:
@@ -31,7 +34,7 @@ def timm_model(name: str, *, num_classes: int) -> nn.Module:
     return model.train()
 
 
-def pretrained_timm_model(name: str, field: str) -> tuple[nn.Module, tuple[list[float], list[float]]]:
+def pretrained_timm_model(name: str, field: str) -> tuple[nn.Module, Statistics]:
     """timm's network of that name with its trained weights, and (mean, std) of its images' channels, in 0 to 255.
 
     field: the field of the config that names it, for an error. timm takes the weights from its cache, or downloads them.
@@ -46,8 +49,8 @@ def pretrained_timm_model(name: str, field: str) -> tuple[nn.Module, tuple[list[
     return model, ([255 * x for x in trained["mean"]], [255 * x for x in trained["std"]])
 
 
-def pretrained_torchvision_weights(name: str, field: str) -> dict[str, Tensor]:
-    """The state_dict of torchvision's newest trained weights of that name, which it takes from its cache or downloads.
+def pretrained_torchvision_weights(name: str, field: str) -> tuple[dict[str, Tensor], Statistics]:
+    """(state_dict, statistics of its images) of torchvision's newest trained weights of that name, from its cache or downloaded.
 
     field: as of pretrained_timm_model. Raises ConfigError where torchvision is absent, has no such network or cannot get the
     weights.
@@ -66,7 +69,7 @@ def pretrained_torchvision_weights(name: str, field: str) -> dict[str, Tensor]:
         )
     except Exception as error:  # as above
         raise _no_weights("torchvision", name, field, error) from error
-    return weights
+    return weights, _TORCHVISION.get(bare, (DataConfig.mean, DataConfig.std))
 
 
 def _no_weights(library: str, name: str, field: str, error: Exception) -> ConfigError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fasttricks.config import DataConfig, ModelConfig, model_info
-from fasttricks.data.pipeline import color
 
 ONNX = "ONNX Runtime"
 """Heading of the block for a folder that has model.onnx."""
@@ -34,15 +33,15 @@ def snippets(
     """
     found = {"An image": _prepare(data)}
     if "timm" in counterparts:
-        found["timm"] = _asked("import timm", 'model = timm.create_model("local-dir:.", pretrained=True)')
+        found["timm"] = _asked(data, "import timm", 'model = timm.create_model("local-dir:.", pretrained=True)')
     if "torchvision" in counterparts:
         is_inception = model_info(config.name).family == "inception"
         more = f", aux_logits={config.aux_head}, init_weights=False" if is_inception else ""
         made = f"model = torchvision.models.{counterparts['torchvision']}(num_classes={num_classes}{more})"
-        found["torchvision"] = _asked("import torchvision", made, loads=True)
+        found["torchvision"] = _asked(data, "import torchvision", made, loads=True)
     if not counterparts:
         imports = "from fasttricks.config import ModelConfig\nfrom fasttricks.models import build_model"
-        found["fasttricks"] = _asked(imports, f"model = build_model({_own(config)}, {num_classes})", loads=True)
+        found["fasttricks"] = _asked(data, imports, f"model = build_model({_own(config)}, {num_classes})", loads=True)
     return {**found, ONNX: _ONNX}
 
 
@@ -69,9 +68,9 @@ image = image.crop((left, top, left + {size}, top + {size}))
 pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None].copy()"""
 
 
-def _asked(imports: str, made: str, *, loads: bool = False) -> str:
+def _asked(data: DataConfig, imports: str, made: str, *, loads: bool = False) -> str:
     """A block that makes a model and asks it. loads: it comes without the weights."""
-    mean, std = (f"torch.tensor({values.tolist()}).view(3, 1, 1)" for values in (color.MEAN, color.STD))
+    mean, std = (f"torch.tensor({list(values)}).view(3, 1, 1)" for values in (data.mean, data.std))
     loader = ["from safetensors.torch import load_file"] if loads else []
     heads = sorted([*imports.splitlines(), "import torch", *loader], key=lambda line: line.startswith("from"))
     weights = ['model.load_state_dict(load_file("model.safetensors"))'] if loads else []

@@ -22,6 +22,7 @@ from fasttricks.config import (
     from_dict,
     model_info,
     replace_fields,
+    same_statistics,
     show_name,
 )
 from fasttricks.runs.stored import EXPORTED, CheckpointError, is_export, is_own
@@ -73,8 +74,6 @@ class Description(NamedTuple):
     """Whether `config` is that of the run."""
     classes: tuple[str, ...] | None = None
     """Names of the outputs, in order; None: not known."""
-    statistics: tuple[list[float], list[float]] | None = None
-    """(mean, std) of the channels, 0 to 255, that its images are normalised by; None: ours."""
     task: str = "classification"
     step: int = 0
     epoch: int = 0
@@ -186,13 +185,16 @@ def _of_hub(file: Path, name: str, classes: tuple[str, ...] | None) -> Descripti
             raise ValueError("crop_pct must be 0.1 to 1, and mean and std must have three numbers")
         # as timm rounds, and for our own quotients exactly
         resize = math.floor(side / share + 1e-6)
-        config = stand_in(name or TIMM + hub["architecture"], image_size=side, val_resize=resize, interpolation=ours)
+        data: dict[str, Any] = {"image_size": side, "val_resize": resize, "interpolation": ours}
+        statistics = [[255 * x for x in trained[name]] for name in ("mean", "std")]
+        if not same_statistics((statistics[0], statistics[1]), (DataConfig.mean, DataConfig.std)):
+            data |= {"mean": tuple(statistics[0]), "std": tuple(statistics[1])}
+        config = stand_in(name or TIMM + hub["architecture"], **data)
     except ValueError as error:
         raise _HUBS.refusal(file, error) from error
     _known(file, config.model.name)
-    statistics = [255 * x for x in trained["mean"]], [255 * x for x in trained["std"]]
     named = classes or tuple(hub.get("label_names", ())) or None
-    return Description(config, settled=False, classes=named, statistics=statistics)
+    return Description(config, settled=False, classes=named)
 
 
 def _known(file: Path, name: str) -> str:

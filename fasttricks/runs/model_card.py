@@ -8,7 +8,6 @@ from typing import Any
 
 from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info, show_name
 from fasttricks.config.tricks import TRICKS, is_on
-from fasttricks.data.pipeline import color
 from fasttricks.runs.card_snippets import ONNX, snippets
 from fasttricks.runs.exported import INTERPOLATIONS
 from fasttricks.runs.metric import Metric
@@ -48,8 +47,8 @@ def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
         "label_names": list(classes),
         "pretrained_cfg": {
             "input_size": [3, data.image_size, data.image_size],
-            "mean": (color.MEAN / 255).tolist(),
-            "std": (color.STD / 255).tolist(),
+            "mean": [value / 255 for value in data.mean],
+            "std": [value / 255 for value in data.std],
             "interpolation": INTERPOLATIONS[data.interpolation],
             "crop_pct": data.image_size / data.val_resize,
             "crop_mode": "center",
@@ -122,7 +121,7 @@ def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric])
 
 
 def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:
-    mean, std = (" ".join(f"{x:g}" for x in values) for values in (color.MEAN, color.STD))
+    mean, std = (" ".join(f"{x:g}" for x in values) for values in (config.data.mean, config.data.std))
     parts = [
         f"Images: {transform_text(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
         "`model.safetensors` holds the weights, FP32. `config.json` has the names of the classes in the order of the outputs.",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fasttricks.config import DataConfig, ModelConfig, model_info
-from fasttricks.data.pipeline import color
 from fasttricks.data.sources import output_classes
 from fasttricks.models import AUXILIARY, COUNTER, build_model, head_names
 from fasttricks.runs.exported import Description, describe
@@ -83,18 +82,11 @@ def _unnamed(can_say: bool) -> str:
 
 
 def _check_description(path: Path, description: Description, model: ModelConfig) -> None:
-    """Raise CheckpointError where the user says another network than the file, or its images are normalised otherwise."""
+    """Raise CheckpointError where the user says another network than the file."""
     recorded = description.config.model.name
     if recorded not in ("", model.name):
         rule = f"is not the network of {str(path)!r}, which is {recorded}; leave --model.name out"
         raise CheckpointError(f"model.name = {model.name!r}: {rule}")
-    ours = (*color.MEAN, *color.STD)
-    theirs = ours if description.statistics is None else [x for values in description.statistics for x in values]
-    if not all(abs(a - b) < 0.5 for a, b in zip(theirs, ours, strict=True)):
-        rule = (
-            "has images normalised by another mean and std than ImageNet's; --distill.teacher timm:NAME converts them"
-        )
-        raise CheckpointError(f"weights = {str(path)!r}: {rule}")
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:

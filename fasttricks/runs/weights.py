@@ -14,7 +14,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from fasttricks.config import TIMM, TORCHVISION
+from fasttricks.config import TIMM, TORCHVISION, Statistics
 from fasttricks.models.external import pretrained_timm_model, pretrained_torchvision_weights
 from fasttricks.runs.exported import classes_of, opened
 from fasttricks.runs.saved import read_saved
@@ -42,6 +42,8 @@ class Weights:
     """The network's name, as of ModelConfig.name; of timm or torchvision with its prefix. Empty: not known."""
     classes: tuple[str, ...] | None = None
     """The classes of its outputs, in order; None: not known."""
+    statistics: Statistics | None = None
+    """Mean and std that its images were normalised by; None: not known."""
 
 
 def read_weights(name: str) -> Weights:
@@ -55,10 +57,11 @@ def read_weights(name: str) -> Weights:
     """
     averaged, name = not name.endswith(RAW), name.removesuffix(RAW)
     if name.startswith(TIMM):
-        model, _ = pretrained_timm_model(name, "init")
-        return Weights(tensors=model.state_dict(), source=name, network=name)
+        model, statistics = pretrained_timm_model(name, "init")
+        return Weights(tensors=model.state_dict(), source=name, network=name, statistics=statistics)
     if name.startswith(TORCHVISION):
-        return Weights(tensors=pretrained_torchvision_weights(name, "init"), source=name, network=name)
+        tensors, statistics = pretrained_torchvision_weights(name, "init")
+        return Weights(tensors=tensors, source=name, network=name, statistics=statistics)
     path = Path(name)
     if is_export(path):
         path = path / EXPORTED
@@ -72,6 +75,7 @@ def read_weights(name: str) -> Weights:
             source=f"{saved.path}{' (its averaged weights)' if take else ''}",
             network=saved.config.model.name,
             classes=saved.classes,
+            statistics=(saved.config.data.mean, saved.config.data.std),
         )
     return _foreign(path, averaged=averaged)
 

@@ -112,7 +112,7 @@ def with_teacher(config: TrainConfig, train: Source, world: World) -> tuple[Trai
     """
     if not config.distill.teacher:
         return config, None
-    teacher = load_teacher(config.distill, train.classes, config.data.image_size, world)
+    teacher = load_teacher(config.distill, train.classes, config.data, world)
     config = replace_at(config, "distill.digest", teacher.digest)
     check_run_dir(config)
     return config, teacher
@@ -147,7 +147,7 @@ def make_network(
     """
     precision, frozen = resolve_precision(config.precision, world.device), config.model.freeze
     model = task.make_model(config.model, len(classes))
-    account = start_from(initial, model, config.model, classes) if initial else ""
+    account = start_from(initial, model, config.model, config.data, classes) if initial else ""
     exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)
     model = synchronize_batch_norm(model, world) if config.sync_batch_norm else model

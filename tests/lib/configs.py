@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from fasttricks.config import Range, Rising, Span, field_rules
-from fasttricks.config.ranges import OneOf, Rule
+from fasttricks.config.ranges import Channels, OneOf, Rule
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:
@@ -38,6 +38,13 @@ def edges(cls: type, name: str) -> tuple[list[Any], list[Any]]:
         return inside, [(rule.low, high), (low, over), (high, low), (low,), (low, low, high), (math.nan, high)]
     if isinstance(rule, Rising):
         return [(), (5e-324,), (1, 2.5)], [(0,), (-1, 30), (30, 30), (60, 30), (30, math.nan), (30, math.inf)]
+    if isinstance(rule, Channels):
+        within, beyond = _of_range(Range(rule.low, rule.high), False)
+        return [(low, within[1], within[0]) for low in within], [
+            *((8.0, 9.0, x) for x in beyond),
+            (9.0, 9.0),
+            (9.0,) * 4,
+        ]
     assert isinstance(rule, OneOf)
     return list(rule.choices), ["neither", ""]
 

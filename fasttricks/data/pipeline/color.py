@@ -17,26 +17,28 @@ two differ by 2.0 grey levels on average for `paper` and 3.1 for `published`, an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fasttricks.config import Color
+from fasttricks.config import Color, DataConfig
 from fasttricks_kernels.images import color as constants
 
 Array = NDArray[np.float64]
 
-MEAN, STD = np.array(constants.IMAGENET_MEAN), np.array(constants.IMAGENET_STD)
 RGB_TO_YIQ, PCA_VALUES, PCA_VECTORS = constants.RGB_TO_YIQ, constants.PCA_VALUES, constants.PCA_VECTORS
-CONTRAST_CENTER = float(RGB_TO_YIQ[0] @ MEAN)
-"""Grey level about which `published` stretches contrast: the luma of the data set's mean, 117.4."""
-
 _LUMA = np.outer(np.ones(3), RGB_TO_YIQ[0])
 _CHROMA = np.eye(3) - _LUMA
 # d/d(angle) of a rotation in the IQ plane, at 0, seen from RGB; a rotation is _LUMA + cos * _CHROMA + sin * _TURN
 _TURN = np.linalg.inv(RGB_TO_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ RGB_TO_YIQ
+
+
+def contrast_center(mean: Sequence[float]) -> float:
+    """Grey level about which `published` stretches contrast: the luma of the data set's mean (3,); 117.4 for ImageNet's."""
+    return float(RGB_TO_YIQ[0] @ np.asarray(mean))
 
 
 class ColorMap(NamedTuple):
@@ -49,9 +51,9 @@ class ColorMap(NamedTuple):
 
 
 @cache
-def color_map(color: Color) -> ColorMap:
-    """The affine map of `color`, then PCA noise, then (x - MEAN) / STD. Not to be changed."""
-    grey = np.full(3, CONTRAST_CENTER)
+def color_map(color: Color, mean: tuple[float, ...], std: tuple[float, ...]) -> ColorMap:
+    """The affine map of `color`, then PCA noise, then (x - mean) / std, each (3,), 0 to 255. Not to be changed."""
+    grey = np.full(3, contrast_center(mean))
     none = np.zeros((3, 3))
     table: dict[
         Color, list[tuple[Array, Array | float]]
@@ -63,25 +65,27 @@ def color_map(color: Color) -> ColorMap:
     steps = table[color]
     steps += [(none, value * axis) for value, axis in zip(PCA_VALUES, PCA_VECTORS.T, strict=True)]
     blocks = np.stack([np.column_stack([matrix, np.broadcast_to(shift, 3)]) for matrix, shift in steps])
-    blocks[0, :, 3] -= MEAN
-    blocks /= STD[:, None]
+    blocks[0, :, 3] -= mean
+    blocks /= np.array(std)[:, None]
     return ColorMap(blocks[0], blocks[1:])
 
 
-def color_matrices(color: Color, factors: Array, noise: Array) -> Array:
-    """(N, 3, 4): the affine map of each of N images, normalisation included.
+def color_matrices(config: DataConfig, factors: Array, noise: Array) -> Array:
+    """(N, 3, 4): the affine map of each of N images by color, mean and std of `config`, normalisation included.
 
     factors: (N, 3), in the order of the steps, not read for `none`; 1 changes nothing. noise: (N, 3), of the principal axes.
     """
-    constant, basis = color_map(color)
-    coefficients = {"paper": paper_coefficients, "published": published_coefficients, "none": _no_coefficients}[color]
+    constant, basis = color_map(config.color, config.mean, config.std)
+    coefficients = {"paper": paper_coefficients, "published": published_coefficients, "none": _no_coefficients}[
+        config.color
+    ]
     matrices: Array = constant + np.tensordot(np.column_stack([coefficients(*factors.T), noise]), basis, 1)
     return matrices
 
 
-def noise_means(noise: Array) -> Array:
+def noise_means(config: DataConfig, noise: Array) -> Array:
     """(N, 3): the offset to subtract from each of N images for the mean and the noise, x - (mean - noise); noise: (N, 3)."""
-    means: Array = MEAN - noise * PCA_VALUES @ PCA_VECTORS.T
+    means: Array = config.mean - noise * PCA_VALUES @ PCA_VECTORS.T
     return means
 
 
@@ -97,7 +101,7 @@ def paper_coefficients(hue: Array, saturation: Array, brightness: Array) -> Arra
 
 
 def published_coefficients(brightness: Array, contrast: Array, saturation: Array) -> Array:
-    """(N, 3). Brightness (a scaling), then contrast (a scaling about CONTRAST_CENTER), then saturation (a blend with the
+    """(N, 3). Brightness (a scaling), then contrast (a scaling about contrast_center), then saturation (a blend with the
     luma).
 
     The authors' code stretches contrast about each image's own mean grey and draws the order; a fixed centre and order

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, math, types
 
 from fasttricks.config import DataConfig
-from fasttricks.data.pipeline import color
 from fasttricks.data.pipeline.draws import Draws
 from fasttricks.data.pipeline.pixels import Pixels, graph_input, normalised, resize_filter
 
@@ -50,7 +49,7 @@ def image_graph(
     region = resized_region(fn.peek_image_shape(encoded), config.val_resize, config.image_size)
     # the image onto the rounded size, as PIL does; DALI's default keeps the exact scale and shifts the image
     images = fn.resize(images, **region, subpixel_scale=False, **resize_filter(config))
-    return (normalised(images, color.MEAN.tolist(), config, half=half),)
+    return (normalised(images, list(config.mean), config, half=half),)
 
 
 def resized_region(shape: Any, short_side: int, crop_size: int) -> dict[str, Any]:

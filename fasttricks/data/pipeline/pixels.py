@@ -77,7 +77,7 @@ class DaliPixels(Pixels):
     def inputs(self, config: DataConfig, draws: Draws) -> dict[str, Array]:
         """The region (N, 2), (N, 2) of the resize, and matrix (N, 3, 4), or mean (N, 3) where there is no colour step."""
         if config.color == "none":
-            return _regions(config, draws) | {"mean": color.noise_means(config.pca_noise * draws.noise)}
+            return _regions(config, draws) | {"mean": color.noise_means(config, config.pca_noise * draws.noise)}
         return _regions(config, draws) | {"matrix": _matrices(config, draws)}
 
     def nodes(self, crops: Any, config: DataConfig, *, half: bool) -> Any:
@@ -145,7 +145,7 @@ def resize_filter(config: DataConfig) -> dict[str, Any]:
 
 
 def normalised(images: Any, mean: Any, config: DataConfig, *, half: bool) -> Any:
-    """A node: the centre of config.image_size, minus `mean`, divided by STD; float16 or float32."""
+    """A node: the centre of config.image_size, minus `mean`, divided by config.std; float16 or float32."""
     return fn.crop_mirror_normalize(
         images,
         dtype=types.FLOAT16 if half else types.FLOAT,
@@ -153,7 +153,7 @@ def normalised(images: Any, mean: Any, config: DataConfig, *, half: bool) -> Any
         crop=(config.image_size, config.image_size),
         rounding="truncate",
         mean=mean,
-        std=color.STD.tolist(),
+        std=list(config.std),
     )
 
 
@@ -165,7 +165,7 @@ def _flips(config: DataConfig, draws: Draws) -> Array:
 def _matrices(config: DataConfig, draws: Draws) -> Array:
     """(N, 3, 4): colour, noise and normalisation of each image as one map."""
     factors = 1 + config.color_jitter * (2 * draws.factors - 1)
-    return color.color_matrices(config.color, factors, config.pca_noise * draws.noise)
+    return color.color_matrices(config, factors, config.pca_noise * draws.noise)
 
 
 def _regions(config: DataConfig, draws: Draws) -> dict[str, Array]:

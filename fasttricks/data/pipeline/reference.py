@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fasttricks.config import DataConfig
-from fasttricks.data.pipeline.color import CONTRAST_CENTER, MEAN, PCA_VALUES, PCA_VECTORS, RGB_TO_YIQ, STD
+from fasttricks.data.pipeline.color import PCA_VALUES, PCA_VECTORS, RGB_TO_YIQ
 from fasttricks.data.pipeline.draws import Draws
 
 Pixels = NDArray[np.float64]
+
+MEAN, STD = (123.68, 116.779, 103.939), (58.393, 57.12, 57.375)  # section 2.1
 
 _FILTERS = {
     "linear": Image.Resampling.BILINEAR,
@@ -89,7 +92,8 @@ def training_image(image: Image.Image, config: DataConfig, draws: Draws) -> Pixe
     )
     factors = 1 - config.color_jitter + 2 * config.color_jitter * draws.factors[0]
     factors = factors[:0] if config.color == "none" else factors
-    return normalise(augment_color(pixels, config.color, factors, config.pca_noise * draws.noise[0]))
+    colored = augment_color(pixels, config.color, factors, config.pca_noise * draws.noise[0], mean=config.mean)
+    return normalise(colored, config.mean, config.std)
 
 
 def _resize(
@@ -147,9 +151,9 @@ def scale_brightness(pixels: Pixels, factor: float) -> Pixels:
     return factor * pixels
 
 
-def scale_contrast(pixels: Pixels, factor: float) -> Pixels:
-    """Blend with the grey CONTRAST_CENTER."""
-    return factor * pixels + (1 - factor) * CONTRAST_CENTER
+def scale_contrast(pixels: Pixels, factor: float, mean: Sequence[float] = MEAN) -> Pixels:
+    """Blend with the luma of `mean`."""
+    return factor * pixels + (1 - factor) * float(RGB_TO_YIQ[0] @ np.asarray(mean))
 
 
 def add_pca_noise(pixels: Pixels, draws: Sequence[float] | Pixels) -> Pixels:
@@ -160,9 +164,9 @@ def add_pca_noise(pixels: Pixels, draws: Sequence[float] | Pixels) -> Pixels:
     return pixels + noise
 
 
-def normalise(pixels: Pixels) -> Pixels:
-    """(x - 123.68 / 116.779 / 103.939) / (58.393 / 57.12 / 57.375) for R, G, B."""
-    normal: Pixels = (pixels - MEAN) / STD
+def normalise(pixels: Pixels, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Pixels:
+    """(x - mean) / std for R, G, B; (3,) each, 0 to 255, and by default the paper's."""
+    normal: Pixels = (pixels - np.asarray(mean)) / np.asarray(std)
     return normal
 
 
@@ -173,15 +177,16 @@ def augment_color(
     noise: Sequence[float] | Pixels,
     *,
     clip: bool = False,
+    mean: Sequence[float] = MEAN,
 ) -> Pixels:
     """All colour steps in their order, not yet normalised; `factors` in the order of the steps.
 
     `clip` cuts to 0..255 after each step, as code that works on 8-bit images would: how far that is from the pipeline
-    is measured by tests/test_data_color.py.
+    is measured by tests/test_data_color.py. mean: that of the data set.
     """
     table: dict[str, tuple[Callable[[Pixels, float], Pixels], ...]] = {
         "paper": (rotate_hue, scale_saturation, scale_brightness),
-        "published": (scale_brightness, scale_contrast, scale_saturation),
+        "published": (scale_brightness, partial(scale_contrast, mean=mean), scale_saturation),
         "none": (),
     }
     for step, factor in zip(table[color], factors, strict=True):
