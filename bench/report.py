@@ -27,7 +27,7 @@ from bench.chart import draw
 from bench.images import link_images, shrink_images
 from bench.pairs import BUSY, LEAST, Row, by_turns, show_ratio
 from bench.step import StepCase
-from fasttricks.config import Precision, Range, check_fields, model_info, replace_at, require
+from fasttricks.config import DataConfig, Precision, Range, check_fields, model_info, replace_at, require
 from fasttricks.config.cli import parse
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data.sources import open_split
@@ -135,7 +135,11 @@ class Bench:
         """The training images to measure on: links to config.data.images of them."""
         target = self.folder / "images"
         if not target.exists():
-            link_images(open_split(self.config.data.root, "train").root, target / "train", self.config.data.images)
+            link_images(
+                open_split(DataConfig(root=self.config.data.root), "train").root,
+                target / "train",
+                self.config.data.images,
+            )
             (target / "val").symlink_to(target / "train")
         return target
 

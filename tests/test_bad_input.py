@@ -68,7 +68,7 @@ def test_empty_folder(refuse: Callable[..., str], tmp_path: Path) -> None:
     says(
         refuse("--data.root", str(tmp_path / "empty")),
         str(tmp_path / "empty"),
-        "nothing",
+        "the folder is empty",
         "the layout is ROOT/train/<class>",
     )
 

@@ -48,7 +48,7 @@ def natural_run(numbered: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("order", ["codepoint", "natural"])
 def test_labels_are_those_of_torchvision_or_timm(order: str, split: str, many: Path) -> None:
-    ours = dict(zip(("train", "val"), find_dataset(str(many), order), strict=True))[split]
+    ours = dict(zip(("train", "val"), find_dataset(DataConfig(root=str(many), class_order=order)), strict=True))[split]
     labels = {ours.name(image): ours.labels[image] for image in range(len(ours))}
     if order == "codepoint":
         theirs = ImageFolder(str(many / split))
@@ -72,9 +72,12 @@ def test_the_order_does_not_depend_on_that_of_the_names() -> None:
 def test_a_file_gives_the_order(numbered: Path, natural_run: Path, tmp_path: Path) -> None:
     """A list of names, and the config.json of an export."""
     assert call(export.main, str(natural_run), "--no-onnx", "--output", str(tmp_path / "export")) == 0
-    assert find_dataset(str(numbered), str(tmp_path / "export" / "config.json"))[1].classes == NUMBERS
+    assert (
+        find_dataset(DataConfig(root=str(numbered), class_order=str(tmp_path / "export" / "config.json")))[1].classes
+        == NUMBERS
+    )
     (tmp_path / "order.txt").write_text("10\r\n1\n\n2")
-    training, val = find_dataset(str(numbered), str(tmp_path / "order.txt"))
+    training, val = find_dataset(DataConfig(root=str(numbered), class_order=str(tmp_path / "order.txt")))
     assert training.classes == val.classes == ("10", "1", "2")
     assert {training.name(i).split("/")[0]: training.labels[i] for i in range(len(training))} == {
         "10": 0,
@@ -95,17 +98,17 @@ WRONG = {
 def test_a_file_of_other_names_is_refused(content: str, numbered: Path, tmp_path: Path) -> None:
     (tmp_path / "order.txt").write_text(content)
     with pytest.raises(DataError, match=WRONG[content]):
-        find_dataset(str(numbered), str(tmp_path / "order.txt"))
+        find_dataset(DataConfig(root=str(numbered), class_order=str(tmp_path / "order.txt")))
 
 
 def test_an_order_that_is_none_is_refused(numbered: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data\.class_order = 'naturel': .* no file is there; did you mean 'natural'\?"
     ):
-        find_dataset(str(numbered), "naturel")
+        find_dataset(DataConfig(root=str(numbered), class_order="naturel"))
     (tmp_path / "order.json").write_text('["1", "2", "10"]')
     with pytest.raises(DataError, match=r"order\.json: must hold the name of a class in each line, or be the config"):
-        find_dataset(str(numbered), str(tmp_path / "order.json"))
+        find_dataset(DataConfig(root=str(numbered), class_order=str(tmp_path / "order.json")))
 
 
 def test_a_loader_of_its_own_takes_the_order(numbered: Path) -> None:
@@ -119,7 +122,11 @@ def test_a_loader_of_its_own_takes_the_order(numbered: Path) -> None:
 def test_a_pack_takes_the_order_as_its_folder_does(numbered: Path, tmp_path: Path) -> None:
     assert call(data_command.main, "pack", str(numbered), str(tmp_path / "pack")) == 0
     for order in ("codepoint", "natural"):
-        pairs = zip(find_dataset(str(numbered), order), find_dataset(str(tmp_path / "pack"), order), strict=True)
+        pairs = zip(
+            find_dataset(DataConfig(root=str(numbered), class_order=order)),
+            find_dataset(DataConfig(root=str(tmp_path / "pack"), class_order=order)),
+            strict=True,
+        )
         for folder, packed in pairs:
             assert (folder.classes, list(folder.labels)) == (packed.classes, list(packed.labels))
             assert folder.fingerprint() == packed.fingerprint()

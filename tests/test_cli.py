@@ -16,7 +16,7 @@ import pytest
 
 from fasttricks.commands.evaluate import EvaluateConfig
 from fasttricks.commands.predict import PredictConfig
-from fasttricks.config import ConfigError, TrainConfig, UserError, field_rules, get_at, schema
+from fasttricks.config import ConfigError, DataConfig, TrainConfig, UserError, field_rules, get_at, schema
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.options import ABSENT, FOREIGN, arities, option_docs
 from fasttricks.config.recipes import RECIPES
@@ -175,7 +175,7 @@ def test_run_main_shows_a_warning_of_the_project_as_a_note_and_leaves_others_alo
 
     def main(args: Sequence[str]) -> None:
         warnings.warn("of this test", stacklevel=1)
-        open_split(str(data), "val")
+        open_split(DataConfig(root=str(data)), "val")
 
     with warnings.catch_warnings(record=True) as left:
         warnings.simplefilter("always")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks.config import Compile, ConfigError
+from fasttricks.config import Compile, ConfigError, DataConfig
 from fasttricks.data.sources import find_dataset
 from fasttricks.learning.compiled import CompiledModel, without_cuda_graphs
 from fasttricks.learning.optim import master_state_dict
@@ -118,7 +118,7 @@ def test_cuda_graphs_are_for_one_micro_batch_on_one_rank(
 ) -> None:
     """Every mode but `off`, on any device: the way out is a mode that is accepted for the same run."""
     world = World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device(device))
-    train, _ = find_dataset(str(tiny_data))
+    train, _ = find_dataset(DataConfig(root=str(tiny_data)))
     config = configure(tiny_data, tiny_data, accumulate=accumulate, precision="fp32")
 
     def refusal(mode: Compile) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fasttricks.config import DataConfig
+from fasttricks.data.sources import find_dataset
 from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.folder import scan_dataset, scan_folder
+from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.quarantine import QuarantineError, write_quarantine
 
 
@@ -32,7 +34,7 @@ def test_files_follow_class_then_name_and_labels_follow_classes(tmp_path: Path) 
 
 def test_val_takes_its_labels_from_train_and_may_lack_classes(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/a/1.jpg", "val/c/1.jpg")
-    train, val = scan_dataset(tmp_path)
+    train, val = find_dataset(DataConfig(root=str(tmp_path)))
     assert train.classes == val.classes == ("a", "b", "c")
     assert val.labels == (0, 2)
 
@@ -171,13 +173,13 @@ def test_a_damaged_quarantine_list_is_an_error(tmp_path: Path, line: bytes) -> N
 def test_dataset_without_a_split(tmp_path: Path, lacking: str) -> None:
     other = {"train": "val", "val": "train"}[lacking]
     make(tmp_path, f"{other}/a/1.jpg")
-    with pytest.raises(DataError, match=f"no folder {lacking} in it .*{other}.*ROOT/train/<class>"):
-        scan_dataset(tmp_path)
+    with pytest.raises(DataError, match=rf"holds no {lacking}/ \(there is {other}\).*ROOT/train/<class>"):
+        find_dataset(DataConfig(root=str(tmp_path)))
 
 
 def test_dataset_root_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder.*--data\.root"):
-        scan_dataset(tmp_path / "nowhere")
+        find_dataset(DataConfig(root=str(tmp_path / "nowhere")))
 
 
 def test_scanning_needs_neither_torch_nor_dali() -> None:

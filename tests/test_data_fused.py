@@ -19,7 +19,7 @@ from PIL import Image
 from fasttricks.config import ConfigError, DataConfig
 from fasttricks.data.pipeline import fused, reference
 from fasttricks.data.pipeline.loader import Loader
-from fasttricks.data.sources.folder import scan_dataset
+from fasttricks.data.sources import find_dataset
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
 from lib.tiny import arguments, on_terminal
@@ -156,7 +156,7 @@ def test_a_dali_without_the_operator_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_a_compiler_dali_does_it(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto falls back with the reason, fused is an error with the way out; the values agree, a level at a tie aside."""
-    folder, _ = scan_dataset(tiny_data)
+    folder, _ = find_dataset(DataConfig(root=str(tiny_data)))
     train: Any = {"training": True, "batch_size": 16, "device": torch.device("cpu")}
     config = DataConfig(image_size=32, val_resize=32, color="none")
     fast = Loader(folder, config, **train)
@@ -189,7 +189,7 @@ def test_the_header_says_that_there_is_no_compiler(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_threads_and_batch_size_change_no_bit(tiny_data: Path, dtype: torch.dtype) -> None:
-    folder, _ = scan_dataset(tiny_data)
+    folder, _ = find_dataset(DataConfig(root=str(tiny_data)))
     epochs = []
     for threads, batch_size in ((1, 45), (2, 7), (3, 45)):
         config = DataConfig(image_size=40, val_resize=40, threads=threads, operators="fused")

@@ -13,10 +13,10 @@ import pytest
 from scipy.io import savemat
 
 from fasttricks.commands import data as prepare
+from fasttricks.config import DataConfig
 from fasttricks.data.packing.imagenet import open_imagenet
 from fasttricks.data.sources import find_dataset
 from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.folder import scan_dataset
 from lib.tiny import call
 
 CLASSES = ("n01440764", "n01443537", "n02085620")
@@ -106,7 +106,7 @@ def unpack(archives: Archives, root: Path) -> Path:
 
 
 def test_archives_hold_what_the_unpacked_folder_holds(archives: Archives, tmp_path: Path) -> None:
-    folders = scan_dataset(unpack(archives, tmp_path / "folder"))
+    folders = find_dataset(DataConfig(root=str(unpack(archives, tmp_path / "folder"))))
     for folder, found in zip(folders, open_imagenet(*archives), strict=True):
         assert found.classes == CLASSES
         assert (found.files, found.labels) == (folder.files, folder.labels)
@@ -117,8 +117,8 @@ def test_archives_hold_what_the_unpacked_folder_holds(archives: Archives, tmp_pa
 def test_the_command_packs_them(archives: Archives, tmp_path: Path) -> None:
     options = [f"--{name}-tar={path}" for name, path in zip(("train", "val", "devkit"), archives, strict=True)]
     assert call(prepare.main, "imagenet", str(tmp_path / "out"), *options) == 0
-    folders = scan_dataset(unpack(archives, tmp_path / "folder"))
-    for folder, packed in zip(folders, find_dataset(str(tmp_path / "out")), strict=True):
+    folders = find_dataset(DataConfig(root=str(unpack(archives, tmp_path / "folder"))))
+    for folder, packed in zip(folders, find_dataset(DataConfig(root=str(tmp_path / "out"))), strict=True):
         assert (packed.files, packed.labels, packed.classes) == (folder.files, folder.labels, folder.classes)
         assert [packed.read(i) for i in range(len(packed))] == [folder.read(i) for i in range(len(folder))]
 

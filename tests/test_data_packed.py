@@ -108,7 +108,7 @@ def test_a_killed_pack_goes_on(tmp_path: Path, tiny_data: Path) -> None:
     process.wait()
     assert not (out / "train" / "pack.json").exists()
     with pytest.raises(DataError, match="packing is not finished; give the same `prepare pack` command again"):
-        find_dataset(str(out))
+        find_dataset(DataConfig(root=str(out)))
     (out / "train" / "shard-00002.bin").chmod(0o444)
     before = (out / "train" / "shard-00002.bin").stat()
     assert call(prepare.main, "pack", str(tiny_data), str(out), *options) == 0
@@ -199,7 +199,7 @@ def test_a_damaged_shard_is_named(few: ImageFolder, tmp_path: Path, capsys: pyte
         open_packed(tmp_path / "train")
     shard.unlink()
     with pytest.raises(DataError, match=r"shard-00001.bin: is missing"):
-        find_dataset(str(tmp_path))
+        find_dataset(DataConfig(root=str(tmp_path)))
 
 
 def test_a_damaged_index_or_manifest_is_named(few: ImageFolder, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_val_is_labelled_by_the_classes_of_train(few: ImageFolder, tmp_path: Pat
     part = ImageFolder(few.root, ("bee", "cat"), few.files[15:], tuple(label - 1 for label in few.labels[15:]))
     pack_split(few, tmp_path / "train", PackConfig())
     pack_split(part, tmp_path / "val", PackConfig())
-    train, val = find_dataset(str(tmp_path))
+    train, val = find_dataset(DataConfig(root=str(tmp_path)))
     assert val.classes == train.classes == ("ant", "bee", "cat")
     assert val.labels == few.labels[15:]
     with pytest.raises(DataError, match="class ant has no counterpart in train"):
@@ -251,7 +251,7 @@ def test_bad_images_move_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "train/a/3.jpg: no image: first bytes b'no image at " in shown
     assert "train/a/4.jpg: unreadable: No such file or directory" in shown
     assert "train/a/5.jpg: quarantined: a thumb on the lens" in shown
-    folder, packed = find_dataset(str(root))[0], find_dataset(str(out))[0]
+    folder, packed = find_dataset(DataConfig(root=str(root)))[0], find_dataset(DataConfig(root=str(out)))[0]
     assert packed.files == folder.files == tuple(f"a/{number}.jpg" for number in range(8))
     assert packed.bad == folder.bad and sorted(packed.bad) == [3, 4, 5]
     assert packed.read(2) == cut.read_bytes()

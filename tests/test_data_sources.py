@@ -119,20 +119,20 @@ def test_the_same_images_are_the_same_data_set_whatever_holds_them(kind: str, ti
 def bitmaps(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data set of the new kind, which is a row of OPENERS for now."""
 
-    def recognises(root: str, split: Split) -> bool:
-        return Path(root, f"{split}.bitmaps").exists()
+    def holds(config: DataConfig, split: Split) -> bool:
+        return Path(config.root, f"{split}.bitmaps").exists()
 
-    def open_bitmaps(root: str, split: Split, classes: Classes) -> Source:
-        return Bitmaps(Path(root, f"{split}.bitmaps"))
+    def open_bitmaps(config: DataConfig, split: Split, classes: Classes) -> Source:
+        return Bitmaps(Path(config.root, f"{split}.bitmaps"))
 
     for split in ("train", "val"):
         Bitmaps.write(tiny_data / split, tmp_path)
-    monkeypatch.setattr(sources, "OPENERS", [Opener(recognises, open_bitmaps), *sources.OPENERS])
+    monkeypatch.setattr(sources, "OPENERS", [Opener(holds, holds, open_bitmaps), *sources.OPENERS])
     return tmp_path
 
 
 def test_a_new_kind_trains_through_a_loader(bitmaps: Path) -> None:
-    images, _ = find_dataset(str(bitmaps))
+    images, _ = find_dataset(DataConfig(root=str(bitmaps)))
     config = DataConfig(image_size=16, val_resize=16, color="none", pca_noise=0)
     loader = Loader(images, config, training=True, batch_size=8, device=torch.device("cpu"))
     for _ in range(2):
@@ -154,16 +154,16 @@ def test_each_split_is_opened_as_what_it_is(tiny_data: Path, tmp_path: Path) -> 
         root.mkdir()
         (root / plain).symlink_to(tiny_data / plain)
         pack_split(scan_folder(tiny_data / packed), root / packed, PackConfig())
-        for found, split in zip(find_dataset(str(root)), ("train", "val"), strict=True):
+        for found, split in zip(find_dataset(DataConfig(root=str(root))), ("train", "val"), strict=True):
             folder = scan_folder(tiny_data / split)
             assert (found.fingerprint(), found.classes) == (folder.fingerprint(), ("ant", "bee", "cat"))
 
 
 def test_a_split_alone_and_an_empty_name(tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "val").symlink_to(tiny_data / "val")
-    val = open_split(str(tmp_path), "val", classes=("aardvark", "ant", "bee", "cat"))
+    val = open_split(DataConfig(root=str(tmp_path)), "val", classes=("aardvark", "ant", "bee", "cat"))
     assert np.array_equal(np.array(val.labels), np.array(scan_folder(tiny_data / "val").labels) + 1)
-    with pytest.raises(DataError, match="no folder train in it"):
-        find_dataset(str(tmp_path))
+    with pytest.raises(DataError, match=r"holds no train/ \(there is val\)"):
+        find_dataset(DataConfig(root=str(tmp_path)))
     with pytest.raises(DataError, match=r"data.root = '': must be the folder .*, or the word demo; give --data.root"):
-        find_dataset("")
+        find_dataset(DataConfig())

@@ -88,7 +88,7 @@ def test_neither_workers_nor_the_rest_change_a_bit(root: Path) -> None:
     [
         ((), "stats needs DIR"),
         (("{root}", "{root}"), "stats takes DIR alone"),
-        (("{root}/train",), "no folder train and no folder val"),
+        (("{root}/nowhere",), "nowhere: no such folder"),
         (("{root}", "--images", "-1"), "images = -1: must be 0 (all) or more"),
         (("{root}", "--max-pixels", "20"), "none of 16 images is good"),
     ],

@@ -16,6 +16,7 @@ import pytest
 import fasttricks.training.build  # noqa: F401 (before a test gives up the right to read its file)
 from fasttricks.commands import data as prepare
 from fasttricks.commands import train
+from fasttricks.config import DataConfig
 from fasttricks.data.packing import scan
 from fasttricks.data.packing.scan import list_files
 from fasttricks.data.sources import find_dataset
@@ -154,7 +155,7 @@ def prefixed(source: object, split: str) -> dict[str, bool]:
 
 def opened(root: Path) -> tuple[dict[str, bool], list[str]]:
     """All images of both splits, and the fingerprints that a stopped run goes on by."""
-    sources = dict(zip(("train", "val"), find_dataset(str(root)), strict=True))
+    sources = dict(zip(("train", "val"), find_dataset(DataConfig(root=str(root))), strict=True))
     found = {name: used for split, source in sources.items() for name, used in prefixed(source, split).items()}
     return found, [source.fingerprint() for source in sources.values()]
 
@@ -175,7 +176,7 @@ def test_scan_then_training(name: str, tmp_path: Path, capsys: pytest.CaptureFix
         assert listed == sorted(bad.removeprefix(inside) for bad in wanted if bad.startswith(inside)), place
         if before is None:
             with pytest.raises(DataError, match=tree.refused):
-                find_dataset(str(root))
+                find_dataset(DataConfig(root=str(root)))
         else:
             mine = [image for image in before[0] if image.startswith(inside)]
             assert last.startswith(f"{len(listed)} of {len(mine) + (0 if place else tree.beside)} images are bad")

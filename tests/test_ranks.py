@@ -81,7 +81,7 @@ def test_the_ranks_end_where_plain_sgd_on_all_their_images_does(two_ranks: Path,
     run = build(config, ALONE)
     run.log.close()
     replicas = [run.model, copy.deepcopy(run.model)]
-    images, _ = find_dataset(config.data.root)
+    images, _ = find_dataset(config.data)
     options = {"training": True, "batch_size": 10, "seed": config.seed, "world_size": 2, "device": ALONE.device}
     loaders = [Loader(images, config.data, rank=rank, **options) for rank in (0, 1)]
     weights = list(run.model.parameters())

@@ -15,7 +15,7 @@ from bench.gpu.parts import Job, Row
 from bench.loader import on_device
 from bench.pairs import by_turns
 from bench.soak import tiny
-from fasttricks.config import TrainConfig, replace_at
+from fasttricks.config import DataConfig, TrainConfig, replace_at
 from fasttricks.config.recipes import cifar10, resnet50d_tricks
 from fasttricks.data.sources import open_split
 from fasttricks.data.sources.folder import scan_folder
@@ -59,7 +59,7 @@ def recipe(job: Job, root: Path, deterministic: Literal["on", "off"]) -> TrainCo
 
 def images(job: Job, folder: Path) -> Path:
     """The root of the images: the demo's, or a few for the walk."""
-    return tiny.write_images(folder / "data") if job.tiny else open_split("demo", "train").root.parent
+    return tiny.write_images(folder / "data") if job.tiny else open_split(DataConfig(root="demo"), "train").root.parent
 
 
 def table(turns: dict[str, Callable[[], float]], rounds: int) -> Iterator[Row]:

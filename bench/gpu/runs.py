@@ -33,10 +33,11 @@ def demo(job: Job) -> Iterator[Row]:
             root = tiny.write_images(Path(folder) / "data")
             args += ["--data.root", str(root), "--epochs", "1", "--schedule.warmup-epochs", "0", "--data.threads", "1"]
         else:
+            from fasttricks.config import DataConfig
             from fasttricks.data.sources import open_split
 
             started = time.monotonic()
-            images = len(open_split("demo", "train"))
+            images = len(open_split(DataConfig(root="demo"), "train"))
             yield {
                 "work": f"drew the demo's images, or found them: {images:,} for training",
                 "s": time.monotonic() - started,

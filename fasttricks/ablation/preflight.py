@@ -12,7 +12,7 @@ import torch
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError
-from fasttricks.data.sources import find_dataset
+from fasttricks.data.sources import common_root, find_dataset
 from fasttricks.learning.compiled import check_compile
 from fasttricks.models import build_model
 from fasttricks.system.reading import Reader, is_there
@@ -30,11 +30,11 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     The folder of an ablation is for one data set: another number of classes or images in it is an error.
     """
-    train, val = find_dataset(config.data.root, config.data.class_order)
-    num_classes(config.model, train)
+    train, val = find_dataset(config.data)
+    num_classes(config, train)
     check_batch(config, len(train))
     found = {
-        "root": str(Path(train.root).parent),
+        "root": str(common_root(train, val)),
         "classes": len(train.classes),
         "train_images": len(train),
         "val_images": len(val),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fasttricks.commands import prog
-from fasttricks.config import Range, UserError, check_fields, require, show_name, show_statistics
+from fasttricks.config import DataConfig, Range, UserError, check_fields, require, show_name, show_statistics
 from fasttricks.config.options import HELP, split_arguments
 
 if TYPE_CHECKING:
@@ -104,12 +104,12 @@ def stats(args: Sequence[str]) -> None:
     """Mean and deviation of the training images of DIR, as --data.mean and --data.std take them; their sizes and classes."""
     from fasttricks.config.cli import parse
     from fasttricks.data.packing.stats import count_classes, draw_images, measure
-    from fasttricks.data.sources import find_dataset
+    from fasttricks.data.sources import open_split
     from fasttricks.system.progress import counted
 
     (root,), rest = _places(args, "stats", ("DIR",), StatsConfig)
     config = parse(StatsConfig(), rest, prog=f"{PROG} stats DIR", description=stats.__doc__ or "")
-    train, _ = find_dataset(str(root))
+    train = open_split(DataConfig(root=str(root)), "train")
     images, counts = draw_images(len(train), config.images), list(count_classes(train).items())
     (most, highest), (least, lowest) = counts[0], counts[-1]
     print(f"{len(train):,} training images of {len(counts):,} classes, {lowest:,} to {highest:,} a class", end="")
@@ -134,14 +134,14 @@ def pack(args: Sequence[str]) -> None:
     """DIR/train and DIR/val into OUT/train and OUT/val."""
     from fasttricks.config.cli import parse
     from fasttricks.data.packing.pack import PackConfig
-    from fasttricks.data.sources.folder import scan_dataset
+    from fasttricks.data.sources import find_dataset
 
     (root, out), rest = _places(args, "pack", ("DIR", "OUT"), PackConfig)
     config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
     inside = Path(os.path.realpath(out))
     if Path(os.path.realpath(root)) in (inside, *inside.parents):
         raise UserError(f"OUT = {out}: must not lie in DIR: its folders would gain a class")
-    train, val = scan_dataset(root)
+    train, val = find_dataset(DataConfig(root="./demo" if str(root) == "demo" else str(root)))  # a path, not the word
     pack_dataset({"train": train, "val": val}, out, config)
 
 

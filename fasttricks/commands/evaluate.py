@@ -72,7 +72,7 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
     task = find_task(saved.task)
-    images = open_split(config.data.root, "val", classes=saved.classes)
+    images = open_split(config.data, "val", classes=saved.classes)
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
     batch_size = config.eval.batch_size or saved.config.micro_batch_size(saved.ranks)
@@ -104,7 +104,7 @@ def main(args: Sequence[str]) -> None:
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN, RECORDED)
     asked = command.read(args)
     if asked.config is not None and asked.config.model.name:  # else the file is refused first
-        require_place(asked.config.data.root, "val")
+        require_place(asked.config.data, "val")
 
     from fasttricks.runs.metric import show_all
     from fasttricks.tasks import find_task

@@ -48,7 +48,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = restarted(config)
     check_unused(config)
     check_run_dir(config)
-    require_place(config.data.root, "train", "val")
+    require_place(config.data, "train", "val")
     if not config.resume:  # a resumed run has its weights
         with named("init"):
             require_weights(config.init)

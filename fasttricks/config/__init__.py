@@ -22,6 +22,7 @@ from fasttricks.config.normalisation import Statistics, same_statistics, show_st
 from fasttricks.config.ranges import Range, Rising, Span, check_fields, field_rules
 from fasttricks.config.schema import (
     AUGMENTATION,
+    PLACE,
     Backend,
     Color,
     Compile,
@@ -42,6 +43,7 @@ from fasttricks.config.schema import (
 __all__ = [
     "AUGMENTATION",
     "NETWORKS",
+    "PLACE",
     "TIMM",
     "TORCHVISION",
     "Backend",

@@ -75,6 +75,8 @@ class DataConfig:
 
 AUGMENTATION = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
 """Fields of DataConfig that validation does not read."""
+PLACE = ("root", "class_order")
+"""Fields of DataConfig that say which images there are and how they are labelled. Each is text or a number."""
 
 
 @dataclass(frozen=True, kw_only=True)

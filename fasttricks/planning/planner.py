@@ -210,8 +210,8 @@ def find_data_size(config: PlanConfig) -> DataSize:
     from fasttricks.data.sources import find_dataset
     from fasttricks.training.checks import num_classes
 
-    train, _ = find_dataset(config.data.root, config.data.class_order)
-    return DataSize(len(train), num_classes(config.model, train), str(train.root))
+    train, _ = find_dataset(config.data)
+    return DataSize(len(train), num_classes(config, train), str(train.root))
 
 
 def with_more_accumulation(plan: Plan) -> Plan | None:

@@ -5,8 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
-from fasttricks.config import NETWORKS, TIMM, TORCHVISION, TrainConfig, UserError, get_at, replace_at, replace_fields
+from fasttricks.config import (
+    NETWORKS,
+    PLACE,
+    TIMM,
+    TORCHVISION,
+    DataConfig,
+    TrainConfig,
+    UserError,
+    get_at,
+    replace_at,
+    replace_fields,
+)
 from fasttricks.config.recipes import FITTED, OF_THE_WEIGHTS, find_recipe
 from fasttricks.data.sources import find_dataset
 from fasttricks.runs.folder import read_config
@@ -24,9 +36,17 @@ def fit_recipe(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
     number, root = value_of("images"), value_of("data.root")
     images = int(number) if number.isascii() and number.isdigit() else 0
     if root and not images:
-        with contextlib.suppress(UserError, OSError):
-            images = len(find_dataset(root, value_of("data.class_order") or "codepoint")[0])
+        with contextlib.suppress(UserError, ValueError, OSError):
+            images = len(find_dataset(_place(value_of))[0])
     return like_weights(FITTED[recipe](images) if images else find_recipe(recipe)(), value_of("init"))
+
+
+def _place(value_of: Callable[[str], str]) -> DataConfig:
+    """The place that the given values name. Raises ValueError and ConfigError for one that is out of range."""
+    kinds = get_type_hints(DataConfig)
+    given = {name: value for name in PLACE if (value := value_of(f"data.{name}"))}
+    read = {name: kinds[name](value) if kinds[name] in (int, float) else value for name, value in given.items()}
+    return DataConfig(**read)  # type: ignore[arg-type]
 
 
 def like_weights(config: TrainConfig, init: str) -> TrainConfig:

@@ -44,7 +44,7 @@ def open_saved(path: Path, model: ModelConfig | None = None, data: DataConfig | 
     trust = config.model.name if own and not description.settled else ""
     outputs = len(classes or ()) if own and not trust else _outputs(file, weights, config.model)
     if classes is None:
-        classes = output_classes(config.data.root, config.data.class_order, outputs)
+        classes = output_classes(config.data, outputs)
     if len(classes) != outputs:
         rule = f"names {len(classes)} classes, and its classifier has {outputs} outputs; export it again"
         raise CheckpointError(f"weights = {str(file)!r}: {rule}")

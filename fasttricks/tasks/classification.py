@@ -41,7 +41,7 @@ class Classification:
 
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         """As data.sources.find_dataset."""
-        return find_dataset(config.root, config.class_order)
+        return find_dataset(config)
 
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Loader:
         """Images of the precision's dtype, cropped, flipped and coloured at random, their side by the epoch."""
@@ -179,5 +179,5 @@ def evaluate(
     world.sum_(loss)
     top1, top5, seen = counts.tolist()
     if not seen:
-        raise ValueError("evaluate() got no image on any rank; scan_dataset refuses an empty val/ before this")
+        raise ValueError("evaluate() got no image on any rank; find_dataset refuses an empty val/ before this")
     return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "val_loss": loss.item() / seen, "val_images": seen}

@@ -11,7 +11,7 @@ from torch import nn
 
 from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.resolve import require_resolved
-from fasttricks.data.sources import Source
+from fasttricks.data.sources import Source, common_root
 from fasttricks.learning.batches import Batches
 from fasttricks.learning.compiled import compiled_graphs
 from fasttricks.learning.freezing import freeze, frozen_weights
@@ -93,7 +93,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         run.extended = resumed.extended
     world.barrier()  # every rank has looked at run_dir before one makes it
     run.claim = own(config, world, resumed)
-    for line in header(run, train.root.parent, resumed, initial=account):
+    for line in header(run, common_root(train, val), resumed, initial=account):
         log.print(line)
     return run
 

@@ -43,7 +43,7 @@ def check_fit(config: TrainConfig, train: Source, world: World) -> None:
         ),
         (lambda: config.micro_batch_size(world.size), batch),
         (lambda: check_batch(config, len(train)), batch),
-        (lambda: num_classes(config.model, train), "--model.num-classes 0"),
+        (lambda: num_classes(config, train), "--model.num-classes 0"),
         (lambda: check_frozen(config), "--init RUN"),
         (lambda: check_teacher(config.distill), "--tricks.off distillation"),
     ]
@@ -80,15 +80,14 @@ def check_frozen(config: TrainConfig) -> None:
     require(bool(config.init) or not config.model.freeze, "model.freeze", " ".join(config.model.freeze), rule)
 
 
-def num_classes(config: ModelConfig, train: Source) -> int:
+def num_classes(config: TrainConfig, train: Source) -> int:
     """Classes of the data. Raises ConfigError where the config asks for another number."""
     found = len(train.classes)
     only = ", ".join(map(show_name, train.classes))
-    require(
-        found >= 2, "data.root", str(train.root.parent), f"must have 2 or more classes, but has only {only}; add others"
-    )
+    require(found >= 2, "data.root", config.data.root, f"must have 2 or more classes, but has only {only}; add others")
     rule = f"must be the {found} classes of {train.root}, or 0 to take them from there"
-    require(config.num_classes in (0, found), "model.num_classes", config.num_classes, rule)
+    asked = config.model.num_classes
+    require(asked in (0, found), "model.num_classes", asked, rule)
     return found
 
 

@@ -63,7 +63,7 @@ class Redness:
     metrics = (Metric("explained", "explained variance", "%", ("Redness", "variance explained (%)")),)
 
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
-        return find_dataset(config.root, config.class_order)
+        return find_dataset(config)
 
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Batches:
         return Unlabelled(CLASSIFICATION.train_batches(config, source, world))

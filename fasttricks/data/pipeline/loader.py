@@ -115,7 +115,7 @@ class Loader:
         config = replace_fields(DataConfig(), check_kinds(DataConfig, {**options, "root": str(root)}))
         if split not in get_args(Split):
             raise DataError(f"split = {split!r}: must be train or val")
-        train, val = find_dataset(config.root, config.class_order)
+        train, val = find_dataset(config)
         device = given.pop("device", "cuda" if torch.cuda.is_available() else "cpu")
         return cls(
             train if split == "train" else val,

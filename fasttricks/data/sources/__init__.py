@@ -5,15 +5,18 @@ A new kind of source is one new file here and one row of OPENERS.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from fasttricks.config import DataConfig
 from fasttricks.data.sources.class_order import CODEPOINT, NATURAL, order_classes, read_order
 from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.folder import check_folder, open_folder
+from fasttricks.data.sources.folder import LAYOUT, holds_folder, open_folder, show_names
 from fasttricks.data.sources.listed import ListedImages, Where
-from fasttricks.data.sources.packed import is_packed, open_packed
+from fasttricks.data.sources.packed import is_packed, open_packed, require_finished
+from fasttricks.data.sources.walk import list_folder
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("val", "train")
@@ -58,97 +61,118 @@ class Source(Protocol):
 class Opener(NamedTuple):
     """One kind of source."""
 
-    recognises: Callable[[str, Split], bool]
-    """Whether that split of data.root is of this kind."""
-    open: Callable[[str, Split, Classes], Source]
-    """That split of data.root, labelled by the classes. Raises DataError."""
+    recognises: Callable[[DataConfig, Split], bool]
+    """Whether that split of data.root is of this kind, or would be if it were there."""
+    holds: Callable[[DataConfig, Split], bool]
+    """Whether data.root has that split. A place that is not divided is all train. Reads no list of images: milliseconds.
+    Raises DataError for a place that open() would refuse, as far as that tells."""
+    open: Callable[[DataConfig, Split, Classes], Source]
+    """That split of data.root, which has it, labelled by the classes. Raises DataError."""
 
 
-def _open_demo(root: str, split: Split, classes: Classes) -> Source:
+def _open_demo(config: DataConfig, split: Split, classes: Classes) -> Source:
     from fasttricks.data.sources.demo import open_demo  # draws with Pillow, which no other kind needs
 
     return open_demo(split, classes)
 
 
+def _holds_packed(config: DataConfig, split: Split) -> bool:
+    require_finished(Path(config.root, split))
+    return True
+
+
 OPENERS = [
-    Opener(lambda root, split: root == "demo", _open_demo),
+    Opener(recognises=lambda config, split: config.root == "demo", holds=lambda config, split: True, open=_open_demo),
     Opener(
-        lambda root, split: is_packed(Path(root, split)),
-        lambda root, split, classes: open_packed(Path(root, split), classes=classes),
+        recognises=lambda config, split: is_packed(Path(config.root, split)),
+        holds=_holds_packed,
+        open=lambda config, split, classes: open_packed(Path(config.root, split), classes=classes),
     ),
-    Opener(lambda root, split: True, open_folder),
+    Opener(recognises=lambda config, split: True, holds=holds_folder, open=open_folder),
 ]
 """The kinds of source. The first that recognises a place opens it; the last takes any, and names its faults."""
 
 
-def find_dataset(root: str, class_order: str = CODEPOINT) -> tuple[Source, Source]:
+def find_dataset(config: DataConfig) -> tuple[Source, Source]:
     """(train, val) of data.root: a folder, or the word demo for the embedded images, drawn at first use.
 
-    class_order: the order of the classes, and so their labels, as data.class_order; the order of the images is the same in each.
+    The classes, and so their labels, are in the order of data.class_order; the order of the images is the same in each.
     Raises DataError as open_split and order_classes.
     """
-    train = open_split(root, "train")
-    classes = order_classes(train.classes, class_order)
+    require_place(config, "train", "val")
+    train = open_split(config, "train")
+    classes = order_classes(train.classes, config.class_order)
     if classes != tuple(train.classes):
         # a listed source needs no second look at every file
         train = (
-            train.relabelled(classes) if isinstance(train, ListedImages) else open_split(root, "train", classes=classes)
+            train.relabelled(classes)
+            if isinstance(train, ListedImages)
+            else open_split(config, "train", classes=classes)
         )
-    return train, open_split(root, "val", classes=train.classes)
+    return train, open_split(config, "val", classes=train.classes)
 
 
-def output_classes(root: str, class_order: str, count: int) -> tuple[str, ...]:
+def output_classes(config: DataConfig, count: int) -> tuple[str, ...]:
     """The names of the `count` outputs of a network that has none itself, in order.
 
     They are those of the file class_order; else those of val/ or train/ of data.root, whichever has as many, in that order;
     else, without data.root, the numbers from 0 on. Raises DataError where there are others, and as open_split.
     """
     way_out = "give --data.class-order FILE, with a class in each line in the order of the outputs"
-    if class_order not in (CODEPOINT, NATURAL):
-        names = read_order(class_order)
+    if config.class_order not in (CODEPOINT, NATURAL):
+        names = read_order(config.class_order)
         if len(names) != count:
             rule = f"names {len(names)} classes, and the network has {count} outputs; {way_out}"
-            raise DataError(f"data.class_order = {class_order!r}: {rule}")
+            raise DataError(f"data.class_order = {config.class_order!r}: {rule}")
         return tuple(names)
-    if not root:
+    if not config.root:
         return tuple(map(str, range(count)))
     found = []
     for split in SPLITS:
-        if root == "demo" or Path(root, split).is_dir():
-            classes = open_split(root, split).classes
+        if _opener(config, split).holds(config, split):
+            classes = open_split(config, split).classes
             if len(classes) == count:
-                return order_classes(classes, class_order)
+                return order_classes(classes, config.class_order)
             found.append(f"{split}/ has {len(classes)} classes")
-    rule = f"{', '.join(found) or 'there is no val/'}, and the network has {count} outputs; {way_out}"
-    raise DataError(f"data.root = {root!r}: {rule}")
+    rule = f"{', '.join(found)}, and the network has {count} outputs; {way_out}"
+    raise DataError(f"data.root = {config.root!r}: {rule}")
 
 
-def require_place(root: str, *splits: Split) -> None:
-    """Raise DataError where the splits of data.root cannot be opened, as far as a look at the folders tells.
+def require_place(config: DataConfig, *splits: Split) -> None:
+    """Raise DataError where the splits of data.root cannot be opened, as far as a look at the place tells.
 
     Reads no list of images: milliseconds. open_split says more.
     """
-    _require_name(root)
     for split in splits:
-        if OPENERS[-1] is _opener(root, split):
-            check_folder(root, split)
+        if not _opener(config, split).holds(config, split):
+            raise DataError(f"{config.root}: holds no {split}/{_beside(Path(config.root))}; {LAYOUT}")
 
 
-def _require_name(root: str) -> None:
-    rule = "must be the folder that holds train/ and val/, or the word demo"
-    if not root:
-        raise DataError(f"data.root = '': {rule}; give --data.root")
+def open_split(config: DataConfig, split: Split, *, classes: Classes = None) -> Source:
+    """One split of data.root, labelled by `classes` where given.
 
-
-def _opener(root: str, split: Split) -> Opener:
-    return next(opener for opener in OPENERS if opener.recognises(root, split))
-
-
-def open_split(root: str, split: Split, *, classes: Classes = None) -> Source:
-    """One split of data.root.
-
-    Raises DataError for an empty name, for images that break a rule of their kind (folder.py, packed.py), and where the
-    embedded images cannot be written.
+    Raises DataError for an empty name, a split that is not there, images that break a rule of their kind (folder.py, packed.py),
+    and where the embedded images cannot be written.
     """
-    _require_name(root)
-    return _opener(root, split).open(root, split, classes)
+    require_place(config, split)
+    return _opener(config, split).open(config, split, classes)
+
+
+def common_root(train: Source, val: Source) -> Path:
+    """The folder or file that holds both."""
+    return Path(os.path.commonpath([train.root, val.root]))
+
+
+def _opener(config: DataConfig, split: Split) -> Opener:
+    if not config.root:
+        rule = "must be the folder that holds train/ and val/, or the word demo"
+        raise DataError(f"data.root = '': {rule}; give --data.root")
+    return next(opener for opener in OPENERS if opener.recognises(config, split))
+
+
+def _beside(root: Path) -> str:
+    """The names that are there in its place, in words."""
+    if not root.is_dir():
+        return ""
+    there = list_folder(root)
+    return f" (there is {show_names(sorted(there.folders + there.files + there.hidden))})"

@@ -3,7 +3,8 @@
 A wrong layout is an error. A bad file is not: it is listed in ImageFolder.bad with the reason, and the loader puts another
 image in its place (feed.py).
 
-Layout: ROOT/train/<class>/<image> and ROOT/val/<class>/<image>; classes are numbered by sorted folder name.
+Layout: ROOT/train/<class>/<image> and ROOT/val/<class>/<image>, or ROOT/<class>/<image>, which is all train; classes are numbered
+by sorted folder name.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
-from fasttricks.config import show_name
+from fasttricks.config import DataConfig, show_name
 from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.data.sources.headers import HEADER_BYTES, why_no_image
 from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.quarantine import read_quarantine
-from fasttricks.data.sources.walk import SPLITS, Listing, is_dataset, list_folder, why_none
+from fasttricks.data.sources.walk import SPLITS, Listing, list_folder, why_none
 from fasttricks.system.progress import counted
-from fasttricks.system.refusals import way_out
 
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
 
@@ -91,7 +91,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
     strangers = [name for name in top.folders if name not in index]
     if strangers:
         raise DataError(
-            f"{root}: class folder {_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
+            f"{root}: class folder {show_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
             f"add it there or remove it here"
         )
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -122,47 +122,30 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         skipped += hidden
     if skipped:
         kinds = f"{len(skipped)} hidden or system files, or files without an image's name and content"
-        warnings.warn(f"{show_name(root)}: skipped {kinds} ({_names(skipped)})", stacklevel=2)
+        warnings.warn(f"{show_name(root)}: skipped {kinds} ({show_names(skipped)})", stacklevel=2)
     return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels), bad=bad)
 
 
-def scan_dataset(root: Path | str) -> tuple[ImageFolder, ImageFolder]:
-    """(train, val) of the data set at `root`, labelled by the classes of train. Raises DataError as scan_folder."""
-    train = open_folder(str(root), "train", None)
-    return train, open_folder(str(root), "val", train.classes)
+def open_folder(config: DataConfig, split: str, classes: tuple[str, ...] | None) -> ImageFolder:
+    """The images of ROOT/SPLIT, or of ROOT as train where it has neither split. Raises DataError as scan_folder."""
+    root = Path(config.root)
+    return scan_folder(root / split if os.path.lexists(root / split) else root, classes=classes)
 
 
-def open_folder(root: str, split: str, classes: tuple[str, ...] | None) -> ImageFolder:
-    """The images of ROOT/SPLIT; of train only where val is there too. Raises DataError as scan_folder."""
-    check_folder(root, split)
-    return scan_folder(Path(root, split), classes=classes)
+def holds_folder(config: DataConfig, split: str) -> bool:
+    """Whether the folder data.root has that split: ROOT/SPLIT, or as train the class folders of ROOT itself.
 
-
-def check_folder(root: str, split: str) -> None:
-    """Raise DataError where ROOT/SPLIT is no folder; for train, where ROOT/val is none."""
-    if split == "train":
-        _check_layout(Path(root))
-    elif what := why_none(Path(root, split)):
-        raise DataError(f"{Path(root, split)}: {what}; {LAYOUT}")
-
-
-def _check_layout(root: Path) -> None:
-    """Raise DataError where `root` is no folder with train/ and val/ in it."""
-    if is_dataset(root):
-        return
+    Raises DataError where data.root or the split is no folder of class folders. Cost: a listing of both.
+    """
+    root = Path(config.root)
     if reason := why_none(root):
         raise DataError(f"{root}: {reason}; give the folder that holds train/ and val/ as --data.root")
     there = list_folder(root)
-    for split in SPLITS:
-        try:
-            os.stat(root / split)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise DataError(f"{root / split}: {error.strerror}; {way_out(error)}") from error
-    missing = [split for split in SPLITS if split not in there.folders]
-    names = _names(sorted(there.folders + there.files + there.hidden)) or "nothing"
-    raise DataError(f"{root}: no folder {' and no folder '.join(missing)} in it (there is {names}); {LAYOUT}")
+    splits = [name for name in SPLITS if name in (*there.folders, *there.files)]
+    if split not in splits and (splits or split != "train"):
+        return False
+    _list_root(root / split if splits else root)
+    return True
 
 
 def _list_root(root: Path) -> Listing:
@@ -172,10 +155,10 @@ def _list_root(root: Path) -> Listing:
     there = list_folder(root)
     if there.folders and there.files:
         raise DataError(
-            f"{root}: {_names(there.files)} lies beside the class folders; move it into one, or out of the split"
+            f"{root}: {show_names(there.files)} lies beside the class folders; move it into one, or out of the split"
         )
     if there.files:
-        loose = f"{len(there.files)} files lie directly in it ({_names(there.files)})"
+        loose = f"{len(there.files)} files lie directly in it ({show_names(there.files)})"
         raise DataError(f"{root}: {loose}, but no class folders; {LAYOUT}")
     if not there.folders:
         raise DataError(f"{root}: the folder is empty; {LAYOUT}")
@@ -231,6 +214,7 @@ def _why_bad(path: str) -> str | None:
         os.close(descriptor)
 
 
-def _names(names: Sequence[str]) -> str:
+def show_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are; safe to print."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(show_name, names[:_NAMED])) + more

@@ -105,6 +105,15 @@ def is_packed(folder: Path) -> bool:
         raise
 
 
+def require_finished(root: Path) -> None:
+    """Raise DataError where no packed split is at `root`, or one that is not finished. Cost: a look at the folder."""
+    if is_there(root / MANIFEST):
+        return
+    if what := why_none(root):
+        raise DataError(f"{root}: {what}; give the folder that `prepare pack` wrote as OUT")
+    raise DataError(f"{root}: packing is not finished; give the same `prepare pack` command again, and it continues")
+
+
 def read_manifest(root: Path) -> dict[str, Any]:
     """The contents of pack.json of the packed split at `root`, its shards as numbers of bytes by name.
 
@@ -139,12 +148,7 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
     index is damaged, or that has a class which `classes` lacks. No file but those of `root` is opened, whatever it says.
     Cost: reads the index, 60 bytes an image, not the images.
     """
-    if not is_there(root / MANIFEST):
-        if what := why_none(root):
-            raise DataError(f"{root}: {what}; give the folder that `prepare pack` wrote as OUT")
-        raise DataError(
-            f"{root}: packing is not finished; give the same `prepare pack` command again, and it continues"
-        )
+    require_finished(root)
     manifest = read_manifest(root)
     shards: dict[str, int] = manifest["shards"]
     for name, size in shards.items():
