@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fasttricks.commands import evaluate as evaluation
 from fasttricks.commands import predict as prediction
 from fasttricks.commands import train as training
-from fasttricks.commands.predict import Prediction
+from fasttricks.commands.prediction_files import Output, Prediction
 from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, replace_fields
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import NOTHING, check_kinds, resolve
@@ -102,20 +102,29 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, flo
 def predict(checkpoint: Place, images: Place | Iterable[Place], **fields: Any) -> list[Prediction]:
     """The likeliest classes of each image, with their probabilities, in the order given.
 
-    checkpoint: as for load(). images: one path or several. fields: as `fasttricks predict --help` lists them, such as top=3.
-    An image that cannot be read has no classes, and the reason as its error; the others are not affected.
+    checkpoint: as for load(). images: one path or several; a folder stands for the images in it and below. fields: as
+    `fasttricks predict --help` lists them, such as top=3; embed=True adds the features that enter the classifier, and output=FILE
+    writes the predictions to it too. An image that cannot be read has no classes, and the reason as its error; the others are not
+    affected. Raises UserError for a folder without images, and as the command.
     """
     given = _dotted(fields)
     saved = _open(checkpoint, given, RECORDED)
-    paths = [str(path) for path in ([images] if isinstance(images, (str, Path)) else images)]
     config = prediction.as_run(saved.config)
     config = replace_fields(config, check_kinds(type(config), given))
+    from fasttricks.data.sources.files import find_images
+
+    paths = find_images(map(str, [images] if isinstance(images, (str, Path)) else images))
     if not paths:
         return []
     from fasttricks.system.distributed import join_world
 
     with join_world(config.device) as world:
-        return list(prediction.predict(saved, paths, config, world))
+        found = prediction.predict(saved, paths, config, world)
+        if not config.output:
+            return list(found)
+        with Output(config.output, embed=config.embed) as file:
+            file.begin(prediction.classes_shown(saved, config))
+            return [file.written(one) for one in found]
 
 
 def create_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:

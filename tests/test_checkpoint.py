@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import os
 import random
-import resource
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from fasttricks.runs.stored import (
     step_of,
 )
 from lib.forked import on_ranks
+from lib.refusing import no_file_beyond
 from lib.states import same, state
 
 NO_PROCESS = 99_999_999  # above the largest number that Linux gives one
@@ -150,17 +148,6 @@ def test_after_kill_9_the_newest_checkpoint_loads(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- a full disk
-
-
-@contextmanager
-def no_file_beyond(num_bytes: int) -> Iterator[None]:
-    """The kernel refuses every write beyond `num_bytes` of a file, as it would on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # Large: torch's own zip writer meets the error; small: it comes when Python flushes its buffer.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -226,16 +227,17 @@ def evaluated(saved: Saved, precision: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def predicted(saved: Saved, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: tuple[str, ...], config: PredictConfig, world: World) -> Iterator[Any]:
+    def load(paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[predicting.Part]:
         batch = next(images_on_card(image_dtype(config.precision, CARD)))
-        yield files, dict(zip(files, batch.images, strict=False)), {}
+        yield predicting.Part(range(2), [0, 1], batch.images[:2], {})
 
     monkeypatch.setattr(predicting, "load", load)
-    config = PredictConfig(precision=precision, data=saved.config.data, flip=True)  # type: ignore[arg-type]
+    config = PredictConfig(precision=precision, data=saved.config.data, flip=True, embed=True)  # type: ignore[arg-type]
     found = list(predict(saved, ["a.jpg", "b.jpg"], config, dataclasses.replace(ALONE, device=CARD)))
     assert [prediction.path for prediction in found] == ["a.jpg", "b.jpg"]
     for prediction in found:
         assert sum(share for _, share in prediction.classes) == pytest.approx(1)
+        assert prediction.embedding is not None and prediction.embedding.dtype == np.float32
 
 
 def taught(saved: Saved, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,8 @@ def test_an_image_is_seen_as_pil_and_numpy_would_prepare_it(finished_run: Finish
 def test_top_limits_the_classes_and_a_path_may_come_twice(finished_run: FinishedRun) -> None:
     path = validation_images(finished_run)[0]
     first, second = predictions(finished_run, [path, path], top=2)
-    assert first == second
+    # the last bit of a convolution depends on where in a batch an image lies, on some CPUs
+    assert [name for name, _ in first.classes] == [name for name, _ in second.classes] and first.path == second.path
     assert len(first.classes) == 2
     assert len(predictions(finished_run, [path], top=7)[0].classes) == 3
 
@@ -90,33 +91,35 @@ def test_bad_images_are_named_and_the_others_predicted(
     damaged.write_bytes(Path(good[0]).read_bytes()[:60])
     text.write_text("no image at all")
     code = call(
-        predict.main, str(finished_run.folder), good[0], str(damaged), str(text), str(gone), str(tmp_path), good[1]
+        predict.main, str(finished_run.folder), good[0], str(damaged), str(text), str(gone), "/dev/null", good[1]
     )
     out, err = capsys.readouterr()
     assert code == 1
     assert [line for line in out.splitlines() if not line.startswith(" ")] == good
     assert len(re.findall(r"^ +\d+\.\d\d %  (ant|bee|cat)$", out, re.MULTILINE)) == 6
     said = err.splitlines()
-    assert [line.split(": ")[1] for line in said] == [str(damaged), str(text), str(gone), str(tmp_path)]
+    assert [line.split(": ")[1] for line in said] == [str(damaged), str(text), str(gone), "/dev/null"]
     assert "cut off" in said[0] or "header" in said[0]
     assert "no image: first bytes b'no image at '" in said[1]
     assert "No such file or directory" in said[2]
-    assert "not a file" in said[3].lower() or "directory" in said[3].lower()
+    assert "unreadable" in said[3]
     alone = predictions(finished_run, [good[1]], flip=True)[0]
     assert f"{100 * alone.classes[0][1]:.2f} %  {alone.classes[0][0]}" in out
 
 
 def test_only_bad_images_are_an_end_too(
-    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found bad before and while they are decoded."""
+    """Found bad before and while they are decoded, in more than one batch."""
+    monkeypatch.setattr(predict, "BATCH_SIZE", 2)
     flipped = bytearray(Path(validation_images(finished_run)[0]).read_bytes())
     flipped[20:200] = bytes(180)
     (tmp_path / "a.jpg").write_bytes(flipped)
-    assert call(predict.main, str(finished_run.folder), str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")) == 1
+    paths = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "b.jpg", "a.jpg", "b.jpg")]
+    assert call(predict.main, str(finished_run.folder), *paths) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert [line.split(": ")[1] for line in err.splitlines()] == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert [line.split(": ")[1] for line in err.splitlines()] == paths
 
 
 def test_other_formats_and_relative_paths(

@@ -11,7 +11,7 @@ import pytest
 
 from fasttricks import config
 from fasttricks.ablation.cells import extend
-from fasttricks.commands import evaluate
+from fasttricks.commands import evaluate, predict
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.expected import EXPECTED, SOURCES
 from fasttricks.config.recipes import RECIPES
@@ -79,7 +79,7 @@ def test_options_are_fields() -> None:
     launcher = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts", "--help"}
     for option in in_code(r"--[a-z][a-z0-9._-]*") - launcher:
         path = option.removeprefix("--").replace("-", "_")
-        roots = (extend(RECIPES["demo"]()), evaluate.EvaluateConfig(), ImagenetConfig())
+        roots = (extend(RECIPES["demo"]()), evaluate.EvaluateConfig(), predict.PredictConfig(), ImagenetConfig())
         assert any(has_field(root, path) for root in roots), option
 
 

@@ -1,4 +1,4 @@
-"""Classify images: fasttricks predict CHECKPOINT IMAGE... [--top 5 ...]; as the run's validation sees them."""
+"""Classify images: fasttricks predict CHECKPOINT PATH... [--output FILE ...]; as the run's validation sees them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from io import StringIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from fasttricks.commands import prog
+from fasttricks.commands.prediction_files import Output, Prediction, check_output
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -23,22 +21,33 @@ from fasttricks.config import (
     TrainConfig,
     UserError,
     check_fields,
+    read_launch,
+    require,
     show_name,
 )
-from fasttricks.config.options import Hidden
+from fasttricks.config.options import Hidden, value_of
 from fasttricks.runs.exported import NOT_SAID, UNREAD
+from fasttricks.system.command import ended_as_by_ctrl_c
+from fasttricks.system.progress import counted
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
 PROG = prog("predict")
 ABOUT = f"""The likeliest classes of each image, with their probabilities.
 
-{FORMS} Without that file a class is its number. An image that cannot be read is named, and the exit status is 1. A field that is
-not given is as in the run."""
+{FORMS} Without that file a class is its number.
+
+PATH is an image, a folder of images, searched with the folders in it, or -, which reads a PATH a line from standard input. An
+image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run."""
 HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "max_bad"), ModelConfig: UNREAD}
 BATCH_SIZE = 64
+_PATIENCE_S = 2.0  # before a progress bar is shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,10 @@ class PredictConfig:
 
     top: Annotated[int, Range(1)] = 5
     """Classes shown an image; all where there are fewer."""
+    output: str = ""
+    """File to make: .csv, .jsonl or .parquet, a row an image; empty: print. It must not exist."""
+    embed: bool = False
+    """Write the features that enter the classifier too, to a .jsonl or .parquet."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where a GPU is available, else cpu."""
     precision: Precision = "auto"
@@ -54,7 +67,7 @@ class PredictConfig:
     average: bool = True
     """Use the averaged weights where the run kept an average (ema_decay)."""
     flip: bool = False
-    """Average the logits of the image and its mirror image."""
+    """Average the logits, and the features, of the image and its mirror image."""
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
     model: ModelConfig = NOT_SAID
@@ -64,14 +77,17 @@ class PredictConfig:
         check_fields(self)
 
 
-class Prediction(NamedTuple):
-    """The network's prediction for one image."""
+class Part(NamedTuple):
+    """A batch of images, some of which may be bad."""
 
-    path: str
-    classes: list[tuple[str, float]]
-    """Name and probability, 0 to 1, the likeliest first; empty where the image cannot be used."""
-    error: str = ""
-    """Why it cannot."""
+    numbers: range
+    """Those of the images whose turn it is."""
+    shown: list[int]
+    """N of them that can be used, in order."""
+    images: Tensor | None
+    """(N, 3, S, S), as validation has them; None where N is 0."""
+    errors: dict[int, str]
+    """Why the others cannot."""
 
 
 def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Prediction]:
@@ -79,12 +95,13 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
 
     Images go through the validation pipeline (data.Loader), one for all of them. One that cannot be read
     or decoded has an error and no classes; the others are as they would be without it. Raises ConfigError for a size that
-    the network cannot take.
+    the network cannot take, and as models.Embedder. Memory: that of a batch, and of `paths`.
     """
     import torch
 
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
+    from fasttricks.models import Embedder
     from fasttricks.system.determinism import ask_for_one_order
     from fasttricks.tasks.classification import evaluation_logits
     from fasttricks.training.checks import check_evaluation_size
@@ -96,56 +113,52 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
     autocast, names = make_autocast(precision, world.device), saved.classes
-    files = [os.path.abspath(path).lstrip("/") for path in paths]
-    found: dict[str, list[tuple[str, float]]] = {}
-    errors: dict[str, str] = {}
-    said = 0
-    for part, images, bad in load(tuple(dict.fromkeys(files)), config, world):
-        errors |= bad
-        found |= {file: [] for file in part}
-        if images:
+    embedder = Embedder(model) if config.embed else None
+    for part in load(paths, config, world):
+        rows: dict[int, list[tuple[str, float]]] = {}
+        features: dict[int, NDArray[np.float32]] = {}
+        if part.images is not None:
             with torch.no_grad():
-                logits = evaluation_logits(
-                    model, torch.stack(list(images.values())), flip=config.flip, autocast=autocast
-                )
-            shares, order = logits.double().softmax(1).topk(min(config.top, len(names)))
-            rows = zip(order.tolist(), shares.tolist(), strict=True)
-            found |= {
-                f: [(names[i], s) for i, s in zip(*row, strict=True)] for f, row in zip(images, rows, strict=True)
-            }
-        while said < len(paths) and files[said] in found:
-            yield Prediction(paths[said], found[files[said]], errors.get(files[said], ""))
-            said += 1
+                logits = evaluation_logits(model, part.images, flip=config.flip, autocast=autocast)
+            shares, order = logits.double().softmax(1).topk(classes_shown(saved, config))
+            for number, *row in zip(part.shown, order.tolist(), shares.tolist(), strict=True):
+                rows[number] = [(names[i], share) for i, share in zip(*row, strict=True)]
+            if embedder:
+                features = dict(zip(part.shown, embedder.take().cpu().numpy(), strict=True))
+        for number in part.numbers:
+            yield Prediction(paths[number], rows.get(number, []), part.errors.get(number, ""), features.get(number))
 
 
-def load(
-    files: tuple[str, ...], config: PredictConfig, world: World
-) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, str]]]:
-    """For each batch: its files; file -> its pixels, (3, S, S), as validation has them; file -> why it has none.
+def classes_shown(saved: Saved, config: PredictConfig) -> int:
+    """The number of classes of each prediction."""
+    return min(config.top, len(saved.classes))
 
-    files: below /, each once.
-    """
+
+def load(paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Part]:
+    """The images by the Loader of validation, a batch at a time."""
     from fasttricks.data.pipeline.loader import Loader
     from fasttricks.data.sources.errors import DataError
-    from fasttricks.data.sources.folder import ImageFolder
+    from fasttricks.data.sources.files import ImageFiles
     from fasttricks.learning.precision import image_dtype
 
-    folder = ImageFolder(root=Path("/"), classes=files, files=files, labels=tuple(range(len(files))))
     data = dataclasses.replace(config.data, max_bad=1.0)  # a bad one is no error
-    dtype, size = image_dtype(config.precision, world.device), min(BATCH_SIZE, len(files))
-    loader = Loader(folder, data, training=False, batch_size=size, device=world.device, dtype=dtype)
+    dtype, size = image_dtype(config.precision, world.device), min(BATCH_SIZE, len(paths))
+    source = ImageFiles(paths)
+    loader = Loader(source, data, training=False, batch_size=size, device=world.device, dtype=dtype, names_bad=False)
     batches = iter(loader)
-    for first in range(0, len(files), size):
-        part, images = files[first : first + size], {}
-        with redirect_stderr(StringIO()):  # where the loader names bad files by another name; the caller has them
-            try:
-                batch = next(batches)
-                images = {files[label]: image for label, image in zip(batch.labels.tolist(), batch.images, strict=True)}
-            except DataError:
-                if len(loader.bad) < len(files):
-                    raise
-        bad = {name.lstrip("/"): why for name, why in loader.bad.items()}
-        yield part, images, {file: bad[file] for file in part if file in bad}
+    for first in range(0, len(paths), size):
+        numbers, shown, images = range(first, min(first + size, len(paths))), list[int](), None
+        try:
+            batch = next(batches, None)  # None once it was known that none of them can be used
+        except DataError:
+            if not all(map(loader.why_bad, range(len(paths)))):
+                raise
+            batch = None
+        if batch is not None and len(batch):
+            assert batch.shown is not None, "a Loader says which images it shows"
+            shown, images = batch.shown.tolist(), batch.images
+        used = set(shown)
+        yield Part(numbers, shown, images, {number: loader.why_bad(number) for number in numbers if number not in used})
 
 
 def prediction_text(prediction: Prediction) -> str:
@@ -164,16 +177,67 @@ def as_run(run: TrainConfig) -> PredictConfig:
 
 
 def main(args: Sequence[str]) -> None:
-    """Print the predictions of the checkpoint that `args` name for the images. Exits 1 where one could not be used."""
-    command = SavedRunCommand(PROG, "CHECKPOINT IMAGE...", ABOUT, PredictConfig(), as_run, HIDDEN, RECORDED)
+    """Print or write the predictions of the checkpoint that `args` name for the images. Exits 1 where one could not be used."""
+    command = SavedRunCommand(PROG, "CHECKPOINT PATH...", ABOUT, PredictConfig(), as_run, HIDDEN, RECORDED)
     asked = command.read(args)
-    path, images, *_ = asked
+    if not asked.more:
+        raise UserError(f"images: none given; {PROG} {show_name(asked.path)} IMAGE...")
+    output = asked.config.output if asked.config else value_of("output", asked.options)
+    embed = asked.config.embed if asked.config else "--embed" in asked.options
+    rule = "needs a file to write to; add --output FILE, a .parquet or a .jsonl"
+    require(bool(output) or not embed, "embed", embed, rule)
+    ranks, rule = (
+        read_launch().size,
+        "predict is one process; start it without torchrun, each with a share of the images",
+    )
+    require(ranks == 1, "ranks", ranks, rule)
+    from fasttricks.data.sources.files import find_images
+
+    if output:
+        check_output(output, embed=embed)
+    images = find_images(_named(asked.more))
     if not images:
-        raise UserError(f"images: none given; {PROG} {show_name(path)} IMAGE...")
-    from fasttricks.system.distributed import join_world, keep_freed_memory
+        raise UserError("images = '-': standard input names none; give a path a line")
+    from fasttricks.system.distributed import keep_freed_memory
 
     keep_freed_memory()
-    (saved, config), failed = command.open(asked), False
+    if output:
+        with ended_as_by_ctrl_c(), Output(output, embed=embed) as file:
+            _write(file, *command.open(asked), images)
+        print(f"wrote {file.count:,} predictions to {show_name(output)}")
+        if file.errors:
+            words = f"{file.errors:,} of {file.count:,} images could not be used; the column error says why"
+            print(f"error: {words}", file=sys.stderr)
+        raise SystemExit(int(file.errors > 0))
+    raise SystemExit(_print(*command.open(asked), images))
+
+
+def _named(paths: Sequence[str]) -> Iterator[str]:
+    """`paths`, where - stands for the lines of standard input."""
+    for path in paths:
+        if path == "-" and sys.stdin is not None:
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (os.fsdecode(line) for line in lines if line)
+        else:
+            yield path
+
+
+def _write(file: Output, saved: Saved, config: PredictConfig, images: Sequence[str]) -> None:
+    """Write each prediction to `file`, under a progress bar."""
+    from fasttricks.system.distributed import join_world
+
+    with join_world(config.device) as world, counted("predict", len(images), after=_PATIENCE_S) as advance:
+        file.begin(classes_shown(saved, config))
+        for prediction in predict(saved, images, config, world):
+            file.written(prediction)
+            advance(1)
+
+
+def _print(saved: Saved, config: PredictConfig, images: Sequence[str]) -> int:
+    """Print each prediction. Returns the exit status."""
+    from fasttricks.system.distributed import join_world
+
+    failed = False
     with join_world(config.device) as world:
         for prediction in predict(saved, images, config, world):
             failed |= bool(prediction.error)
@@ -181,4 +245,4 @@ def main(args: Sequence[str]) -> None:
                 print(show_name(f"error: {prediction.path}: {prediction.error}"), file=sys.stderr)
             else:
                 print(prediction_text(prediction), flush=True)
-    raise SystemExit(int(failed))
+    return int(failed)

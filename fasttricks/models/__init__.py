@@ -11,6 +11,7 @@ from torch import nn
 from fasttricks.config import TIMM, ModelConfig, model_info, nearest, require
 from fasttricks.models.head import AUXILIARY as AUXILIARY
 from fasttricks.models.head import COUNTER as COUNTER
+from fasttricks.models.head import Embedder as Embedder
 from fasttricks.models.head import head_names as head_names
 from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1

@@ -1,8 +1,11 @@
-"""The classifier of a network, by name: the layers whose outputs are the classes."""
+"""The classifier of a network, by name: the layers whose outputs are the classes; and the features that enter it."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from fasttricks.config import require
 
 AUXILIARY = "AuxLogits."
 """Prefix of the keys of Inception's auxiliary classifier, which a network may go without."""
@@ -45,3 +48,39 @@ def _auxiliary(model: nn.Module) -> list[nn.Module]:
     head = getattr(getattr(model, "AuxLogits", None), "fc", None)
     last = _last_layer(head) if isinstance(head, nn.Module) else None
     return [] if last is None else [last]
+
+
+class Embedder:
+    """The features from which the classifier of `model` makes the classes, kept as a forward pass hands them to it.
+
+    Raises ConfigError for a network in which no classifier is found.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = _classifiers(model)
+        rule = "finds no classifier in the network, whose input it would keep; give it a method get_classifier()"
+        require(bool(layers), "embed", True, rule)
+        self._kept: list[Tensor] = []
+        for layer in layers:
+            layer.register_forward_pre_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features = inputs[0].detach().float()
+        if features.dim() > 2:  # one vector a place: channels come last in a linear layer, second in a convolution
+            last = isinstance(layer, nn.Linear)
+            features = features.flatten(1, -2).mean(1) if last else features.flatten(2).mean(2)
+        self._kept.append(features)
+
+    def take(self) -> Tensor:
+        """The features since the last time, (N, D) in float32: one vector an image, its mean over the places of a map, the
+        classifiers of a distilled network and several passes over the images, as of their mirror images.
+
+        Raises ConfigError where the classifier was not called, or with inputs of several shapes.
+        """
+        kept, self._kept[:] = list(self._kept), []
+        shapes = sorted({tuple(one.shape) for one in kept})
+        rule = (
+            f"the classifier of the network must get one vector an image, but got {shapes or 'none'}; leave --embed out"
+        )
+        require(len(shapes) == 1 and len(shapes[0]) == 2, "embed", True, rule)
+        return torch.stack(kept).mean(0)

@@ -17,7 +17,7 @@ from typing import Any
 
 ABSENT = (
     *("nvidia.dali", "tyro", "simplejpeg", "rich", "PIL", "matplotlib", "tensorboard", "pynvml"),
-    *("timm", "torchvision", "scipy", "onnx", "onnxruntime", "safetensors"),
+    *("timm", "torchvision", "scipy", "onnx", "onnxruntime", "safetensors", "pyarrow"),
 )
 HEAVY = ("nvidia.dali", "simplejpeg", "matplotlib", "tensorboard")
 RUN_BY_HAND = ("__main__", "train", "evaluate", "predict", "export", "ablate", "plan", "cost", "data.prepare")

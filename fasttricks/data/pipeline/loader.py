@@ -54,6 +54,7 @@ class Loader:
         image_size_at: side of the images by epoch, at most config.image_size; None: always that.
         hw_decoder_load: on a GPU with a JPEG engine (A100, H100), the share of a batch, 0 to 1, that DALI gives to it. The engine
             rounds otherwise than the CUDA decoder, and an image's place in its batch decides which of them it gets. 0: CUDA.
+        names_bad: name bad files on stderr; no: the caller asks why_bad().
 
     Raises DataError for fewer images than ranks, and for more bad files than config.max_bad allows, while iterating too.
 
@@ -75,13 +76,15 @@ class Loader:
         world_size: int = 1,
         image_size_at: Callable[[int], int] | None = None,
         hw_decoder_load: float = 0.0,
+        names_bad: bool = True,
     ) -> None:
         self._image_size_at = image_size_at or (lambda epoch: config.image_size)
         self.shards = Shards(
             num_images=len(source), batch_size=batch_size, world_size=world_size, source=str(source.root)
         )
         self._source, self._config, self._training, self._seed = source, config, training, seed
-        self._device, self._dtype, self._hw_decoder_load = device, dtype, hw_decoder_load
+        self._device, self._dtype = device, dtype
+        self._hw_decoder_load, self._names_bad = hw_decoder_load, names_bad
         self._must_agree: dict[str, Any] = {
             "training": training,
             "batch_size": batch_size,
@@ -164,6 +167,10 @@ class Loader:
         """The bad files that this rank knows of, by name with the split's folder before it, and why."""
         split = self._source.root.name
         return {f"{split}/{self._source.name(image)}": why for image, why in sorted(self._feed.bad.items())}
+
+    def why_bad(self, image: int) -> str:
+        """Why that image, by its number, is bad, as far as this rank knows; empty: it is not."""
+        return self._feed.bad.get(image, "")
 
     @property
     def operators(self) -> str:
@@ -284,7 +291,8 @@ class Loader:
 
     def _name_bad(self) -> None:
         """Say which files were found bad since the last time."""
-        new = sorted(image for image in self._feed.bad.copy() if image not in self._named)
+        known = self._feed.bad.copy() if self._names_bad else {}
+        new = sorted(image for image in known if image not in self._named)
         then = "replaced by another of its class" if self._training else "left out"
         for image in new[:_SHOWN]:
             name, why = show_name(self._source.name(image)), show_name(self._feed.bad[image])

@@ -197,11 +197,12 @@ def _chunks(files: Iterable[str]) -> Iterator[list[str]]:
 def _reasons(root: Path, files: list[str]) -> dict[str, str]:
     """Those of `files` that are no images, and why."""
     base = f"{root}{os.sep}"
-    found = ((file, _why_bad(base + file)) for file in files)
+    found = ((file, why_bad(base + file)) for file in files)
     return {file: why for file, why in found if why is not None}
 
 
-def _why_bad(path: str) -> str | None:
+def why_bad(path: str) -> str | None:
+    """The fault of the file by its first bytes; None for an image. Never waits for a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
