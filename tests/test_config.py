@@ -48,6 +48,7 @@ RANGES = {
     "data.color": "one of paper, published, none",
     "data.color_jitter": "0 to 1",
     "data.pca_noise": "0 (off) or more",
+    "data.balance": "0 (off) to 1",
     "data.interpolation": "one of linear, cubic, lanczos3",
     "data.operators": "one of auto, fused, dali",
     "data.threads": "0 (choose) to 1024",

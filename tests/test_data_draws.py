@@ -71,8 +71,8 @@ def test_draws_of_an_image_do_not_depend_on_its_company() -> None:
 
 def test_no_two_streams_share_a_key() -> None:
     seeds = (*range(40), 2**32, 2**40, 2**64 - 1)
-    keys = {int(stream_key(s, e, p)) for s in seeds for e in (*range(60), 2**31) for p in (0, 1)}
-    assert len(keys) == len(seeds) * 61 * 2
+    keys = {int(stream_key(s, e, p)) for s in seeds for e in (*range(60), 2**31) for p in (0, 1, 2)}
+    assert len(keys) == len(seeds) * 61 * 3
 
 
 def test_orders_are_permutations_without_relation() -> None:

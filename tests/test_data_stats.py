@@ -57,7 +57,7 @@ def test_they_are_those_of_the_pixels_and_the_line_is_one_that_train_takes(
 ) -> None:
     assert call(data.main, "stats", str(root), "--workers", "1") == 0
     said = capsys.readouterr().out
-    assert said.startswith("16 training images of 3 classes, 2 to 9 a class (fewest: bee, most: cow)\n")
+    assert said.startswith("16 training images of 3 classes, 2 to 9 images a class (fewest: bee, most: cow)\n")
     assert "width 3 to 105 pixels, median 37\nheight 11 to 41 pixels, median 21\n" in said
     assert "left out: cow/7.png: no image" in said and "left out: cow/8.png: " in said
     good = [f"{n}/{i}.{'jpg' if i % 4 == 2 else 'png'}" for n, count in CLASSES.items() for i in range(min(count, 7))]

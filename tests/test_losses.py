@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasttricks.config import LossConfig
+from fasttricks.config import DistillConfig, LossConfig
 from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 
 N, K = 6, 3  # three classes: a thousand would hide whether smoothing goes to K or to K - 1 of them
@@ -36,6 +36,50 @@ def close(got: Tensor, want: Tensor, rtol: float = 2e-6) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- loss
+WEIGHTS = torch.tensor([0.5, 0.0, 2.5])
+TEACHER = torch.randn(N, K, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("lam", [None, 0.0, 0.3, 1.0])
+def test_class_weights_are_torchs_weight(lam: float | None) -> None:
+    """Mixed too: torch weighs a target of two classes by the class of each term."""
+    logits, labels, labels_b = batch()
+    dense, targets = smoothed(labels, 0, "all"), Targets(labels)
+    if lam is not None:
+        dense, targets = lam * dense + (1 - lam) * smoothed(labels_b, 0, "all"), Targets(labels, labels_b, lam)
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss = training_loss(ours, targets, LossConfig(), class_weights=WEIGHTS)
+    want = F.cross_entropy(theirs, dense, weight=WEIGHTS.double(), reduction="sum")
+    close(loss, want.detach())
+    loss.backward()  # type: ignore[no-untyped-call]
+    want.backward()  # type: ignore[no-untyped-call]
+    assert ours.grad is not None and theirs.grad is not None
+    close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("teacher", [None, TEACHER])
+@pytest.mark.parametrize("lam", [None, 0.3])
+def test_an_image_has_the_weight_of_its_label(lam: float | None, teacher: Tensor | None) -> None:
+    """Its smoothing, its teacher and its auxiliary head too: each image alone, times its weight; a mixed one as its two parts."""
+    logits, labels, labels_b = batch()
+    auxiliary, config, distill = (
+        logits.flip(0) / 2,
+        LossConfig(smoothing=0.2, aux_weight=0.3),
+        DistillConfig(temperature=3),
+    )
+    targets = Targets(labels, labels_b if lam else None, lam, teacher)
+    got = training_loss((logits, auxiliary), targets, config, distill, WEIGHTS)
+    total = torch.zeros(())
+    for row in range(N):
+        one, judged = slice(row, row + 1), None if teacher is None else teacher[row : row + 1]
+        for own, share in ((labels, 1.0 if lam is None else lam), (labels_b, 0.0 if lam is None else 1 - lam)):
+            alone = training_loss(
+                (logits[one], auxiliary[one]), Targets(own[one], teacher_logits=judged), config, distill
+            )
+            total += share * WEIGHTS[own[row]] * alone
+    close(got, total.double())
+    alike = training_loss((logits, auxiliary), targets, config, distill, torch.ones(K))
+    close(alike, training_loss((logits, auxiliary), targets, config, distill).double())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])

@@ -29,6 +29,8 @@ BASELINE: dict[str, Any] = {
     "data.color_jitter": 0.4,  # U[0.6, 1.4]
     "data.pca_noise": 0.1,
     "data.fixed_augmentation": False,
+    "data.balance": 0.0,
+    "loss.class_weights": "",
     "data.interpolation": "linear",
     "data.antialias": True,
     "data.mean": (123.68, 116.779, 103.939),

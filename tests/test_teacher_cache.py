@@ -125,6 +125,10 @@ def test_an_empty_batch_and_one_that_names_no_images(tmp_path: Path) -> None:
             ["--data.fixed-augmentation", "--loss.mixup-alpha", "0.2"],
             r"mixup changes the blend in each epoch: add --tricks\.off mixup",
         ),
+        (
+            ["--data.fixed-augmentation", "--data.balance", "1"],
+            r"data\.balance shows an image in several crops an epoch",
+        ),
         (["--data.fixed-augmentation", "--schedule.first-size", "0.5"], r"add --tricks\.off progressive_resizing"),
     ],
 )

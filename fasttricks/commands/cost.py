@@ -144,7 +144,8 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
     run, size = training(name, config, precision), config.batch_size
     model = place(build_model(run.model, NUM_CLASSES), world, precision)
     shards = Shards(num_images=size, batch_size=size, world_size=1, source="")
-    learner = make_learner(CLASSIFICATION, run, world, shards, model)
+    weights = torch.ones(NUM_CLASSES) if run.loss.class_weights else None
+    learner = make_learner(CLASSIFICATION, run, world, shards, model, class_weights=weights)
     if teacher := name.partition("+")[2]:
         network = build_model(ModelConfig(name=teacher), NUM_CLASSES)
         dtype = teacher_dtype(world.device)

@@ -103,17 +103,16 @@ def scan(args: Sequence[str]) -> None:
 def stats(args: Sequence[str]) -> None:
     """Mean and deviation of the training images of DIR, as --data.mean and --data.std take them; their sizes and classes."""
     from fasttricks.config.cli import parse
-    from fasttricks.data.packing.stats import count_classes, draw_images, measure
+    from fasttricks.data.packing.stats import draw_images, measure
     from fasttricks.data.sources import open_split
+    from fasttricks.data.sources.class_counts import describe_counts
     from fasttricks.system.progress import counted
 
     (root,), rest = _places(args, "stats", ("DIR",), StatsConfig)
     config = parse(StatsConfig(), rest, prog=f"{PROG} stats DIR", description=stats.__doc__ or "")
     train = open_split(DataConfig(root=str(root)), "train")
-    images, counts = draw_images(len(train), config.images), list(count_classes(train).items())
-    (most, highest), (least, lowest) = counts[0], counts[-1]
-    print(f"{len(train):,} training images of {len(counts):,} classes, {lowest:,} to {highest:,} a class", end="")
-    print(f" (fewest: {show_name(least)}, most: {show_name(most)})" if lowest < highest else "")
+    images = draw_images(len(train), config.images)
+    print(f"{len(train):,} training images of {len(train.classes):,} classes, {describe_counts(train)}")
     workers = config.workers or len(os.sched_getaffinity(0))
     with counted("stats", len(images)) as advance:
         found = measure(train, images, workers=workers, max_pixels=config.max_pixels, advance=advance)

@@ -46,6 +46,9 @@ class DataConfig:
     """Each colour coefficient is drawn from U[1 - x, 1 + x]."""
     pca_noise: Annotated[float, Range(0, zero="off")] = 0.1
     """Standard deviation of the PCA (AlexNet) noise coefficients. Noise is added on the 0 to 255 scale."""
+    balance: Annotated[float, Range(0, 1, zero="off")] = 0.0
+    """Draw images of rare classes more often; an epoch keeps its length. 1: every class alike; below: a class of n images has a
+    share as n^(1 - balance)."""
     fixed_augmentation: bool = False
     """Draw crop, flip and colour of an image once for all epochs, as distill.cache needs it. Not in the paper."""
     interpolation: Interpolation = "linear"
@@ -73,7 +76,17 @@ class DataConfig:
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
 
 
-AUGMENTATION = ("area", "aspect", "flip", "color", "color_jitter", "pca_noise", "fixed_augmentation", "operators")
+AUGMENTATION = (
+    "area",
+    "aspect",
+    "flip",
+    "color",
+    "color_jitter",
+    "pca_noise",
+    "balance",
+    "fixed_augmentation",
+    "operators",
+)
 """Fields of DataConfig that validation does not read."""
 PLACE = ("root", "class_order")
 """Fields of DataConfig that say which images there are and how they are labelled. Each is text or a number."""
@@ -170,6 +183,9 @@ class LossConfig:
     """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to each class (its code, torch)."""
     mixup_alpha: Annotated[float, Range(0, zero="off")] = 0.0
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; the paper's value is 0.2."""
+    class_weights: str = ""
+    """Weight of an image's loss by its class. balanced: classes count alike; or a file with a class and its weight in each line,
+    as ant,2.5. Scaled so that the mean over the training images is 1. Empty: images count alike."""
     aux_weight: Annotated[float, Range(0, above=True, note="0.4 is usual")] = 0.4
     """Weight of the loss of an auxiliary head (model.aux_head); the network's own has 1."""
 
@@ -302,6 +318,9 @@ class TrainConfig:
         require(self.on_bad_loss == "stop" or self.optim.backend != "apex", "on_bad_loss", self.on_bad_loss, rule)
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
         require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)
+        rule = f"would correct the same twice, as data.balance = {self.data.balance:g} does it; leave one out"
+        both = self.loss.class_weights == "balanced" and self.data.balance > 0
+        require(not both, "loss.class_weights", self.loss.class_weights, rule)
         rule = f"makes images of fewer than 8 pixels of data.image_size ({self.data.image_size}); raise it"
         first = self.schedule.first_size
         require(first == 1 or first * self.data.image_size >= 8, "schedule.first_size", first, rule)

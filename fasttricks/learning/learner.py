@@ -91,6 +91,8 @@ class Learner:
     guard: LossGuard
     teacher: Teacher | CachedTeacher | None = None
     """The teacher of a distillation; None without one."""
+    class_weights: Tensor | None = None
+    """(K,) float32, on the device: the weight of each class in the loss; None: all alike."""
     exact: dict[str, Tensor] = field(default_factory=dict)
     """FP32 values, on the CPU, of the frozen weights by name, where `model` has them in FP16; else empty."""
     step: int = 0
@@ -177,10 +179,11 @@ def make_learner(
     *,
     forward: nn.Module | None = None,
     teacher: Teacher | CachedTeacher | None = None,
+    class_weights: Tensor | None = None,
     exact: dict[str, Tensor] | None = None,
 ) -> Learner:
     """A Learner at its first step. model: placed (placement.place), its parts frozen; forward: its wrapper (placement.wrap);
-    None: model. exact: Learner.exact; None: empty.
+    None: model. class_weights: as Learner has them, on any device. exact: Learner.exact; None: empty.
 
     Raises ConfigError for an optimizer that cannot be had.
     """
@@ -202,5 +205,6 @@ def make_learner(
         lr_at=partial(schedule, steps_per_epoch=count_steps(shards, config), epochs=config.epochs),
         guard=LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
         teacher=teacher,
+        class_weights=None if class_weights is None else class_weights.to(world.device),
         exact=exact,
     )

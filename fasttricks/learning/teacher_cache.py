@@ -104,6 +104,8 @@ def check_cache(config: TrainConfig) -> None:
         cache,
         rule + "mixup changes the blend in each epoch: add --tricks.off mixup",
     )
+    again = "data.balance shows an image in several crops an epoch: leave it out, or take --loss.class-weights balanced"
+    require(config.data.balance == 0, "distill.cache", cache, rule + again)
     grow = "progressive resizing makes them grow: add --tricks.off progressive_resizing"
     require(config.schedule.first_size == 1, "distill.cache", cache, rule + grow)
 

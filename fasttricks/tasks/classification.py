@@ -84,11 +84,11 @@ class Classification:
         return build_model(config, num_classes)
 
     def loss(self, learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, int]:
-        """Cross-entropy, smoothed, of images and labels that are mixed and judged by the teacher as the config says."""
+        """Cross-entropy of images and labels, smoothed, weighted, mixed and judged by the teacher as the config says."""
         config, (images, targets) = learner.config, prepare(learner, batch, draw)
         with learner.autocast():
             logits = learner.forward(images)
-        return training_loss(logits, targets, config.loss, config.distill), len(batch)
+        return training_loss(logits, targets, config.loss, config.distill, learner.class_weights), len(batch)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], world: World, config: EvalConfig, autocast: Autocast

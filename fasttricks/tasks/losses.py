@@ -1,6 +1,6 @@
 """Mixup and the loss of a recipe. The only importer of fasttricks_kernels' losses and mixup in the trainer."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,32 +46,59 @@ def training_loss(
     targets: Targets,
     config: LossConfig,
     distill: DistillConfig | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """The recipe's loss, summed over the images of the batch: a float32 scalar.
 
     outputs: logits (N, K), float16, bfloat16 or float32; or (logits, logits of an auxiliary head), whose loss with the
     labels alone is added times config.aux_weight. distill: temperature and weights, for targets.teacher_logits; their loss
     is that of section 5.3 less T^2 x the teacher's entropy, which has no gradient and would hide the rest (921 of 922).
+    class_weights: as weighted_loss() takes them; None: all alike.
     A sum, not a mean, so that the caller can divide by the images of all micro-batches and ranks: the gradient is then the
     mean over images, whatever way they were split. N = 0 gives 0.
     """
     logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
-    loss = one_loss(logits, targets, config, distill or DistillConfig())
+    loss = weighted_loss(logits, targets, config, distill or DistillConfig(), class_weights)
     if auxiliary is None:
         return loss
-    return loss + config.aux_weight * one_loss(
-        auxiliary, targets._replace(teacher_logits=None), config, DistillConfig()
-    )
+    labels_alone = targets._replace(teacher_logits=None)
+    return loss + config.aux_weight * weighted_loss(auxiliary, labels_alone, config, DistillConfig(), class_weights)
 
 
-def one_loss(logits: Tensor, targets: Targets, config: LossConfig, distill: DistillConfig) -> Tensor:
-    """Cross-entropy of `logits` (N, K) with the labels, mixed and smoothed, and with the teacher, summed over the images."""
+def weighted_loss(
+    logits: Tensor, targets: Targets, config: LossConfig, distill: DistillConfig, class_weights: Tensor | None
+) -> Tensor:
+    """one_loss() summed over the images, each times the weight of its class; of a mixed image each label's share has its own.
+
+    class_weights: (K,) float32 on the logits' device. Without smoothing this is torch's `weight`; with it torch weighs each term
+    by the class of the term, and here the image has one weight, its label's. Mixed images take two launches in place of one.
+    """
+    if class_weights is None:
+        return one_loss(logits, targets, config, distill)
+
+    def part(labels: Tensor) -> Tensor:
+        rows = one_loss(logits, Targets(labels, teacher_logits=targets.teacher_logits), config, distill, "none")
+        return (class_weights[labels] * rows).sum()
+
+    if targets.labels_b is None or targets.lam is None:
+        return part(targets.labels)
+    return targets.lam * part(targets.labels) + (1 - targets.lam) * part(targets.labels_b)
+
+
+def one_loss(
+    logits: Tensor,
+    targets: Targets,
+    config: LossConfig,
+    distill: DistillConfig,
+    reduction: Literal["sum", "none"] = "sum",
+) -> Tensor:
+    """Cross-entropy of `logits` (N, K) with the labels, mixed and smoothed, and with the teacher: the sum, or of each image."""
     of_labels: dict[str, Any] = {
         "target_b": targets.labels_b,
         "lam": targets.lam,
         "smoothing": config.smoothing,
         "smoothing_over": config.smoothing_over,
-        "reduction": "sum",
+        "reduction": reduction,
     }
     if targets.teacher_logits is None:
         return cross_entropy(logits, targets.labels, **of_labels)
@@ -84,16 +111,16 @@ def one_loss(logits: Tensor, targets: Targets, config: LossConfig, distill: Dist
         soft_weight=distill.soft_weight,
         **of_labels,
     )
-    return loss - distill.soft_weight * distill.temperature**2 * softened_entropy(
-        targets.teacher_logits, distill.temperature
-    )
+    terms = softened_entropy(targets.teacher_logits, distill.temperature)
+    # one sum over all: a sum of rows' sums has other last bits, and old runs resume bit for bit
+    return loss - distill.soft_weight * distill.temperature**2 * (terms.sum() if reduction == "sum" else terms.sum(1))
 
 
 @torch.no_grad()
 def softened_entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Entropy of softmax(logits / temperature), in nats, summed over the images: a float32 scalar."""
+    """The terms of the entropy of softmax(logits / temperature), in nats: float32 (N, K)."""
     log_p = (logits.float() / temperature).log_softmax(1)
-    return -(log_p.exp() * log_p).sum()
+    return -(log_p.exp() * log_p)
 
 
 def arithmetic() -> str:

@@ -13,6 +13,7 @@ from fasttricks.config import TrainConfig, replace_at
 from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source, common_root
 from fasttricks.learning.batches import Batches
+from fasttricks.learning.class_weights import class_weights
 from fasttricks.learning.compiled import compiled_graphs
 from fasttricks.learning.freezing import freeze, frozen_weights
 from fasttricks.learning.initial import start_from
@@ -56,7 +57,8 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     check_triton(world.device)
     ask_for_one_order(world.device, on=config.deterministic == "on", compiled=config.compile != "off")
     config, teacher = with_teacher(config, train, world)
-    needed = conditions(task, config, world, train, val)
+    weights = class_weights(config.loss.class_weights, train)
+    needed = conditions(task, config, world, train, val, weights)
     resumed = find_state(config, world, needed)
     torch.manual_seed(config.seed)
     with named("init"):
@@ -77,7 +79,19 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     judge = with_cache(teacher, config, train, train_loader)
     forward = wrap(model, config, world, log.print)
     run = Run(
-        **vars(make_learner(task, config, world, shards, model, forward=forward, teacher=judge, exact=exact)),
+        **vars(
+            make_learner(
+                task,
+                config,
+                world,
+                shards,
+                model,
+                forward=forward,
+                teacher=judge,
+                class_weights=weights,
+                exact=exact,
+            )
+        ),
         classes=train.classes,
         train_loader=train_loader,
         val_loader=val_loader,
@@ -93,7 +107,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         run.extended = resumed.extended
     world.barrier()  # every rank has looked at run_dir before one makes it
     run.claim = own(config, world, resumed)
-    for line in header(run, common_root(train, val), resumed, initial=account):
+    for line in header(run, common_root(train, val), train, resumed, initial=account):
         log.print(line)
     return run
 

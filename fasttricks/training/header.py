@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fasttricks.data.sources import Source
+from fasttricks.data.sources.class_counts import class_counts, describe_counts
 from fasttricks.data.sources.class_order import describe_order
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.schedule import image_sizes
@@ -11,9 +13,15 @@ from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.training.resume import Resumed
 from fasttricks.training.run import Run
 
+_RARE = 3
+"""Images of the largest class for one of the smallest, from which on the header says what can be done."""
 
-def header(run: Run, data: Path, resumed: Resumed, *, initial: str = "") -> list[str]:
-    """A line for each fact. data: the folder that holds the images. initial: the account of the weights that it started from."""
+
+def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: str = "") -> list[str]:
+    """A line for each fact.
+
+    data: the folder that holds the images. train: those of training. initial: the account of the weights that it started from.
+    """
     config, world = run.config, run.world
     parameters = sum(p.numel() for p in run.model.parameters())
     counts = f"{run.shards.num_images:,} training and {run.val_loader.shards.num_images:,} validation images"
@@ -32,6 +40,7 @@ def header(run: Run, data: Path, resumed: Resumed, *, initial: str = "") -> list
     if config.model.freeze:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         rows["frozen"] = f"{', '.join(config.model.freeze)}; {trained / 1e6:.2f} M parameters are trained"
+    rows["counts"] = _counts(run, train)
     if order := describe_order(run.classes, config.data.class_order):
         rows["classes"] = order
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
@@ -57,6 +66,19 @@ def header(run: Run, data: Path, resumed: Resumed, *, initial: str = "") -> list
         rows["extended"] = f"from {last['from_epochs']} to {last['to_epochs']} epochs: {schedule}"
     rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
     return [f"{name:8s} {value}" for name, value in rows.items()]
+
+
+def _counts(run: Run, train: Source) -> str:
+    """The images a class, what is done about rare classes, and where nothing is, the two ways to do something."""
+    counts, config, told = class_counts(train), run.config, describe_counts(train)
+    if config.data.balance:
+        return f"{told}; drawn by n^{1 - config.data.balance:g}" if config.data.balance < 1 else f"{told}; drawn alike"
+    if config.loss.class_weights and run.class_weights is not None:
+        low, high = (float(limit) for limit in run.class_weights.aminmax())
+        return f"{told}; their loss is weighted {low:.3g} to {high:.3g} ({config.loss.class_weights})"
+    if counts.max() < _RARE * max(1, counts.min()):
+        return told
+    return f"{told}; rare classes count little: --data.balance 1 draws, --loss.class-weights balanced weighs them more"
 
 
 def _teacher_rows(run: Run) -> dict[str, str]:

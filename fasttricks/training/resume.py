@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.data.sources import Source
@@ -57,10 +58,12 @@ class Resumed:
 
 
 # ---------------------------------------------------------------------------------------------------- the conditions
-def conditions(task: Task, config: TrainConfig, world: World, train: Source, val: Source) -> dict[str, Any]:
+def conditions(
+    task: Task, config: TrainConfig, world: World, train: Source, val: Source, weights: Tensor | None = None
+) -> dict[str, Any]:
     """The facts that make a resumed run the same run, by name, with the names and labels of the images in order.
 
-    A checkpoint holds them as `fingerprint`.
+    weights: those of the classes, of which a file may hold others by then. A checkpoint holds the facts as `fingerprint`.
     """
     found = {package: version for package, version in releases().items() if package in _SOFTWARE}
     if world.device.type == "cpu":
@@ -75,6 +78,7 @@ def conditions(task: Task, config: TrainConfig, world: World, train: Source, val
         "training images": f"{len(train)}, {train.fingerprint()}",
         "validation images": f"{len(val)}, {val.fingerprint()}",
         "device kind": world.device.type,
+        **({} if weights is None else {"class weights": weights.tolist()}),
         **found,
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -39,13 +38,6 @@ class Stats(NamedTuple):
     """(N,), pixels, of the images that were measured, upright."""
     bad: dict[int, str]
     """Images that could not be measured, by number, and why; those that the source knows as bad too."""
-
-
-def count_classes(source: Source) -> dict[str, int]:
-    """Class -> its images, the largest first; one without any has 0."""
-    counts = Counter(source.labels)
-    rows = {name: counts[label] for label, name in enumerate(source.classes)}
-    return dict(sorted(rows.items(), key=lambda row: (-row[1], row[0])))
 
 
 def draw_images(count: int, images: int) -> list[int]:

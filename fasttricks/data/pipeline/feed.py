@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasttricks.config import DataConfig, show_name
-from fasttricks.data.pipeline.draws import epoch_order
+from fasttricks.data.pipeline.draws import balanced_order, epoch_order
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources import Source
@@ -43,7 +43,8 @@ class Job(NamedTuple):
     epoch: int
     step: int
     places: NDArray[np.int64]
-    """(N,): the images whose turn it is, by number; they decide the random numbers."""
+    """(N,): the images whose turn it is, by number, plus k times the number of images for the k-th time again in an epoch
+    (data.balance); they decide the random numbers."""
     images: NDArray[np.int64]
     """(N,): the images that are shown; another than in `places` where that one is bad."""
     labels: NDArray[np.int64]
@@ -90,9 +91,14 @@ class Feed:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The images of this rank by number, in the order of `epoch`, bad ones too."""
-        count = len(self._source)
-        order = epoch_order(self._seed, epoch, count) if self._training else np.arange(count)
+        """The turns of this rank as Job.places has them, in the order of `epoch`, bad images' too."""
+        count, balance = len(self._source), self._config.balance
+        if not self._training:
+            order = np.arange(count)
+        elif balance > 0:
+            order = balanced_order(self._seed, epoch, self._labels, balance)
+        else:
+            order = epoch_order(self._seed, epoch, count)
         return order[self._part.start : self._part.stop]
 
     def jobs(self, epoch: int, step: int) -> Iterator[Job]:
@@ -127,13 +133,14 @@ class Feed:
         """(place, image, file) of each place that has an image. In a thread of the pool."""
         read = []
         for place in places:
-            image: int | None = place
+            wanted = place % len(self._source)
+            image: int | None = wanted
             while image is not None:
                 file = self._good(image)
                 if file is not None:
                     read.append((place, image, file))
                     break
-                image = self._stand_ins.after(place) if self._training else None
+                image = self._stand_ins.after(wanted) if self._training else None
             else:
                 if self._training:
                     why = next(reversed(self.bad.values()))

@@ -36,10 +36,10 @@ _SAMPLE = re.compile(r"sample #(\d+)")  # how DALI names, in most of its errors,
 class Loader:
     """Batches of one split, an epoch an iteration.
 
-    Every image comes exactly once an epoch, over all ranks, but for bad files: those are named on stderr as they are
-    met, listed in `bad`, and replaced in training or left out in validation (feed.py). The last batch of an epoch may be
-    short, and on some ranks empty (N = 0), so that all ranks take the same number of steps; `global_count(step)` says how
-    many images a step has in all.
+    Every image comes exactly once an epoch, over all ranks; with config.balance training shows those of rare classes more often.
+    Bad files are the exception: they are named on stderr as they are met, listed in `bad`, and replaced in training or left out
+    in validation (feed.py). The last batch of an epoch may be short, and on some ranks empty (N = 0), so that all ranks take the
+    same number of steps; `global_count(step)` says how many images a step has in all.
 
     Args:
         source: the images of the split.

@@ -1,0 +1,24 @@
+"""How many images each class has. No torch, no DALI."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasttricks.config import show_name
+from fasttricks.data.sources import Source
+
+
+def class_counts(source: Source) -> NDArray[np.int64]:
+    """(K,): the images of each class of `source`, bad ones too."""
+    return np.bincount(np.asarray(source.labels, np.int64), minlength=len(source.classes))
+
+
+def describe_counts(source: Source) -> str:
+    """The fewest and the most images a class, in words: 11 to 160 images a class (fewest: crow, most: ant)."""
+    counts = class_counts(source)
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[least] == counts[most]:
+        return f"{counts[most]:,} images a class"
+    names = f"fewest: {show_name(source.classes[least])}, most: {show_name(source.classes[most])}"
+    return f"{counts[least]:,} to {counts[most]:,} images a class ({names})"
