@@ -35,7 +35,7 @@ class Result:
     """The outcome of a training run."""
 
     run_dir: Path
-    """Folder of the run: config.json, metrics.jsonl, TensorBoard events, curves.png, checkpoints/, summary.json."""
+    """Folder of the run: config.json, metrics.jsonl, metrics.csv, TensorBoard events, curves.png, checkpoints/, summary.json."""
     finished: bool
     """False where a signal (Ctrl-C, SIGTERM) stopped the run after it was saved; train(..., resume=True) continues it."""
     summary: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from dataclasses import dataclass
@@ -145,6 +146,36 @@ def test_flush_gives_the_seconds_since_the_clock_was_started(tmp_path: Path, mon
     assert [r["images_per_sec"] for r in read_metrics(tmp_path)] == [8 / 2, 8 / 3]
 
 
+# ------------------------------------------------------------------------------------------------------- metrics.csv
+
+
+def epochs(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()))
+
+
+def test_a_row_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of 2, 2 and 1 steps and 8, 4 and 1 s; the second epoch is not validated; of the third, nothing is ended."""
+    now = [0.0]
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: now[0])
+    log = open_log(tmp_path)
+    assert epochs(tmp_path) == []
+    for last, steps, seconds, loss in [
+        (2, 2, 8, 3.0), (4, 2, 4, 2.0), (5, 1, 1, 1.0), (7, 2, 2, 4.0), (10, 3, 2, 1.0), (11, 1, 1, 9.0),
+    ]:  # fmt: skip
+        log.add(torch.tensor(loss * 4 * steps), 4 * steps)
+        now[0] += seconds
+        log.flush(last, 0.1 * last)
+        if last == 5:
+            log.validated(5, {"top1": 40.0, "top5": 90.0, "val_loss": 1.5})
+    log.close()
+    first = {"epoch": "1", "step": "5", "lr": "0.5", "train_loss": str((2 * 3 + 2 * 2 + 1) / 5)}
+    second = {"epoch": "2", "step": "10", "lr": "1.0", "train_loss": str((2 * 4 + 3) / 5)}
+    assert epochs(tmp_path) == [
+        first | {"images_per_sec": str(20 / 13), "top1": "40.0", "top5": "90.0", "val_loss": "1.5"},
+        second | {"images_per_sec": str(20 / 4), "top1": "", "top5": "", "val_loss": ""},
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------------- resume
 
 
@@ -162,11 +193,14 @@ def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
     with (parts / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "epo')
     assert read_metrics(parts)[-1]["step"] == 8
-    (parts / ".metrics.jsonl.4711.tmp").touch()  # what a kill may leave
+    for name in ("jsonl", "csv"):
+        (parts / f".metrics.{name}.4711.tmp").touch()  # what a kill may leave
     train(parts, 5, 10, state=state)
     assert without_speed(parts) == without_speed(whole)
     assert (parts / "metrics.jsonl").read_text().endswith("}\n")
-    assert not list(parts.glob(".*"))
+    rows, expected = epochs(parts), epochs(whole)
+    assert [row | {"images_per_sec": ""} for row in rows] == [row | {"images_per_sec": ""} for row in expected]
+    assert len(rows) == 2 and not list(parts.glob(".*"))
 
 
 def test_a_log_goes_on_within_an_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,12 @@ def test_a_run_that_was_killed_while_its_folder_was_made_begins(tmp_path: Path) 
 EMPTY = {  # what a run may have left that ended before it had anything to lose, besides its config.json
     "its folder": {},
     "torn record": {"metrics.jsonl": '{"step": 1, "ep'},
-    "no record": {"metrics.jsonl": "", "console.log": "x", "events.out.tfevents.1.host.2.0": "x"},
+    "no record": {
+        "metrics.jsonl": "",
+        "metrics.csv": "epoch\n",
+        "console.log": "x",
+        "events.out.tfevents.1.host.2.0": "x",
+    },
     "unfinished files": {"checkpoints/.step-0000000002.pt.17.tmp": "x", ".metrics.jsonl.17.tmp": "x", ".lock": "{}"},
 }
 FULL = {

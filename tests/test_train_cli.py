@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
@@ -83,7 +84,10 @@ def test_the_last_lines_are_the_result_and_the_next_commands_which_work(
 def test_the_run_folder_holds_all_of_it(finished_run: FinishedRun) -> None:
     folder = finished_run.folder
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
-    assert names == {"config.json", "metrics.jsonl", "curves.png", "checkpoints", "summary.json"}
+    assert names == {"config.json", "metrics.jsonl", "metrics.csv", "curves.png", "checkpoints", "summary.json"}
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()))
+    measured = [record for record in records(folder) if "top1" in record]
+    assert [row["top1"] for row in rows] == [str(record["top1"]) for record in measured] and len(rows) > 1
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "step-0000000006.pt",
         "step-0000000009.pt",

@@ -16,8 +16,8 @@ from fasttricks.system.reading import is_there
 
 LOCK = ".lock"
 _MADE_AT_FIRST = re.compile(
-    r"checkpoints|config\.json|metrics\.jsonl|console\.log|events\.out\.tfevents\..+"
-    r"|\.(config\.json|metrics\.jsonl)\.\d+\.tmp"
+    r"checkpoints|config\.json|metrics\.jsonl|metrics\.csv|console\.log|events\.out\.tfevents\..+"
+    r"|\.(config\.json|metrics\.jsonl|metrics\.csv)\.\d+\.tmp"
 )
 """The files that a run makes before its first step is logged."""
 _UNFINISHED = re.compile(r"\.step-\d+\.pt\.\d+\.tmp")

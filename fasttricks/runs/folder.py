@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, TensorBoard events, curves.png, checkpoints/, summary.json."""
+"""A run's folder: config.json, metrics.jsonl, metrics.csv, TensorBoard events, curves.png, checkpoints/, summary.json."""
 
 from __future__ import annotations
 

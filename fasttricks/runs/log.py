@@ -1,6 +1,7 @@
 """The log of a run: sums on the device, one host copy an interval, then progress bar or lines, files and curves.png.
 
-metrics.jsonl has a record a line, the TensorBoard events the same numbers and times, and the config as text.
+metrics.jsonl has a record a line, the TensorBoard events the same numbers and times, and the config as text; metrics.csv has a
+row an epoch.
 Only the main rank shows and writes; the others' calls do the sums and return. All ranks must make the same calls.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from fasttricks.config import ConfigError, UserError, show_name
 from fasttricks.runs.curves import draw_curves
+from fasttricks.runs.epochs import EpochTable
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
@@ -94,6 +96,7 @@ class RunLog:
         """console.log says why it is there."""
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
+        self._epochs = EpochTable()
         self._excepthook = threading.excepthook
 
     def print(self, line: str) -> None:
@@ -114,7 +117,8 @@ class RunLog:
         """Open the files, without the records after `step` updates, show the progress bar, and count time from here."""
         if self.world.is_main:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
-            _keep_first(self.folder / "metrics.jsonl", self._records)
+            _keep_first(self.folder / "metrics.jsonl", self._records, self._epochs.add)
+            self._epochs.start(self.folder, step)
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (close() closes it)
             from torch.utils.tensorboard import SummaryWriter
 
@@ -214,6 +218,8 @@ class RunLog:
         record = {"step": step, "epoch": step / self.steps_per_epoch, "unix_time": now, **values}
         self._file.write(json.dumps(record) + "\n")
         self._records += 1
+        if self._epochs.add(record):
+            self._epochs.write(self.folder)
         for name, value in values.items():
             self._board.add_scalar(name, value, step, walltime=now)
 
@@ -276,15 +282,16 @@ def _drawn(folder: Path) -> list[dict[str, Any]]:
     return kept
 
 
-def _keep_first(path: Path, count: int) -> None:
-    """Drop all but the first `count` records: a resumed run writes the others again.
+def _keep_first(path: Path, count: int, each: Callable[[dict[str, Any]], object]) -> None:
+    """Drop all but the first `count` records, which `each` is called with: a resumed run writes the others again.
 
     Raises ConfigError where there are fewer, unless the file is away: they were on the disk with the checkpoint that counts them.
     """
     remove_leftovers(path.parent, re.escape(path.name))
     temporary, kept = temporary_of(path), 0
     with open(temporary, "wb") as file:
-        for _, line in islice(_each_record(path), count):
+        for record, line in islice(_each_record(path), count):
+            each(record)
             file.write(line.removesuffix(b"\n") + b"\n")
             kept += 1
     if is_there(path) and kept < count:
