@@ -360,7 +360,7 @@ def test_more_records_than_memory_should_hold(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([*lines, '{"step": 3000, "epo']))
     assert path.stat().st_size > log._METRICS.max_bytes
-    log._keep_first(path, 2999)
+    log._keep_first(path, 2999, lambda _: None)
     assert path.read_text().splitlines() == lines[:2999]
     assert list(tmp_path.iterdir()) == [path]
     monkeypatch.setattr(log, "_DRAWN", 100)
