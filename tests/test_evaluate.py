@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 
 from fasttricks.commands import evaluate
+from fasttricks.config import EvalConfig
 from fasttricks.models import build_model
 from fasttricks.runs.checkpoint import load_checkpoint
+from fasttricks.runs.saved import read_saved
 from lib.forked import python_m
-from lib.tiny import FinishedRun, call, configure, torchrun
+from lib.tiny import ALONE, FinishedRun, call, configure, torchrun
 
 LINE = re.compile(r"top-1 ([\d.]+) %  top-5 ([\d.]+) %  loss ([\d.]+)  (\d+) images  (.*)")
 
@@ -91,6 +94,24 @@ def test_against_a_plain_loop_over_pil_images(finished_run: FinishedRun, capsys:
     assert shown_top5 == "100.00"
     assert float(shown_loss) == pytest.approx(np.mean(losses), abs=2e-3)
     assert float(shown_top1) == pytest.approx(100 * top1 / 14, abs=0.01)
+
+
+def test_answers_name_the_images_in_the_pass_of_the_metrics(finished_run: FinishedRun) -> None:
+    """Each mistake is an image of its true class; one image at a time, the network takes it for the class that is named."""
+    saved = read_saved(finished_run.folder)
+    config = replace(evaluate.as_run(saved.config), eval=EvalConfig(flip=False))
+    metrics, answers, images = evaluate.answer_checkpoint(config, saved, ALONE)
+    assert metrics == evaluate.evaluate_checkpoint(config, saved, ALONE)
+    assert answers.seen.tolist() == [len(list((finished_run.data / "val" / name).iterdir())) for name in saved.classes]
+    assert len(answers.mistakes.images) == 14 - answers.right.sum() == round(14 * (1 - metrics["top1"] / 100)) > 0
+    model = saved.network()
+    for image, true, predicted, confidence in zip(*answers.mistakes, strict=True):
+        path = finished_run.data / "val" / images.name(image)
+        assert path.parent.name == saved.classes[true]
+        with torch.no_grad():
+            logits = model(torch.from_numpy(validation_pixels(path)).permute(2, 0, 1)[None].float())[0]
+        assert int(logits.argmax()) == predicted != true
+        assert float(logits.softmax(0).max()) == pytest.approx(confidence, abs=2e-3)
 
 
 def validation_pixels(path: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fasttricks.commands import prog
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
@@ -17,6 +17,7 @@ from fasttricks.config import (
     TrainConfig,
     check_fields,
     read_launch,
+    require,
     show_name,
 )
 from fasttricks.config.options import Hidden
@@ -24,8 +25,10 @@ from fasttricks.data.sources import require_place
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 
 if TYPE_CHECKING:
+    from fasttricks.data.sources import Source
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
+    from fasttricks.tasks.answers import Answered, Answers
 
 PROG = prog("evaluate")
 ABOUT = f"""Top-1, top-5 and loss of a checkpoint over the validation images of its run, or of --data.root.
@@ -54,12 +57,40 @@ class EvaluateConfig:
         check_fields(self)
 
 
+class Evaluated(NamedTuple):
+    """A checkpoint over validation images."""
+
+    metrics: dict[str, float]
+    """By name; val_loss and val_images too."""
+    answers: Answered
+    images: Source
+    """Names the images by the numbers that the answers have."""
+
+
+def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Evaluated:
+    """As evaluate_checkpoint, in the same pass, with the answers. Raises ConfigError for a task without classes too."""
+    from fasttricks.tasks.answers import Answers
+    from fasttricks.tasks.classification import CLASSIFICATION
+
+    rule = f"has no answers, which are for {CLASSIFICATION.name} alone; take a checkpoint of that"
+    require(saved.task == CLASSIFICATION.name, "task", saved.task, rule)
+    answers = Answers(len(saved.classes), world.device)
+    metrics, images = _evaluate(config, saved, world, answers)
+    return Evaluated(metrics, answers.result(world), images)
+
+
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
     """Metrics of the network of `saved` over the validation images of config.data.root, by name; val_loss and val_images too.
 
     Raises DataError where val/ has a class that the checkpoint lacks, and ConfigError for a size that its network cannot take.
     A collective: every rank must call it.
     """
+    return _evaluate(config, saved, world)[0]
+
+
+def _evaluate(
+    config: EvaluateConfig, saved: Saved, world: World, answers: Answers | None = None
+) -> tuple[dict[str, float], Source]:
     from fasttricks.data.sources import open_split
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
@@ -78,7 +109,8 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     batch_size = config.eval.batch_size or saved.config.micro_batch_size(saved.ranks)
     dtype = image_dtype(precision, world.device)
     batches = task.val_batches(config.data, images, world, batch_size=batch_size, dtype=dtype)
-    return task.evaluate(model, batches, world, config.eval, make_autocast(precision, world.device))
+    given = {} if answers is None else {"answers": answers}
+    return task.evaluate(model, batches, world, config.eval, make_autocast(precision, world.device), **given), images
 
 
 RECORDED: Hidden = {EvaluateConfig: ("model",), DataConfig: ("class_order",)}

@@ -21,6 +21,7 @@ from fasttricks.models import build_model
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.spans import span
+from fasttricks.tasks.answers import Answers
 from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 
 if TYPE_CHECKING:
@@ -91,10 +92,16 @@ class Classification:
         return training_loss(logits, targets, config.loss, config.distill, learner.class_weights), len(batch)
 
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Batch], world: World, config: EvalConfig, autocast: Autocast
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        world: World,
+        config: EvalConfig,
+        autocast: Autocast,
+        answers: Answers | None = None,
     ) -> dict[str, float]:
         """As evaluate() below."""
-        return evaluate(model, batches, world, flip=config.flip, autocast=autocast)
+        return evaluate(model, batches, world, flip=config.flip, autocast=autocast, answers=answers)
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
@@ -156,12 +163,13 @@ def evaluate(
     *,
     flip: bool = False,
     autocast: Autocast = nullcontext,
+    answers: Answers | None = None,
 ) -> dict[str, float]:
     """top1 and top5 in percent, val_loss, the mean cross-entropy in nats, and val_images, over the batches of all ranks.
 
     `model` is in eval mode during it. Counts are integers and the loss is summed in float64, so neither batch size nor ranks
     change them. flip: average the logits of an image and its mirror image. Two collectives and one sync, at the end.
-    Raises ValueError where no rank has an image.
+    answers: takes each image too, by its number (Batch.shown). Raises ValueError where no rank has an image.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -174,6 +182,10 @@ def evaluate(
         loss += functional.cross_entropy(logits.double(), batch.labels, reduction="sum")
         counts[:2] += count_correct(logits, batch.labels)
         counts[2] += len(batch)
+        if answers is not None:
+            if batch.shown is None:
+                raise ValueError("answers need the images' numbers; this batch has none")
+            answers.update(logits, batch.labels, batch.shown)
     model.train(was_training)
     world.sum_(counts)
     world.sum_(loss)
