@@ -42,7 +42,7 @@ def test_val_takes_its_labels_from_train_and_may_lack_classes(tmp_path: Path) ->
 def test_order_does_not_depend_on_how_the_work_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *(f"{c}/{i}.png" for c in "abc" for i in range(9)))
     whole = scan_folder(tmp_path)
-    monkeypatch.setattr("fasttricks.data.sources.folder._CHUNK", 2)
+    monkeypatch.setattr("fasttricks.data.sources.checked._CHUNK", 2)
     assert scan_folder(tmp_path) == whole
 
 

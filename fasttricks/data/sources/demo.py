@@ -29,6 +29,7 @@ import PIL
 from rich.console import Console
 
 from fasttricks.data.sources import demo_images, demo_shapes
+from fasttricks.data.sources.cache import cache_folder
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
 from fasttricks.system.ownership import Claim, Owner
@@ -60,7 +61,7 @@ def make_demo(
             raise ValueError(f"{name} = {number}: must be {len(CLASSES)} or more, an image for each class of the demo")
     if seed < 0 or workers < 0:
         raise ValueError(f"seed = {seed}, workers = {workers}: neither may be negative")
-    cache = _default_cache() if cache is None else Path(cache)
+    cache = cache_folder() if cache is None else Path(cache)
     root = cache / f"demo-{_digest(seed, num_train, num_val)}"
     if _is_whole(root):
         return root
@@ -82,19 +83,6 @@ def open_demo(split: str, classes: tuple[str, ...] | None) -> ImageFolder:
     except OSError as error:
         raise DataError(f"data.root = 'demo': {error}") from error
     return scan_folder(root / split, classes=classes)
-
-
-def _default_cache() -> Path:
-    """Raises OSError where this user has no home."""
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    if os.path.isabs(xdg):
-        return Path(xdg, "fasttricks")
-    try:
-        return Path.home() / ".cache" / "fasttricks"
-    except RuntimeError as error:  # neither HOME nor an entry in the list of users
-        way_out = "set XDG_CACHE_HOME to a folder that this user can write"
-        raise OSError(f"this user has no home folder for the demo data; {way_out}") from error
 
 
 def _digest(seed: int, num_train: int, num_val: int) -> str:

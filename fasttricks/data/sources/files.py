@@ -12,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fasttricks.config import show_name
+from fasttricks.data.sources.checked import why_bad
 from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.folder import named_image, why_bad
+from fasttricks.data.sources.folder import named_image
 from fasttricks.data.sources.listed import Where, read_at
 from fasttricks.data.sources.walk import list_folder
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from fasttricks.config import DataConfig, show_name
-from fasttricks.data.sources.errors import DataError, why_unreadable
-from fasttricks.data.sources.headers import HEADER_BYTES, why_no_image
+from fasttricks.data.sources.checked import find_bad, in_threads
+from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.listed import ListedImages, Where
 from fasttricks.data.sources.quarantine import read_quarantine
 from fasttricks.data.sources.walk import SPLITS, Listing, list_folder, why_none
-from fasttricks.system.progress import counted
 
 LAYOUT = "the layout is ROOT/train/<class>/<image> and ROOT/val/<class>/<image>"
 
@@ -49,10 +46,7 @@ _READ = [
 _NOT_READ = ["gif", "heic", "avif"]
 _EXTENSIONS = frozenset(_READ + _NOT_READ)
 """A file whose name ends so was meant to be an image."""
-_CHUNK = 2048  # files a task of the header check: large enough that handing out tasks costs nothing
 _NAMED = 5  # how many offenders an error names
-_PATIENCE_S = 2.0  # before a progress bar is shown
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,14 +88,10 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
             f"{root}: class folder {show_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
             f"add it there or remove it here"
         )
-    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        # map() keeps the order, so that the result does not depend on which thread ends first
-        listings = pool.map(lambda name: (1, _list_class(root, name)), top.folders)
-        found = dict(zip(top.folders, _with_bar(f"list {root.name}", len(top.folders), listings), strict=True))
-        total = sum(len(listing.files) for listing in found.values())
-        parts = _chunks(chain.from_iterable(listing.files for listing in found.values()))
-        checked = pool.map(lambda part: (len(part), _reasons(root, part)), parts)
-        no_image = {file: why for part in _with_bar(f"check {root.name}", total, checked) for file, why in part.items()}
+    listings = in_threads(f"list {root.name}", top.folders, lambda name: _list_class(root, name))
+    found = dict(zip(top.folders, listings, strict=True))
+    every_file = chain.from_iterable(listing.files for listing in listings)
+    no_image = find_bad(root, every_file, sum(len(listing.files) for listing in listings))
     reasons = no_image | read_quarantine(root, [name for name, listing in found.items() if listing.quarantine])
     files: list[str] = []
     labels: list[int] = []
@@ -175,44 +165,9 @@ def _list_class(root: Path, name: str) -> Listing:
     return there._replace(folders=[], files=[f"{name}/{f}" for f in files], hidden=[f"{name}/{h}" for h in hidden])
 
 
-def _with_bar(text: str, total: int, parts: Iterable[tuple[int, T]]) -> Iterator[T]:
-    """The values that come with each count of `parts`, under a bar that counts up to `total` once that takes long."""
-    with counted(show_name(text), total, after=_PATIENCE_S) as advance:
-        for count, part in parts:
-            advance(count)
-            yield part
-
-
 def named_image(path: str) -> bool:
     """Whether a file of this name was meant to be an image."""
     return path.rpartition(".")[2].lower() in _EXTENSIONS
-
-
-def _chunks(files: Iterable[str]) -> Iterator[list[str]]:
-    source = iter(files)
-    while part := list(islice(source, _CHUNK)):
-        yield part
-
-
-def _reasons(root: Path, files: list[str]) -> dict[str, str]:
-    """Those of `files` that are no images, and why."""
-    base = f"{root}{os.sep}"
-    found = ((file, why_bad(base + file)) for file in files)
-    return {file: why for file, why in found if why is not None}
-
-
-def why_bad(path: str) -> str | None:
-    """The fault of the file by its first bytes; None for an image. Never waits for a pipe."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        return why_unreadable(error)
-    try:
-        return why_no_image(os.read(descriptor, HEADER_BYTES))
-    except OSError as error:  # a folder with an image's extension
-        return why_unreadable(error)
-    finally:
-        os.close(descriptor)
 
 
 def show_names(names: Sequence[str]) -> str:
