@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Place = str | Path
 Data = str | Path | Mapping[str, Any]
 """data.root, or the section data: {"root": "DIR", "image_size": 160}."""
-RECORDED = ("model.", "data.class_order", "data.root")
+RECORDED = ("model.", "data.class_order", "data.root", "data.labels")
 """Fields that a run and an export record, and only the user of another program's file may say; a section ends in a dot."""
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from fasttricks.data.sources import Classes, Opener, Source, Split, find_dataset
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.listed import Where, read_at
+from lib.layouts import write_parquets, write_table, write_tars
 from lib.tiny import arguments, call
 
 
@@ -85,10 +89,25 @@ class Bitmaps:
         return f"bitmaps {self.count}"
 
 
+def of_layout(write: Callable[[Path, Path], object], **fields: str) -> Callable[[Path, Path], Source]:
+    """As that kind of layout, in a folder of its own each time."""
+
+    def make(split: Path, place: Path) -> Source:
+        root = Path(tempfile.mkdtemp(dir=place))
+        write(split.parent, root)
+        with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(place / "cache")):
+            return open_split(DataConfig(root=str(root), **fields), split.name)
+
+    return make
+
+
 KINDS: dict[str, Callable[[Path, Path], Source]] = {
     "folder": of_folder,
     "packed": of_pack,
     "archive": of_archive,
+    "table": of_layout(lambda data, root: write_table(data, root / "images.csv"), labels="images.csv"),
+    "tars": of_layout(write_tars),
+    "parquet": of_layout(write_parquets),
     "new kind": Bitmaps.write,
 }
 
@@ -96,7 +115,7 @@ KINDS: dict[str, Callable[[Path, Path], Source]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_the_contract(kind: str, tiny_data: Path, tmp_path: Path) -> None:
     source = KINDS[kind](tiny_data / "train", tmp_path)
-    assert len(source) == len(source.labels) == 45 and source.root.exists()
+    assert len(source) == len(source.labels) == 45 and source.root.parent.exists()
     assert set(source.labels) == set(range(len(source.classes)))
     assert set(source.bad) <= set(range(45))
     assert len({source.name(index) for index in range(45)}) == 45
@@ -108,7 +127,7 @@ def test_every_kind_keeps_the_contract(kind: str, tiny_data: Path, tmp_path: Pat
     assert source.fingerprint() == KINDS[kind](tiny_data / "train", tmp_path).fingerprint()
 
 
-@pytest.mark.parametrize("kind", ["packed", "archive"])
+@pytest.mark.parametrize("kind", ["packed", "archive", "table", "tars"])
 def test_the_same_images_are_the_same_data_set_whatever_holds_them(kind: str, tiny_data: Path, tmp_path: Path) -> None:
     folder, other = of_folder(tiny_data / "train", tmp_path), KINDS[kind](tiny_data / "train", tmp_path)
     assert other.fingerprint() == folder.fingerprint() != of_folder(tiny_data / "val", tmp_path).fingerprint()

@@ -115,6 +115,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "run_dir": "",
     "resume": False,
     "data.root": "",
+    "data.labels": "",
     "data.class_order": "codepoint",
     "data.threads": 0,
     "data.prefetch": 2,

@@ -49,6 +49,8 @@ class StatsConfig(ScanConfig):
 
     images: Annotated[int, Range(0, zero="all")] = 0
     """Images that are measured, drawn by a fixed seed."""
+    labels: str = ""
+    """The table of the images, as --data.labels in training."""
 
 
 class NoOptions:
@@ -89,7 +91,11 @@ def scan(args: Sequence[str]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written, the same command begins again") from None
     if not images:
-        raise DataError(f"{root}: no image below it; give the folder that holds train/ and val/")
+        shards = next((ending for ending in (".tar", ".parquet") if any(file.endswith(ending) for file in files)), "")
+        way_out = "give the folder that holds train/ and val/"
+        if shards:
+            way_out = f"scan looks at image files, and not into {shards}: `{PROG} pack DIR OUT` names images that cannot be used"
+        raise DataError(f"{root}: no image below it; {way_out}")
     for name, reason in bad.items():
         print(show_name(f"{name}: {reason}"))
     path = write_quarantine(root, bad)
@@ -110,7 +116,7 @@ def stats(args: Sequence[str]) -> None:
 
     (root,), rest = _places(args, "stats", ("DIR",), StatsConfig)
     config = parse(StatsConfig(), rest, prog=f"{PROG} stats DIR", description=stats.__doc__ or "")
-    train = open_split(DataConfig(root=str(root)), "train")
+    train = open_split(DataConfig(root=str(root), labels=config.labels), "train")
     images = draw_images(len(train), config.images)
     print(f"{len(train):,} training images of {len(train.classes):,} classes, {describe_counts(train)}")
     workers = config.workers or len(os.sched_getaffinity(0))
@@ -132,16 +138,17 @@ def stats(args: Sequence[str]) -> None:
 def pack(args: Sequence[str]) -> None:
     """DIR/train and DIR/val into OUT/train and OUT/val."""
     from fasttricks.config.cli import parse
-    from fasttricks.data.packing.pack import PackConfig
+    from fasttricks.data.packing.pack import PackConfig, PackPlaceConfig
     from fasttricks.data.sources import find_dataset
 
-    (root, out), rest = _places(args, "pack", ("DIR", "OUT"), PackConfig)
-    config = parse(PackConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
+    (root, out), rest = _places(args, "pack", ("DIR", "OUT"), PackPlaceConfig)
+    config = parse(PackPlaceConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
     inside = Path(os.path.realpath(out))
     if Path(os.path.realpath(root)) in (inside, *inside.parents):
         raise UserError(f"OUT = {out}: must not lie in DIR: its folders would gain a class")
-    train, val = find_dataset(DataConfig(root="./demo" if str(root) == "demo" else str(root)))  # a path, not the word
-    pack_dataset({"train": train, "val": val}, out, config)
+    place = "./demo" if str(root) == "demo" else str(root)  # a path, not the word
+    train, val = find_dataset(DataConfig(root=place, labels=config.labels))
+    pack_dataset({"train": train, "val": val}, out, PackConfig.of(config))
 
 
 def imagenet(args: Sequence[str]) -> None:
@@ -155,8 +162,7 @@ def imagenet(args: Sequence[str]) -> None:
     for name in ("train_tar", "val_tar", "devkit_tar"):
         require(bool(getattr(config, name)), name, "", f"give the archive as --{name.replace('_', '-')}")
     train, val = open_imagenet(Path(config.train_tar), Path(config.val_tar), Path(config.devkit_tar))
-    settings = {name: getattr(config, name) for name in PackConfig.__dataclass_fields__}
-    pack_dataset({"train": train, "val": val}, out, PackConfig(**settings))
+    pack_dataset({"train": train, "val": val}, out, PackConfig.of(config))
 
 
 def check(args: Sequence[str]) -> None:

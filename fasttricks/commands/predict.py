@@ -167,7 +167,7 @@ def prediction_text(prediction: Prediction) -> str:
     return "\n".join(map(show_name, [prediction.path, *rows]))
 
 
-RECORDED: Hidden = {PredictConfig: ("model",), DataConfig: ("class_order", "root")}
+RECORDED: Hidden = {PredictConfig: ("model",), DataConfig: ("class_order", "root", "labels")}
 """Fields that a run records."""
 
 

@@ -28,6 +28,8 @@ class DataConfig:
 
     root: str = ""
     """Folder with train/ and val/, which hold a folder of images for each class; demo: images that the project draws."""
+    labels: str = ""
+    """Table of the images, FILE.csv or FILE.tsv in root: columns path (below root), label and, where it has one, split."""
     class_order: str = "codepoint"
     """Order that numbers the classes: codepoint (torchvision), natural (timm: 2 before 10), or a file of a class in each line."""
     image_size: Annotated[int, Range(8, 8192, unit="pixels")] = 224
@@ -88,7 +90,7 @@ AUGMENTATION = (
     "operators",
 )
 """Fields of DataConfig that validation does not read."""
-PLACE = ("root", "class_order")
+PLACE = ("root", "labels", "class_order")
 """Fields of DataConfig that say which images there are and how they are labelled. Each is text or a number."""
 
 

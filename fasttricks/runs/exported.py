@@ -98,7 +98,9 @@ def described(saved: Saved) -> str:
     """The metadata DESCRIPTION of an export of `saved`: its run as JSON, without the places of this machine."""
     data = saved.config.data
     root = data.root if data.root == "demo" else ""
-    config = replace_fields(saved.config, {**_PLACES, "data.root": root, "data.class_order": DataConfig.class_order})
+    config = replace_fields(
+        saved.config, {**_PLACES, "data.root": root, "data.labels": "", "data.class_order": DataConfig.class_order}
+    )
     values = {"task": saved.task, "step": saved.step, "epoch": saved.epoch, "ranks": saved.ranks}
     return json.dumps({"config": dataclasses.asdict(config), **values})
 

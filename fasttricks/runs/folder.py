@@ -28,6 +28,7 @@ _MAY_DIFFER = (
     *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
     *(
         "data.root",
+        "data.labels",
         "data.threads",
         "data.prefetch",
         "data.max_bad",

@@ -31,7 +31,7 @@ from fasttricks.data.sources import Source
 from fasttricks.data.sources.columns import read_columns
 from fasttricks.data.sources.decode import quiet_pillow
 from fasttricks.data.sources.errors import DataError, why_unreadable
-from fasttricks.data.sources.listed import Where, read_at
+from fasttricks.data.sources.listed import Where, is_numbered, read_at
 from fasttricks.data.sources.packed import (
     BAD,
     FORMAT,
@@ -82,6 +82,11 @@ class PackConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @classmethod
+    def of(cls, config: PackConfig) -> PackConfig:
+        """How to pack, without the place that a command's `config` has besides."""
+        return PackConfig(**{name: getattr(config, name) for name in PackConfig.__dataclass_fields__})
+
     @property
     def altered(self) -> str:
         """The change of the images, in words; empty: none."""
@@ -89,6 +94,14 @@ class PackConfig:
             return ""
         side = f"short side at most {self.short_side} pixels, " if self.short_side else ""
         return f"{side}JPEG quality {self.quality or QUALITY}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackPlaceConfig(PackConfig):
+    """How to pack, and the images of DIR."""
+
+    labels: str = ""
+    """The table of the images, as --data.labels in training."""
 
 
 class Report(NamedTuple):
@@ -134,6 +147,7 @@ def pack_split(source: Source, out: Path, config: PackConfig, advance: Any = lam
         manifest = {
             "format": FORMAT,
             "classes": source.classes,
+            "numbered": is_numbered(source),
             "shards": shards,
             "index_digest": write_index(out / INDEX, [source.name(index) for index in range(len(source))], columns),
             "altered": config.altered,

@@ -14,9 +14,12 @@ from fasttricks.config import DataConfig
 from fasttricks.data.sources.class_order import CODEPOINT, NATURAL, order_classes, read_order
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import LAYOUT, holds_folder, open_folder, show_names
-from fasttricks.data.sources.listed import ListedImages, Where
+from fasttricks.data.sources.listed import ListedImages, Where, is_numbered
 from fasttricks.data.sources.packed import is_packed, open_packed, require_finished
+from fasttricks.data.sources.parquet import is_parquet, open_parquet, parquet_holds
+from fasttricks.data.sources.table import names_table, open_table, table_holds
 from fasttricks.data.sources.walk import list_folder
+from fasttricks.data.sources.webdataset import is_webdataset, open_webdataset, webdataset_holds
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("val", "train")
@@ -29,7 +32,7 @@ class Source(Protocol):
 
     @property
     def root(self) -> Path:
-        """Where they are: the folder or file of the split."""
+        """Where they are: the folder or file of the split; data.root/SPLIT where that is no folder."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,7 +55,7 @@ class Source(Protocol):
         """Where the bytes of image `index` lie, for a process that reads without the source."""
 
     def name(self, index: int) -> str:
-        """The name of image `index`, CLASS/IMAGE; no two share a name."""
+        """The name of image `index`, CLASS/IMAGE, or in a table its path; no two share a name."""
 
     def fingerprint(self) -> str:
         """The same for the same names and labels in the same order, and for no others."""
@@ -82,26 +85,29 @@ def _holds_packed(config: DataConfig, split: Split) -> bool:
 
 
 OPENERS = [
+    Opener(recognises=names_table, holds=table_holds, open=open_table),
     Opener(recognises=lambda config, split: config.root == "demo", holds=lambda config, split: True, open=_open_demo),
     Opener(
         recognises=lambda config, split: is_packed(Path(config.root, split)),
         holds=_holds_packed,
         open=lambda config, split, classes: open_packed(Path(config.root, split), classes=classes),
     ),
+    Opener(recognises=is_webdataset, holds=webdataset_holds, open=open_webdataset),
+    Opener(recognises=is_parquet, holds=parquet_holds, open=open_parquet),
     Opener(recognises=lambda config, split: True, holds=holds_folder, open=open_folder),
 ]
 """The kinds of source. The first that recognises a place opens it; the last takes any, and names its faults."""
 
 
 def find_dataset(config: DataConfig) -> tuple[Source, Source]:
-    """(train, val) of data.root: a folder, or the word demo for the embedded images, drawn at first use.
+    """(train, val) of data.root: a place of a kind in OPENERS, or the word demo for the embedded images, drawn at first use.
 
     The classes, and so their labels, are in the order of data.class_order; the order of the images is the same in each.
     Raises DataError as open_split and order_classes.
     """
     require_place(config, "train", "val")
     train = open_split(config, "train")
-    classes = order_classes(train.classes, config.class_order)
+    classes = _ordered(train, config.class_order)
     if classes != tuple(train.classes):
         # a listed source needs no second look at every file
         train = (
@@ -130,12 +136,16 @@ def output_classes(config: DataConfig, count: int) -> tuple[str, ...]:
     found = []
     for split in SPLITS:
         if _opener(config, split).holds(config, split):
-            classes = open_split(config, split).classes
-            if len(classes) == count:
-                return order_classes(classes, config.class_order)
-            found.append(f"{split}/ has {len(classes)} classes")
+            images = open_split(config, split)
+            if len(images.classes) == count:
+                return _ordered(images, config.class_order)
+            found.append(f"{split}/ has {len(images.classes)} classes")
     rule = f"{', '.join(found)}, and the network has {count} outputs; {way_out}"
     raise DataError(f"data.root = {config.root!r}: {rule}")
+
+
+def _ordered(source: Source, class_order: str) -> tuple[str, ...]:
+    return order_classes(source.classes, class_order, numbered=is_numbered(source))
 
 
 def require_place(config: DataConfig, *splits: Split) -> None:

@@ -19,13 +19,14 @@ _FILES = Reader(DataError, _RULE, "mend it, or take codepoint or natural", max_b
 _EXPORTED = fields({"label_names": listed(text())})
 
 
-def order_classes(names: Sequence[str], order: str) -> tuple[str, ...]:
+def order_classes(names: Sequence[str], order: str, *, numbered: bool = False) -> tuple[str, ...]:
     """`names`, each once, in that order: codepoint, natural, or a file that names these very classes.
 
+    numbered: the data numbers them in the order of `names`, which codepoint leaves as it is.
     Raises DataError for an unknown order, a file that cannot be read, and for one that names others.
     """
     if order == CODEPOINT:
-        return tuple(sorted(names))
+        return tuple(names) if numbered else tuple(sorted(names))
     if order == NATURAL:
         return tuple(sorted(names, key=natural_key))
     found = read_order(order)
@@ -48,6 +49,8 @@ def describe_order(classes: Sequence[str], order: str) -> str:
     """The order in words, with two classes that show it; empty where every order but that of a file is the same."""
     if order not in (CODEPOINT, NATURAL):
         return f"in the order of {order}"
+    if order == CODEPOINT and list(classes) != sorted(classes):
+        return "in the order of their numbers in the data"
     by_code, natural = (order_classes(classes, one) for one in (CODEPOINT, NATURAL))
     at = next((at for at, pair in enumerate(zip(by_code, natural, strict=True)) if pair[0] != pair[1]), None)
     if at is None:

@@ -44,6 +44,8 @@ class ListedImages(ABC):
     labels: tuple[int, ...]
     bad: Mapping[int, str] = field(default_factory=dict, kw_only=True)
     """Images that are known not to be used, by number, and why."""
+    numbered: bool = field(default=False, kw_only=True)
+    """Whether the data itself gives the classes their numbers, in the order of `classes`."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -80,3 +82,8 @@ def read_at(place: Where) -> bytes:
         if length >= LARGEST_IMAGE:
             raise OSError(EFBIG, f"{length:,} bytes long")
         return read_range(descriptor, place.start, length)
+
+
+def is_numbered(source: object) -> bool:
+    """Whether the data of `source` gives its classes their numbers."""
+    return isinstance(source, ListedImages) and source.numbered

@@ -53,6 +53,7 @@ class PackedImages(ListedImages):
     """
 
     shards: tuple[str, ...]
+    """Below `root`, or absolute."""
     index: dict[str, NDArray[Any]]
     """Columns shard, offset, length and crc (zlib's crc32), an entry an image."""
     altered: str = ""
@@ -63,7 +64,7 @@ class PackedImages(ListedImages):
     def locate(self, index: int) -> Where:
         """The shard, first byte and length of image `index`."""
         shard, start, length = (int(self.index[column][index]) for column in ("shard", "offset", "length"))
-        return Where(f"{self.root}{os.sep}{self.shards[shard]}", start, length)
+        return Where(os.path.join(self.root, self.shards[shard]), start, length)
 
     def read(self, index: int) -> bytes:
         """The encoded image `index`. From any thread. Raises OSError, also where its checksum says that it is damaged.
@@ -166,9 +167,9 @@ def open_packed(root: Path, *, classes: tuple[str, ...] | None = None) -> Packed
         labels = np.array([number[name] for name in known], np.uint32)[labels]
         known = classes
     bad = {int(number): why for number, why in manifest["bad"].items()}
-    return PackedImages(
-        root, known, files, tuple(labels.tolist()), tuple(shards), columns, manifest["altered"], bad=bad
-    )
+    numbered = manifest.get("numbered") is True  # older packs are of sources without numbers
+    content = tuple(labels.tolist()), tuple(shards), columns, manifest["altered"]
+    return PackedImages(root, known, files, *content, bad=bad, numbered=numbered)
 
 
 def shard_name(number: int) -> str:
