@@ -13,6 +13,22 @@ HEAD = """# Recipes
 
     python -m fasttricks.train RECIPE --data.root DIR
 
+## A recipe as a file
+
+    fasttricks show cifar10 --epochs 40 > mine.yaml      # every field, with its default where it differs
+    fasttricks train --config mine.yaml --data.root DIR
+
+`--config FILE` takes fields from a .yaml, .yml or .json, by nested or dotted names, any of them: `epochs: 40`, `loss: {smoothing: 0.1}`,
+`loss.smoothing: 0.1`. The recipe comes first, then FILE, then the command line, which wins; a recipe on the command line wins over
+`recipe:` in FILE. `train`, `plan`, `ablate` and `show` take it.
+
+`--config runs/RUN`, or that run's `config.json`, repeats the run: all of its fields but `run_dir` and `resume`.
+
+Scalars are those of YAML 1.2: `on`, `off`, `yes` and `no` are words, `1e-4` is a number. A name that comes twice, an alias, a tag and a field
+that is none are errors, which name the file, the field and the nearest right name.
+
+## This page
+
 `make recipes` writes this page from the recipes. Their ImageNet part is checked field by field against the paper. It was not run
 here, because no GPU was available.
 """

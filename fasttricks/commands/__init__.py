@@ -44,6 +44,9 @@ COMMANDS = {
     "data": Command(
         "scan, pack and check a data set", "fasttricks.commands.data", needs=("tyro", "rich", "PIL", "simplejpeg")
     ),
+    "show": Command(
+        "a recipe's config as YAML, for --config", "fasttricks.commands.show", prints_result=True, needs=("tyro",)
+    ),
     "list": Command("list models, recipes or tricks", "fasttricks.commands.list", prints_result=True, needs=()),
 }
 USAGE = "\n".join(

@@ -14,6 +14,7 @@ from fasttricks.commands import prog
 from fasttricks.config import ConfigError, read_launch
 from fasttricks.config.cli import split_recipe
 from fasttricks.config.recipes import RECIPES
+from fasttricks.runs.config_file import load_config
 from fasttricks.runs.fitted import fit_recipe
 from fasttricks.system.command import ended_as_by_ctrl_c
 
@@ -33,7 +34,9 @@ def main(args: Sequence[str]) -> None:
             "WORLD_SIZE is set: an ablation starts the ranks of its runs itself; give --ranks, without torchrun"
         )
     names, recipe, rest = split(args)
-    config = parse_extended([recipe, *rest], prog=f"{PROG} {' '.join(names)}", extend=extend, fit=fit_recipe)
+    config = parse_extended(
+        [recipe, *rest], prog=f"{PROG} {' '.join(names)}", extend=extend, fit=fit_recipe, load=load_config
+    )
     tables = find_tables(names, config)
 
     from fasttricks.ablation.queue import ablate

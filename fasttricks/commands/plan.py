@@ -10,6 +10,7 @@ from fasttricks.config import TrainConfig
 from fasttricks.learning.schedule import image_sizes
 from fasttricks.planning.launch import launch_command
 from fasttricks.planning.planner import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
+from fasttricks.runs.config_file import load_config
 from fasttricks.runs.fitted import fit_recipe
 
 PROG = prog("plan")
@@ -142,7 +143,7 @@ def main(args: Sequence[str]) -> None:
     """Print the plan of the recipe and machine that `args` name."""
     from fasttricks.config.cli import parse_extended
 
-    print(plan_text(make_plan(parse_extended(args, prog=PROG, extend=extend, fit=fit_recipe))))
+    print(plan_text(make_plan(parse_extended(args, prog=PROG, extend=extend, fit=fit_recipe, load=load_config))))
 
 
 def extend(recipe: TrainConfig) -> PlanConfig:

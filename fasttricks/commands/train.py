@@ -12,6 +12,7 @@ from fasttricks.commands import prog
 from fasttricks.config import TrainConfig, UserError, read_launch
 from fasttricks.data.sources import require_place
 from fasttricks.runs.begin import check_run_dir, check_unused
+from fasttricks.runs.config_file import load_config
 from fasttricks.runs.fitted import fit_recipe
 from fasttricks.runs.folder import made_by_this_launch
 from fasttricks.runs.stored import named, require_weights
@@ -36,7 +37,7 @@ def main(args: Sequence[str]) -> None:
     """Train the recipe that `args` ask for. A wrong argument or path is answered before torch is imported."""
     from fasttricks.config.cli import parse_recipe
 
-    train(parse_recipe(args, prog=PROG, fit=fit_recipe))
+    train(parse_recipe(args, prog=PROG, fit=fit_recipe, load=load_config))
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from fasttricks.config.errors import ConfigError
+from fasttricks.config.errors import ConfigError, require
 from fasttricks.config.expected import EXPECTED
 from fasttricks.config.fields import field_docs, field_kinds, get_at
 from fasttricks.config.launch import read_launch
@@ -95,31 +95,57 @@ Fit = Callable[[str, Callable[[str], str]], TrainConfig]
 """fit(recipe, value_of): the recipe of that name for the data and weights that the options name (runs/fitted.py)."""
 
 
-def parse_recipe(args: Sequence[str], *, prog: str, fit: Fit | None = None) -> TrainConfig:
-    """A resolved TrainConfig from `RECIPE [--section.field value ...]`: the recipe, then --tricks, then the single fields.
+Load = Callable[[str], Mapping[str, Any]]
+"""load(file): the fields of --config FILE by dotted path (runs/config_file.py). Raises ConfigError."""
+CONFIG = "--config"
 
-    So a field that is given together with a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
-    fit: where the recipe depends on the data. Raises ConfigError for an unknown recipe or trick.
+
+def parse_recipe(args: Sequence[str], *, prog: str, fit: Fit | None = None, load: Load | None = None) -> TrainConfig:
+    """A resolved TrainConfig from `RECIPE [--config FILE] [--section.field value ...]`.
+
+    The recipe, by default that of FILE, comes first, then FILE, then --tricks, then the single fields. So a field that is given
+    together with a trick wins. Prints the list of recipes and exits 0 for --help without a recipe.
+    fit: where the recipe depends on the data. load: reads FILE. Raises ConfigError for an unknown recipe, field or trick.
     """
-    return parse_extended(args, prog=prog, extend=lambda recipe: recipe, fit=fit)
+    return parse_extended(args, prog=prog, extend=lambda recipe: recipe, fit=fit, load=load)
 
 
-def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C], fit: Fit | None = None) -> C:
+def parse_extended(
+    args: Sequence[str],
+    *,
+    prog: str,
+    extend: Callable[[TrainConfig], C],
+    fit: Fit | None = None,
+    load: Load | None = None,
+) -> C:
     """As parse_recipe, for an entry point with further fields: `extend` adds them to the recipe's."""
     names, rest = split_recipe(args, prog=prog, extend=extend)
+    file, rest = take_config(rest)
+    given = dict(load(file)) if load and file else {}
+    label = str(given.pop("recipe", ""))
+    names = names or [label] * bool(label)
     if not names:
-        if rest and not set(rest) & set(HELP):
+        if (rest or file) and not set(rest) & set(HELP):
             raise ConfigError(f"recipe = '': give one: {prog} RECIPE; the recipes are {', '.join(RECIPES)}")
         print(recipe_help(prog))
         raise SystemExit(0 if rest else 2)
     name, *more = names
-    recipe = extend(fit(name, partial(value_of, args=rest)) if fit else find_recipe(name)())
+    recipe = extend(fit(name, partial(_value_of, args=rest, given=given)) if fit else find_recipe(name)())
     expected = f"\nExpected: {EXPECTED[name]}." if name in EXPECTED else ""
-    about = f"{inspect.getdoc(find_recipe(name))}{expected}\n\n{_tricks_help()}"
+    config_help = f"{CONFIG} FILE takes fields from a .yaml or .json, or from a run folder; those given here win."
+    about = f"{inspect.getdoc(find_recipe(name))}{expected}\n\n{_tricks_help()}\n\n{config_help * (load is not None)}".rstrip()
     if more:
         raise ConfigError(f"argument = {more[0]!r}: {prog} takes one recipe, and has {name}; an option begins with --")
-    tricks = _find_tricks(rest)
-    switched = resolve(recipe, {"tricks.on": tricks.on, "tricks.off": tricks.off})
+    tricks, words = _find_tricks(rest), {word.partition("=")[0] for word in rest}
+    for path, others in (("tricks.on", tricks.off), ("tricks.off", tricks.on)):  # the command line wins
+        if isinstance(listed := given.get(path), list):
+            given[path] = [trick for trick in listed if trick not in others]
+    try:
+        recipe = resolve(recipe, given) if given else recipe
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    lists = {"tricks.on": tricks.on, "tricks.off": tricks.off}
+    switched = resolve(recipe, {path: list for path, list in lists.items() if f"--{path}" in words})
     if read_launch().rank == 0:
         _note_needless(name, recipe, tricks)
     config = parse(switched, rest, prog=f"{prog} {name}", description=about)
@@ -129,7 +155,29 @@ def parse_extended(args: Sequence[str], *, prog: str, extend: Callable[[TrainCon
 def split_recipe(args: Sequence[str], *, prog: str, extend: Callable[[TrainConfig], C]) -> tuple[list[str], list[str]]:
     """(names, options) of the command line of an entry point with recipes. Raises ConfigError as split_arguments."""
     cls = type(extend(next(iter(RECIPES.values()))()))
-    return split_arguments(args, cls, prog=f"{prog} RECIPE", is_name=RECIPES.__contains__)
+    file, rest = take_config(args)
+    names, options = split_arguments(rest, cls, prog=f"{prog} RECIPE", is_name=RECIPES.__contains__)
+    return names, [*([CONFIG, file] if file else []), *options]
+
+
+def take_config(args: Sequence[str]) -> tuple[str, list[str]]:
+    """(FILE of --config, empty where it is not given; the other arguments). Raises ConfigError for two, and for none."""
+    files, rest, words = [], [], list(args)
+    while words:
+        name, equals, value = (word := words.pop(0)).partition("=")
+        if name != CONFIG:
+            rest.append(word)
+            continue
+        value = value if equals else (words.pop(0) if words and not words[0].startswith("-") else "")
+        require(bool(value), "config", value, f"needs a file: {CONFIG} FILE, a .yaml, a .json or a run folder")
+        files.append(value)
+    require(len(files) < 2, "config", " ".join(files), "takes one file; write the fields into one")
+    return "".join(files), rest
+
+
+def _value_of(path: str, args: Sequence[str], given: Mapping[str, Any]) -> str:
+    """The value that a field is given on the command line or, where it is not there, in the file; empty: none."""
+    return value_of(path, args) or str(given.get(path, ""))
 
 
 @dataclass(frozen=True)
@@ -180,7 +228,7 @@ def arguments_of(config: TrainConfig) -> list[str]:
 def recipe_help(prog: str) -> str:
     """The recipes with a line each, and the next command."""
     rows = [f"  {name:24s} {summary(name)}" for name in RECIPES]
-    usage = f"usage: {prog} RECIPE [--section.field value ...]"
+    usage = f"usage: {prog} RECIPE [--config FILE] [--section.field value ...]"
     return "\n".join(
         [usage, "", "recipes:", *rows, "", f"{prog} RECIPE --help lists every field with its unit and range."]
     )
