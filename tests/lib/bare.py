@@ -20,7 +20,7 @@ ABSENT = (
     *("timm", "torchvision", "scipy", "onnx", "onnxruntime", "safetensors", "pyarrow"),
 )
 HEAVY = ("nvidia.dali", "simplejpeg", "matplotlib", "tensorboard")
-RUN_BY_HAND = ("__main__", "train", "evaluate", "predict", "export", "ablate", "plan", "cost", "data.prepare")
+RUN_BY_HAND = ("__main__", "train", "evaluate", "predict", "export", "ablate", "plan", "cost", "show", "data.prepare")
 """Modules of `python -m fasttricks.NAME`: each only names a command."""
 
 
