@@ -11,7 +11,7 @@ from fasttricks.commands import evaluate as evaluation
 from fasttricks.commands import predict as prediction
 from fasttricks.commands import train as training
 from fasttricks.commands.prediction_files import Output, Prediction
-from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, replace_fields
+from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, read_launch, replace_fields
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import NOTHING, check_kinds, resolve
 from fasttricks.runs.exported import describe, stand_in
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fasttricks.runs.saved import Saved
+    from fasttricks.tasks.answers import Answered
 
 Place = str | Path
 Data = str | Path | Mapping[str, Any]
@@ -87,8 +88,19 @@ def load(checkpoint: Place, data: Data = "", *, model: Mapping[str, Any] = NOTHI
     return saved.trusting(trust_code) if trust_code else saved
 
 
-def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, float]:
-    """The metrics of a checkpoint over the images of val/: accuracies in percent, val_loss in nats, val_images.
+class Evaluation(dict[str, float]):
+    """Metrics by name: accuracies in percent, val_loss in nats, val_images."""
+
+    answers: Answered | None = None
+    """Confusion matrix, accuracy by class, calibration and mistakes, as numpy arrays; None for a task without classes."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of the answers."""
+    mistakes: tuple[str, ...] = ()
+    """Names of the images of answers.mistakes, in that order: CLASS/IMAGE."""
+
+
+def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
+    """The metrics of a checkpoint over the images of val/, and its answers.
 
     checkpoint: as for load(). data: as for train(); by default, the run's. fields: as `fasttricks evaluate --help` lists them; by
     default, the run's. Raises UserError as train(). Under torchrun every rank must call it.
@@ -96,7 +108,16 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> dict[str, flo
     given = _dotted(fields, data)
     saved = _open(checkpoint, given, ("model.", "data.class_order"))
     config = evaluation.as_run(saved.config)
-    return evaluation.evaluate(saved, replace_fields(config, check_kinds(type(config), given)))
+    config = replace_fields(config, check_kinds(type(config), given))
+    found = evaluation.evaluate(saved, config)
+    if isinstance(found, dict):
+        return Evaluation(found)
+    if read_launch().rank == 0:
+        evaluation.write_output(config, saved, found)
+    result = Evaluation(found.metrics)
+    result.answers, result.classes = found.answers, saved.classes
+    result.mistakes = tuple(map(found.images.name, found.answers.mistakes.images.tolist()))
+    return result
 
 
 def predict(checkpoint: Place, images: Place | Iterable[Place], **fields: Any) -> list[Prediction]:

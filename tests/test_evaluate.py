@@ -24,8 +24,8 @@ LINE = re.compile(r"top-1 ([\d.]+) %  top-5 ([\d.]+) %  loss ([\d.]+)  (\d+) ima
 
 
 def result(output: str) -> tuple[str, str, str, str, str]:
-    """(top-1, top-5, loss, images, checkpoint) as the one line of output has them."""
-    match = LINE.fullmatch(output.strip())
+    """(top-1, top-5, loss, images, checkpoint) as the first line of output has them."""
+    match = LINE.fullmatch(output.partition("\n")[0])
     assert match, output
     return match.groups()  # type: ignore[return-value]
 
@@ -112,6 +112,57 @@ def test_answers_name_the_images_in_the_pass_of_the_metrics(finished_run: Finish
             logits = model(torch.from_numpy(validation_pixels(path)).permute(2, 0, 1)[None].float())[0]
         assert int(logits.argmax()) == predicted != true
         assert float(logits.softmax(0).max()) == pytest.approx(confidence, abs=2e-3)
+
+
+def test_the_answers_are_shown_and_the_file_has_all_of_them(
+    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    assert call(evaluate.main, str(finished_run.folder), "--output", str(file)) == 0
+    shown = capsys.readouterr().out.splitlines()
+    found = json.loads(file.read_text())
+    names = [row["name"] for row in found["classes"]]
+    assert names == ["ant", "bee", "cat"] and [row["images"] for row in found["classes"]] == [5, 5, 4]
+    assert (
+        [sum(row) for row in found["confusion"]] == [5, 5, 4] and found["step"] == 9 and found["weights"] == "averaged"
+    )
+    right = [row["right"] for row in found["classes"]]
+    assert right == [row[k] for k, row in enumerate(found["confusion"])]
+    assert found["metrics"]["top1"] == pytest.approx(100 * sum(right) / 14)
+    assert len(found["mistakes"]) == 14 - sum(right) and len(found["reliability"]) == 15
+    assert all((finished_run.data / "val" / row["image"]).is_file() for row in found["mistakes"])
+    assert all(row["image"].startswith(row["true"]) for row in found["mistakes"])
+    assert sum(row["images"] for row in found["reliability"]) == 14
+    gaps = [abs(row["right"] - row["confidence_sum"]) for row in found["reliability"]]
+    assert found["ece"] == pytest.approx(sum(gaps) / 14)
+    assert shown[1].split() == ["class", "accuracy", "images"]
+    worst = sorted(found["classes"], key=lambda row: row["accuracy"])
+    assert [line.split()[0] for line in shown[2:5]] == [row["name"] for row in worst]
+    assert shown[2].split()[1:] == [f"{100 * worst[0]['accuracy']:.2f}", "%", str(worst[0]["images"])]
+    assert f"ECE {100 * found['ece']:.2f} %: " in shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("output", "wrong"),
+    [
+        ("a.txt", "must end in .json"),
+        ("there.json", "already exists and is never overwritten"),
+        ("link.json", "already exists and is never overwritten"),
+        ("nowhere/a.json", "must be in a folder that is there"),
+        ("there.json/a.json", "must be in a folder that is there"),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(
+    output: str, wrong: str, finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "there.json").write_text("mine")
+    (tmp_path / "link.json").symlink_to("nowhere")
+    monkeypatch.setattr(evaluate.SavedRunCommand, "open", None)
+    assert call(evaluate.main, str(finished_run.folder), "--output", str(tmp_path / output)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: output = '{tmp_path / output}': {wrong}") and error.count("\n") == 1
+    assert (tmp_path / "there.json").read_text() == "mine"
 
 
 def validation_pixels(path: Path) -> np.ndarray:

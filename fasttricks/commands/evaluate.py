@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fasttricks.commands import prog
+from fasttricks.commands.answers_shown import answers_text, check_json, write_answers
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -20,7 +21,7 @@ from fasttricks.config import (
     require,
     show_name,
 )
-from fasttricks.config.options import Hidden
+from fasttricks.config.options import Hidden, value_of
 from fasttricks.data.sources import require_place
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from fasttricks.tasks.answers import Answered, Answers
 
 PROG = prog("evaluate")
-ABOUT = f"""Top-1, top-5 and loss of a checkpoint over the validation images of its run, or of --data.root.
+ABOUT = f"""Accuracy and loss of a checkpoint over the validation images of its run, or of --data.root; the classes that fail
+most, the most frequent confusions and the calibration.
 
 {FORMS} A field that is not given is as in the run."""
 HIDDEN: Hidden = {DataConfig: AUGMENTATION, ModelConfig: UNREAD, EvalConfig: ("every_epochs",)}
@@ -41,6 +43,8 @@ HIDDEN: Hidden = {DataConfig: AUGMENTATION, ModelConfig: UNREAD, EvalConfig: ("e
 class EvaluateConfig:
     """How to evaluate; other fields are those of the checkpoint's run."""
 
+    output: str = ""
+    """File to make, FILE.json: all answers, with the whole confusion matrix. It must not exist."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where a GPU is available, else cpu."""
     precision: Precision = "auto"
@@ -122,19 +126,35 @@ def as_run(run: TrainConfig) -> EvaluateConfig:
     return EvaluateConfig(device=run.device, precision=run.precision, model=run.model, data=run.data, eval=run.eval)
 
 
-def evaluate(saved: Saved, config: EvaluateConfig) -> dict[str, float]:
-    """evaluate_checkpoint on the ranks that torchrun started, or on one. A collective: every rank must call it."""
-    from fasttricks.system.distributed import join_world, keep_freed_memory
+def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated | dict[str, float]:
+    """answer_checkpoint on the ranks that torchrun started, or on one; of a task without answers, evaluate_checkpoint.
 
+    A collective: every rank must call it. Raises ConfigError for an output that cannot be made, which it does not write.
+    """
+    from fasttricks.system.distributed import join_world, keep_freed_memory
+    from fasttricks.tasks.classification import CLASSIFICATION
+
+    check_json(config.output)
+    answered = saved.task == CLASSIFICATION.name
+    require(answered or not config.output, "output", config.output, f"is for {CLASSIFICATION.name} alone; leave it out")
     keep_freed_memory()
     with join_world(config.device) as world:
-        return evaluate_checkpoint(config, saved, world)
+        return (answer_checkpoint if answered else evaluate_checkpoint)(config, saved, world)
+
+
+def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated) -> None:
+    """Write config.output where it names a file. For the main rank. Raises ConfigError."""
+    if config.output:
+        weights = "averaged" if config.average and saved.average is not None else "raw"
+        facts = {"checkpoint": str(saved.path), "step": saved.step, "weights": weights, "metrics": found.metrics}
+        write_answers(config.output, facts, found.answers, saved.classes, found.images)
 
 
 def main(args: Sequence[str]) -> None:
-    """Evaluate the checkpoint that `args` name, and print one line."""
+    """Evaluate the checkpoint that `args` name: print one line of metrics, and the answers."""
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, EvaluateConfig(), as_run, HIDDEN, RECORDED)
     asked = command.read(args)
+    check_json(asked.config.output if asked.config else value_of("output", asked.options))
     if asked.config is not None and asked.config.model.name:  # else the file is refused first
         require_place(asked.config.data, "val")
 
@@ -144,5 +164,9 @@ def main(args: Sequence[str]) -> None:
     saved, config = command.open(asked)
     found = evaluate(saved, config)
     if read_launch().rank == 0:
-        scores = f"{show_all(find_task(saved.task).metrics, found)}  loss {found['val_loss']:.4f}"
-        print(f"{scores}  {found['val_images']} images  {show_name(saved.path)}")
+        metrics = found.metrics if isinstance(found, Evaluated) else found
+        scores = f"{show_all(find_task(saved.task).metrics, metrics)}  loss {metrics['val_loss']:.4f}"
+        print(f"{scores}  {metrics['val_images']} images  {show_name(saved.path)}")
+        if isinstance(found, Evaluated):
+            print(answers_text(found.answers, saved.classes), flush=True)
+            write_output(config, saved, found)

@@ -15,7 +15,7 @@ from fasttricks.system.distributed import World
 from fasttricks.system.transfer import to_device
 
 BINS = 15
-"""Of equal width, over confidences above 0 to 1."""
+"""Their width is equal, over confidences above 0 to 1."""
 MISTAKES = 50
 _ONE = 1 << 40
 """A confidence of 1 in the sums, which are whole numbers: exact, so that no order, batch or rank changes them."""
