@@ -321,9 +321,8 @@ def _bytes(image: Any) -> bytes:
     if content is None:
         path = image["path"] if image else None
         here = f"only the path {path!r:.200}, which is not followed" if path else "null"
-        raise ValueError(
-            f"the image is {here}; write the bytes of the images into the file (Image(decode=False), embed)"
-        )
+        way_out = "push_to_hub and datasets.table.embed_table_storage write the bytes into the file"
+        raise ValueError(f"the image is {here}; {way_out}")
     return bytes(content)
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from fasttricks.config import show_name
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import named_image
+from fasttricks.data.sources.walk import is_folder
 from fasttricks.system.refusals import way_out
 
 SPLIT_OF = {
@@ -99,7 +100,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if is_folder(entry):
                     folders.append(entry.name)
                 elif named_image(entry.name):
                     break

@@ -56,7 +56,7 @@ def open_table(config: DataConfig, split: str, classes: tuple[str, ...] | None) 
 
     So a table that describes class folders is the same data set. Raises DataError as read_table, and for a class that
     `classes` lacks, and one without an image that can be used.
-    Cost: as scan_folder, and 4 us a row.
+    Cost: as scan_folder; the table is read once.
     """
     rows, root = _table(config)[split], Path(config.root)
     known = classes or tuple(sorted(set(rows.labels)))

@@ -48,7 +48,7 @@ def list_folder(folder: Path | str) -> Listing:
                 elif _is_clutter(entry.name):
                     hidden.append(entry.name)
                 else:
-                    (folders if _is_folder(entry) else files).append(entry.name)
+                    (folders if is_folder(entry) else files).append(entry.name)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM):
             raise DataError(f"{folder}: {error.strerror}; {way_out(error)}") from error
@@ -75,10 +75,11 @@ def is_dataset(root: Path) -> bool:
     return all(os.path.isdir(root / split) for split in SPLITS)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a loop of links is none."""
     try:
         return entry.is_dir()
-    except OSError:  # a loop of links
+    except OSError:
         return False
 
 
