@@ -11,6 +11,7 @@ from fasttricks.commands import evaluate as evaluation
 from fasttricks.commands import predict as prediction
 from fasttricks.commands import train as training
 from fasttricks.commands.prediction_files import Output, Prediction
+from fasttricks.commands.saved_run import at_place
 from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, read_launch, replace_fields
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import NOTHING, check_kinds, resolve
@@ -107,7 +108,7 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
     """
     given = _dotted(fields, data)
     saved = _open(checkpoint, given, ("model.", "data.class_order"))
-    config = evaluation.as_run(saved.config)
+    config = at_place(evaluation.as_run(saved.config), given.get("data.root", ""))
     config = replace_fields(config, check_kinds(type(config), given))
     found = evaluation.evaluate(saved, config)
     if isinstance(found, dict):

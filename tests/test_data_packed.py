@@ -313,7 +313,7 @@ def test_settings_have_ranges(field: str, value: int) -> None:
 def test_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for args, said in (
         (["pack", "DIR"], "pack needs DIR and OUT"),
-        (["pakc"], "'pakc' is no command of python -m fasttricks.data.prepare: scan, pack, "),
+        (["pakc"], "'pakc' is no command of python -m fasttricks.data.prepare: scan, stats, split, pack, "),
         (["imagenet", "OUT"], "train_tar = '': give the archive as --train-tar"),
         (["check", "OUT", "more"], "'more': check takes OUT alone"),
         (["pack", "no-such-folder", "OUT"], "no-such-folder: no such folder"),

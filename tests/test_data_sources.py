@@ -25,6 +25,7 @@ from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import Classes, Opener, Source, Split, find_dataset, open_split
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import scan_folder
+from fasttricks.data.sources.held_out import Part
 from fasttricks.data.sources.listed import Where, read_at
 from lib.layouts import write_parquets, write_table, write_tars
 from lib.tiny import arguments, call
@@ -109,6 +110,7 @@ KINDS: dict[str, Callable[[Path, Path], Source]] = {
     "tars": of_layout(write_tars),
     "parquet": of_layout(write_parquets),
     "new kind": Bitmaps.write,
+    "part": lambda split, place: Part.of(scan_folder(split), range(45)),
 }
 
 

@@ -117,6 +117,8 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.root": "",
     "data.labels": "",
     "data.class_order": "codepoint",
+    "data.val_share": 0.0,
+    "data.limit_per_class": 0,
     "data.threads": 0,
     "data.prefetch": 2,
     "model.num_classes": 0,

@@ -1,4 +1,4 @@
-"""Prepare a data set: fasttricks data scan | stats | pack | imagenet | check; each with --help."""
+"""Prepare a data set: fasttricks data scan | stats | split | pack | imagenet | check; each with --help."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ PROG = prog("data")
 USAGE = f"""usage:
   {PROG} scan DIR [--workers N]                        find damaged images, and list them in DIR/quarantine.jsonl
   {PROG} stats DIR [--images N] [--workers N]          mean, deviation, sizes and classes of the training images
+  {PROG} split DIR OUT [--val-share 0.1]               train/ and val/ of links to the images of DIR, which has no val/
   {PROG} pack DIR OUT [--short-side N] [--quality Q]   DIR/train and DIR/val into shards
   {PROG} imagenet OUT --train-tar T --val-tar V --devkit-tar D [--short-side N] [--quality Q]
                                                               the official ImageNet archives into shards
@@ -136,19 +137,39 @@ def stats(args: Sequence[str]) -> None:
 
 
 def pack(args: Sequence[str]) -> None:
-    """DIR/train and DIR/val into OUT/train and OUT/val."""
+    """The images of DIR, whatever holds them, into OUT/train and OUT/val; into OUT/train alone where DIR has no val/."""
     from fasttricks.config.cli import parse
-    from fasttricks.data.packing.pack import PackConfig, PackPlaceConfig
-    from fasttricks.data.sources import find_dataset
+    from fasttricks.data.packing.pack import PackConfig
+    from fasttricks.data.packing.place import PackPlaceConfig, require_apart, splits_of
 
     (root, out), rest = _places(args, "pack", ("DIR", "OUT"), PackPlaceConfig)
     config = parse(PackPlaceConfig(), rest, prog=f"{PROG} pack DIR OUT", description=pack.__doc__ or "")
-    inside = Path(os.path.realpath(out))
-    if Path(os.path.realpath(root)) in (inside, *inside.parents):
-        raise UserError(f"OUT = {out}: must not lie in DIR: its folders would gain a class")
-    place = "./demo" if str(root) == "demo" else str(root)  # a path, not the word
-    train, val = find_dataset(DataConfig(root=place, labels=config.labels))
-    pack_dataset({"train": train, "val": val}, out, PackConfig.of(config))
+    require_apart(root, out)
+    splits = splits_of(config.place(root))
+    pack_dataset(splits, out, PackConfig.of(config))
+    if "val" not in splits:
+        print(f"note: {show_name(root)} has no val/, so {show_name(out)} has none; train on it with --data.val-share")
+
+
+def split(args: Sequence[str]) -> None:
+    """DIR, which has no val/, as OUT/train and OUT/val: links to its images, divided as --data.val-share divides DIR."""
+    from fasttricks.config.cli import parse
+    from fasttricks.data.packing.links import write_links
+    from fasttricks.data.packing.place import SplitConfig, require_apart
+    from fasttricks.data.sources import find_dataset
+    from fasttricks.system.progress import counted
+
+    (root, out), rest = _places(args, "split", ("DIR", "OUT"), SplitConfig)
+    config = parse(SplitConfig(), rest, prog=f"{PROG} split DIR OUT", description=split.__doc__ or "")
+    require_apart(root, out)
+    train, val = find_dataset(config.place(root))
+    try:
+        with counted("split", len(train) + len(val)) as advance:
+            write_links({"train": train, "val": val}, out, advance)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was written, the same command begins again") from None
+    counts = f"{len(train):,} links to training and {len(val):,} to validation images of {len(train.classes)} classes"
+    print(f"{show_name(out)}: {counts}; keep {show_name(root)} where it is")
 
 
 def imagenet(args: Sequence[str]) -> None:
@@ -169,6 +190,7 @@ def check(args: Sequence[str]) -> None:
     """Read every image of OUT and compare it with its checksum; exits 2 where one fails, and names it."""
     from fasttricks.data.sources.packed import open_packed
     from fasttricks.system.progress import counted
+    from fasttricks.system.reading import is_there
 
     (out,), options = _places(args, "check", ("OUT",), NoOptions)
     if options:
@@ -176,6 +198,8 @@ def check(args: Sequence[str]) -> None:
         raise SystemExit(0)
     bad, count = [], 0
     for split in ("train", "val"):
+        if split == "val" and not is_there(out / split):
+            continue
         images = open_packed(out / split)
         with counted(f"check {split}", len(images)) as advance:
             for index in range(len(images)):
@@ -216,6 +240,7 @@ def pack_dataset(splits: dict[str, Source], out: Path, config: PackConfig) -> No
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "scan": scan,
     "stats": stats,
+    "split": split,
     "pack": pack,
     "imagenet": imagenet,
     "check": check,

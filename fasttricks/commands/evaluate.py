@@ -36,7 +36,7 @@ ABOUT = f"""Accuracy and loss of a checkpoint over the validation images of its 
 most, the most frequent confusions and the calibration.
 
 {FORMS} A field that is not given is as in the run."""
-HIDDEN: Hidden = {DataConfig: AUGMENTATION, ModelConfig: UNREAD, EvalConfig: ("every_epochs",)}
+HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "limit_per_class"), ModelConfig: UNREAD, EvalConfig: ("every_epochs",)}
 
 
 @dataclass(frozen=True, kw_only=True)

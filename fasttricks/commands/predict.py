@@ -45,7 +45,7 @@ ABOUT = f"""The likeliest classes of each image, with their probabilities.
 
 PATH is an image, a folder of images, searched with the folders in it, or -, which reads a PATH a line from standard input. An
 image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run."""
-HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "max_bad"), ModelConfig: UNREAD}
+HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "max_bad", "val_share", "limit_per_class"), ModelConfig: UNREAD}
 BATCH_SIZE = 64
 _PATIENCE_S = 2.0  # before a progress bar is shown
 

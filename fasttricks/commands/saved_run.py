@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
@@ -90,6 +91,7 @@ class SavedRunCommand(NamedTuple, Generic[T]):
             hidden = self._without_recorded(options)
         elif run is not None and not run.model.name and (name := value_of("model.name", options)):
             default = dataclasses.replace(default, data=stand_in(name).data)  # type: ignore[type-var]
+        default = at_place(default, value_of("data.root", options))
         return parse(default, options, prog=f"{self.prog} {self.takes}", description=self.about, hidden=hidden)
 
     def _without_recorded(self, options: Sequence[str]) -> Hidden:
@@ -104,6 +106,14 @@ class SavedRunCommand(NamedTuple, Generic[T]):
             if word.startswith("--") and name not in left and name in arities(type(self.default), self.hidden):
                 raise ConfigError(f"option = {word!r}: the checkpoint records it; leave it out")
         return hidden
+
+
+def at_place(config: T, root: str) -> T:
+    """`config` for the images in `root`, empty for its own place, of which alone a run's val_share holds."""
+    data = getattr(config, "data", None)
+    if not root or data is None or os.path.realpath(root) == os.path.realpath(data.root):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(data, val_share=0.0))  # type: ignore[type-var]
 
 
 def recorded(path: Path) -> tuple[TrainConfig | None, bool]:

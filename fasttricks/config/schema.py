@@ -27,11 +27,17 @@ class DataConfig:
     """Input pipeline: where the images are, and how they are cropped, coloured and scaled."""
 
     root: str = ""
-    """Folder with train/ and val/, which hold a folder of images for each class; demo: images that the project draws."""
+    """Folder with train/ and val/, which hold a folder of images for each class, or class folders alone (val_share); demo: images
+    that the project draws."""
     labels: str = ""
     """Table of the images, FILE.csv or FILE.tsv in root: columns path (below root), label and, where it has one, split."""
     class_order: str = "codepoint"
     """Order that numbers the classes: codepoint (torchvision), natural (timm: 2 before 10), or a file of a class in each line."""
+    val_share: Annotated[float, Range(0, 1, zero="off")] = 0.0
+    """Share of the images that is held out for validation, by a hash of their names, where root has no val/. 0: off; 1: all
+    of them, for evaluate alone."""
+    limit_per_class: Annotated[int, Range(0, zero="all")] = 0
+    """Training images of each class, at most: those of the least hash of their names, so a lower limit takes some of a higher."""
     image_size: Annotated[int, Range(8, 8192, unit="pixels")] = 224
     """Side of the square network input."""
     val_resize: int = 256
@@ -90,7 +96,7 @@ AUGMENTATION = (
     "operators",
 )
 """Fields of DataConfig that validation does not read."""
-PLACE = ("root", "labels", "class_order")
+PLACE = ("root", "labels", "class_order", "val_share", "limit_per_class")
 """Fields of DataConfig that say which images there are and how they are labelled. Each is text or a number."""
 
 

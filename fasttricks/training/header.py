@@ -26,6 +26,9 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
     parameters = sum(p.numel() for p in run.model.parameters())
     counts = f"{run.shards.num_images:,} training and {run.val_loader.shards.num_images:,} validation images"
     batch = f"{world.size} rank(s) x {config.accumulate} micro-batch(es) x {run.shards.batch_size} images"
+    share, most = config.data.val_share, config.data.limit_per_class
+    counts += f" (held out: data.val_share {share:g})" if share else ""
+    counts += f" (at most {most:,} a class for training: data.limit_per_class)" if most else ""
     rows = {
         "recipe": config.recipe,
         "model": f"{config.model.name}, {parameters / 1e6:.2f} M parameters",

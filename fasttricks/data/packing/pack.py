@@ -96,14 +96,6 @@ class PackConfig:
         return f"{side}JPEG quality {self.quality or QUALITY}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackPlaceConfig(PackConfig):
-    """How to pack, and the images of DIR."""
-
-    labels: str = ""
-    """The table of the images, as --data.labels in training."""
-
-
 class Report(NamedTuple):
     """The result of packing a split."""
 

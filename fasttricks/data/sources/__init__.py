@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from fasttricks.config import DataConfig
+from fasttricks.config import DataConfig, show_name
 from fasttricks.data.sources.class_order import CODEPOINT, NATURAL, order_classes, read_order
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import LAYOUT, holds_folder, open_folder, show_names
+from fasttricks.data.sources.held_out import Part, hold_out, limit_classes
 from fasttricks.data.sources.listed import ListedImages, Where, is_numbered
 from fasttricks.data.sources.packed import is_packed, open_packed, require_finished
 from fasttricks.data.sources.parquet import is_parquet, open_parquet, parquet_holds
@@ -21,6 +22,10 @@ from fasttricks.data.sources.table import names_table, open_table, table_holds
 from fasttricks.data.sources.walk import list_folder
 from fasttricks.data.sources.webdataset import is_webdataset, open_webdataset, webdataset_holds
 
+_TO_HOLD_OUT = (
+    "hold out a share of its images by --data.val-share 0.1 (evaluate takes all of them by 1), "
+    "or write train/ and val/ down by `fasttricks data split DIR OUT`"
+)
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("val", "train")
 Classes = tuple[str, ...] | None
@@ -102,20 +107,17 @@ OPENERS = [
 def find_dataset(config: DataConfig) -> tuple[Source, Source]:
     """(train, val) of data.root: a place of a kind in OPENERS, or the word demo for the embedded images, drawn at first use.
 
-    The classes, and so their labels, are in the order of data.class_order; the order of the images is the same in each.
-    Raises DataError as open_split and order_classes.
+    The classes, and so their labels, are in the order of data.class_order; the order of the images is the same in each. A place
+    without a val/ is divided by data.val_share; data.limit_per_class then leaves some of train. Raises DataError as open_split
+    and order_classes.
     """
     require_place(config, "train", "val")
-    train = open_split(config, "train")
-    classes = _ordered(train, config.class_order)
-    if classes != tuple(train.classes):
-        # a listed source needs no second look at every file
-        train = (
-            train.relabelled(classes)
-            if isinstance(train, ListedImages)
-            else open_split(config, "train", classes=classes)
-        )
-    return train, open_split(config, "val", classes=train.classes)
+    train = _open(config, "train")
+    train = _relabelled(train, _ordered(train, config.class_order))
+    if config.val_share:
+        rest, held = _divided(train, config)
+        return _limited(rest, config), held
+    return _limited(train, config), _open(config, "val", train.classes)
 
 
 def output_classes(config: DataConfig, count: int) -> tuple[str, ...]:
@@ -135,8 +137,8 @@ def output_classes(config: DataConfig, count: int) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     found = []
     for split in SPLITS:
-        if _opener(config, split).holds(config, split):
-            images = open_split(config, split)
+        if holds(config, split):
+            images = _open(config, split)
             if len(images.classes) == count:
                 return _ordered(images, config.class_order)
             found.append(f"{split}/ has {len(images.classes)} classes")
@@ -153,19 +155,61 @@ def require_place(config: DataConfig, *splits: Split) -> None:
 
     Reads no list of images: milliseconds. open_split says more.
     """
-    for split in splits:
-        if not _opener(config, split).holds(config, split):
-            raise DataError(f"{config.root}: holds no {split}/{_beside(Path(config.root))}; {LAYOUT}")
+    share = f"data.val_share = {config.val_share:g}"
+    if config.val_share == 1 and "train" in splits:
+        raise DataError(f"{share}: must be below 1 for training, to which 1 leaves no image; 0.1 is usual")
+    held = {split: holds(config, split) for split in splits}
+    if config.val_share and held.get("val"):
+        rule = f"holds images out of a place without a val/, and {show_name(config.root)} has one; leave it out"
+        raise DataError(f"{share}: {rule}")
+    if config.val_share:
+        held = {"train": holds(config, "train")}
+    for split, there in held.items():
+        if not there:
+            way_out = LAYOUT if split == "train" else _TO_HOLD_OUT
+            raise DataError(f"{show_name(config.root)}: holds no {split}/{_beside(Path(config.root))}; {way_out}")
+
+
+def holds(config: DataConfig, split: Split) -> bool:
+    """Whether data.root has that split itself. Raises DataError as require_place."""
+    return _opener(config, split).holds(config, split)
 
 
 def open_split(config: DataConfig, split: Split, *, classes: Classes = None) -> Source:
-    """One split of data.root, labelled by `classes` where given.
+    """One split of data.root, labelled by `classes` where given; of a place without a val/ as data.val_share divides it.
 
     Raises DataError for an empty name, a split that is not there, images that break a rule of their kind (folder.py, packed.py),
     and where the embedded images cannot be written.
     """
     require_place(config, split)
+    if not config.val_share:
+        source = _open(config, split, classes)
+        return _limited(source, config) if split == "train" else source
+    rest, held = _divided(_open(config, "train", classes), config)
+    return _limited(rest, config) if split == "train" else held
+
+
+def _open(config: DataConfig, split: Split, classes: Classes = None) -> Source:
     return _opener(config, split).open(config, split, classes)
+
+
+def _relabelled(source: Source, classes: tuple[str, ...]) -> Source:
+    """`source` with its labels in the order of `classes`, which are its own."""
+    if classes == tuple(source.classes):
+        return source
+    relabelled: Source = (
+        source if isinstance(source, ListedImages) else Part.of(source, range(len(source)))
+    ).relabelled(classes)
+    return relabelled
+
+
+def _divided(source: Source, config: DataConfig) -> tuple[Source, Source]:
+    """(train, val) of a place that is not divided."""
+    return (Part.of(source, ()), source) if config.val_share == 1 else hold_out(source, config.val_share)
+
+
+def _limited(train: Source, config: DataConfig) -> Source:
+    return limit_classes(train, config.limit_per_class) if config.limit_per_class else train
 
 
 def common_root(train: Source, val: Source) -> Path:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EFBIG
 from pathlib import Path
@@ -70,9 +70,14 @@ class ListedImages(ABC):
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of names and labels."""
-        names = hashlib.blake2b(os.fsencode("\0".join(self.files)), digest_size=8)
-        names.update(array("q", self.labels).tobytes())
-        return names.hexdigest()
+        return digest_of(self.files, self.labels)
+
+
+def digest_of(names: Iterable[str], labels: Sequence[int], altered: str = "") -> str:
+    """16 hexadecimal digits of names and labels; 8 more of how images were altered that have the names of others."""
+    digest = hashlib.blake2b(os.fsencode("\0".join(names)), digest_size=8)
+    digest.update(array("q", labels).tobytes())
+    return digest.hexdigest() + (hashlib.blake2b(altered.encode(), digest_size=4).hexdigest() if altered else "")
 
 
 def read_at(place: Where) -> bytes:

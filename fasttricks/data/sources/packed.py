@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fasttricks.data.sources.columns import read_columns
 from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.listed import LARGEST_IMAGE, ListedImages, Where
+from fasttricks.data.sources.listed import LARGEST_IMAGE, ListedImages, Where, digest_of
 from fasttricks.data.sources.walk import why_none
 from fasttricks.system.files import write_whole
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
@@ -80,8 +80,7 @@ class PackedImages(ListedImages):
 
     def fingerprint(self) -> str:
         """That of the folder that was packed, where the images are its own byte for byte, so that a run may change over."""
-        same = super().fingerprint()
-        return same + (hashlib.blake2b(self.altered.encode(), digest_size=4).hexdigest() if self.altered else "")
+        return digest_of(self.files, self.labels, self.altered)
 
     def _descriptor(self, shard: int) -> int:
         with self._lock:

@@ -19,6 +19,8 @@ from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import fields, text
 
 QUARANTINE = "quarantine.jsonl"
+QUARANTINED = "quarantined: "
+"""The begin of the reason of an image that a list has."""
 
 
 class QuarantineError(UserError):
@@ -64,4 +66,4 @@ def write_quarantine(root: Path, reasons: Mapping[str, str]) -> Path:
 def _read(root: Path) -> dict[str, str]:
     if not is_there(root / QUARANTINE):
         return {}
-    return {entry["file"]: f"quarantined: {entry['reason']}" for entry in _LISTS.lines(root / QUARANTINE, _ENTRY)}
+    return {entry["file"]: QUARANTINED + entry["reason"] for entry in _LISTS.lines(root / QUARANTINE, _ENTRY)}
