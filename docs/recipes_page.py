@@ -19,13 +19,13 @@ HEAD = """# Recipes
     fasttricks train --config mine.yaml --data.root DIR
 
 `--config FILE` takes fields from a .yaml, .yml or .json, by nested or dotted names: `epochs: 40`, `loss: {smoothing: 0.1}`,
-`loss.smoothing: 0.1`. The recipe comes first, then FILE, then the command line, which wins. FILE may name its recipe, `recipe: demo`; one
-on the command line wins. `train`, `plan`, `ablate` and `show` take it.
+`loss.smoothing: 0.1`. The recipe comes first, then FILE, then the command line, which wins. FILE may have `recipe: demo`; one on
+the command line wins. `train`, `plan`, `ablate` and `show` take it.
 
 `--config runs/RUN`, or that run's `config.json`, repeats the run: all of its fields but `run_dir` and `resume`.
 
-Scalars are those of YAML 1.2: `on`, `off`, `yes` and `no` are words, `1e-4` is a number. A name that comes twice, an alias, a tag and
-an unknown field are errors, which name the file, the field and the nearest right name.
+Scalars are those of YAML 1.2: `on`, `off`, `yes` and `no` are words, `1e-4` is a number. A name that comes twice, an alias, a
+tag and an unknown field are errors, which name the file, the field and the nearest right name.
 
 ## This page
 

@@ -84,8 +84,9 @@ def fit(run: Run) -> dict[str, Any]:
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
     The run folder is free for another process afterwards.
     """
-    with run.claim, told_of_compiling(run.config.compile, run.log.compiling):
-        return summarize(run, train(run))
+    with run.claim, run.log.loggers as loggers, told_of_compiling(run.config.compile, run.log.compiling):
+        loggers.summary = summary = summarize(run, train(run))
+        return summary
 
 
 def train(run: Run) -> dict[str, float]:

@@ -98,6 +98,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "seed": 0,
     "checkpoint_epochs": 1,
     "log_steps": 20,
+    "loggers": (),
     "checkpoint_steps": 0,
     "allow_other_ranks": False,
     "allow_other_versions": False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fasttricks.config.errors import DoesNotApplyError, require
+from fasttricks.config.errors import DoesNotApplyError, require, unknown
 from fasttricks.config.networks import OPTIONS, model_info
 from fasttricks.config.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
@@ -19,6 +19,7 @@ Interpolation = Literal["linear", "cubic", "lanczos3"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
 Operators = Literal["auto", "fused", "dali"]
+LOGGERS = ("wandb", "mlflow")
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -294,6 +295,8 @@ class TrainConfig:
     """Steps from one checkpoint to the next within an epoch; off: checkpoints at the ends of epochs only."""
     log_steps: Annotated[int, Range(1)] = 20
     """Steps between two records of loss, lr and imgs/sec; one also ends each epoch. A pipe or file gets a line for each."""
+    loggers: tuple[str, ...] = ()
+    """Log to wandb[:PROJECT] and mlflow[:EXPERIMENT] too; a project is fasttricks where it is not named. Never fatal."""
     profile: bool = False
     """Record steps 6 to 15 after the last compilation: trace.json (Chrome format) in run_dir, and a table of the time spent."""
     run_dir: str = ""
@@ -322,6 +325,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for logger in self.loggers:
+            name, rest, project = logger.partition(":")
+            rule = f"{unknown(name, LOGGERS)}; the loggers are {' and '.join(LOGGERS)}, each with :PROJECT or without"
+            require(name in LOGGERS and (not rest or project.strip() != ""), "loggers", logger, rule)
+        names = [logger.partition(":")[0] for logger in self.loggers]
+        require(len(set(names)) == len(names), "loggers", " ".join(self.loggers), "must name each logger once")
         rule = "needs an optimizer that can skip a step; take --optim.backend auto, torch or fused"
         require(self.on_bad_loss == "stop" or self.optim.backend != "apex", "on_bad_loss", self.on_bad_loss, rule)
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"

@@ -16,8 +16,8 @@ from fasttricks.system.reading import is_there
 
 LOCK = ".lock"
 _MADE_AT_FIRST = re.compile(
-    r"checkpoints|config\.json|metrics\.jsonl|metrics\.csv|console\.log|events\.out\.tfevents\..+"
-    r"|\.(config\.json|metrics\.jsonl|metrics\.csv)\.\d+\.tmp"
+    r"checkpoints|wandb|loggers\.json|config\.json|metrics\.jsonl|metrics\.csv|console\.log|events\.out\.tfevents\..+"
+    r"|\.(config\.json|metrics\.jsonl|metrics\.csv|loggers\.json)\.\d+\.tmp"
 )
 """The files that a run makes before its first step is logged."""
 _UNFINISHED = re.compile(r"\.step-\d+\.pt\.\d+\.tmp")
@@ -97,7 +97,7 @@ def is_empty_run(folder: Path) -> bool:
     """
     names = set()
     for path in (path for path in folder.iterdir() if not path.name.startswith(LOCK)):
-        regular = path.is_dir() if path.name == "checkpoints" else path.is_file()
+        regular = path.is_dir() if path.name in ("checkpoints", "wandb") else path.is_file()
         if path.is_symlink() or not regular or not _MADE_AT_FIRST.fullmatch(path.name):
             return False
         if not path.name.startswith("."):

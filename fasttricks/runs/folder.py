@@ -23,7 +23,17 @@ from fasttricks.system.schema import anything, fields, listed, table, text
 CONFIGS = Reader(ConfigError, "must be as fasttricks.train wrote it", "give another --run-dir")
 
 _MAY_DIFFER = (
-    *("resume", "run_dir", "log_steps", "profile", "checkpoint_epochs", "checkpoint_steps", "device", "recipe"),
+    *(
+        "resume",
+        "run_dir",
+        "log_steps",
+        "loggers",
+        "profile",
+        "checkpoint_epochs",
+        "checkpoint_steps",
+        "device",
+        "recipe",
+    ),
     *("tricks.on", "tricks.off"),
     *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
     *(

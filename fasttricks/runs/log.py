@@ -24,6 +24,7 @@ from torch import Tensor
 from fasttricks.config import ConfigError, UserError, show_name
 from fasttricks.runs.curves import draw_curves
 from fasttricks.runs.epochs import EpochTable
+from fasttricks.runs.loggers import Loggers
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
@@ -69,10 +70,12 @@ class RunLog:
         num_steps: int,
         steps_per_epoch: int,
         config_text: str = "",
+        loggers: Loggers | None = None,
     ) -> None:
         """Writes nothing before start().
 
-        metrics: validated() is given them, and curves.png shows them. config_text: Markdown, for TensorBoard.
+        metrics: validated() is given them, and curves.png shows them. config_text: Markdown, for TensorBoard. loggers: get
+        each record too; whoever made them ends them.
         """
         from rich.console import Console
 
@@ -97,6 +100,7 @@ class RunLog:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         self._epochs = EpochTable()
+        self.loggers = loggers or Loggers((), folder, {}, resumed=False)
         self._excepthook = threading.excepthook
 
     def print(self, line: str) -> None:
@@ -119,6 +123,7 @@ class RunLog:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
             _keep_first(self.folder / "metrics.jsonl", self._records, self._epochs.add)
             self._epochs.start(self.folder, step)
+            self.loggers.start()
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (close() closes it)
             from torch.utils.tensorboard import SummaryWriter
 
@@ -220,6 +225,7 @@ class RunLog:
         self._records += 1
         if self._epochs.add(record):
             self._epochs.write(self.folder)
+        self.loggers.log(record)
         for name, value in values.items():
             self._board.add_scalar(name, value, step, walltime=now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fasttricks.config import TrainConfig, replace_at
+from fasttricks.config import TrainConfig, flatten, replace_at
 from fasttricks.config.resolve import require_resolved
 from fasttricks.data.sources import Source, common_root
 from fasttricks.learning.batches import Batches
@@ -25,6 +26,7 @@ from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_c
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
+from fasttricks.runs.loggers import Loggers
 from fasttricks.runs.stored import named
 from fasttricks.runs.weights import Weights, read_weights
 from fasttricks.system.determinism import ask_for_one_order
@@ -75,6 +77,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         num_steps=config.epochs * steps,
         steps_per_epoch=steps,
         config_text=config_table(config),
+        loggers=Loggers(config.loggers, folder, flatten(dataclasses.asdict(config)), resumed=bool(resumed)),
     )
     judge = with_cache(teacher, config, train, train_loader)
     forward = wrap(model, config, world, log.print)

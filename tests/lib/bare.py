@@ -17,7 +17,7 @@ from typing import Any
 
 ABSENT = (
     *("nvidia.dali", "tyro", "simplejpeg", "rich", "PIL", "matplotlib", "tensorboard", "pynvml"),
-    *("timm", "torchvision", "scipy", "onnx", "onnxruntime", "safetensors", "pyarrow"),
+    *("timm", "torchvision", "scipy", "onnx", "onnxruntime", "safetensors", "pyarrow", "yaml", "wandb", "mlflow"),
 )
 HEAVY = ("nvidia.dali", "simplejpeg", "matplotlib", "tensorboard")
 RUN_BY_HAND = ("__main__", "train", "evaluate", "predict", "export", "ablate", "plan", "cost", "show", "data.prepare")
