@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import Source, find_dataset, open_split
 from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.listed import is_numbered
 from lib.layouts import copied_with, write_parquets, write_table, write_tars
 from lib.tiny import FinishedRun, arguments, call
 
@@ -143,12 +145,47 @@ def test_numbers_order_the_classes_unless_another_order_is_asked_for(
     assert find_dataset(DataConfig(root=str(tmp_path / "out")))[0].classes == tuple(order)
 
 
+@pytest.mark.parametrize("layout", ["csv", "tars", "parquet"])
+def test_without_val_a_share_is_held_out_and_packed_with_its_numbers(
+    layout: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    here = config(tiny_data, tmp_path / "data", layout)
+    if here.labels:
+        table = tmp_path / "data" / here.labels
+        table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.endswith(",val\n")))
+    for path in [*(tmp_path / "data").glob("val-*"), *(tmp_path / "data").glob("*/validation-*")]:
+        path.unlink()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train").symlink_to(tiny_data / "train")
+    held = find_dataset(replace(here, val_share=0.3))
+    assert len(held[0]) + len(held[1]) == 45 and len(held[1]) > 5
+    if layout != "parquet":  # whose images have other names
+        of_folder = find_dataset(DataConfig(root=str(tmp_path / "folder"), val_share=0.3))
+        assert [part.fingerprint() for part in held] == [part.fingerprint() for part in of_folder]
+    labels = ("--labels", here.labels) if here.labels else ()
+    assert call(prepare.main, "pack", here.root, str(tmp_path / "out"), "--val-share", "0.3", *labels) == 0
+    packed = find_dataset(DataConfig(root=str(tmp_path / "out")))
+    assert [part.fingerprint() for part in packed] == [part.fingerprint() for part in held]
+    assert is_numbered(packed[0]) == is_numbered(held[0]) == (layout == "parquet")
+
+
+def test_links_keep_no_label_of_a_table(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "all").symlink_to(tiny_data / "train")
+    lines = [f"all/{path.parent.name}/{path.name},{path.stem[-1]}\n" for path in (tiny_data / "train").glob("*/*")]
+    (tmp_path / "images.csv").write_text("path,label\n" + "".join(lines))
+    assert call(prepare.main, "split", str(tmp_path), str(tmp_path.parent / "out"), "--labels", "images.csv") == 2
+    assert (
+        "must lie in the folder of its class, 0, as links keep no other label; `fasttricks data pack"
+        in capsys.readouterr().err
+    )
+
+
 def test_scan_says_that_it_does_not_look_into_them(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for layout in ("tars", "parquet"):
         config(tiny_data, tmp_path / layout, layout)
-        assert call(prepare.main, "scan", str(tmp_path / layout)) == 2
+        assert call(prepare.main, "scan", str(tmp_path / layout), "--workers", "1") == 2
         said = capsys.readouterr().err
         assert "scan looks at image files, and not into" in said and "prepare pack DIR OUT` names images" in said
 

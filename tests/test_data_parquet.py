@@ -121,6 +121,8 @@ def test_where_the_files_may_lie(root: Path) -> None:
     with pytest.warns(UserWarning, match="its split test is not read"):
         assert splits("data/train-0.parquet", "data/valid-0.parquet", "data/test-0.parquet") == both
     assert splits("data/train-0.parquet") == ["train"]
+    pictures = [f"{place}{number}.png" for place in ("", "data/") for number in range(20)]
+    assert splits(*pictures, "data/train-0.parquet", *pictures) == ["train"], "pictures beside them hide nothing"
     assert splits("train/ant/1.jpg", "val/ant/1.jpg", "ant/2.jpg", "ant/train.parquet") == []
     with pytest.raises(DataError, match=r"several folders hold files that end in .parquet \(a, b\); give one .*data/a"):
         splits("a/train-0.parquet", "b/train-0.parquet")

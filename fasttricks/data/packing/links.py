@@ -59,6 +59,11 @@ def _write(splits: Mapping[str, Source], partial: Path, out: Path, advance: Call
                 raise DataError(
                     f"{show_name(name)} of {show_name(source.root)}: must be CLASS/IMAGE below OUT; rename it"
                 )
+            if not name.startswith(f"{(own := source.classes[source.labels[index]])}/"):
+                rule = f"must lie in the folder of its class, {show_name(own)}, as links keep no other label"
+                raise DataError(
+                    f"{show_name(name)} of {show_name(source.root)}: {rule}; `fasttricks data pack DIR OUT` does"
+                )
             if folder not in made:
                 (partial / split / folder).mkdir(parents=True, exist_ok=True)
                 made.add(folder)

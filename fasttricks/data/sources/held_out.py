@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fasttricks.config import show_name
 from fasttricks.data.sources.errors import DataError
-from fasttricks.data.sources.listed import Where, digest_of
+from fasttricks.data.sources.listed import Where, digest_of, is_numbered
 
 if TYPE_CHECKING:
     from fasttricks.data.sources import Source
@@ -51,6 +51,11 @@ class Part:
     def root(self) -> Path:
         """That of the whole source."""
         return self.source.root
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the data itself gives the classes their numbers."""
+        return is_numbered(self.source)
 
     @cached_property
     def bad(self) -> Mapping[int, str]:

@@ -91,4 +91,4 @@ def read_at(place: Where) -> bytes:
 
 def is_numbered(source: object) -> bool:
     """Whether the data of `source` gives its classes their numbers."""
-    return isinstance(source, ListedImages) and source.numbered
+    return bool(getattr(source, "numbered", False))

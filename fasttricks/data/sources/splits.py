@@ -26,7 +26,8 @@ SPLIT_OF = {
     "testing": "test",
 }
 """Word, in lower case -> split. test stands in for val where there is no val (choose_val)."""
-_LOOKED_INTO = 64  # folders of data.root in which shards are looked for: those of classes may be many
+_LOOKED_INTO = 64
+"""Folders of data.root in which shards are looked for, and images after which such a folder is one of images: both may be many."""
 _UNPACK = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
 T = TypeVar("T")
 
@@ -50,12 +51,13 @@ def find_shards(root: Path, ending: str, *, nested: bool = False) -> dict[str, t
     ROOT/SPLIT without such files has none, whatever lies beside it: it is of another kind. nested: where none is in those
     places, those of one other folder of ROOT count.
     Raises DataError for a name that has two splits, compressed tars, and several folders that have such files.
-    Cost: a listing of ROOT, and of up to 64 of its folders as far as the first image.
+    Cost: a listing of ROOT, and of up to 64 of its folders as far as the 64th image.
     """
     here = _shards_in(root, "", ending)
     if here or not nested:
         return here
-    below = {name: _shards_in(root / name, f"{name}/", ending) for name in islice(_list(root)[0], _LOOKED_INTO)}
+    folders = islice(_list(root)[0], _LOOKED_INTO)
+    below = {name: _shards_in(root / name, f"{name}/", ending, most_images=_LOOKED_INTO) for name in folders}
     below = {name: shards for name, shards in below.items() if any(shards.values())}
     if len(below) > 1:
         rule = f"several folders hold files that end in {ending} ({', '.join(map(show_name, below))})"
@@ -63,9 +65,9 @@ def find_shards(root: Path, ending: str, *, nested: bool = False) -> dict[str, t
     return next(iter(below.values()), {})
 
 
-def _shards_in(root: Path, prefix: str, ending: str) -> dict[str, tuple[str, ...]]:
+def _shards_in(root: Path, prefix: str, ending: str, most_images: int | None = None) -> dict[str, tuple[str, ...]]:
     """As find_shards, of `root` alone."""
-    folders, files = _list(root)
+    folders, files = _list(root, most_images)
     found: dict[str, list[str]] = {}
     for folder in folders:
         if split := SPLIT_OF.get(folder.lower()):
@@ -92,9 +94,9 @@ def _is_shard(name: str, ending: str) -> bool:
     return name.endswith(ending) or (ending == ".tar" and (name.endswith(".tgz") or f"{ending}." in name))
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """(folders, files) in `folder`, sorted; files as far as the first that is named as an image, which no shard has beside it."""
-    folders, files = [], []
+def _list(folder: Path, most_images: int | None = None) -> tuple[list[str], list[str]]:
+    """(folders, files) in `folder`, sorted, without those that are named as images. It stops after so many images."""
+    folders, files, images = [], [], 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -103,7 +105,9 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
                 if is_folder(entry):
                     folders.append(entry.name)
                 elif named_image(entry.name):
-                    break
+                    images += 1
+                    if images == most_images:
+                        break
                 else:
                     files.append(entry.name)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
