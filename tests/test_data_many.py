@@ -17,11 +17,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fasttricks.config import DataConfig
 from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.packed import FORMAT, INDEX, MANIFEST, open_packed, write_index
 from fasttricks.data.sources.quarantine import write_quarantine
+from fasttricks.data.sources.table import read_table
+from fasttricks.data.sources.webdataset import open_webdataset
 from fasttricks.system.progress import counted
+from lib.layouts import tar_of
 
 HEADER = b"\xff\xd8\xff\xe0" + bytes(20)
 """What listing reads of a JPEG."""
@@ -56,6 +60,20 @@ def test_stray_and_bad_files_cost_no_more_than_others(strays: str, tmp_path: Pat
     else:
         write_quarantine(tmp_path, {f"train/a/a_{number}.JPEG": "x" for number in range(1, 5000)})
     assert cpu_seconds(lambda: scan_folder(tmp_path / "train")) < 1.5
+
+
+def test_tables_and_tars_cost_no_more_for_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 rows of 1,000 classes; 2,000 samples, of which a list quarantines most."""
+    rows = [f"images/{number}.JPEG,c{number % 1000},{('train', 'val')[number % 2]}\n" for number in range(20_000)]
+    (tmp_path / "images.csv").write_text("path,label,split\n" + "".join(rows))
+    assert cpu_seconds(lambda: read_table(tmp_path / "images.csv")) < 2
+    samples = [
+        (f"{number}.{kind}", b"7" if kind == "cls" else HEADER) for number in range(2000) for kind in ("cls", "jpg")
+    ]
+    (tmp_path / "train.tar").write_bytes(tar_of(samples))
+    write_quarantine(tmp_path, {f"train/7/{number}.jpg": "x" for number in range(1, 2000)})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cpu_seconds(lambda: open_webdataset(DataConfig(root=str(tmp_path)), "train", None)) < 2
 
 
 def write_pack(root: Path, classes: int) -> Path:

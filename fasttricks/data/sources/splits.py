@@ -27,7 +27,7 @@ SPLIT_OF = {
 }
 """Word, in lower case -> split. test stands in for val where there is no val (choose_val)."""
 _LOOKED_INTO = 64
-"""Folders of data.root in which shards are looked for, and images after which such a folder is one of images: both may be many."""
+"""Folders of data.root in which shards are looked for, and images that make such a folder one of images: both may be many."""
 _UNPACK = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
 T = TypeVar("T")
 
