@@ -42,6 +42,7 @@ RANGES = {
     "max_loss": "above 0, or 0 (any finite loss)",
     "timeout_s": "1 to 10000000 seconds",
     "data.image_size": "8 to 8192 pixels",
+    "data.nested": "one of error, top, leaf",
     "data.val_share": "0 (off) to 1",
     "data.limit_per_class": "0 (all) or more",
     "data.area": "two numbers with 0 < first <= second <= 1",

@@ -221,14 +221,14 @@ def test_lists_besides_that_of_a_scan_are_named(
 
 
 def test_any_tree_is_walked(tmp_path: Path) -> None:
-    """Three levels by each name, as one of them may be class folders; deeper, each folder once; no circle without end."""
+    """Three levels by each name, as one of them may be class folders; deeper, each folder once in each; no circle without end."""
     images(tmp_path / "tree" / "1" / "2" / "3" / "4")
     (tmp_path / "tree" / "1" / "2" / "3" / "again").symlink_to("4")
     (tmp_path / "tree" / "1" / "2" / "3" / "up").symlink_to(tmp_path / "tree")
     (tmp_path / "tree" / "b").symlink_to("1/2/3/4")
     images(tmp_path / "tree" / "photos.jpg")
     images(tmp_path / "tree" / "5" / "6" / "7" / "8")
-    wanted = [f"{folder}/{number}.jpg" for folder in ("5/6/7/8", "b", "photos.jpg") for number in range(2)]
+    wanted = [f"{folder}/{number}.jpg" for folder in ("1/2/3/4", "5/6/7/8", "b", "photos.jpg") for number in range(2)]
     assert list_files(tmp_path / "tree") == wanted
 
 

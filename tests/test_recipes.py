@@ -118,6 +118,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.root": "",
     "data.labels": "",
     "data.class_order": "codepoint",
+    "data.nested": "error",
     "data.val_share": 0.0,
     "data.limit_per_class": 0,
     "data.threads": 0,

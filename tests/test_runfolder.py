@@ -163,6 +163,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "data.std": (127.5, 127.5, 127.5),
     "data.labels": "images.csv",
     "data.class_order": "natural",
+    "data.nested": "leaf",
     "data.val_share": 0.1,
     "data.limit_per_class": 50,
     "data.threads": 3,

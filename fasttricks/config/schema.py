@@ -16,6 +16,7 @@ from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
+Nested = Literal["error", "top", "leaf"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
 Operators = Literal["auto", "fused", "dali"]
@@ -34,6 +35,8 @@ class DataConfig:
     """Table of the images, FILE.csv or FILE.tsv in root: columns path (below root), label and, where it has one, split."""
     class_order: str = "codepoint"
     """Order that numbers the classes: codepoint (torchvision), natural (timm: 2 before 10), or a file of a class in each line."""
+    nested: Nested = "error"
+    """Folders in a class folder: error; top: their images are of that class (torchvision); leaf: each is a class, A/B (timm)."""
     val_share: Annotated[float, Range(0, 1, zero="off")] = 0.0
     """Share of the images that is held out for validation, by a hash of their names, where root has no val/. 0: off; 1: all
     of them, for evaluate alone."""
@@ -97,7 +100,7 @@ AUGMENTATION = (
     "operators",
 )
 """Fields of DataConfig that validation does not read."""
-PLACE = ("root", "labels", "class_order", "val_share", "limit_per_class")
+PLACE = ("root", "labels", "class_order", "nested", "val_share", "limit_per_class")
 """Fields of DataConfig that say which images there are and how they are labelled. Each is text or a number."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from fasttricks.config import DataConfig, Range, UserError, check_fields, show_name
+from fasttricks.config import DataConfig, Nested, Range, UserError, check_fields, show_name
 from fasttricks.data.packing.pack import PackConfig
 from fasttricks.data.sources import Source, find_dataset, holds, open_split
 
@@ -18,6 +18,8 @@ class PlaceConfig:
 
     labels: str = ""
     """The table of the images, as --data.labels in training."""
+    nested: Nested = "error"
+    """Folders in a class folder, as --data.nested in training: error, top or leaf."""
     val_share: Annotated[float, Range(0, 1, below=True, zero="off")] = 0.0
     """Share of the images that becomes val, where DIR has no val/, as --data.val-share in training."""
 

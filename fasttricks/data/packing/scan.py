@@ -63,31 +63,42 @@ def list_files(root: Path) -> list[str]:
     image, whether `root` is a data set, a split or a class folder, and then whatever else lies there.
 
     Links are followed. A folder that has several names is listed by each that may be a class folder's, three levels deep where
-    it is unknown which is; further below, and beside train/ and val/, once. A folder in a class folder that is named as an
-    image is a file: none that can be read. Raises DataError for a folder that cannot be listed.
+    it is unknown which is; further below once in each of them, as data.nested enters it; beside train/ and val/ once. A folder
+    in a class folder that is named as an image is a file: none that can be read. Raises DataError for a folder that cannot be
+    listed.
     """
     class_level = _class_level(root)
     deepest = _UNKNOWN_LEVELS if class_level is None else class_level
     beside = is_dataset(root)
     files: list[str] = []
-    entered: set[tuple[int, int]] = set()
+    aside: set[tuple[int, int]] = set()
     named: deque[tuple[str, int, frozenset[tuple[int, int]]]] = deque([("", 0, frozenset())])
-    once: deque[tuple[str, int, frozenset[tuple[int, int]]]] = deque()
-    while named or once:
-        by_name = bool(named)
-        inside, level, above = (named or once).popleft()
+    once: deque[tuple[str, set[tuple[int, int]]]] = deque()
+    while named:
+        inside, level, above = named.popleft()
         there = list_folder(root / inside)
-        if there.identity in (above if by_name else entered):
+        if there.identity in above:
+            continue
+        aside.add(there.identity)
+        within = {*above, there.identity}
+        files += [inside + name for name in there.files]
+        for name in there.folders:
+            if level == class_level and named_image(name):
+                files.append(inside + name)
+            elif beside and level == 0 and name not in SPLITS:
+                once.append((f"{inside}{name}/", aside))
+            elif level < deepest:
+                named.append((f"{inside}{name}/", level + 1, above | {there.identity}))
+            else:
+                once.append((f"{inside}{name}/", within))
+    while once:
+        inside, entered = once.popleft()
+        there = list_folder(root / inside)
+        if there.identity in entered:
             continue
         entered.add(there.identity)
         files += [inside + name for name in there.files]
-        for name in there.folders:
-            if by_name and level == class_level and named_image(name):
-                files.append(inside + name)
-            elif by_name and level < deepest and not (beside and level == 0 and name not in SPLITS):
-                named.append((f"{inside}{name}/", level + 1, above | {there.identity}))
-            else:
-                once.append((f"{inside}{name}/", level + 1, above))
+        once += [(f"{inside}{name}/", entered) for name in there.folders]
     return sorted(files)
 
 

@@ -4,17 +4,19 @@ A wrong layout is an error. A bad file is not: it is listed in ImageFolder.bad w
 image in its place (feed.py).
 
 Layout: ROOT/train/<class>/<image> and ROOT/val/<class>/<image>, or ROOT/<class>/<image>, which is all train; classes are numbered
-by sorted folder name.
+by sorted folder name. data.nested gives folders in class folders their meaning.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from fasttricks.config import DataConfig, show_name
 from fasttricks.data.sources.checked import find_bad, in_threads
@@ -58,14 +60,29 @@ class ImageFolder(ListedImages):
         return Where(f"{self.root}{os.sep}{self.files[index]}")
 
 
-def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> ImageFolder:
+class _Class(NamedTuple):
+    """The contents of a class, by paths relative to the root of the split."""
+
+    files: list[str]
+    hidden: list[str]
+    """Passed over."""
+    lists: list[str]
+    """The folders that have a quarantine list."""
+    inner: bool = False
+    """Whether it has folders that are classes of their own, so that it needs no image."""
+
+
+def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None, nested: str = "error") -> ImageFolder:
     """The images in the class folders of `root`, sorted by class and then by name, each checked to be an image.
 
     Args:
-        root: folder with one folder of images a class, such as DATA/train. Class folders are searched one level deep.
+        root: folder with one folder of images a class, such as DATA/train.
         classes: class names that the labels follow, those of train for a val folder, which may lack some but not add
             any.
             None: the sorted names of the folders.
+        nested: as data.nested. A folder in a class folder is an error, belongs to that class (top), or is a class, CLASS/FOLDER
+            (leaf), which the folders around it are where they hold images too. Below a class folder each folder is entered
+            once, by its shortest name, the first of equals: links to it, and those to `root` or the folder above it, are skipped.
 
     A file is an image if its first bytes say so; the pixels are not decoded. One that is none is in `bad` if its name is
     an image's, and skipped, as hidden files, Thumbs.db and desktop.ini are, if not: with a warning that counts them.
@@ -80,24 +97,28 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
     """
     root = Path(root)
     top = _list_root(root)
-    known = tuple(top.folders) if classes is None else tuple(classes)
+    if nested != "leaf":
+        _require_known(root, top.folders, classes)
+    outside = {top.identity, list_folder(root / os.pardir).identity} if nested != "error" else set()
+    listings = in_threads(f"list {root.name}", top.folders, lambda name: _list_class(root, name, nested, outside))
+    found = dict(sorted(one for listing in listings for one in listing.items()))
+    every_file = chain.from_iterable(listing.files for listing in found.values())
+    no_image = find_bad(root, every_file, sum(len(listing.files) for listing in found.values()))
+    lists = [folder for listing in found.values() for folder in listing.lists]
+    skipped = list(top.hidden)
+    for name, listing in [(name, listing) for name, listing in found.items() if listing.inner]:
+        if all(file in no_image and not named_image(file) for file in listing.files):
+            skipped += [*listing.files, *listing.hidden]
+            del found[name]
+    if nested == "leaf":
+        _require_known(root, list(found), classes)
+    known = tuple(found) if classes is None else tuple(classes)
     index = {name: label for label, name in enumerate(known)}
-    strangers = [name for name in top.folders if name not in index]
-    if strangers:
-        raise DataError(
-            f"{root}: class folder {show_names(strangers)} has no counterpart in train, which has {len(known)} classes; "
-            f"add it there or remove it here"
-        )
-    listings = in_threads(f"list {root.name}", top.folders, lambda name: _list_class(root, name))
-    found = dict(zip(top.folders, listings, strict=True))
-    every_file = chain.from_iterable(listing.files for listing in listings)
-    no_image = find_bad(root, every_file, sum(len(listing.files) for listing in listings))
-    reasons = no_image | read_quarantine(root, [name for name, listing in found.items() if listing.quarantine])
+    reasons = no_image | read_quarantine(root, lists)
     files: list[str] = []
     labels: list[int] = []
     bad: dict[int, str] = {}
-    skipped = list(top.hidden)
-    for name, (_, there, hidden, *_) in found.items():
+    for name, (there, hidden, *_) in found.items():
         kept = [file for file in there if file not in no_image or named_image(file)]
         worst = {at: reasons[file] for at, file in enumerate(kept, len(files)) if file in reasons}
         if len(worst) == len(kept):
@@ -112,6 +133,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
         skipped += hidden
     if skipped:
         kinds = f"{len(skipped)} hidden or system files, or files without an image's name and content"
+        kinds += ", or links to a folder that is entered already" if nested != "error" else ""
         warnings.warn(f"{show_name(root)}: skipped {kinds} ({show_names(skipped)})", stacklevel=2)
     return ImageFolder(root=root, classes=known, files=tuple(files), labels=tuple(labels), bad=bad)
 
@@ -119,7 +141,8 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None) -> Im
 def open_folder(config: DataConfig, split: str, classes: tuple[str, ...] | None) -> ImageFolder:
     """The images of ROOT/SPLIT, or of ROOT as train where it has neither split. Raises DataError as scan_folder."""
     root = Path(config.root)
-    return scan_folder(root / split if os.path.lexists(root / split) else root, classes=classes)
+    place = root / split if os.path.lexists(root / split) else root
+    return scan_folder(place, classes=classes, nested=config.nested)
 
 
 def holds_folder(config: DataConfig, split: str) -> bool:
@@ -155,14 +178,46 @@ def _list_root(root: Path) -> Listing:
     return there
 
 
-def _list_class(root: Path, name: str) -> Listing:
-    """The contents of a class folder, by paths relative to root. A folder named as an image is a file, which is bad."""
-    there = list_folder(root / name)
-    inner = next((folder for folder in there.folders if not named_image(folder)), None)
-    if inner is not None:
-        raise DataError(f"{root}: {name}/{inner} is a folder inside a class folder; {LAYOUT}")
-    files, hidden = sorted(there.files + there.folders), there.hidden
-    return there._replace(folders=[], files=[f"{name}/{f}" for f in files], hidden=[f"{name}/{h}" for h in hidden])
+def _require_known(root: Path, names: list[str], classes: Sequence[str] | None) -> None:
+    """Raise DataError where one of the `names` is none of the `classes` of train."""
+    strangers = sorted(set(names) - set(classes)) if classes is not None else []
+    if strangers:
+        raise DataError(
+            f"{root}: class folder {show_names(strangers)} has no counterpart in train, which has {len(classes or ())} classes; "
+            f"add it there or remove it here"
+        )
+
+
+def _list_class(root: Path, name: str, nested: str, outside: set[tuple[int, int]]) -> dict[str, _Class]:
+    """The classes of a class folder, by name. A folder named as an image is a file, which is bad.
+
+    outside: folders that are not entered from here.
+    """
+    found: dict[str, _Class] = {}
+    entered = set(outside)
+    waiting = deque([name])
+    while waiting:
+        folder = waiting.popleft()
+        there = list_folder(root / folder)
+        owner = folder if nested == "leaf" else name
+        if there.identity in entered and folder != name:
+            found.setdefault(owner.rpartition("/")[0] or name, _Class([], [], [])).hidden.append(folder)
+            continue
+        entered.add(there.identity)
+        inner = [f"{folder}/{one}" for one in there.folders if not named_image(one)]
+        if inner and nested == "error":
+            ways = f"--data.nested top takes its images for class {show_name(name)}, leaf makes it a class of its own"
+            raise DataError(f"{root}: {show_name(inner[0])} is a folder inside a class folder; {ways}; {LAYOUT}")
+        waiting += inner
+        images = sorted([*there.files, *(one for one in there.folders if named_image(one))])
+        one = found.setdefault(owner, _Class([], [], []))
+        one.files.extend(f"{folder}/{image}" for image in images)
+        one.hidden.extend(f"{folder}/{file}" for file in there.hidden)
+        one.lists.extend([folder] if there.quarantine else [])
+        found[owner] = one._replace(inner=nested == "leaf" and bool(inner))
+    for listing in found.values():
+        listing.files.sort(key=lambda file: file.rpartition("/")[::2])  # by folder and then by name, as torchvision
+    return found
 
 
 def named_image(path: str) -> bool:
