@@ -94,13 +94,15 @@ def train(run: Run) -> dict[str, float]:
     config, metrics, draw = run.config, None, True
     try:
         run.log.start(run.step)
-        while run.epoch < config.epochs or run.unmeasured:
+        while (run.epoch < config.epochs and not run.gave_up) or run.unmeasured:
             if not run.unmeasured:  # else stopped between an epoch and its validation
                 train_epoch(run)
-            last = run.epoch == config.epochs
+            best = False
             if run.unmeasured:
                 metrics = validate(run)
-            if last or run.epoch % config.checkpoint_epochs == 0 or steps_due(run):
+                best = run.best.judge(metrics[run.task.metrics[0].name], epoch=run.epoch, step=run.step)
+            last = run.epoch == config.epochs or run.gave_up
+            if last or best or run.epoch % config.checkpoint_epochs == 0 or steps_due(run):
                 save(run)
             if not last:
                 stop_if_asked(run)

@@ -85,6 +85,7 @@ RANGES = {
     "distill.hard_weight": "0 (off) or more",
     "distill.soft_weight": "0 (off) or more",
     "eval.every_epochs": "1 or more",
+    "eval.patience": "0 (off) or more",
     "eval.batch_size": "0 (as in training) to 65536",
 }
 """What each field of a run may be; test_ranges.py has what the words mean, and values at their edges."""

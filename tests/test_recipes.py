@@ -64,6 +64,7 @@ BASELINE: dict[str, Any] = {
     "distill.soft_weight": 1.0,
     "ema_decay": 0.0,
     "eval.flip": False,
+    "eval.patience": 0,
     "sync_batch_norm": False,
 }
 EFFICIENT = BASELINE | {  # section 3

@@ -214,6 +214,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "eval.every_epochs": 2,
     "eval.batch_size": 8,
     "eval.flip": True,
+    "eval.patience": 3,
     "tricks.on": ("mixup",),
     "tricks.off": ("cosine",),
 }
@@ -231,7 +232,8 @@ HARMLESS = {
         "tricks.off",
     ),
     *("allow_other_ranks", "allow_other_versions", "on_bad_loss", "max_loss", "timeout_s"),
-    *("data.root", "data.labels", "data.threads", "data.prefetch", "data.max_bad", "eval.batch_size"),
+    *("data.root", "data.labels", "data.threads", "data.prefetch", "data.max_bad"),
+    *("eval.batch_size", "eval.patience"),
     "distill.teacher",
     "distill.cache",
     "distill.trust_code",

@@ -11,7 +11,7 @@ import torch
 
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import Job
-from fasttricks.config import ConfigError, TrainConfig, UserError
+from fasttricks.config import ConfigError, TrainConfig, UserError, require
 from fasttricks.data.sources import common_root, find_dataset
 from fasttricks.learning.compiled import check_compile
 from fasttricks.models import build_model
@@ -50,8 +50,10 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def check_runs(jobs: Sequence[Job]) -> None:
-    """Raise ConfigError as check_compile where it would refuse one of the runs."""
+    """Raise ConfigError as check_compile where it would refuse one of the runs, and for early stopping."""
+    rule = "would give the cells of a table runs of unlike length; leave it at 0"
     for job in jobs:
+        require(job.config.eval.patience == 0, "eval.patience", job.config.eval.patience, rule)
         check_compile(job.config.compile, ranks=job.ranks, accumulate=job.config.accumulate)
 
 

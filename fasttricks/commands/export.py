@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fasttricks.commands import prog
 from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, show_name
-from fasttricks.runs.stored import is_export
+from fasttricks.runs.stored import is_export, run_of_best
 from fasttricks.system.extras import require_extra
 
 if TYPE_CHECKING:
@@ -164,5 +164,6 @@ def main(args: Sequence[str]) -> None:
     require_extra("export", ["safetensors"], "export")
     from fasttricks.runs.opened import open_saved
 
-    target = export(open_saved(path), config, path if path.is_dir() and not is_export(path) else None)
+    folder = run_of_best(path) or (path if path.is_dir() and not is_export(path) else None)
+    target = export(open_saved(path), config, folder)
     print(f"wrote {', '.join(sorted(file.name for file in target.iterdir()))} to {show_name(target)}/")

@@ -13,7 +13,7 @@ from fasttricks.config.cli import parse
 from fasttricks.config.options import HELP, NOTHING, Hidden, arities, split_arguments, value_of
 from fasttricks.runs.exported import describe, stand_in
 from fasttricks.runs.folder import read_config
-from fasttricks.runs.stored import find_weights
+from fasttricks.runs.stored import find_weights, run_of_best
 from fasttricks.system.reading import is_there
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMS = """CHECKPOINT is a file, a run folder, of which the newest checkpoint is taken, or an export's folder. A file of
-torchvision or timm (.pt, .pth, .safetensors) needs --model.name, its network; --data.class-order FILE names its classes."""
+FORMS = """CHECKPOINT is a file, a run folder, of which the newest checkpoint is taken, RUN@best for its best one, or an export's
+folder. A file of torchvision or timm (.pt, .pth, .safetensors) needs --model.name, its network; --data.class-order FILE names its
+classes."""
 
 
 class Asked(NamedTuple, Generic[T]):
@@ -124,7 +125,7 @@ def recorded(path: Path) -> tuple[TrainConfig | None, bool]:
     try:
         if description := describe(path):
             return description.config, description.settled
-        folder = path if path.is_dir() else path.parent.parent
+        folder = run_of_best(path) or (path if path.is_dir() else path.parent.parent)
         run = read_config(folder) if is_there(folder / "config.json") else None
     except UserError:  # told by the reader of the checkpoint
         return None, False

@@ -22,7 +22,7 @@ from fasttricks.config import (
 from fasttricks.config.recipes import FITTED, OF_THE_WEIGHTS, find_recipe
 from fasttricks.data.sources import find_dataset
 from fasttricks.runs.folder import read_config
-from fasttricks.runs.stored import RAW
+from fasttricks.runs.stored import RAW, run_of_best
 
 
 def fit_recipe(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
@@ -61,7 +61,7 @@ def like_weights(config: TrainConfig, init: str) -> TrainConfig:
         sizes = {"data.image_size": same[-1].image_size, "data.val_resize": same[-1].val_resize}
         return replace_fields(config, {"model.name": same[-1].name, **sizes})
     try:
-        run = read_config(Path(name))
+        run = read_config(run_of_best(Path(name)) or Path(name))
     except (UserError, OSError):
         return config
     return replace_fields(config, {path: get_at(run, path) for path in OF_THE_WEIGHTS})

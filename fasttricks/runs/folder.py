@@ -43,6 +43,7 @@ _MAY_DIFFER = (
         "data.prefetch",
         "data.max_bad",
         "eval.batch_size",
+        "eval.patience",
         "distill.teacher",
         "distill.cache",
         "distill.trust_code",

@@ -19,6 +19,10 @@ _NAME = re.compile(r"step-(\d{10,})\.pt")
 _DAMAGED = ".damaged"
 RAW = ":raw"
 """Ends a name whose weights shall be those of the training, and not their average."""
+BEST = "@best"
+"""Ends the name of a run folder whose best checkpoint shall be taken, and not the newest."""
+BEST_FILE = "best.pt"
+"""The checkpoint of the best validation, beside the numbered ones."""
 EXPORTED = "model.safetensors"
 """The weights in an export's folder."""
 CHECKSUM_MARK = b"\nfasttricks-sha256\n"
@@ -35,11 +39,32 @@ class DamagedError(CheckpointError):
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file that `path` names: itself, or the newest checkpoint of a run folder. Raises CheckpointError for any other path."""
+    """The file that `path` names: itself, the newest checkpoint of a run folder, or, for RUN@best, its best.
+
+    Raises CheckpointError for any other path.
+    """
+    if (folder := run_of_best(path)) is not None:
+        return _best(folder)
     file = newest_checkpoint(path / "checkpoints") if path.is_dir() else path
     if file is None or not is_there(file):
         rule = "must be a file, or a run folder with checkpoints/step-NUMBER.pt; check the path"
         raise CheckpointError(f"checkpoint = {str(path)!r}: {rule}")
+    return file
+
+
+def run_of_best(path: Path) -> Path | None:
+    """The run folder of RUN@best; None for any other path, also of a file or folder that has such a name."""
+    if not path.name.endswith(BEST) or os.path.lexists(path):
+        return None
+    return path.with_name(path.name.removesuffix(BEST)) if path.name != BEST else path.parent
+
+
+def _best(folder: Path) -> Path:
+    file = folder / "checkpoints" / BEST_FILE
+    if not is_there(file):
+        why = "is no run folder" if not folder.is_dir() else "has no best checkpoint: none was saved after a validation"
+        way_out = "check the path" if not folder.is_dir() else f"leave out {BEST}, for its newest"
+        raise CheckpointError(f"checkpoint = {f'{folder}{BEST}'!r}: {folder} {why}; {way_out}")
     return file
 
 
@@ -120,20 +145,21 @@ def keep_newest(folder: Path, count: int, also: Callable[[int], bool] = lambda s
     remove_leftovers(folder, _NAME.pattern)
 
 
-def keep_copy(path: Path, name: str) -> Path:
+def keep_copy(path: Path, name: str, *, again: bool = False) -> Path:
     """Keep the checkpoint `path` under another name beside it, which keep_newest() leaves alone. Takes no room where it can.
 
-    Raises OSError where it cannot be written.
+    again: in the place of a file that has that name, which is there until then; else that one stays. Raises OSError where it
+    cannot be written.
     """
-    kept = path.with_name(name)
-    with contextlib.suppress(FileExistsError):
+    kept, temporary = path.with_name(name), temporary_of(path.with_name(name))
+    if again or not os.path.lexists(kept):
+        temporary.unlink(missing_ok=True)  # of a process that was killed
         try:
-            os.link(path, kept)
-        except FileExistsError:
-            raise
+            os.link(path, temporary)
         except OSError:  # a file system without hard links
-            shutil.copyfile(path, temporary_of(kept))
-            os.replace(temporary_of(kept), kept)
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, kept)
+        temporary.unlink(missing_ok=True)  # rename() leaves both where both are one file
     return kept
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from fasttricks.config import ConfigError, TrainConfig, UserError
 from fasttricks.runs.begin import check_run_dir, claim_run, is_empty_run
 from fasttricks.runs.folder import no_place, open_run
-from fasttricks.runs.stored import checkpoints, keep_copy
+from fasttricks.runs.stored import BEST_FILE, checkpoints, keep_copy
 from fasttricks.system.distributed import World
+from fasttricks.system.reading import is_there
+from fasttricks.training.best import BestSoFar
 from fasttricks.training.resume import Resumed
 
 
@@ -39,10 +41,17 @@ def own(config: TrainConfig, world: World, resumed: Resumed) -> AbstractContextM
 
 
 def note_what_was_there(config: TrainConfig, resumed: Resumed) -> None:
-    """Have the run say that it takes a folder over, or extends a finished run, whose checkpoint is kept. Raises OSError."""
+    """Have the run say that it takes a folder over, has lost its best checkpoint, or extends a finished run, whose checkpoint is
+    kept; keep a best one that a kill left without its name. Raises OSError."""
     folder = Path(config.run_dir)
     if (folder / "config.json").exists() and is_empty_run(folder):
         resumed.notes.append("the folder is taken over from a run that ended before its first checkpoint")
+    best = BestSoFar()
+    best.load_state_dict(resumed.state)
+    if best.best is not None and best.best.step == resumed.state["step"] and not resumed.state["unmeasured"]:
+        keep_copy(Path(resumed.path), BEST_FILE, again=True)  # it may have been killed between the two
+    elif best.best is not None and not is_there(folder / "checkpoints" / BEST_FILE):
+        resumed.notes.append(f"{BEST_FILE}, of the best validation, after epoch {best.best.epoch}, is gone")
     if resumed.extends:
         kept = keep_copy(Path(resumed.path), f"epochs-{resumed.extended[-1]['from_epochs']}.pt")
         resumed.notes.append(f"the finished run's checkpoint is kept as {kept}")

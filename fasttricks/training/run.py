@@ -21,10 +21,11 @@ from fasttricks.learning.divergence import MOST_SKIPPED, DivergedError, first_no
 from fasttricks.learning.learner import Learner
 from fasttricks.runs.checkpoint import save_checkpoint
 from fasttricks.runs.log import RunLog
-from fasttricks.runs.stored import checkpoint_path, keep_newest, newest_checkpoint
+from fasttricks.runs.stored import BEST_FILE, checkpoint_path, keep_copy, keep_newest, newest_checkpoint
 from fasttricks.system.monitor import GpuMonitor
 from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest
+from fasttricks.training.best import BestSoFar
 
 KEPT_CHECKPOINTS = 2
 
@@ -53,12 +54,19 @@ class Run(Learner):
     first_epoch: int = 0
     """Epochs that an earlier process had done, of a resumed run."""
     train_seconds: float = 0.0
+    best: BestSoFar = field(default_factory=BestSoFar)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether early stopping (eval.patience) has ended it."""
+        return self.best.gives_up(self.config.eval.patience)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint on the main rank; on the others without `ranks`. A collective and a sync."""
         return {
             **super().state_dict(),
             **({"extended": json.dumps(self.extended)} if self.extended else {}),
+            **self.best.state_dict(),
             "task": self.task.name,
             "config": json.dumps(dataclasses.asdict(self.config)),
             "classes": list(self.classes),
@@ -77,6 +85,7 @@ class Run(Learner):
         Raises CheckpointError for another network's weights, DataError for a position in other data.
         """
         super().load_state_dict(state)
+        self.best.load_state_dict(state)
         self.epoch = self.first_epoch = state["epoch"]
         self.unmeasured, self.train_seconds = state["unmeasured"], state["train_seconds"]
         # at an epoch's end, where ranks may have changed in number, rank 0's will do
@@ -127,6 +136,8 @@ def save(run: Run) -> None:
         raise DivergedError(f"{bad} after step {run.step}: {rule}; {last_good(run)}")
     folder = run.folder / "checkpoints"
     save_checkpoint(checkpoint_path(folder, run.step), state)
+    if run.best.best is not None and run.best.best.step == run.step and not run.unmeasured:
+        keep_copy(checkpoint_path(folder, run.step), BEST_FILE, again=True)
     keep_newest(folder, KEPT_CHECKPOINTS, also=lambda step: step % run.steps_per_epoch == 0)
 
 

@@ -10,16 +10,18 @@ import torch
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.runs.folder import write_json
 from fasttricks.runs.metric import show_all
+from fasttricks.runs.stored import BEST
 from fasttricks.training.run import Run
 
 
 def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
-    """The result of a finished run, written as summary.json and printed as one line. A collective."""
-    images = run.config.epochs * run.shards.num_images
+    """The result of a finished run, written as summary.json and printed as one line or two. A collective."""
+    best = run.best.best
+    images, headline = run.epoch * run.shards.num_images, run.task.metrics[0]
     summary = {
         "recipe": run.config.recipe,
         **metrics,
-        "epochs": run.config.epochs,
+        "epochs": run.epoch,
         "steps": run.step,
         "train_seconds": run.train_seconds,
         "images_per_sec": images / run.train_seconds,
@@ -30,12 +32,19 @@ def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
         **({"skipped_losses": run.guard.skipped} if run.guard.skip else {}),
         **images_per_joule(run),
         **({"extended": run.extended} if run.extended else {}),
+        **({f"best_{headline.name}": best.value, "best_epoch": best.epoch} if best is not None else {}),
+        **({"stopped_early": True} if run.gave_up and run.epoch < run.config.epochs else {}),
         "bad_images": bad_images(run),
     }
     if run.world.is_main:
         write_json(run.folder / "summary.json", summary)
+    if run.gave_up and best is not None and run.epoch < run.config.epochs:
+        told = f"no new best {headline.label} in {run.best.since} validations (eval.patience)"
+        run.log.print(f"{told}: stopped after epoch {run.epoch} of {run.config.epochs}")
     line = f"{show_all(run.task.metrics, metrics)}  {summary['images_per_sec']:,.0f} imgs/sec"
     run.log.print(f"{line}  {run.train_seconds:,.0f} s of training  everything is in {run.folder}/")
+    if best is not None and best.epoch < run.epoch:
+        run.log.print(f"best {headline.show(best.value)} after epoch {best.epoch}: {run.folder}{BEST}")
     return summary
 
 
