@@ -89,6 +89,7 @@ def test_the_run_folder_holds_all_of_it(finished_run: FinishedRun) -> None:
     measured = [record for record in records(folder) if "top1" in record]
     assert [row["top1"] for row in rows] == [str(record["top1"]) for record in measured] and len(rows) > 1
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best.pt",
         "step-0000000006.pt",
         "step-0000000009.pt",
     ]

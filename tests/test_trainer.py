@@ -302,7 +302,7 @@ def test_validation_and_saving_at_their_intervals(start: Callable[..., Run]) -> 
     fit(run)
     assert [r["epoch"] for r in records(run) if "top1" in r] == [3, 5]
     kept = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
-    assert kept == ["step-0000000012.pt", "step-0000000015.pt"], "after epochs 4 and 5, the newest two"
+    assert kept == ["best.pt", "step-0000000012.pt", "step-0000000015.pt"], "after epochs 4 and 5, the newest two"
 
 
 def test_micro_batches_before_the_last_do_not_sum_over_ranks(start: Callable[..., Run]) -> None:

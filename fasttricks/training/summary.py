@@ -41,10 +41,10 @@ def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
     if run.gave_up and best is not None and run.epoch < run.config.epochs:
         told = f"no new best {headline.label} in {run.best.since} validations (eval.patience)"
         run.log.print(f"{told}: stopped after epoch {run.epoch} of {run.config.epochs}")
-    line = f"{show_all(run.task.metrics, metrics)}  {summary['images_per_sec']:,.0f} imgs/sec"
-    run.log.print(f"{line}  {run.train_seconds:,.0f} s of training  everything is in {run.folder}/")
     if best is not None and best.epoch < run.epoch:
         run.log.print(f"best {headline.show(best.value)} after epoch {best.epoch}: {run.folder}{BEST}")
+    line = f"{show_all(run.task.metrics, metrics)}  {summary['images_per_sec']:,.0f} imgs/sec"
+    run.log.print(f"{line}  {run.train_seconds:,.0f} s of training  everything is in {run.folder}/")
     return summary
 
 
