@@ -323,7 +323,11 @@ def test_a_read_only_folder_ends_the_run_with_the_last_checkpoint(
     """As root no mode of a folder refuses: the system call is made to."""
     run = start("--epochs", "2")
     real = os.replace
-    monkeypatch.setattr("fasttricks.runs.checkpoint.os.replace", lambda a, b: deny() if run.step == 6 else real(a, b))
+
+    def replace(one: Path, other: Path) -> None:
+        deny() if run.step == 6 and other.suffix == ".pt" else real(one, other)
+
+    monkeypatch.setattr("fasttricks.runs.checkpoint.os.replace", replace)
     with pytest.raises(
         CheckpointError, match=r"must be on a disk with room that this process may write to.*step-0000000003\.pt"
     ):
