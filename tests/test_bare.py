@@ -27,6 +27,7 @@ NEEDS = {
     "bench.report": "rich",
     "fasttricks.data.packing.imagenet": "PIL",
     "fasttricks.data.packing.pack": "PIL",
+    "fasttricks.data.packing.place": "PIL",
     "fasttricks.data.packing.reencode": "PIL",
     "fasttricks.data.pipeline.decoder": "nvidia.dali",
     "fasttricks.data.pipeline.fused": "nvidia.dali",
