@@ -56,8 +56,8 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
 
     Args:
         recipe: a name of list_recipes().
-        data: the folder that holds train/ and val/, a pack, or the word demo; or a dict of the fields of the section data, that
-            folder as root. By default, the recipe's.
+        data: the folder that holds train/ and val/, a pack, tars, parquet, or the word demo; or a dict of the fields of the
+            section data, that folder as root. By default, the recipe's.
         fields: fields of the config as `fasttricks train RECIPE --help` lists them. A section is a dict:
             train("demo", epochs=4, loss={"smoothing": 0.1}, tricks={"off": ["mixup"]}, run_dir="runs/a").
 

@@ -29,8 +29,8 @@ class DataConfig:
     """Input pipeline: where the images are, and how they are cropped, coloured and scaled."""
 
     root: str = ""
-    """Folder with train/ and val/, which hold a folder of images for each class, or class folders alone (val_share); demo: images
-    that the project draws."""
+    """Folder with train/ and val/, which hold a folder of images for each class, or class folders alone (val_share); a pack;
+    train-* and val-* of webdataset's tars or Hugging Face's parquet; demo: images that the project draws."""
     labels: str = ""
     """Table of the images, FILE.csv or FILE.tsv in root: columns path (below root), label and, where it has one, split."""
     class_order: str = "codepoint"
