@@ -12,7 +12,7 @@ from fasttricks.commands import predict as prediction
 from fasttricks.commands import train as training
 from fasttricks.commands.prediction_files import Output, Prediction
 from fasttricks.commands.saved_run import at_place
-from fasttricks.config import NETWORKS, ConfigError, ModelConfig, flatten, read_launch, replace_fields
+from fasttricks.config import NETWORKS, ConfigError, ModelConfig, UserError, flatten, read_launch, replace_fields
 from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import NOTHING, check_kinds, resolve
 from fasttricks.runs.exported import describe, stand_in
@@ -22,6 +22,7 @@ from fasttricks.runs.stored import checkpoints, find_weights
 if TYPE_CHECKING:
     from torch import nn
 
+    from fasttricks.runs.calibration import Calibration
     from fasttricks.runs.saved import Saved
     from fasttricks.tasks.answers import Answered
 
@@ -98,6 +99,8 @@ class Evaluation(dict[str, float]):
     """Names of the classes, in the order of the answers."""
     mistakes: tuple[str, ...] = ()
     """Names of the images of answers.mistakes, in that order: CLASS/IMAGE."""
+    calibration: Calibration | None = None
+    """The temperature and its effect, where evaluate(..., calibrate=True) fitted it; it is then in the run too."""
 
 
 def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
@@ -115,8 +118,10 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
         return Evaluation(found)
     if read_launch().rank == 0:
         evaluation.write_output(config, saved, found)
+    if isinstance(found.calibration, UserError):
+        raise found.calibration
     result = Evaluation(found.metrics)
-    result.answers, result.classes = found.answers, saved.classes
+    result.answers, result.classes, result.calibration = found.answers, saved.classes, found.calibration
     result.mistakes = tuple(map(found.images.name, found.answers.mistakes.images.tolist()))
     return result
 

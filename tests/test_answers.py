@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from fasttricks.system.distributed import World
 from fasttricks.tasks.answers import BINS, MISTAKES, Answered, Answers
 from fasttricks.tasks.classification import count_correct, evaluate
 from lib.syncs import NoHostCopy, NoHostSync
+from lib.threads import Threads, ranks
 
 CPU = torch.device("cpu")
 ALONE = World.alone(CPU)
@@ -162,34 +161,6 @@ def test_no_image_is_an_error() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ ranks
-
-
-@dataclass(frozen=True)
-class Threads(World):
-    """Ranks that are threads of this process: the collectives of World by a barrier and a shared list."""
-
-    barrier_: Any = None
-    shared: Any = None
-
-    def gather(self, value: Any) -> list[Any]:
-        self.shared[self.rank] = value
-        self.barrier_.wait(30)
-        values = list(self.shared)
-        self.barrier_.wait(30)
-        return values
-
-    def collect(self, value: Any) -> list[Any]:
-        values = self.gather(value)
-        return values if self.is_main else []
-
-    def sum_(self, values: Tensor) -> Tensor:
-        total = sum(self.gather(values.clone()))
-        return values.copy_(torch.as_tensor(total))
-
-
-def ranks(size: int) -> list[Threads]:
-    barrier, shared = threading.Barrier(size), [None] * size
-    return [Threads(r, size, r, size, CPU, barrier_=barrier, shared=shared) for r in range(size)]
 
 
 class Picture(nn.Module):

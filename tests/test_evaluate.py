@@ -100,7 +100,8 @@ def test_answers_name_the_images_in_the_pass_of_the_metrics(finished_run: Finish
     """Each mistake is an image of its true class; one image at a time, the network takes it for the class that is named."""
     saved = read_saved(finished_run.folder)
     config = replace(evaluate.as_run(saved.config), eval=EvalConfig(flip=False))
-    metrics, answers, images = evaluate.answer_checkpoint(config, saved, ALONE)
+    found = evaluate.answer_checkpoint(config, saved, ALONE)
+    metrics, answers, images = found.metrics, found.answers, found.images
     assert metrics == evaluate.evaluate_checkpoint(config, saved, ALONE)
     assert answers.seen.tolist() == [len(list((finished_run.data / "val" / name).iterdir())) for name in saved.classes]
     assert len(answers.mistakes.images) == 14 - answers.right.sum() == round(14 * (1 - metrics["top1"] / 100)) > 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fasttricks.commands import prog
 from fasttricks.commands.answers_shown import answers_text, check_json, write_answers
+from fasttricks.commands.calibrated import calibrate_checkpoint, calibration_text, check_place, weights_name
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -16,6 +18,7 @@ from fasttricks.config import (
     ModelConfig,
     Precision,
     TrainConfig,
+    UserError,
     check_fields,
     read_launch,
     require,
@@ -23,6 +26,7 @@ from fasttricks.config import (
 )
 from fasttricks.config.options import Hidden, value_of
 from fasttricks.data.sources import require_place
+from fasttricks.runs.calibration import Calibration, run_of, write_calibration
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ class EvaluateConfig:
 
     output: str = ""
     """File to make, FILE.json: all answers, with the whole confusion matrix. It must not exist."""
+    calibrate: bool = False
+    """Fit a temperature on half of the images, judge it on the others and store it in the run, for predict and export."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where a GPU is available, else cpu."""
     precision: Precision = "auto"
@@ -69,6 +75,8 @@ class Evaluated(NamedTuple):
     answers: Answered
     images: Source
     """Names the images by the numbers that the answers have."""
+    calibration: Calibration | UserError | None = None
+    """Where config.calibrate asks for it; an error where there is none."""
 
 
 def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Evaluated:
@@ -78,9 +86,13 @@ def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Eva
 
     rule = f"has no answers, which are for {CLASSIFICATION.name} alone; take a checkpoint of that"
     require(saved.task == CLASSIFICATION.name, "task", saved.task, rule)
-    answers = Answers(len(saved.classes), world.device)
+    answers = Answers(len(saved.classes), world.device, keep_logits=config.calibrate)
     metrics, images = _evaluate(config, saved, world, answers)
-    return Evaluated(metrics, answers.result(world), images)
+    calibration: Calibration | UserError | None = None
+    trusted = saved.trusting(config.trust_code)
+    if config.calibrate:
+        calibration = calibrate_checkpoint(trusted, answers, images, world, average=config.average)
+    return Evaluated(metrics, answers.result(world), images, calibration)
 
 
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
@@ -137,17 +149,31 @@ def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated | dict[str, floa
     check_json(config.output)
     answered = saved.task == CLASSIFICATION.name
     require(answered or not config.output, "output", config.output, f"is for {CLASSIFICATION.name} alone; leave it out")
+    require(answered or not config.calibrate, "calibrate", True, f"is for {CLASSIFICATION.name} alone; leave it out")
+    if config.calibrate:
+        check_place(saved)
     keep_freed_memory()
     with join_world(config.device) as world:
         return (answer_checkpoint if answered else evaluate_checkpoint)(config, saved, world)
 
 
 def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated) -> None:
-    """Write config.output where it names a file. For the main rank. Raises ConfigError."""
+    """Write config.output and the calibration where they were asked for. For the main rank.
+
+    Raises ConfigError, and after that the error of a calibration that there is not.
+    """
+    run, calibration = run_of(saved.path), found.calibration
     if config.output:
-        weights = "averaged" if config.average and saved.average is not None else "raw"
-        facts = {"checkpoint": str(saved.path), "step": saved.step, "weights": weights, "metrics": found.metrics}
+        weights = weights_name(saved, average=config.average)
+        facts: dict[str, Any] = {"checkpoint": str(saved.path), "step": saved.step, "weights": weights}
+        facts |= {"metrics": found.metrics}
+        if isinstance(calibration, Calibration):
+            facts |= {"calibration": dataclasses.asdict(calibration)}
         write_answers(config.output, facts, found.answers, saved.classes, found.images)
+    if isinstance(calibration, UserError):
+        raise calibration
+    if calibration and run:
+        write_calibration(run, calibration)
 
 
 def main(args: Sequence[str]) -> None:
@@ -169,4 +195,6 @@ def main(args: Sequence[str]) -> None:
         print(f"{scores}  {metrics['val_images']} images  {show_name(saved.path)}")
         if isinstance(found, Evaluated):
             print(answers_text(found.answers, saved.classes), flush=True)
+            if isinstance(found.calibration, Calibration):
+                print(calibration_text(found.calibration), flush=True)
             write_output(config, saved, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttricks.commands import prog
+from fasttricks.commands.calibrated import fold, stored_calibration
 from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, show_name
 from fasttricks.runs.stored import is_export, run_of_best
@@ -41,6 +43,8 @@ class ExportConfig:
     """Write model.onnx too, and compare its outputs in ONNX Runtime with the network's."""
     average: bool = True
     """Use the averaged weights where the run kept an average (ema_decay)."""
+    calibrated: bool = False
+    """Divide the logits by the temperature that `fasttricks evaluate RUN --calibrate` fitted: the classifier has it then."""
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
 
@@ -115,7 +119,7 @@ def write_onnx(model: nn.Module, path: Path, data: DataConfig, metadata: dict[st
 def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     """Write the folder; all of it or nothing. Returns the folder.
 
-    Raises ConfigError where it exists or cannot be made, and as write_onnx.
+    Raises ConfigError where it exists or cannot be made, and as write_onnx, stored_calibration and fold.
     """
     from fasttricks.runs.exported import DESCRIPTION, described
     from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
@@ -128,6 +132,11 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         raise ConfigError(f"output = {str(target)!r}: already exists and is never overwritten; give another --output")
     run, classes = saved.config, saved.classes
     model = saved.trusting(config.trust_code).network(average=config.average)
+    calibration = None
+    if config.calibrated and saved.temperature is None:
+        calibration = stored_calibration(saved, model, average=config.average)
+        fold(model, calibration.temperature, run.data)
+        saved = dataclasses.replace(saved, temperature=calibration.temperature)
     hub = hub_config(run, classes)
     metadata = {
         "format": "pt",
@@ -137,6 +146,8 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         "classes": json.dumps(list(classes)),
         DESCRIPTION: described(saved),
     }
+    if saved.temperature is not None:
+        metadata["temperature"] = repr(saved.temperature)
     temporary = temporary_of(target)
     try:
         temporary.mkdir(parents=True)
@@ -144,7 +155,8 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         if config.onnx:
             write_onnx(model, temporary / "model.onnx", run.data, metadata)
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
-        card = model_card(saved, find_task(saved.task).metrics, counterparts(run.model), run_folder, config.onnx)
+        metrics, others = find_task(saved.task).metrics, counterparts(run.model)
+        card = model_card(saved, metrics, others, run_folder, config.onnx, calibration)
         (temporary / "README.md").write_text(card, "utf-8")
         os.rename(temporary, target)
     except OSError as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from fasttricks.commands import prog
+from fasttricks.commands.calibrated import temperature_to_apply
 from fasttricks.commands.prediction_files import Output, Prediction, check_output
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
@@ -66,6 +67,8 @@ class PredictConfig:
     """auto: fp16 on CUDA, fp32 on CPU."""
     average: bool = True
     """Use the averaged weights where the run kept an average (ema_decay)."""
+    calibrated: bool = False
+    """Probabilities of logits / T, the temperature that `fasttricks evaluate RUN --calibrate` fitted; the classes stay."""
     flip: bool = False
     """Average the logits, and the features, of the image and its mirror image."""
     trust_code: str = ""
@@ -95,7 +98,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
 
     Images go through the validation pipeline (data.Loader), one for all of them. One that cannot be read
     or decoded has an error and no classes; the others are as they would be without it. Raises ConfigError for a size that
-    the network cannot take, and as models.Embedder. Memory: that of a batch, and of `paths`.
+    the network cannot take, as models.Embedder, and as temperature_to_apply. Memory: that of a batch, and of `paths`.
     """
     import torch
 
@@ -111,7 +114,9 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
     precision = resolve_precision(config.precision, world.device)
-    model = place(saved.network(average=config.average), world, precision)
+    network = saved.network(average=config.average)
+    temperature = temperature_to_apply(saved, network, average=config.average) if config.calibrated else 1.0
+    model = place(network, world, precision)
     autocast, names = make_autocast(precision, world.device), saved.classes
     embedder = Embedder(model) if config.embed else None
     for part in load(paths, config, world):
@@ -120,7 +125,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
         if part.images is not None:
             with torch.no_grad():
                 logits = evaluation_logits(model, part.images, flip=config.flip, autocast=autocast)
-            shares, order = logits.double().softmax(1).topk(classes_shown(saved, config))
+            shares, order = (logits.double() / temperature).softmax(1).topk(classes_shown(saved, config))
             for number, *row in zip(part.shown, order.tolist(), shares.tolist(), strict=True):
                 rows[number] = [(names[i], share) for i, share in zip(*row, strict=True)]
             if embedder:

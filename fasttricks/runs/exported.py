@@ -25,6 +25,7 @@ from fasttricks.config import (
     same_statistics,
     show_name,
 )
+from fasttricks.runs.calibration import TEMPERATURE
 from fasttricks.runs.stored import EXPORTED, CheckpointError, is_export, is_own
 from fasttricks.system.extras import missing_extra
 from fasttricks.system.reading import Reader, is_there, parse_json, regular_file
@@ -42,7 +43,8 @@ NOT_SAID = ModelConfig(name="")
 UNREAD = ("num_classes", "zero_gamma", "freeze")
 """Fields of ModelConfig that trained weights leave without effect."""
 _RUN = fields(
-    {"config": table(anything), "task": text(), "step": whole(), "epoch": whole(), "ranks": whole(1, 1_000_000)}
+    {"config": table(anything), "task": text(), "step": whole(), "epoch": whole(), "ranks": whole(1, 1_000_000)},
+    {"temperature": TEMPERATURE},
 )
 _PLACES = {"run_dir": "", "init": "", "distill.teacher": "", "distill.cache": ""}
 """Fields that name a place of the machine that trained; evaluation reads none of them."""
@@ -78,6 +80,8 @@ class Description(NamedTuple):
     step: int = 0
     epoch: int = 0
     ranks: int = 1
+    temperature: float | None = None
+    """The temperature that is folded into the classifier; None: none."""
 
 
 def stand_in(name: str = "", **data: Any) -> TrainConfig:
@@ -101,7 +105,8 @@ def described(saved: Saved) -> str:
     config = replace_fields(
         saved.config, {**_PLACES, "data.root": root, "data.labels": "", "data.class_order": DataConfig.class_order}
     )
-    values = {"task": saved.task, "step": saved.step, "epoch": saved.epoch, "ranks": saved.ranks}
+    values: dict[str, Any] = {"task": saved.task, "step": saved.step, "epoch": saved.epoch, "ranks": saved.ranks}
+    values |= {"temperature": saved.temperature} if saved.temperature is not None else {}
     return json.dumps({"config": dataclasses.asdict(config), **values})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info, show_name
 from fasttricks.config.tricks import TRICKS, is_on
+from fasttricks.runs.calibration import Calibration
 from fasttricks.runs.card_snippets import ONNX, snippets
 from fasttricks.runs.exported import INTERPOLATIONS
 from fasttricks.runs.metric import Metric
@@ -74,11 +75,13 @@ def model_card(
     counterparts: Mapping[str, str],
     run_folder: Path | None,
     with_onnx: bool,
+    calibration: Calibration | None = None,
 ) -> str:
     """Markdown, with the front matter that the Hugging Face hub reads.
 
     metrics: those of its task. counterparts: the network's names in timm and torchvision. run_folder: the folder of config.json
-    and summary.json; None or without them: the card names the unknown facts.
+    and summary.json; None or without them: the card names the unknown facts. calibration: of the temperature that is folded into
+    the classifier; None of another export's, whose figures are not known.
     """
     config, classes = saved.config, saved.classes
     summary = _read(run_folder, "summary.json", summary_kind(metrics))
@@ -89,6 +92,7 @@ def model_card(
         f"Trained by the recipe `{config.recipe}` of fasttricks, after [Bag of Tricks](https://arxiv.org/abs/1812.01187).",
         "## Result",
         _result(summary, saved, metrics),
+        *_calibration(saved.temperature, calibration),
         "## Use",
         _use(config, counterparts, len(classes), with_onnx),
         "## How it was trained",
@@ -118,6 +122,19 @@ def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric])
     flip = ", logits averaged with the mirror image's" if saved.config.eval.flip else ""
     how = f"(precision {summary['precision']}{flip})"
     return f"On {summary['val_images']:,} validation images: {scores}, loss {summary['val_loss']:.4f} {how}."
+
+
+def _calibration(temperature: float | None, found: Calibration | None) -> list[str]:
+    if temperature is None:
+        return []
+    text = f"The classifier holds a temperature: its logits are those of the training divided by {temperature!r}."
+    if found is not None:
+        figures = (
+            f"expected calibration error {100 * found.ece_before:.2f} % before and {100 * found.ece_after:.2f} % after"
+        )
+        where = f"On {found.measured_images:,} validation images that it was not fitted on: {figures}"
+        text += f" {where}, loss {found.nll_before:.4f} and {found.nll_after:.4f}. The loss above is without it."
+    return ["## Calibration", text]
 
 
 def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:

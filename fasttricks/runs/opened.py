@@ -56,6 +56,7 @@ def open_saved(path: Path, model: ModelConfig | None = None, data: DataConfig | 
         step=description.step,
         epoch=description.epoch,
         ranks=description.ranks,
+        temperature=description.temperature,
         weights=weights,
         average=averaged and _fitting(averaged, config.model),
         foreign=not description.settled,

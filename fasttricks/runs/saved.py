@@ -49,6 +49,8 @@ class Saved:
     """The average of the weights, where the run kept one (ema_decay)."""
     foreign: bool = False
     """Whether another program wrote the weights: config is then that of no run, but for model and data."""
+    temperature: float | None = None
+    """The temperature that an export's classifier has folded into it; None: none."""
     trust: str = ""
     """The name of a user's own network that may be imported; empty: none."""
 
