@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from fasttricks.config import ConfigError
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.files import Paths, find_images
 from fasttricks.models import Embedder
+from lib.forked import running
 from lib.refusing import no_file_beyond
 from lib.tiny import FinishedRun, call
 
@@ -257,6 +259,31 @@ def test_a_full_disk_keeps_whole_rows(
     kept = rows_of(partial)
     assert said == f"note: the predictions of the first {len(kept):,} images are in {partial}\n" and kept
     assert [row["classes"] for row in kept] == [list(map(list, row.classes)) for row in rows[: len(kept)]]
+
+
+@pytest.mark.slow
+def test_sigterm_keeps_the_rows_of_a_real_command(finished_run: FinishedRun, tmp_path: Path) -> None:
+    image, folder, partial = (
+        next((finished_run.data / "val").rglob("*.jpg")),
+        tmp_path / "in",
+        tmp_path / "x.partial.csv",
+    )
+    folder.mkdir()
+    for number in range(20_000):
+        os.link(image, folder / f"{number:05}.jpg")
+    with running(
+        "fasttricks.predict", str(finished_run.folder), str(folder), "--output", str(tmp_path / "x.csv")
+    ) as it:
+        while not (partial.exists() and partial.stat().st_size):
+            assert it.process.is_alive(), it.wait()
+        it.signal(signal.SIGTERM)
+        done = it.wait()
+    rows = rows_of(partial)
+    words = f"stopped; the predictions of the first {len(rows):,} images are in {partial}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", words)
+    assert [row["file"] for row in rows] == [f"{folder}/{number:05}.jpg" for number in range(len(rows))] and len(
+        rows
+    ) < 20_000
 
 
 def test_a_command_without_a_row_leaves_no_file(tmp_path: Path) -> None:
