@@ -91,6 +91,18 @@ def test_the_command_line_wins_and_then_the_file(tmp_path: Path) -> None:
     assert parse("demo", "--config", written(tmp_path, '{"epochs": 9}', "c.json")).epochs == 9
 
 
+def test_a_file_names_no_code_that_the_command_line_does_not(tmp_path: Path) -> None:
+    file = written(tmp_path, "model.name: my.module:Net\n")
+    for args in ([], ["--model.name", "other:Net"]):
+        with pytest.raises(
+            UserError, match=r"model\.name = 'my.module:Net': names code, which no file may run; where you"
+        ):
+            parse("demo", "--config", file, *args)
+    assert parse("resnet50-baseline", "--config", file, "--model.name", "my.module:Net").model.name == "my.module:Net"
+    with pytest.raises(UserError, match=r"distill\.trust_code = 'a:B': names code"):
+        parse("demo", "--config", written(tmp_path, "distill: {trust-code: a:B}\n"))
+
+
 @pytest.mark.parametrize("name", ["", "config.json"])
 def test_a_run_is_repeated_by_its_folder_or_config(name: str, finished_run: FinishedRun) -> None:
     before = read_config(finished_run.folder)

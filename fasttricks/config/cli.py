@@ -17,6 +17,7 @@ from fasttricks.config.errors import ConfigError, require
 from fasttricks.config.expected import EXPECTED
 from fasttricks.config.fields import field_docs, field_kinds, get_at
 from fasttricks.config.launch import read_launch
+from fasttricks.config.networks import model_info
 from fasttricks.config.options import HELP, NOTHING, Hidden, split_arguments, value_of
 from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import FITTED, FITTED_FIELDS, RECIPES, find_recipe, summary
@@ -122,6 +123,7 @@ def parse_extended(
     names, rest = split_recipe(args, prog=prog, extend=extend)
     file, rest = take_config(rest)
     given = dict(load(file)) if load and file else {}
+    _refuse_code(file, given, rest)
     label = str(given.pop("recipe", ""))
     names = names or [label] * bool(label)
     if not names:
@@ -173,6 +175,16 @@ def take_config(args: Sequence[str]) -> tuple[str, list[str]]:
         files.append(value)
     require(len(files) < 2, "config", " ".join(files), "takes one file; write the fields into one")
     return "".join(files), rest
+
+
+def _refuse_code(file: str, given: Mapping[str, Any], args: Sequence[str]) -> None:
+    """Raise ConfigError where the file names code that the command line does not name too."""
+    for path in ("model.name", "distill.trust_code"):
+        name = given.get(path, "")
+        if isinstance(name, str) and name and model_info(name).family == "own" and value_of(path, args) != name:
+            option = f"--{path.replace('_', '-')} {name}"
+            rule = f"names code, which no file may run; where you trust it, add {option}"
+            raise ConfigError(f"{file}: {path} = {name!r}: {rule}")
 
 
 def _value_of(path: str, args: Sequence[str], given: Mapping[str, Any]) -> str:
