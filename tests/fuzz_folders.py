@@ -26,8 +26,8 @@ from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.data.sources.packed import INDEX, MANIFEST, open_packed
 from fasttricks.data.sources.quarantine import QUARANTINE, QuarantineError
-from fasttricks.runs.log import read_metrics
 from fasttricks.runs.model_card import summary_kind
+from fasttricks.runs.records import read_metrics
 from fasttricks.system.reading import Reader
 from fasttricks.tasks.classification import METRICS
 from lib.fuzzing import settings_for, take_turns

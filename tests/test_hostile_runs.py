@@ -18,7 +18,8 @@ from fasttricks.ablation.preflight import check_data
 from fasttricks.commands import evaluate, export, predict, train
 from fasttricks.config import ConfigError, DataConfig
 from fasttricks.runs.folder import read_config
-from fasttricks.runs.log import RunLog, plot_curves, read_metrics
+from fasttricks.runs.log import RunLog, plot_curves
+from fasttricks.runs.records import read_metrics
 from fasttricks.system.ownership import InUseError, require_free
 from lib.hostile import DEEP, NO_FILES, NO_TABLES, Change, content
 from lib.tiny import ALONE, FinishedRun, call

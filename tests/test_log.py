@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fasttricks.runs import log
 from fasttricks.runs import log as log_module
-from fasttricks.runs.log import TIMINGS, RunLog, plot_curves, read_metrics
+from fasttricks.runs.log import TIMINGS, RunLog, plot_curves
+from fasttricks.runs.records import METRICS_FILES, read_metrics
 from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import METRICS
 
@@ -359,7 +360,7 @@ def test_more_records_than_memory_should_hold(tmp_path: Path, monkeypatch: pytes
     lines.insert(70, json.dumps({"step": 69, "epoch": 6.9, "val_loss": 2.0}))
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([*lines, '{"step": 3000, "epo']))
-    assert path.stat().st_size > log._METRICS.max_bytes
+    assert path.stat().st_size > METRICS_FILES.max_bytes
     log._keep_first(path, 2999, lambda _: None)
     assert path.read_text().splitlines() == lines[:2999]
     assert list(tmp_path.iterdir()) == [path]

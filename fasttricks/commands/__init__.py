@@ -44,6 +44,7 @@ COMMANDS = {
     "data": Command(
         "scan, pack and check a data set", "fasttricks.commands.data", needs=("tyro", "rich", "PIL", "simplejpeg")
     ),
+    "runs": Command("list runs, and compare them", "fasttricks.commands.runs", prints_result=True, needs=("tyro",)),
     "show": Command(
         "a recipe's config as YAML, for --config", "fasttricks.commands.show", prints_result=True, needs=("tyro",)
     ),
@@ -65,9 +66,17 @@ _MODULES = {"data": "fasttricks.data.prepare"}
 _as_one_command = False
 
 
+_NO_MODULES = ("list", "runs")
+"""The commands that `python -m` does not find by their own names."""
+
+
 def prog(name: str) -> str:
     """How the user calls command `name`: as `fasttricks NAME` or as `python -m fasttricks.NAME`, as this process was started."""
-    return f"fasttricks {name}" if _as_one_command else f"python -m {_MODULES.get(name, f'fasttricks.{name}')}"
+    return (
+        f"fasttricks {name}"
+        if _as_one_command or name in _NO_MODULES
+        else f"python -m {_MODULES.get(name, f'fasttricks.{name}')}"
+    )
 
 
 def start(name: str, args: Sequence[str] | None = None) -> None:

@@ -14,6 +14,35 @@ FEW = 40
 """Points below which each is marked: one alone draws no line."""
 
 
+def draw_overlay(runs: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """The headline metric and the training loss of several runs by epoch, in two panels.
+
+    runs: name -> (name of its headline metric, a row an epoch as metrics.csv has them).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 4.5 + 0.22 * -(-len(runs) // 2)), layout="constrained")
+    score_axes, loss_axes = figure.subplots(1, 2)
+    for number, (name, (headline, rows)) in enumerate(runs.items()):
+        # ten colours, then the same ones dashed and dotted
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.4}
+        marks = {"marker": "o", "markersize": 3} if len(rows) < FEW else {}
+        for axes, key in ((score_axes, headline), (loss_axes, "train_loss")):
+            points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+            label = f"{name}: {headline} {points[-1][1]:.2f}" if points and key == headline else None
+            axes.plot(*zip(*points, strict=True), label=label, **style, **marks) if points else None
+    headlines = " or ".join(dict.fromkeys(headline for headline, _ in runs.values()))
+    score_axes.set(title=f"{headlines} on validation images (better \N{UPWARDS ARROW})", ylabel=headlines)
+    loss_axes.set(title="Training loss (better \N{DOWNWARDS ARROW})", ylabel="mean of an epoch (nats)")
+    for axes in (score_axes, loss_axes):
+        axes.grid(alpha=0.3)
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower left", fontsize=9, ncols=2)
+    return figure
+
+
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], *, title: str) -> Figure:
     """A panel for the loss, one for the learning rate, and one for each panel of `metrics`.
 

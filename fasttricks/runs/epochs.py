@@ -58,6 +58,11 @@ class EpochTable:
         self._rows.append(row)
         self._steps, self._loss, self._seconds = 0, 0.0, 0.0
 
+    @property
+    def rows(self) -> tuple[Mapping[str, Any], ...]:
+        """The rows so far, by the names of the columns; a value that is not known is absent or None."""
+        return tuple(self._rows)
+
     def write(self, folder: Path) -> None:
         """Replace metrics.csv in `folder`. Raises OSError."""
         text = io.StringIO()

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,24 +26,16 @@ from fasttricks.runs.curves import draw_curves
 from fasttricks.runs.epochs import EpochTable
 from fasttricks.runs.loggers import Loggers
 from fasttricks.runs.metric import Metric
+from fasttricks.runs.records import METRICS, METRICS_FILES, each_record
 from fasttricks.system.distributed import World
 from fasttricks.system.files import remove_leftovers, temporary_of
 from fasttricks.system.output import keep_lost_output, lost_output
 from fasttricks.system.progress import progress_bar, time_left
-from fasttricks.system.reading import Reader, is_there, parse_json
-from fasttricks.system.schema import fields, number, whole
+from fasttricks.system.reading import is_there
 
 if TYPE_CHECKING:
     from rich.progress import Task
     from torch.utils.tensorboard import SummaryWriter
-
-_METRICS = Reader(
-    ConfigError,
-    'must have a record {"step": number, "epoch": number, ...} in each line',
-    "repair it, or move it away: the run then resumes without its earlier records",
-    max_bytes=1 << 16,
-)
-_RECORD = fields({"step": whole(), "epoch": number()}, others=number())
 
 TIMINGS = frozenset({"images_per_sec", "unix_time"})
 """The keys of a record that hold times; all others are the same in a resumed run."""
@@ -121,10 +113,10 @@ class RunLog:
         """Open the files, without the records after `step` updates, show the progress bar, and count time from here."""
         if self.world.is_main:
             keep_lost_output(self.folder / CONSOLE, stdout=False)
-            _keep_first(self.folder / "metrics.jsonl", self._records, self._epochs.add)
+            _keep_first(self.folder / METRICS, self._records, self._epochs.add)
             self._epochs.start(self.folder, step)
             self.loggers.start()
-            self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (close() closes it)
+            self._file = open(self.folder / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (close() closes it)
             from torch.utils.tensorboard import SummaryWriter
 
             threading.excepthook = self._leave_out_tensorboards
@@ -183,8 +175,8 @@ class RunLog:
         self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.world.device)
         self._seconds, self._records = state["seconds"], state["records"]
         self._pending = self._seconds > 0
-        path = self.folder / "metrics.jsonl"
-        if self.world.is_main and self._records and is_there(path) and next(_each_record(path), None) is None:
+        path = self.folder / METRICS
+        if self.world.is_main and self._records and is_there(path) and next(each_record(path), None) is None:
             raise _no_records(path, 0, self._records)  # start() looks at all of them, but by then the folder is taken
 
     def flush(self, step: int, lr: float, more: Callable[[], Mapping[str, float]] = dict) -> float:
@@ -248,32 +240,15 @@ class RunLog:
             threading.excepthook = self._excepthook
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl up to the first that is none, as a kill leaves the last line torn; none without the file.
-
-    Raises ConfigError where it is no regular file.
-    """
-    return [record for record, _ in _each_record(folder / "metrics.jsonl")]
-
-
-def _each_record(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each record and its line, one at a time: a run may log millions of steps, more than memory should hold."""
-    for line in _METRICS.each_line(path) if is_there(path) else ():
-        try:
-            yield parse_json(line, _RECORD), line
-        except ValueError:
-            return
-
-
 def _no_records(path: Path, kept: int, count: int) -> UserError:
-    return _METRICS.refusal(path, f"line {kept + 1} is no record, of {count} that the checkpoint counts")
+    return METRICS_FILES.refusal(path, f"line {kept + 1} is no record, of {count} that the checkpoint counts")
 
 
 def _drawn(folder: Path) -> list[dict[str, Any]]:
     """The records for a picture: those of validations, and of the others as many as it can show, evenly spread."""
     kept: list[dict[str, Any]] = []
     every, seen = 1, 0
-    for record, _ in _each_record(folder / "metrics.jsonl"):
+    for record, _ in each_record(folder / METRICS):
         if "train_loss" not in record:
             kept.append(record)
             continue
@@ -296,7 +271,7 @@ def _keep_first(path: Path, count: int, each: Callable[[dict[str, Any]], object]
     remove_leftovers(path.parent, re.escape(path.name))
     temporary, kept = temporary_of(path), 0
     with open(temporary, "wb") as file:
-        for record, line in islice(_each_record(path), count):
+        for record, line in islice(each_record(path), count):
             each(record)
             file.write(line.removesuffix(b"\n") + b"\n")
             kept += 1
