@@ -63,7 +63,7 @@ class Overview:
 
     @property
     def images_per_sec(self) -> float | None:
-        """Of training, in the last epoch."""
+        """The rate of training in the last epoch that has one."""
         return next((row["images_per_sec"] for row in reversed(self.rows) if row.get("images_per_sec")), None)
 
     def fields(self) -> dict[str, Any]:
