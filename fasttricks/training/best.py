@@ -12,7 +12,7 @@ class Best(NamedTuple):
     """A validation."""
 
     value: float
-    """Of the headline metric, of which higher is better."""
+    """The headline metric, of which higher is better."""
     epoch: int
     """Epochs done by then."""
     step: int

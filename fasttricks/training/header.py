@@ -14,7 +14,7 @@ from fasttricks.training.resume import Resumed
 from fasttricks.training.run import Run
 
 _RARE = 3
-"""Images of the largest class for one of the smallest, from which on the header says what can be done."""
+"""Images of the largest class for one of the smallest, from which on the header names the ways out."""
 
 
 def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: str = "") -> list[str]:
@@ -72,7 +72,7 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
 
 
 def _counts(run: Run, train: Source) -> str:
-    """The images a class, what is done about rare classes, and where nothing is, the two ways to do something."""
+    """The images a class, and the treatment of rare classes; where they have none, the two that there are."""
     counts, config, told = class_counts(train), run.config, describe_counts(train)
     if config.data.balance:
         return f"{told}; drawn by n^{1 - config.data.balance:g}" if config.data.balance < 1 else f"{told}; drawn alike"
