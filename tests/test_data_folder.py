@@ -82,6 +82,16 @@ def test_a_file_beside_the_class_folders(tmp_path: Path) -> None:
     assert "stray.jpg" in message(make(tmp_path, "a/1.jpg", "stray.jpg"))
 
 
+def test_a_file_beside_the_class_folders_that_was_never_an_image(tmp_path: Path) -> None:
+    """A licence, as many data sets have it; without a name an image is still one."""
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "LICENSE.txt").write_text("of the photographs")
+    with pytest.warns(UserWarning, match=r"skipped 1 .*LICENSE\.txt"):
+        assert scan_folder(tmp_path).files == ("a/1.jpg",)
+    (tmp_path / "stray").write_bytes((tmp_path / "a/1.jpg").read_bytes())
+    assert "stray lies beside the class folders" in message(tmp_path)
+
+
 def test_class_folder_without_images(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg")
     (tmp_path / "b").mkdir()

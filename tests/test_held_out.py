@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import Source, find_dataset, open_split, require_place
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.held_out import hold_out, limit_classes
+from fasttricks.data.sources.listed import read_at
 from fasttricks.data.sources.quarantine import write_quarantine
 from fasttricks.runs.fitted import fit_recipe
+from lib.layouts import write_parquets, write_tars
 from lib.tiny import arguments, call, write_images
 
 SHARE = 0.2
@@ -62,29 +65,65 @@ def packed(whole: Path, place: Path) -> Path:
     return place / "pack"
 
 
-LAYOUTS: dict[str, Callable[[Path, Path], Path]] = {"root": in_root, "train": of_train_alone, "pack": packed}
+def listed(whole: Path, place: Path) -> Path:
+    for name in ("ant", "bee", "cat"):
+        (place / name).symlink_to(whole / name)
+    rows = [f"{path.relative_to(whole)},{path.parent.name}" for path in whole.glob("*/*.jpg")]
+    (place / "images.csv").write_text("\n".join(["path,label", *rows]))
+    return place
+
+
+def in_tars(whole: Path, place: Path) -> Path:
+    write_tars(whole.parent, place)
+    for empty in place.glob("val-*"):
+        empty.unlink()
+    return place
+
+
+def in_parquet(whole: Path, place: Path) -> Path:
+    write_parquets(whole.parent, place)
+    for empty in (place / "data").glob("validation-*"):
+        empty.unlink()
+    return place
+
+
+LAYOUTS: dict[str, Callable[[Path, Path], Path]] = {
+    "root": in_root,
+    "train": of_train_alone,
+    "pack": packed,
+    "table": listed,
+    "tars": in_tars,
+    "parquet": in_parquet,
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_layout_is_divided_by_the_rule(layout: str, whole: Path, tmp_path: Path) -> None:
+def test_each_layout_is_divided_by_the_rule(
+    layout: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Labels are torchvision's, and the order that of the whole; both parts read, locate and name their own images."""
-    root = LAYOUTS[layout](whole, tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "place").mkdir()
+    place = DataConfig(
+        root=str(LAYOUTS[layout](whole, tmp_path / "place")), labels="images.csv" if layout == "table" else ""
+    )
     oracle = torchvision.datasets.ImageFolder(str(whole))
-    wanted = {str(Path(path).relative_to(whole)): label for path, label in oracle.samples}
-    config = DataConfig(root=str(root), val_share=SHARE)
-    training, val = find_dataset(config)
-    assert names(val) == [name for name in wanted if place_of(name) < SHARE] and 5 < len(val) < 40
-    assert names(training) == [name for name in wanted if place_of(name) >= SHARE]
-    assert labelled(training) | labelled(val) == wanted
+    labels = {Path(path).read_bytes(): label for path, label in oracle.samples}
+    config = replace(place, val_share=SHARE)
+    source, (training, val) = open_split(place, "train"), find_dataset(config)
+    assert names(val) == [name for name in names(source) if place_of(name) < SHARE] and 5 < len(val) < 40
+    assert names(training) == [name for name in names(source) if place_of(name) >= SHARE]
     assert training.classes == val.classes == tuple(oracle.classes)
-    for part in (training, val):
-        assert [part.read(index) for index in (0, len(part) - 1)] == [
-            (whole / part.name(index)).read_bytes() for index in (0, len(part) - 1)
-        ]
+    found = {part.read(index): label for part in (training, val) for index, label in enumerate(part.labels)}
+    assert found == labels and len(labels) == 90
+    assert all(read_at(part.locate(index)) in labels for part in (training, val) for index in (0, len(part) - 1))
+    if layout != "parquet":  # its names are of rows
+        assert names(source) == [str(Path(path).relative_to(whole)) for path, _ in oracle.samples]
     assert names(open_split(config, "val")) == names(val) and names(open_split(config, "train")) == names(training)
-    assert len(open_split(DataConfig(root=str(root), val_share=1), "val")) == 90
-    natural = DataConfig(root=str(root), val_share=SHARE, class_order="natural")
-    assert [labelled(part) for part in find_dataset(natural)] == [labelled(training), labelled(val)]
+    assert len(open_split(replace(place, val_share=1), "val")) == 90
+    limited, same = find_dataset(replace(config, limit_per_class=5))
+    assert names(limited) == names(limit_classes(training, 5)) and same.fingerprint() == val.fingerprint()
+    assert labelled(find_dataset(replace(config, class_order="natural"))[0]) == labelled(training)
 
 
 def test_added_images_move_none_that_are_there(whole: Path, tmp_path: Path) -> None:

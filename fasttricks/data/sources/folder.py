@@ -88,7 +88,7 @@ def scan_folder(root: Path | str, *, classes: Sequence[str] | None = None, neste
     an image's, and skipped, as hidden files, Thumbs.db and desktop.ini are, if not: with a warning that counts them.
     Quarantine lists change nothing in that: an image that one has is in `bad`, anything else that one has is as without.
 
-    Raises DataError for: no such folder, not a folder, empty, no class folders, files beside them, folders in a class
+    Raises DataError for: no such folder, not a folder, empty, no class folders, images beside them, folders in a class
     folder, a folder that cannot be listed, a class folder without a good image, a class that is not in `classes`, a
     damaged quarantine list.
 
@@ -162,10 +162,15 @@ def holds_folder(config: DataConfig, split: str) -> bool:
 
 
 def _list_root(root: Path) -> Listing:
-    """The contents of a split: class folders alone."""
+    """The contents of a split: class folders alone. A file beside them that was never an image, as a licence, is passed over."""
     if reason := why_none(root):
         raise DataError(f"{root}: {reason}; {LAYOUT}")
     there = list_folder(root)
+    others = [name for name in there.files if not named_image(name)]
+    if there.folders and others:
+        never = find_bad(root, others, len(others))
+        images = [name for name in there.files if name not in never]
+        there = there._replace(files=images, hidden=sorted([*there.hidden, *never]))
     if there.folders and there.files:
         raise DataError(
             f"{root}: {show_names(there.files)} lies beside the class folders; move it into one, or out of the split"
