@@ -158,7 +158,7 @@ class Answers:
     def outputs(self, world: World) -> Outputs | None:
         """The logits of all images, whatever the ranks and batches, on the main rank; None on the others. A collective.
 
-        Needs keep_logits. Memory on the main rank: twice 4 N K bytes.
+        Needs keep_logits. Memory on the main rank: up to four times 4 N K bytes, the copies of it too.
         """
         if self._kept is None:
             raise ValueError("outputs() needs keep_logits=True")
