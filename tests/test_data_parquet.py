@@ -220,7 +220,7 @@ def test_a_wrong_file_is_refused_by_name(kind: str, root: Path, cache: Path) -> 
     assert not cache.exists() or not list(cache.iterdir()), "no part of a copy is left"
 
 
-@pytest.mark.parametrize("kind", {*NO_FILES} - {"a folder", "a link to nowhere", "8 GiB"})
+@pytest.mark.parametrize("kind", sorted({*NO_FILES} - {"a folder", "a link to nowhere", "8 GiB"}))
 def test_what_is_no_file_is_refused(kind: str, root: Path) -> None:
     change, said = NO_FILES[kind]
     write_parquet(root / "train-0.parquet", GOOD, NAMES)
