@@ -95,14 +95,18 @@ def table(runs: dict[str, dict[str, Any]], options: str = "") -> str:
 
 
 def others(runs: dict[str, dict[str, Any]]) -> str:
-    """The runs with other settings as Markdown, each beside that of the same images, way and seed with the recipe's."""
-    rows = ["| images a class | seed | setting | top-1 | the recipe's | difference |", "|---" * 6 + "|"]
+    """The runs with other settings as Markdown: a row a setting, beside the recipe's runs of the same images, way and seeds."""
+    rows = ["| images a class | setting | top-1 | the recipe's | difference, each seed |", "|---" * 5 + "|"]
+    pairs: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for key, run in sorted(runs.items()):
         found = re.fullmatch(r"(\d+) (\D+) (\d+) (-.*)", key)
         if found and (same := runs.get(" ".join(found.groups()[:3]))):
-            (count, way, seed, options), usual = found.groups(), same["top1"]
-            cells = (f"{int(count):,}, {way}", seed, f"`{options}`", f"{run['top1']:.2f}", f"{usual:.2f}")
-            rows.append(f"| {' | '.join(cells)} | {run['top1'] - usual:+.2f} |")
+            count, way, _, options = found.groups()
+            pairs.setdefault((options, count, way), []).append((run["top1"], same["top1"]))
+    for (options, count, way), tops in sorted(pairs.items(), key=lambda row: (row[0][0], int(row[0][1]))):
+        theirs, recipes = (f"{mean(column):.2f}" for column in zip(*tops, strict=True))
+        gains = ", ".join(f"{a - b:+.2f}" for a, b in tops)
+        rows.append(f"| {int(count):,}, {way} | `{options}` | {theirs} | {recipes} | {gains} |")
     return "\n".join(rows)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fasttricks as ft
-from bench.finetune import OUTPUT, SEEDS, WAYS, table
+from bench.finetune import OUTPUT, SEEDS, WAYS, others, table
 from fasttricks.commands import train
 from fasttricks.config import TrainConfig, UserError
 from fasttricks.config.cli import arguments_of, parse_recipe
@@ -116,7 +116,7 @@ def test_the_page_has_the_tables_of_the_committed_runs() -> None:
     """Trained weights win in every pair of the same images, settings and seed, within three CPU minutes a run."""
     runs = json.loads(OUTPUT.read_text())["runs"]
     page = (REPOSITORY / "docs" / "finetuning.md").read_text()
-    for shown in (table(runs), table(runs, MIXUP)):
+    for shown in (table(runs), table(runs, MIXUP), others(runs)):
         assert shown in page
     pairs = [
         (run, runs[key.replace(*WAYS)]) for key, run in runs.items() if WAYS[0] in key and key.replace(*WAYS) in runs
