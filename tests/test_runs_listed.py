@@ -135,3 +135,55 @@ def test_a_wrong_argument_is_named(
     assert call(runs.main, *args) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
+
+
+VALID = '{"step": 3, "epoch": 1.0, "top1": 70.0, "top5": 90.0, "val_loss": 1.0}'
+STEP = '{"step": 3, "epoch": 1.0, "train_loss": 2.0, "lr": 0.1, "images_per_sec": 5.0}'
+
+
+@pytest.mark.parametrize(
+    ("records", "best", "last"),
+    [
+        ([VALID.replace("1.0,", "Infinity,", 1)], None, None),
+        ([VALID.replace("1.0,", "NaN,", 1)], None, None),
+        ([VALID.replace("70.0", "NaN")], None, {"top1": None, "top5": 90.0, "val_loss": 1.0}),
+        (
+            [VALID.replace("70.0", "NaN"), VALID.replace("3", "6", 1).replace("1.0", "2.0", 1)],
+            {"epoch": 2, "top1": 70.0},
+            {"top1": 70.0, "top5": 90.0, "val_loss": 1.0},
+        ),
+        ([STEP.replace("5.0", "Infinity"), VALID], {"epoch": 1, "top1": 70.0}, None),
+        (
+            [VALID.replace("90.0", "-Infinity")],
+            {"epoch": 1, "top1": 70.0},
+            {"top1": 70.0, "top5": None, "val_loss": 1.0},
+        ),
+    ],
+    ids=["epoch inf", "epoch nan", "nan", "nan, then a number", "speed inf", "second inf"],
+)
+def test_a_number_that_is_none_ends_no_list(
+    records: list[str],
+    best: dict[str, float] | None,
+    last: dict[str, float] | None,
+    finished_run: FinishedRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither the table nor the JSON, which standard JSON can hold."""
+    (tmp_path / "a").mkdir()
+    shutil.copy(finished_run.folder / "config.json", tmp_path / "a")
+    (tmp_path / "a" / "metrics.jsonl").write_text("".join(f"{record}\n" for record in records))
+    assert call(runs.main, str(tmp_path)) == 0
+    capsys.readouterr()
+    assert call(runs.main, str(tmp_path), "--json") == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["best"] == best
+    assert last is None or found["last"] == last
+
+
+def test_a_summary_of_many_bad_images_is_read(finished_run: FinishedRun, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.folder, tmp_path / "a")
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    summary["bad_images"] = {f"{index:07d}": "x" * 100 for index in range(20_000)}
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    assert (look_at(tmp_path / "a").problem, look_at(tmp_path / "a").state) == ("", "finished")

@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> None:
     _check_plot(config.plot)
     runs = sorted(map(look_at, _folders(places or ["runs"])), key=lambda run: run.started, reverse=True)
     if config.json:
-        print("\n".join(json.dumps(run.plain()) for run in runs))
+        print("\n".join(json.dumps(run.plain(), allow_nan=False) for run in runs))
     else:
         print("\n".join(listed(runs)))
         if len(places) > 1 and (rows := differing(runs)):

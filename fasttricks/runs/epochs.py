@@ -54,7 +54,7 @@ class EpochTable:
     def _end(self, record: Mapping[str, Any]) -> None:
         row = {"epoch": round(record["epoch"]), "step": record["step"], "lr": record.get("lr")}
         if self._steps:
-            row |= {"train_loss": self._loss / self._steps, "images_per_sec": self._steps / self._seconds}
+            row |= {"train_loss": self._loss / self._steps, "images_per_sec": self._steps / (self._seconds or math.nan)}
         self._rows.append(row)
         self._steps, self._loss, self._seconds = 0, 0.0, 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from fasttricks.system.schema import anything, table
 
 _NOT_A_SCORE = ("val_loss", "val_images")
 _TRAINING = ("step", "epoch", "lr", "train_loss", "images_per_sec")
+_SUMMARIES = dataclasses.replace(CONFIGS, max_bytes=1 << 28)
+"""It names every bad image."""
 UNLIKE = ("run_dir", "resume")
 """Fields that say nothing about a run."""
 
@@ -58,8 +61,9 @@ class Overview:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The first validation of the highest headline metric; empty before there is one."""
-        return max(self.validations, key=lambda row: row[self.metrics[0]], default={})
+        """The first validation of the highest headline metric; empty before there is one whose metric is not NaN."""
+        rated = [row for row in self.validations if not math.isnan(row[self.metrics[0]])]
+        return max(rated, key=lambda row: row[self.metrics[0]], default={})
 
     @property
     def images_per_sec(self) -> float | None:
@@ -72,7 +76,7 @@ class Overview:
         return {name: value for name, value in flat.items() if name not in UNLIKE}
 
     def plain(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON, which has no NaN and no infinity: they are None."""
         config = self.config
         return {
             "run": str(self.folder),
@@ -81,11 +85,17 @@ class Overview:
             "state": self.state or None,
             "epoch": self.epoch,
             "epochs": config.epochs if config else None,
-            "last": {name: self.last.get(name) for name in (*self.metrics, "val_loss")} if self.last else None,
-            "best": {"epoch": self.best["epoch"], self.metrics[0]: self.best[self.metrics[0]]} if self.best else None,
-            "images_per_sec": self.images_per_sec,
+            "last": {name: _finite(self.last.get(name)) for name in (*self.metrics, "val_loss")} if self.last else None,
+            "best": {"epoch": self.best["epoch"], self.metrics[0]: _finite(self.best[self.metrics[0]])}
+            if self.best
+            else None,
+            "images_per_sec": _finite(self.images_per_sec),
             "started": self.started or None,
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def look_at(folder: Path) -> Overview:
@@ -124,7 +134,7 @@ def _state(folder: Path, config: TrainConfig, rows: tuple[Mapping[str, Any], ...
         return "training"
     except (UserError, OSError):
         pass
-    summary = CONFIGS.json(folder / "summary.json", table(anything)) if is_there(folder / "summary.json") else {}
+    summary = _SUMMARIES.json(folder / "summary.json", table(anything)) if is_there(folder / "summary.json") else {}
     done = int(rows[-1]["epoch"]) if rows else 0
     if summary and summary.get("steps") == (rows[-1]["step"] if rows else None):
         return "stopped early" if summary.get("stopped_early") else "finished"

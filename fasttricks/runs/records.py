@@ -17,7 +17,7 @@ METRICS_FILES = Reader(
     "repair it, or move it away: the run then resumes without its earlier records",
     max_bytes=1 << 16,
 )
-_RECORD = fields({"step": whole(), "epoch": number()}, others=number())
+_RECORD = fields({"step": whole(), "epoch": number(finite=True)}, others=number())
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ A Kind is called with a value and where it stands, empty for the whole, and rais
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -40,12 +41,14 @@ def whole(low: int = 0, high: int = 2**63 - 1) -> Kind:
     return check
 
 
-def number() -> Kind:
-    """A number, NaN and infinity too, which Python writes."""
+def number(*, finite: bool = False) -> Kind:
+    """A number; NaN and infinity too, which Python writes, unless it must be finite."""
 
     def check(value: Any, where: str) -> None:
         if type(value) not in (int, float):
             raise WrongError(where, value, "a number")
+        if finite and not math.isfinite(value):
+            raise WrongError(where, value, "a finite number")
 
     return check
 
