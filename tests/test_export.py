@@ -180,7 +180,7 @@ def test_the_card_of_a_network_without_residual_blocks_names_the_tricks_that_fit
 
 
 def test_a_lone_checkpoint_of_an_unfinished_run_has_no_result(finished_run: FinishedRun, tmp_path: Path) -> None:
-    earlier = min((finished_run.folder / "checkpoints").iterdir())
+    earlier = min((finished_run.folder / "checkpoints").glob("step-*.pt"))
     file = tmp_path / "lone" / earlier.name
     file.parent.mkdir()
     file.write_bytes(earlier.read_bytes())

@@ -122,7 +122,7 @@ def dense_loss(logits: torch.Tensor, labels: torch.Tensor, lam: float) -> torch.
 
 def test_rank_0_alone_prints_and_writes(two_ranks: Path) -> None:
     output = (two_ranks / "stdout").read_text()
-    assert output.count("top-1 ") == 1
+    assert output.count("\ntop-1 ") == 1
     assert output.count("recipe   cifar10") == 1
     assert "20 = 2 rank(s) x 1 micro-batch(es) x 10 images; 3 steps an epoch" in output
     assert len(list((two_ranks / "run").glob("events.*"))) == 1

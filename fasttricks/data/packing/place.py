@@ -28,6 +28,9 @@ class PlaceConfig:
         given = {name: getattr(self, name) for name in PlaceConfig.__dataclass_fields__}
         return DataConfig(root="./demo" if str(root) == "demo" else str(root), **given)  # a path, not the word
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig(PlaceConfig):
@@ -35,9 +38,6 @@ class SplitConfig(PlaceConfig):
 
     val_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
     """Share of the images that becomes val, by a hash of their names, as --data.val-share in training."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
