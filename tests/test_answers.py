@@ -173,8 +173,13 @@ class Picture(nn.Module):
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_ranks_give_the_answers_of_one(size: int, classes: int) -> None:
-    """One of three has but one image and an empty batch; evaluate() fills them in its own pass."""
+    """One of three has but one image and an empty batch; evaluate() fills them in its own pass.
+
+    The images come in another order, and each twice, so that equal mistakes are told apart by the image alone.
+    """
     logits, labels = data(101, classes)
+    logits[50:100], labels[50:100] = logits[:50], labels[:50]
+    order = np.random.default_rng(3).permutation(101)
     pixels = logits[:, :, None, None].expand(-1, -1, 1, 1)
     parts = (
         [range(101)]
@@ -186,7 +191,7 @@ def test_ranks_give_the_answers_of_one(size: int, classes: int) -> None:
 
     def rank(world: Threads) -> tuple[Any, Any, Any]:
         answers = Answers(classes, CPU, keep_logits=True)
-        numbers = np.array(parts[world.rank], dtype=np.int64)
+        numbers = order[np.array(parts[world.rank], dtype=np.int64)]
         batches = [Batch(pixels[n], labels[n], n, n) for at in range(0, 101, 16) for n in [numbers[at : at + 16]]]
         return evaluate(Picture(), batches, world, answers=answers), answers.result(world), answers.outputs(world)
 

@@ -38,6 +38,8 @@ NEEDS = {
     "fasttricks.data.sources.demo": "PIL",
     "fasttricks.data.sources.demo_images": "PIL",
     "fasttricks.system.bars": "rich",
+    "fasttricks.reporting.charts": "PIL",
+    "fasttricks.reporting.page": "PIL",
 }
 """The modules that cannot be imported on such a machine, and the package that each asks for first. All others can."""
 

@@ -121,9 +121,11 @@ def blend(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
     return lam * images + (1 - lam) * images.flip(0), Targets(labels, labels.flip(0), lam)
 
 
-def dense_loss(logits: Tensor, targets: Targets, config: LossConfig, distill: DistillConfig) -> Tensor:
-    """Summed cross-entropy against dense targets; no teacher."""
-    assert not distill.teacher
+def dense_loss(
+    logits: Tensor, targets: Targets, config: LossConfig, distill: DistillConfig, class_weights: Tensor | None
+) -> Tensor:
+    """Summed cross-entropy against dense targets; no teacher, no weights."""
+    assert not distill.teacher and class_weights is None
 
     def dense(labels: Tensor) -> Tensor:
         wrong = config.smoothing / (logits.shape[1] - 1)

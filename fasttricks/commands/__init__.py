@@ -44,6 +44,9 @@ COMMANDS = {
     "data": Command(
         "scan, pack and check a data set", "fasttricks.commands.data", needs=("tyro", "rich", "PIL", "simplejpeg")
     ),
+    "report": Command(
+        "a page on a checkpoint: classes, confusions, mistakes", "fasttricks.commands.report", prints_result=True
+    ),
     "runs": Command("list runs, and compare them", "fasttricks.commands.runs", prints_result=True, needs=("tyro",)),
     "show": Command(
         "a recipe's config as YAML, for --config", "fasttricks.commands.show", prints_result=True, needs=("tyro",)
@@ -66,7 +69,7 @@ _MODULES = {"data": "fasttricks.data.prepare"}
 _as_one_command = False
 
 
-_NO_MODULES = ("list", "runs")
+_NO_MODULES = ("list", "report", "runs")
 """The commands that `python -m` does not find by their own names."""
 
 

@@ -1,0 +1,237 @@
+"""Report a checkpoint: fasttricks report RUN [--output FILE.html] [--data.root DIR ...], as one page of HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fasttricks.commands import prog
+from fasttricks.commands.evaluate import HIDDEN as EVALUATED
+from fasttricks.commands.evaluate import RECORDED as OF_THE_RUN
+from fasttricks.commands.evaluate import EvaluateConfig
+from fasttricks.commands.saved_run import FORMS, SavedRunCommand
+from fasttricks.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    Precision,
+    TrainConfig,
+    UserError,
+    check_fields,
+    read_launch,
+    require,
+    show_name,
+)
+from fasttricks.config.options import Hidden, value_of
+from fasttricks.config.recipes import RECIPES
+from fasttricks.data.sources import require_place
+from fasttricks.runs.exported import NOT_SAID
+from fasttricks.runs.stored import is_export, run_of_best
+from fasttricks.system.reading import Reader, is_there
+
+if TYPE_CHECKING:
+    from fasttricks.commands.evaluate import Evaluated
+    from fasttricks.reporting.page import Facts
+    from fasttricks.runs.saved import Saved
+
+PROG = prog("report")
+ABOUT = f"""One HTML page on a checkpoint and its validation images: scores, curves, calibration, classes, confusions, the most
+confident mistakes as pictures, and the config. It loads nothing and runs no code.
+
+{FORMS} A field that is not given is as in the run."""
+NAME = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """How to report; other fields are those of the checkpoint's run."""
+
+    output: str = ""
+    """File to make, FILE.html, which must not exist; empty: report.html in the run folder, in the place of an earlier one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where a GPU is available, else cpu."""
+    precision: Precision = "auto"
+    """auto: fp16 on CUDA, fp32 on CPU."""
+    average: bool = True
+    """Report the averaged weights where the run kept an average (ema_decay)."""
+    trust_code: str = ""
+    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
+    model: ModelConfig = NOT_SAID
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+HIDDEN: Hidden = {cls: names for cls, names in EVALUATED.items() if cls is not EvaluateConfig}
+RECORDED: Hidden = {
+    ReportConfig: ("model",),
+    **{c: names for c, names in OF_THE_RUN.items() if c is not EvaluateConfig},
+}
+
+
+def as_run(run: TrainConfig) -> ReportConfig:
+    """Report as `run` validates."""
+    return ReportConfig(device=run.device, precision=run.precision, model=run.model, data=run.data, eval=run.eval)
+
+
+def main(args: Sequence[str]) -> None:
+    """Write the page of the checkpoint that `args` name."""
+    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ReportConfig(), as_run, HIDDEN, RECORDED)
+    asked = command.read(args)
+    folder = run_folder(asked.path)
+    file = _place(asked.config.output if asked.config else value_of("output", asked.options), folder)
+    if asked.config is not None and asked.config.model.name:  # else the file is refused first
+        require_place(asked.config.data, "val")
+
+    from fasttricks.commands.evaluate import answer_checkpoint
+    from fasttricks.reporting.page import write_page
+    from fasttricks.system.distributed import join_world, keep_freed_memory
+
+    saved, config = command.open(asked)
+    keep_freed_memory()
+    given = {one.name: getattr(config, one.name) for one in dataclasses.fields(config) if one.name != "output"}
+    with join_world(config.device) as world:
+        found = answer_checkpoint(EvaluateConfig(**given), saved, world)
+        device = world.device_name
+    if read_launch().rank:
+        return
+    try:
+        size = write_page(file, gather(saved, config, found, folder, device))
+    except OSError as error:
+        raise UserError(
+            f"output = {str(file)!r}: must be a place to write to; give another --output ({error})"
+        ) from error
+    print(f"wrote {show_name(file)}, {size / 1e6:.1f} MB")
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run folder of the checkpoint at `path`; None for an export and a file that lies elsewhere."""
+    folder = run_of_best(path) or (path if path.is_dir() else path.parent.parent)
+    return folder if is_there(folder / "config.json") and not is_export(folder) else None
+
+
+def _place(output: str, folder: Path | None) -> Path:
+    """The file to write. Raises ConfigError where it cannot be made, as far as can be told."""
+    if not output:
+        require(folder is not None, "output", output, "must be given where the checkpoint is not in a run folder")
+        file = Path(folder or "", NAME)
+        require(not file.is_dir(), "output", str(file), "is a folder; give another --output")
+    else:
+        file = Path(output)
+        require(output.endswith((".html", ".htm")), "output", output, "must end in .html; give another name")
+        rule = "already exists and is never overwritten; give another --output"
+        require(not os.path.lexists(file), "output", output, rule)
+    rule = "must be in a folder that is there and may be written to; give another --output"
+    require(file.parent.is_dir() and os.access(file.parent, os.W_OK | os.X_OK), "output", str(file), rule)
+    return file
+
+
+def gather(saved: Saved, config: ReportConfig, found: Evaluated, folder: Path | None, device: str) -> Facts:
+    """All that the page shows. Reads the run folder, where there is one, and lists the training images."""
+    from fasttricks.commands.calibrated import stored_calibration
+    from fasttricks.config.resolve import resolve
+    from fasttricks.reporting.page import Facts
+    from fasttricks.runs.config_file import config_yaml
+    from fasttricks.runs.folder import earlier_starts
+    from fasttricks.runs.overview import look_at
+    from fasttricks.tasks import find_task
+
+    run = look_at(folder) if folder is not None else None
+    run = None if run is not None and run.problem else run
+    metrics = find_task(saved.task).metrics
+    headline = [(one.label, f"{found.metrics[one.name]:.2f} {one.unit}") for one in metrics]
+    headline += [("loss", f"{found.metrics['val_loss']:.4f}"), ("ECE", f"{100 * found.answers.ece:.2f} %")]
+    headline += [("validation images", f"{found.metrics['val_images']:,.0f}"), ("classes", f"{len(saved.classes):,}")]
+    calibration = None
+    if folder is not None and is_there(folder / "calibration.json"):
+        try:
+            network = saved.trusting(config.trust_code).network(average=config.average)
+            calibration = stored_calibration(saved, network, average=config.average)
+        except UserError:
+            pass  # of other weights: the page says that these have none
+    recipe = resolve(RECIPES[saved.config.recipe]()) if saved.config.recipe in RECIPES else None
+    starts = _starts(folder, earlier_starts)
+    averaged = "averaged weights" if config.average and saved.average is not None else "weights"
+    about = f"{saved.config.model.name}; the {averaged} of {saved.path}, step {saved.step:,}"
+    return Facts(
+        name=str(folder.name if folder is not None else saved.path),
+        subtitle=f"{about}, on the validation images of {config.data.root} ({device})",
+        headline=headline,
+        notes=_notes(found),
+        rows=run.rows if run is not None else (),
+        metrics=run.metrics if run is not None else (),
+        no_curves="the run has no record yet" if run is not None else "this checkpoint is not in a run folder",
+        answers=found.answers,
+        classes=saved.classes,
+        images=found.images,
+        max_pixels=config.data.max_pixels,
+        train_counts=_train_counts(config.data, saved),
+        calibration=calibration,
+        bad=_bad_images(folder),
+        config=dataclasses.asdict(saved.config),
+        config_text=config_yaml(saved.config),
+        recipe=dataclasses.asdict(recipe) if recipe is not None else None,
+        command=starts[-1].get("command", "") if starts else "",
+        versions=_versions(folder),
+    )
+
+
+def _notes(found: Evaluated) -> list[str]:
+    undecided = int(found.answers.undecided.sum())
+    return [f"{undecided:,} images have a NaN among their logits; they count as wrong."] if undecided else []
+
+
+def _train_counts(data: DataConfig, saved: Saved) -> list[int] | None:
+    """Training images of each class, in the checkpoint's order; None where the data has none, or others."""
+    from fasttricks.data.sources import find_dataset
+    from fasttricks.data.sources.class_counts import class_counts
+
+    try:
+        train, _ = find_dataset(data)
+    except (UserError, OSError):
+        return None
+    counts = dict(zip(train.classes, class_counts(train).tolist(), strict=True))
+    return [counts[name] for name in saved.classes] if counts.keys() == set(saved.classes) else None
+
+
+def _starts(folder: Path | None, read: Any) -> list[dict[str, str]]:
+    try:
+        found: list[dict[str, str]] = read(folder) if folder is not None else []
+    except UserError:
+        return []
+    return found
+
+
+def _versions(folder: Path | None) -> Mapping[str, str]:
+    from fasttricks.runs.folder import CONFIGS, versions
+    from fasttricks.system.schema import fields, table, text
+
+    if folder is None:
+        return versions()
+    try:
+        found: dict[str, Any] = CONFIGS.json(folder / "config.json", fields({}, {"versions": table(text())}))
+    except UserError:
+        return versions()
+    recorded: dict[str, str] = found.get("versions", {})
+    return recorded or versions()
+
+
+def _bad_images(folder: Path | None) -> Mapping[str, str]:
+    from fasttricks.config import ConfigError
+    from fasttricks.system.schema import fields, table, text
+
+    summaries = Reader(ConfigError, "must be as fasttricks.train wrote it", "train again", max_bytes=1 << 28)
+    if folder is None or not is_there(folder / "summary.json"):
+        return {}
+    try:
+        found: dict[str, Any] = summaries.json(folder / "summary.json", fields({}, {"bad_images": table(text(20_000))}))
+    except UserError:
+        return {}
+    bad: dict[str, str] = found.get("bad_images", {})
+    return bad
