@@ -99,6 +99,7 @@ def test_links_end_and_are_said(case: str, nested: str, image: Path, tmp_path: P
     assert sorted(by_class(source)) == ["a/in/1.jpg", "b/in/1.jpg"]
 
 
+@pytest.mark.slow
 def test_links_of_all_to_all_take_no_time(image: Path, tmp_path: Path) -> None:
     """30 folders that each link to all others have more paths than there are atoms."""
     root = nest(tmp_path / "tree", image, "b/1.jpg", *(f"a/{number}/1.jpg" for number in range(30)))

@@ -151,6 +151,7 @@ def test_the_matrix_is_a_table_where_it_can_be_read(classes: int, tmp_path: Path
     assert seen.text.count(", is ") == min(50, 2000 - int(answers.right.sum()))
 
 
+@pytest.mark.slow
 def test_500_classes_and_100_000_images_stay_small(tmp_path: Path) -> None:
     """50 thumbnails of noise, which compress worst; the longest names; every table at its longest."""
     names = [f"{k:03d} {'n' * 190}" for k in range(500)]
