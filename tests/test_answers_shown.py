@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttricks.commands.answers_shown import answers_text, confusions, write_answers
+from fasttricks.commands.answers_shown import answers_text, write_answers
 from fasttricks.system.distributed import World
 from fasttricks.tasks.answers import Answered, Answers
 
@@ -39,7 +39,7 @@ def test_the_worst_classes_come_first_in_few_lines(classes: int) -> None:
     assert rows[0][1:] == ["0.00", "%", "10"]
     assert ("more classes, of" in "\n".join(lines)) == (classes > 10)
     assert f"c0 taken for c{1 % classes}: 10 of 10" in lines
-    assert ("more pairs of classes" in "\n".join(lines)) == (len(confusions(found)) > 6)
+    assert ("more pairs of classes" in "\n".join(lines)) == (len(found.confusions) > 6)
     assert lines[-1].startswith("ECE ")
 
 

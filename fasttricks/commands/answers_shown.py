@@ -43,23 +43,13 @@ def _class_lines(answers: Answered, classes: Sequence[str]) -> list[str]:
 
 
 def _confusion_lines(answers: Answered, classes: Sequence[str]) -> list[str]:
-    found, seen = confusions(answers), answers.seen.tolist()
+    found, seen = answers.confusions, answers.seen.tolist()
     lines = [f"{classes[t]} taken for {classes[p]}: {n:,} of {seen[t]:,}" for t, p, n in found[:_CONFUSIONS]]
     if undecided := int(answers.undecided.sum()):
         lines.append(f"{undecided:,} images have a NaN among their logits; they count as wrong")
     if more := max(0, len(found) - _CONFUSIONS):
         lines.append(f"{more:,} more pairs of classes are confused")
     return lines
-
-
-def confusions(answers: Answered) -> list[tuple[int, int, int]]:
-    """(true, predicted, images) of each pair of classes that is confused, the most frequent first."""
-    wrong = answers.confusion.copy()
-    for k in range(len(wrong)):
-        wrong[k, k] = 0
-    true, predicted = wrong.nonzero()
-    order = (-wrong[true, predicted]).argsort(kind="stable")
-    return [(int(true[i]), int(predicted[i]), int(wrong[true[i], predicted[i]])) for i in order]
 
 
 def _calibration_line(answers: Answered) -> list[str]:

@@ -31,7 +31,7 @@ from fasttricks.config.recipes import RECIPES
 from fasttricks.data.sources import require_place
 from fasttricks.runs.exported import NOT_SAID
 from fasttricks.runs.stored import is_export, run_of_best
-from fasttricks.system.reading import Reader, is_there
+from fasttricks.system.reading import is_there
 
 if TYPE_CHECKING:
     from fasttricks.commands.evaluate import Evaluated
@@ -223,14 +223,13 @@ def _versions(folder: Path | None) -> Mapping[str, str]:
 
 
 def _bad_images(folder: Path | None) -> Mapping[str, str]:
-    from fasttricks.config import ConfigError
+    from fasttricks.runs.overview import SUMMARIES
     from fasttricks.system.schema import fields, table, text
 
-    summaries = Reader(ConfigError, "must be as fasttricks.train wrote it", "train again", max_bytes=1 << 28)
     if folder is None or not is_there(folder / "summary.json"):
         return {}
     try:
-        found: dict[str, Any] = summaries.json(folder / "summary.json", fields({}, {"bad_images": table(text(20_000))}))
+        found: dict[str, Any] = SUMMARIES.json(folder / "summary.json", fields({}, {"bad_images": table(text(20_000))}))
     except UserError:
         return {}
     bad: dict[str, str] = found.get("bad_images", {})

@@ -175,14 +175,8 @@ def _matrix(answers: Answered) -> list[list[tuple[str, str]]]:
 
 
 def _pairs(answers: Answered, names: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    wrong, seen = answers.confusion.copy(), answers.seen.tolist()
-    wrong[range(len(names)), range(len(names))] = 0
-    true, predicted = wrong.nonzero()
-    order = (-wrong[true, predicted]).argsort(kind="stable")[:_PAIRS].tolist()
-    return [
-        (names[true[i]], names[predicted[i]], f"{int(wrong[true[i], predicted[i]]):,}", f"{seen[true[i]]:,}")
-        for i in order
-    ]
+    seen = answers.seen.tolist()
+    return [(names[t], names[p], f"{n:,}", f"{seen[t]:,}") for t, p, n in answers.confusions[:_PAIRS]]
 
 
 def _mistake(facts: Facts, names: Sequence[str], number: int) -> dict[str, str]:

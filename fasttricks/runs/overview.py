@@ -21,7 +21,7 @@ from fasttricks.system.schema import anything, table
 
 _NOT_A_SCORE = ("val_loss", "val_images")
 _TRAINING = ("step", "epoch", "lr", "train_loss", "images_per_sec")
-_SUMMARIES = dataclasses.replace(CONFIGS, max_bytes=1 << 28)
+SUMMARIES = dataclasses.replace(CONFIGS, max_bytes=1 << 28)
 """It names every bad image."""
 UNLIKE = ("run_dir", "resume")
 """Fields that say nothing about a run."""
@@ -134,7 +134,7 @@ def _state(folder: Path, config: TrainConfig, rows: tuple[Mapping[str, Any], ...
         return "training"
     except (UserError, OSError):
         pass
-    summary = _SUMMARIES.json(folder / "summary.json", table(anything)) if is_there(folder / "summary.json") else {}
+    summary = SUMMARIES.json(folder / "summary.json", table(anything)) if is_there(folder / "summary.json") else {}
     done = int(rows[-1]["epoch"]) if rows else 0
     if summary and summary.get("steps") == (rows[-1]["step"] if rows else None):
         return "stopped early" if summary.get("stopped_early") else "finished"

@@ -72,6 +72,15 @@ class Answered(NamedTuple):
         return np.where(seen > 0, self.right / np.maximum(seen, 1), np.nan)
 
     @property
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """(true, predicted, images) of each pair of classes that is confused, the most frequent first."""
+        wrong = self.confusion.copy()
+        np.fill_diagonal(wrong, 0)
+        true, predicted = wrong.nonzero()
+        order = (-wrong[true, predicted]).argsort(kind="stable")
+        return [(int(true[i]), int(predicted[i]), int(wrong[true[i], predicted[i]])) for i in order]
+
+    @property
     def ece(self) -> float:
         """Expected calibration error, 0 to 1: sum over bins of |right - confidence| / images. NaN without any prediction."""
         seen = int(self.bin_count.sum())
