@@ -5,7 +5,8 @@
 
 50, 500 and 5,000 images a class, three seeds. A seed draws the images, weights, order and augmentation. Both ways have the same
 images, network and settings: those of the recipe finetune. Each run has one thread. Its CPU seconds are those of the whole
-process, with start and validation. A run that --output holds already is not done again; the table is printed at the end.
+process, with start and validation; base_cpu_seconds are those of the first network's training on the same machine, as machines
+differ. A run that --output holds already is not done again; the table is printed at the end.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {"runs": {}}
     args.work.mkdir(parents=True, exist_ok=True)
     base, lock = args.work / "base", Lock()
+    of_base = base.with_suffix(".json")  # this machine's, where --output may hold another's
 
     def keep(key: str, run: dict[str, Any]) -> None:
         with lock:
@@ -135,9 +137,11 @@ def main() -> None:
             write_json(args.output, {"versions": versions(), "known": known, "new": new, **found})
             print(f"{key}: top-1 {run['top1']:.2f}, {run['epochs']} epochs, {run['cpu_seconds']} CPU s", flush=True)
 
-    if not (base / "summary.json").exists():
+    if not of_base.exists():
         data = link_classes(args.data, args.work / "data-base", known, None, 0)
-        keep("base", train(BASE, data, base))
+        write_json(of_base, run := train(BASE, data, base))
+        keep("base", run)
+    base_cpu_seconds = json.loads(of_base.read_text())["cpu_seconds"]
 
     def one(count: int, seed: int, way: str) -> None:
         key = f"{count} {way} {seed} {args.options}".strip()
@@ -148,7 +152,8 @@ def main() -> None:
         start = ["--init", str(base)] if way == WAYS[0] else SMALL
         words = ["finetune", *start, *SAME, "--seed", str(seed), *shlex.split(args.options)]
         run = train(words, data, args.work / f"run-{name}")
-        keep(key, {**run, "options": run["options"].replace(str(base), "BASE")})
+        options = run["options"].replace(str(base), "BASE")
+        keep(key, {**run, "options": options, "base_cpu_seconds": base_cpu_seconds})
 
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(one, count, seed, way) for count in args.counts for seed in args.seeds for way in args.ways]
