@@ -23,7 +23,14 @@ from fasttricks.commands.calibrated import calibrate_checkpoint, fold
 from fasttricks.config import DataConfig, ModelConfig, UserError
 from fasttricks.learning.teacher import weights_digest
 from fasttricks.models import build_model
-from fasttricks.runs.calibration import Calibration, CalibrationError, read_calibration, run_of, write_calibration
+from fasttricks.runs.calibration import (
+    Calibration,
+    CalibrationError,
+    read_calibration,
+    run_of,
+    shown_as,
+    write_calibration,
+)
 from fasttricks.runs.opened import open_saved
 from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.answers import Answers, Outputs
@@ -152,7 +159,7 @@ def test_every_rank_has_the_temperature_of_one_or_its_error(size: int, scale: fl
         answers, mine = Answers(3, CPU, keep_logits=True), np.arange(120)[world.rank :: size]
         for numbers in np.array_split(mine, 3):
             answers.update(found.logits[numbers], found.labels[numbers], numbers)
-        return calibrate_checkpoint(saved, answers, images, world, average=True)
+        return calibrate_checkpoint(saved, answers, images, world, average=True, shown="24 pixels")
 
     with ThreadPoolExecutor(size) as pool:
         results = list(pool.map(rank, ranks(size)))
@@ -161,6 +168,7 @@ def test_every_rank_has_the_temperature_of_one_or_its_error(size: int, scale: fl
             assert isinstance(result, Calibration)
             assert result.temperature == calibrate(found, names).temperature
             assert (result.step, result.weights, result.digest) == (7, "raw", weights_digest(network))
+            assert result.images == "24 pixels"
         else:
             assert isinstance(result, CalibrationError) and "no better than chance" in str(result)
 
@@ -173,15 +181,15 @@ def run(finished_run: FinishedRun, tmp_path: Path) -> Path:
     """A finished run whose averaged weights have the temperature T."""
     folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
     saved = read_saved(folder)
-    write_calibration(folder, calibration(weights_digest(saved.network()), saved.step))
+    images = shown_as(saved.config.data, flip=saved.config.eval.flip)
+    write_calibration(folder, calibration(weights_digest(saved.network()), saved.step, images))
     return folder
 
 
-def calibration(digest: str, step: int = 9) -> Calibration:
+def calibration(digest: str, step: int, images: str) -> Calibration:
     figures = {"ece_before": 0.2, "ece_after": 0.1, "nll_before": 1.5, "nll_after": 1.25}
-    return Calibration(
-        temperature=T, step=step, weights="averaged", digest=digest, fitted_images=6, measured_images=8, **figures
-    )
+    of = {"step": step, "weights": "averaged", "digest": digest, "images": images}
+    return Calibration(temperature=T, **of, fitted_images=6, measured_images=8, **figures)
 
 
 def saying(**changes: Any) -> Change:
@@ -206,6 +214,7 @@ WRONG: dict[str, tuple[Change, str]] = NO_TABLES | {
     "a long digest": (saying(digest="0" * 999), "must be a text of at most 16 characters"),
     "weights of a third kind": (saying(weights="best"), "must be averaged or raw"),
     "an error above 1": (saying(ece_after=1.5), "ece_after = 1.5: must be 0 to 1"),
+    "images of a number": (saying(images=24), "images = 24: must be a text"),
     "another field": (saying(code="x"), "code = 'x': must be left out"),
 }
 
@@ -222,7 +231,7 @@ def test_a_file_that_was_changed_is_refused(name: str, run: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["predict", "export"])
-@pytest.mark.parametrize("case", ["none", "raw weights", "another step", "no run", "damaged"])
+@pytest.mark.parametrize("case", ["none", "raw weights", "another step", "no run", "damaged", "other images"])
 def test_no_other_weights_get_a_temperature(
     command: str, case: str, run: Path, finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +248,9 @@ def test_no_other_weights_get_a_temperature(
     elif case == "no run":
         place = str(shutil.copy(run / "checkpoints" / "step-0000000009.pt", tmp_path))
         wrong = "is in no run folder"
+    elif case == "other images":
+        saying(images="99 pixels of 99, linear")(file)
+        wrong = "was fitted on images of 99 pixels of 99, linear, and these are "
     else:
         file.write_text("{")
         wrong = "must be as `fasttricks evaluate RUN --calibrate` wrote it"
@@ -286,6 +298,9 @@ def test_predict_and_every_consumer_of_the_export_have_the_temperature(
     image = str(next((finished_run.data / "val").rglob("*.jpg")))
     plain, calibrated = shares(capsys, str(run), image), shares(capsys, str(run), image, "--calibrated")
     assert list(plain) == list(calibrated), "the classes keep their order"
+    for other in ("--no-flip", "--data.val-resize=40", "--data.interpolation=cubic", "--data.no-antialias"):
+        assert call(predict.main, str(run), image, other, "--calibrated") == 2
+        assert "calibrated: was fitted on images of " in capsys.readouterr().err
     powers = {name: share ** (1 / T) for name, share in plain.items()}
     for name, share in calibrated.items():
         assert share == pytest.approx(powers[name] / sum(powers.values()), abs=3e-4) != plain[name]

@@ -55,6 +55,16 @@ def test_each_state_is_a_row(folder: Path, finished_run: FinishedRun, capsys: py
     assert "config.json: " in found["torn"]
 
 
+def test_a_damaged_record_is_named_and_a_torn_last_line_is_not(folder: Path) -> None:
+    file = folder / "cut" / "metrics.jsonl"
+    text, seen = file.read_text(), look_at(folder / "cut").rows
+    file.write_text(text + text.splitlines()[-1][:9])
+    assert look_at(folder / "cut").rows == seen
+    file.write_text(text.replace('"step": ', '"step": x', 1))
+    run = look_at(folder / "cut")
+    assert "metrics.jsonl: must have a record" in run.problem and "(line 1: " in run.problem and not run.rows
+
+
 def test_a_run_in_training_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Claim(folder / "cut" / LOCK):
         # a claim of this very process is seen by another alone

@@ -38,9 +38,11 @@ def check_place(saved: Saved) -> None:
 
 
 def calibrate_checkpoint(
-    saved: Saved, answers: Answers, images: Source, world: World, *, average: bool
+    saved: Saved, answers: Answers, images: Source, world: World, *, average: bool, shown: str
 ) -> Calibration | UserError:
     """The temperature of these weights, from the logits that `answers` kept, on every rank; it writes nothing.
+
+    shown: shown_as() of the images.
 
     An error of tasks.calibration.calibrate() is returned, so that the answers of the same pass are not lost. A collective.
     """
@@ -54,7 +56,7 @@ def calibrate_checkpoint(
             digest = weights_digest(saved.network(average=average))
             weights = weights_name(saved, average=average)
             found = pickle.dumps(
-                Calibration(step=saved.step, weights=weights, digest=digest, **fitted._asdict()),
+                Calibration(step=saved.step, weights=weights, digest=digest, images=shown, **fitted._asdict()),
             )
         except UserError as error:
             found = pickle.dumps(error)
@@ -78,9 +80,21 @@ def stored_calibration(saved: Saved, model: nn.Module, *, average: bool) -> Cali
     return read_calibration(saved.path, step=saved.step, weights=weights, digest=digest)
 
 
-def temperature_to_apply(saved: Saved, model: nn.Module, *, average: bool) -> float:
-    """The divisor of the logits of `model`: the stored one; 1 for an export whose classifier has it. Raises as above."""
-    return 1.0 if saved.temperature is not None else stored_calibration(saved, model, average=average).temperature
+def calibration_to_apply(saved: Saved, model: nn.Module, *, average: bool, shown: str) -> Calibration | None:
+    """That whose temperature divides the logits of `model`; None for an export whose classifier has it.
+
+    shown: shown_as() of the images that it is for. Raises as read_calibration, and CalibrationError where it was fitted on
+    images that were shown in another way.
+    """
+    if saved.temperature is not None:
+        return None
+    found = stored_calibration(saved, model, average=average)
+    if found.images != shown:
+        rule = f"was fitted on images of {found.images}, and these are {shown}"
+        raise CalibrationError(
+            f"calibrated: {rule}; fit it again with the same options of data and flip, or leave it out"
+        )
+    return found
 
 
 def fold(model: nn.Module, temperature: float, data: DataConfig) -> None:

@@ -26,7 +26,7 @@ from fasttricks.config import (
 )
 from fasttricks.config.options import Hidden, value_of
 from fasttricks.data.sources import require_place
-from fasttricks.runs.calibration import Calibration, run_of, write_calibration
+from fasttricks.runs.calibration import Calibration, run_of, shown_as, write_calibration
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Eva
     calibration: Calibration | UserError | None = None
     trusted = saved.trusting(config.trust_code)
     if config.calibrate:
-        calibration = calibrate_checkpoint(trusted, answers, images, world, average=config.average)
+        shown = shown_as(config.data, flip=config.eval.flip)
+        calibration = calibrate_checkpoint(trusted, answers, images, world, average=config.average, shown=shown)
     return Evaluated(metrics, answers.result(world), images, calibration)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttricks.commands import prog
-from fasttricks.commands.calibrated import fold, stored_calibration
+from fasttricks.commands.calibrated import calibration_to_apply, fold
 from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, show_name
+from fasttricks.runs.calibration import shown_as
 from fasttricks.runs.stored import is_export, run_of_best
 from fasttricks.system.extras import require_extra
 
@@ -119,7 +120,7 @@ def write_onnx(model: nn.Module, path: Path, data: DataConfig, metadata: dict[st
 def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     """Write the folder; all of it or nothing. Returns the folder.
 
-    Raises ConfigError where it exists or cannot be made, and as write_onnx, stored_calibration and fold.
+    Raises ConfigError where it exists or cannot be made, and as write_onnx, calibration_to_apply and fold.
     """
     from fasttricks.runs.exported import DESCRIPTION, described
     from fasttricks.runs.model_card import counterparts, hub_config, model_card, transform_text
@@ -133,8 +134,10 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     run, classes = saved.config, saved.classes
     model = saved.trusting(config.trust_code).network(average=config.average)
     calibration = None
-    if config.calibrated and saved.temperature is None:
-        calibration = stored_calibration(saved, model, average=config.average)
+    if config.calibrated:
+        shown = shown_as(run.data, flip=run.eval.flip)
+        calibration = calibration_to_apply(saved, model, average=config.average, shown=shown)
+    if calibration is not None:
         fold(model, calibration.temperature, run.data)
         saved = dataclasses.replace(saved, temperature=calibration.temperature)
     hub = hub_config(run, classes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from fasttricks.commands import prog
-from fasttricks.commands.calibrated import temperature_to_apply
+from fasttricks.commands.calibrated import calibration_to_apply
 from fasttricks.commands.prediction_files import Output, Prediction, check_output
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
@@ -27,6 +27,7 @@ from fasttricks.config import (
     show_name,
 )
 from fasttricks.config.options import Hidden, value_of
+from fasttricks.runs.calibration import shown_as
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 from fasttricks.system.command import ended_as_by_ctrl_c
 from fasttricks.system.progress import counted
@@ -98,7 +99,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
 
     Images go through the validation pipeline (data.Loader), one for all of them. One that cannot be read
     or decoded has an error and no classes; the others are as they would be without it. Raises ConfigError for a size that
-    the network cannot take, as models.Embedder, and as temperature_to_apply. Memory: that of a batch, and of `paths`.
+    the network cannot take, as models.Embedder, and as calibration_to_apply. Memory: that of a batch, and of `paths`.
     """
     import torch
 
@@ -115,7 +116,11 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     ask_for_one_order(world.device, on=True)
     precision = resolve_precision(config.precision, world.device)
     network = saved.network(average=config.average)
-    temperature = temperature_to_apply(saved, network, average=config.average) if config.calibrated else 1.0
+    calibration = None
+    if config.calibrated:
+        shown = shown_as(config.data, flip=config.flip)
+        calibration = calibration_to_apply(saved, network, average=config.average, shown=shown)
+    temperature = calibration.temperature if calibration else 1.0
     model = place(network, world, precision)
     autocast, names = make_autocast(precision, world.device), saved.classes
     embedder = Embedder(model) if config.embed else None

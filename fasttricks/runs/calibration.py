@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from fasttricks.config import UserError
+from fasttricks.config import DataConfig, UserError
 from fasttricks.runs.folder import write_json
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import Kind, WrongError, fields, number, text, whole
@@ -39,6 +39,8 @@ class Calibration:
     """averaged or raw."""
     digest: str
     """That of the weights: learning.teacher.weights_digest()."""
+    images: str
+    """The way in which the images were shown: shown_as()."""
     fitted_images: int
     measured_images: int
     ece_before: float
@@ -73,6 +75,7 @@ _KIND = fields(
         "step": whole(),
         "weights": text(8, "averaged|raw", "averaged or raw"),
         "digest": text(16, "[0-9a-f]{16}", "16 hex digits"),
+        "images": text(200),
         "fitted_images": whole(1),
         "measured_images": whole(1),
         **dict.fromkeys(("ece_before", "ece_after"), within(0, 1)),
@@ -80,6 +83,12 @@ _KIND = fields(
     },
     others=_unknown,
 )
+
+
+def shown_as(data: DataConfig, *, flip: bool) -> str:
+    """The way in which images are shown to the network, in words: logits of another way have another temperature."""
+    filter_ = f"{data.interpolation}{' with antialias' if data.antialias else ''}"
+    return f"{data.image_size} pixels of {data.val_resize}, {filter_}{', and mirrored' if flip else ''}"
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -122,7 +122,7 @@ def look_at(folder: Path) -> Overview:
 
 def _rows(folder: Path) -> tuple[Mapping[str, Any], ...]:
     epochs = EpochTable()
-    for record, _ in each_record(folder / METRICS):
+    for record, _ in each_record(folder / METRICS, whole=True):
         epochs.add(record)
     return epochs.rows
 

@@ -28,10 +28,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [record for record, _ in each_record(folder / METRICS)]
 
 
-def each_record(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each record and its line, one at a time: a run may log millions of steps, more than memory should hold."""
-    for line in METRICS_FILES.each_line(path) if is_there(path) else ():
+def each_record(path: Path, *, whole: bool = False) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each record and its line, one at a time: a run may log millions of steps, more than memory should hold.
+
+    It ends before the first line that is no record; whole: raises ConfigError there, unless it is the torn last line.
+    """
+    for count, line in enumerate(METRICS_FILES.each_line(path) if is_there(path) else (), 1):
         try:
             yield parse_json(line, _RECORD), line
-        except ValueError:
+        except ValueError as error:
+            if whole and line.endswith(b"\n"):
+                raise METRICS_FILES.refusal(path, f"line {count}: {error}") from error
             return
