@@ -10,6 +10,8 @@ STAMP := $(VENV)/.set-up
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist loadfile --no-loadscope-reorder
 # make gpu must run where nothing can be set up: it takes .venv where it is there, else PYTHON as it is
 GPU := $(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu
+# set, it has each of the tests' hundred processes compile the sources again
+export PYTHONDONTWRITEBYTECODE :=
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## list the commands

@@ -158,7 +158,7 @@ def unordered(model: nn.Module, side: int) -> set[str]:
     [
         (ModelConfig(name="resnet18a"), 64),
         (ModelConfig(name="resnet50d"), 64),
-        (ModelConfig(name="inception_v3", aux_head=True), 299),
+        pytest.param(ModelConfig(name="inception_v3", aux_head=True), 299, marks=pytest.mark.slow),
         (ModelConfig(name="mobilenet_v1"), 64),
     ],
 )

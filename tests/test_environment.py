@@ -113,6 +113,7 @@ def test_compiled_code_that_cannot_be_had_says_why(name: str, tmp_path: Path, mo
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_another_user_without_a_home_and_with_ascii_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Who owns nothing but the run folder: checkout, data and image are read-only to him. Names have no place in ASCII."""
     if os.getuid():

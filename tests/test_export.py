@@ -54,9 +54,9 @@ def theirs(package: str, name: str, num_classes: int, config: ModelConfig) -> nn
     ("name", "packages"),
     [
         ("resnet18a", {"timm", "torchvision"}),
-        ("resnet50b", {"timm", "torchvision"}),
+        pytest.param("resnet50b", {"timm", "torchvision"}, marks=pytest.mark.slow),
         ("resnet50d", {"timm"}),
-        ("inception_v3", {"timm", "torchvision"}),
+        pytest.param("inception_v3", {"timm", "torchvision"}, marks=pytest.mark.slow),
         ("mobilenet_v1", {"timm"}),
         ("timm:test_resnet", {"timm"}),
     ],
@@ -80,6 +80,7 @@ def test_weights_load_strictly_into_their_networks_with_the_same_outputs(
         torch.testing.assert_close(model.eval()(images), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_counterparts_exist_and_have_the_same_keys_for_every_model() -> None:
     """And none is claimed where the network is another: variant A strides elsewhere, other widths and stems are ours."""
     without = set()

@@ -305,7 +305,7 @@ def work(folder: Path, precision: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("ranks", "precision"), [(2, "fp16"), (3, "fp32")])
+@pytest.mark.parametrize(("ranks", "precision"), [(2, "fp16"), pytest.param(3, "fp32", marks=pytest.mark.slow)])
 def test_on_several_ranks_frozen_parts_keep_every_bit(ranks: int, precision: str, tmp_path: Path) -> None:
     """Also their statistics, of which the others' are averaged over the ranks at the end of an epoch."""
     write_images(tmp_path / "data", train=36, val=3)

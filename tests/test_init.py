@@ -134,7 +134,10 @@ def test_a_classifier_of_unknown_classes_is_taken_where_it_is_as_large(tmp_path:
     assert loaded(tmp_path / "w.pt")[1].endswith("a new classifier of 3 classes: there is none")
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("resnet18b", "resnet18"), ("inception_v3", "inception_v3")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("resnet18b", "resnet18"), pytest.param("inception_v3", "inception_v3", marks=pytest.mark.slow)],
+)
 def test_torchvisions_weights_give_torchvisions_outputs(
     ours: str, theirs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

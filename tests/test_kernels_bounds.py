@@ -16,7 +16,9 @@ CPU = "cpu"
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("side", [32, pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "side", [16, pytest.param(32, marks=pytest.mark.slow), pytest.param(224, marks=pytest.mark.slow)]
+)
 @interpreted
 def test_images(side: int, dtype: torch.dtype) -> None:
     """A bound of a few roundings is nearly reached: a third of it is, so no rounding too many was counted threefold."""

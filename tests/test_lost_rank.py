@@ -57,15 +57,12 @@ def test_a_rank_that_loses_another_at_the_start_says_so_in_a_line(
     assert is_one_line(done.stderr), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [
         ("full", "error: checkpoint = '{0}/checkpoints/step-0000000006.pt': must be on a disk with room"),
-        pytest.param(
-            "deleted",
-            "error: run_dir = '{0}': must be in a folder that stays during the run: {0} was deleted",
-            marks=pytest.mark.slow,
-        ),
+        ("deleted", "error: run_dir = '{0}': must be in a folder that stays during the run: {0} was deleted"),
     ],
 )
 def test_the_main_ranks_error_is_what_is_read(how: str, said: str, tiny_data: Path, tmp_path: Path) -> None:

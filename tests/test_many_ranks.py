@@ -56,7 +56,10 @@ def plain_lr(config: TrainConfig, num_steps: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("micro_batch", "accumulate", "batches"),
-    [(4, 2, 25), (97, 1, 2)],  # 97 or 98 images a rank: the second has a last batch that is empty on most ranks
+    [
+        (4, 2, 25),
+        pytest.param(97, 1, 2, marks=pytest.mark.slow),
+    ],  # 97 or 98 images a rank: the second has a last batch that is empty on most ranks
     ids=["micro-batches", "empty-batches"],
 )
 def test_a_thousand_ranks_share_out_an_epoch(

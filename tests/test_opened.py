@@ -148,6 +148,7 @@ def transform_of_torchvision() -> Callable[[Any], Any]:
     return composed
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_answer_as_torchvision(
     finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

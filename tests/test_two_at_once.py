@@ -23,6 +23,7 @@ def steps_of(run: Path) -> list[int]:
     return [record["step"] for record in records if "train_loss" in record]
 
 
+@pytest.mark.slow
 def test_train_is_refused_where_another_trains_and_goes_on_once_that_is_killed(tiny_data: Path, tmp_path: Path) -> None:
     args = arguments(tiny_data, tmp_path / "run", "--epochs", "2", "--checkpoint-steps", "1", "--resume")
     with running("fasttricks.train", *args) as first:
