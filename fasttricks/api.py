@@ -69,11 +69,7 @@ def train(recipe: str, data: Data = "", **fields: Any) -> Result:
     """
     given = _dotted(fields, data)
     config = resolve(fit_recipe(recipe, lambda path: str(given.get(path, ""))), given)
-    summary = training.train(config)
-    from fasttricks.tasks.classification import METRICS
-
-    names = [*(metric.name for metric in METRICS), "val_loss"]
-    metrics = {name: summary[name] for name in names if name in summary}
+    summary, metrics = training.train(config)
     return Result(run_dir=Path(config.run_dir), finished=bool(summary), summary=summary, metrics=metrics)
 
 

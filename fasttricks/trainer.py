@@ -100,7 +100,7 @@ def train(run: Run) -> dict[str, float]:
             best = False
             if run.unmeasured:
                 metrics = validate(run)
-                best = run.best.judge(metrics[run.task.metrics[0].name], epoch=run.epoch, step=run.step)
+                best = run.best.judge(metrics[run.metrics[0].name], epoch=run.epoch, step=run.step)
             last = run.epoch == config.epochs or run.gave_up
             if last or best or run.epoch % config.checkpoint_epochs == 0 or steps_due(run):
                 save(run)

@@ -29,7 +29,7 @@ from fasttricks.data.sources.quarantine import QUARANTINE, QuarantineError
 from fasttricks.runs.model_card import summary_kind
 from fasttricks.runs.records import read_metrics
 from fasttricks.system.reading import Reader
-from fasttricks.tasks.classification import METRICS
+from fasttricks.tasks.classification import CLASSIFICATION
 from lib.fuzzing import settings_for, take_turns
 from lib.images import PNG
 
@@ -157,10 +157,10 @@ def any_record(noise: bytes, value: Any, name: str, at: int) -> None:
 @given(JSON, st.sampled_from([*SUMMARY, "top1"]))
 def any_summary(value: Any, name: str) -> None:
     """summary.json with another value: of its kind, or refused."""
-    good = SUMMARY | {metric.name: 50.0 for metric in METRICS}
+    good = SUMMARY | {metric.name: 50.0 for metric in CLASSIFICATION.metrics_of(1000)}
     (FOLDER / "summary.json").write_text(json.dumps(good | {name: value}))
     with contextlib.suppress(ConfigError):
-        found = SUMMARIES.json(FOLDER / "summary.json", summary_kind(METRICS))
+        found = SUMMARIES.json(FOLDER / "summary.json", summary_kind(CLASSIFICATION.metrics_of(1000)))
         assert type(found[name]) in ((int, float) if isinstance(good[name], float) else (type(good[name]),))
 
 

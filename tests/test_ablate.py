@@ -69,7 +69,7 @@ def test_the_table_is_of_the_runs(ablated: SimpleNamespace) -> None:
         summary = json.loads((folder / "summary.json").read_text())
         assert {name: result[name] for name in summary} == summary
         name = "all of them" if read_config(folder).loss.smoothing else "without label_smoothing"
-        scores[name] = [f"{summary['top1']:.2f}", f"{summary['top5']:.2f}", "1"]
+        scores[name] = [f"{summary['top1']:.2f}", f"{summary['top2']:.2f}", "1"]
     assert {name: row[:3] for name, row in table(ablated.folder).items()} == scores
     assert table(ablated.folder)["without label_smoothing"][4] == "one seed: not judged"
 
@@ -240,7 +240,7 @@ def no_plot() -> Any:
 
 def score(job: Any) -> dict[str, Any]:
     smooth = job.config.loss.smoothing > 0
-    return {"top1": 50.0 + job.config.seed - (2.5 if smooth else 0), "top5": 90.0, "val_loss": 1.0}
+    return {"top1": 50.0 + job.config.seed - (2.5 if smooth else 0), "top2": 90.0, "val_loss": 1.0}
 
 
 @pytest.mark.usefixtures("no_plot")
@@ -251,7 +251,7 @@ def test_means_deviations_and_pairs_are_the_standard_librarys(tiny_data: Path, t
     def scores(job: Any) -> dict[str, Any]:
         own = drawn[job.config.loss.smoothing > 0]
         own[job.config.seed] = draws.gauss(70 if job.config.loss.smoothing else 50, 2)
-        return {"top1": own[job.config.seed], "top5": 90.0, "val_loss": 1.0}
+        return {"top1": own[job.config.seed], "top2": 90.0, "val_loss": 1.0}
 
     with pretend(scores):
         assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", "--seeds", "3", "--seed", "5")) == 0
@@ -264,6 +264,39 @@ def test_means_deviations_and_pairs_are_the_standard_librarys(tiny_data: Path, t
     middle, half = statistics.mean(differences), 4.302653 * statistics.stdev(differences) / 3**0.5
     assert rows["without label_smoothing"][3] == f"{middle:+.2f} ({middle - half:+.2f} to {middle + half:+.2f})"
     assert rows["without label_smoothing"][4] == ("real" if abs(middle) > half else "not decided")
+
+
+@pytest.mark.usefixtures("no_plot")
+@pytest.mark.parametrize(("classes", "second"), [(2, None), (3, 2), (6, 5)])
+def test_the_columns_are_those_of_the_number_of_classes(classes: int, second: int | None, tmp_path: Path) -> None:
+    """The paper's own stay those of ImageNet. Runs of an earlier release, which lack top-2, leave its column blank."""
+    names = [f"top{k}" for k in (1, second) if k]
+    data = write_images(tmp_path / "data", train=24, val=2 * classes, classes=[f"class {k}" for k in range(classes)])
+    args = ["--data.root", str(data), "--run-dir", str(tmp_path / "a"), *SMALLEST, "--epochs", "6", "--seeds", "1"]
+    with pretend(lambda job: {**dict.fromkeys(("top1", *names), 50.0), "val_loss": 1.0}):
+        assert call(ablate.main, "table4", "cifar10", *args) == 0
+
+    def shown() -> list[list[str]]:
+        """The cells of the heads and of the first row."""
+        rows = [row for row in (tmp_path / "a" / "table4.md").read_text().splitlines() if row.startswith("|")]
+        return [[cell.strip() for cell in row.split("|")[2:]] for row in (rows[0], rows[2])]
+
+    head, first = shown()
+    labels = [name.replace("top", "top-") for name in names]
+    assert head[: len(names) + 1] == [*labels, "seeds"] and "the paper, top-1 / top-5" in head
+    assert first[: len(names) + 1] == [*["50.00"] * len(names), "1"]
+    ran = [
+        run
+        for cell in json.loads((tmp_path / "a" / "results.json").read_text())["cells"]
+        for run in cell["runs"].values()
+    ]
+    assert ran and all([name for name in run if name.startswith("top")] == names for run in ran)
+    for file in (tmp_path / "a").glob("runs/*/*/result.json"):
+        old = {name: value for name, value in json.loads(file.read_text()).items() if name not in names[1:]}
+        file.write_text(json.dumps(old | {"top5": 100.0}))
+    assert call(ablate.main, "table4", "cifar10", *args, "--report") == 0
+    wanted = {2: ["50.00", "1"], 3: ["50.00", "", "1"], 6: ["50.00", "100.00", "1"]}[classes]
+    assert shown()[1][: len(wanted)] == wanted
 
 
 @pytest.mark.usefixtures("no_plot")
@@ -281,7 +314,7 @@ def test_more_seeds_go_where_they_would_decide(
         top1 += 10 * (seed % 3) if config.schedule.warmup_epochs == 0 else 0
         top1 += 20 + 0.1 * (seed % 2) if config.loss.smoothing == 0 else 0
         top1 += 10 * ((seed % 3) - 1) if config.schedule.decay == "step" else 0
-        return {"top1": top1, "top5": 90.0, "val_loss": 1.0}
+        return {"top1": top1, "top2": 90.0, "val_loss": 1.0}
 
     factors = ["--factors", "warmup", "label_smoothing", "cosine", "--schedule.warmup-epochs", "0.5"]
     with pretend(scores) as run:
@@ -372,7 +405,7 @@ def test_factorial_tells_main_effects(tiny_data: Path, tmp_path: Path) -> None:
         smooth, cosine = job.config.loss.smoothing > 0, job.config.schedule.decay == "cosine"
         return {
             "top1": 50 + job.config.seed - 20 * smooth + (8 + job.config.seed % 2) * cosine + 3 * smooth * cosine,
-            "top5": 90.0,
+            "top2": 90.0,
             "val_loss": 1.0,
         }
 

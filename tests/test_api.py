@@ -66,7 +66,7 @@ def test_train_evaluate_predict_and_load(tiny_data: Path, tmp_path: Path) -> Non
     result = train(tiny_data, tmp_path / "run")
     assert result.finished
     assert result.summary == json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert set(result.metrics) == {"top1", "top5", "val_loss"}
+    assert set(result.metrics) == {"top1", "top2", "val_loss"}
     assert [path.parent for path in result.checkpoints] == [tmp_path / "run" / "checkpoints"]
 
     evaluated = ft.evaluate(result.run_dir)

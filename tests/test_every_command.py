@@ -91,7 +91,7 @@ def evaluates(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
     capsys.readouterr()
     assert call(evaluate.main, str(run.folder)) == 0
-    assert capsys.readouterr().out.startswith(f"top-1 {summary['top1']:.2f} %  top-5 {summary['top5']:.2f} %  loss ")
+    assert capsys.readouterr().out.startswith(f"top-1 {summary['top1']:.2f} %  top-2 {summary['top2']:.2f} %  loss ")
     refuses_a_size(evaluate.main, [], run, capsys)
 
 

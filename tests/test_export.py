@@ -27,7 +27,7 @@ from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.model_card import counterparts, hub_config, model_card
 from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.system import extras
-from fasttricks.tasks.classification import METRICS
+from fasttricks.tasks.classification import CLASSIFICATION
 from lib.networks import with_random_norms
 from lib.tiny import FinishedRun, call
 
@@ -154,7 +154,7 @@ def test_the_card_says_what_was_run_and_measured(finished_run: FinishedRun, tmp_
     assert call(export.main, str(finished_run.folder), "--output", str(target), "--no-onnx") == 0
     card = (target / "README.md").read_text()
     summary = json.loads((finished_run.folder / "summary.json").read_text())
-    assert f"On 14 validation images: top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} %" in card
+    assert f"On 14 validation images: top-1 {summary['top1']:.2f} %, top-2 {summary['top2']:.2f} %, loss" in card
     versions = json.loads((finished_run.folder / "config.json").read_text())["versions"]
     for fact in (
         "recipe `cifar10`", "ant, bee, cat", "| epochs | 3 |", "| global batch | 16 images |", f"torch {versions['torch']}",
@@ -175,7 +175,7 @@ def test_the_card_of_a_network_without_residual_blocks_names_the_tricks_that_fit
         path=Path("step-0000000003.pt"), task="classification", config=RECIPES[recipe](), classes=("ant",), step=3, epoch=1,
         ranks=1, weights={}, average=None,
     )  # fmt: skip
-    card = model_card(saved, METRICS, {}, None, with_onnx=False)
+    card = model_card(saved, CLASSIFICATION.metrics_of(1), {}, None, with_onnx=False)
     used = "linear_scaling, warmup, no_bias_decay, cosine, label_smoothing, mixup"
     assert f"\n| tricks | {used} |\n" in card
 

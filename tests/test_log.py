@@ -21,14 +21,14 @@ from fasttricks.runs import log as log_module
 from fasttricks.runs.log import TIMINGS, RunLog, plot_curves
 from fasttricks.runs.records import METRICS_FILES, read_metrics
 from fasttricks.system.distributed import World
-from fasttricks.tasks.classification import METRICS
+from fasttricks.tasks.classification import CLASSIFICATION
 
 CPU = torch.device("cpu")
 MAIN = World.alone(CPU)
 
 
 def open_log(folder: Path, world: World = MAIN, *, first_step: int = 0, state: dict[str, Any] | None = None) -> RunLog:
-    log = RunLog(folder, world, METRICS, num_steps=20, steps_per_epoch=5)
+    log = RunLog(folder, world, CLASSIFICATION.metrics_of(10), num_steps=20, steps_per_epoch=5)
     if state is not None:
         log.load_state_dict(state)
     log.start(first_step)
@@ -348,7 +348,7 @@ def test_the_picture_is_drawn_and_shows_the_curves(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_run_without_validation_or_without_a_step(tmp_path: Path) -> None:
-    plot_curves(tmp_path, METRICS)
+    plot_curves(tmp_path, CLASSIFICATION.metrics_of(10))
     assert not (tmp_path / "curves.png").exists()
     train(tmp_path, 0, 1)
     assert pixels(tmp_path / "curves.png").shape == (432, 1440, 3)

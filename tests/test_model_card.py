@@ -18,7 +18,7 @@ from fasttricks.models import build_model
 from fasttricks.runs.card_snippets import snippets
 from fasttricks.runs.model_card import model_card, tricks_used
 from fasttricks.runs.saved import Saved, read_saved
-from fasttricks.tasks.classification import METRICS
+from fasttricks.tasks.classification import CLASSIFICATION
 from lib.cards import blocks, run_blocks
 from lib.networks import with_random_norms
 from lib.tiny import ALONE, FinishedRun, call
@@ -125,7 +125,7 @@ def test_half_precision_is_named_only_where_the_run_had_it(precision: str, ran: 
 
 def test_a_card_without_a_run_folder_does_not_claim_half_precision() -> None:
     source = dataclasses.replace(saved(ModelConfig(name="resnet18d"), 40), config=RECIPES["mobilenet-tricks"]())
-    card = model_card(source, METRICS, {}, None, with_onnx=False)
+    card = model_card(source, CLASSIFICATION.metrics_of(40), {}, None, with_onnx=False)
     assert "low_precision" not in card
     assert "| precision | not known: auto is fp16 on CUDA and fp32 on the CPU |" in card
     assert "```python" in card and "onnx" not in card

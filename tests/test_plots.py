@@ -24,7 +24,7 @@ from fasttricks.ablation.jobs import Job
 from fasttricks.commands import cost
 from fasttricks.config.recipes import RECIPES
 from fasttricks.runs.curves import draw_curves
-from fasttricks.tasks.classification import METRICS
+from fasttricks.tasks.classification import CLASSIFICATION
 from lib.tiny import REPOSITORY
 
 
@@ -39,7 +39,7 @@ def saved(draw: Callable[[Path], object]) -> Figure:
 def curves(*epochs: float, validated: bool = True) -> Figure:
     train = [{"epoch": e, "train_loss": 2 / (1 + e), "lr": 0.1} for e in epochs]
     known = [{"epoch": e, "val_loss": 1 / (1 + e), "top1": 99 - 50 / e, "top5": 99.9} for e in epochs if validated]
-    return draw_curves([*train, *known], METRICS, title="resnet50d-tricks-20261122-231157")
+    return draw_curves([*train, *known], CLASSIFICATION.metrics_of(1000), title="resnet50d-tricks-20261122-231157")
 
 
 def ablated(images: Callable[[int, int], int], seeds: int) -> Figure:
@@ -127,6 +127,20 @@ def test_its_bars_and_points_can_be_seen(picture: Picture) -> None:
             assert all(inside.contains(x, y) for x, y in points), line
             seen += 1
     assert seen
+
+
+def test_a_metric_is_drawn_where_the_validations_have_it() -> None:
+    """A run of an earlier release that was resumed: its records name another metric from there on."""
+    train = [{"epoch": e, "train_loss": 1.0, "lr": 0.1} for e in (1, 2, 3)]
+    known = [{"epoch": e, "val_loss": 1.0, "top1": 50.0, "top5" if e < 2 else "top2": 90.0} for e in (1, 2, 3)]
+    loss, _, scores = draw_curves([*train, *known], CLASSIFICATION.metrics_of(3), title="a").axes
+    assert {line.get_label(): list(line.get_xdata()) for line in scores.get_lines()} == {
+        "top-1, last 50.00 %": [1, 2, 3],
+        "top-2, last 90.00 %": [2, 3],
+    }
+    assert [len(line.get_xdata()) for line in loss.get_lines()] == [3, 3] and not scores.texts
+    old = draw_curves([*train, known[0]], CLASSIFICATION.metrics_of(3), title="a").axes[-1]
+    assert [line.get_label() for line in old.get_lines()] == ["top-1, last 50.00 %"]
 
 
 def test_two_seeds_that_lie_an_image_apart_do_not_fill_the_axis() -> None:

@@ -135,7 +135,7 @@ def test_the_run_measured_what_its_checkpoint_gives_on_one_rank(two_ranks: Path)
     saved, config = read_saved(two_ranks / "run"), configure(two_ranks / "data", two_ranks / "run")
     alone = evaluate_checkpoint(EvaluateConfig(data=config.data, eval=config.eval), saved, ALONE)
     assert alone["val_images"] == summary["val_images"] == 5
-    assert (alone["top1"], alone["top5"]) == (summary["top1"], summary["top5"])
+    assert (alone["top1"], alone["top2"]) == (summary["top1"], summary["top2"])
     assert alone["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
 
 

@@ -187,6 +187,8 @@ def hostile(tmp_path: Path) -> str:
             name=EVIL,
             subtitle=EVIL,
             notes=[EVIL],
+            rows=[{"epoch": epoch, EVIL: 50.0} for epoch in (1, 2)],
+            metrics=(EVIL,),
             bad={EVIL: EVIL, "\udc80": "no image"},
             config={"data": {"root": EVIL}},
             config_text=EVIL,

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fasttricks.commands import runs
+from fasttricks.config import show_name
 from fasttricks.runs.begin import LOCK
 from fasttricks.runs.folder import read_config
 from fasttricks.runs.overview import differing_fields, find_runs, look_at
@@ -168,8 +169,27 @@ STEP = '{"step": 3, "epoch": 1.0, "train_loss": 2.0, "lr": 0.1, "images_per_sec"
             {"epoch": 1, "top1": 70.0},
             {"top1": 70.0, "top5": None, "val_loss": 1.0},
         ),
+        (
+            [VALID, VALID.replace("3", "6", 1).replace("1.0", "2.0", 1).replace("top5", "top2")],
+            {"epoch": 1, "top1": 70.0},
+            {"top1": 70.0, "top2": 90.0, "val_loss": 1.0},
+        ),
+        (
+            [VALID.replace("top5", "\\u001b[31m")],
+            {"epoch": 1, "top1": 70.0},
+            {"top1": 70.0, "\x1b[31m": 90.0, "val_loss": 1.0},
+        ),
     ],
-    ids=["epoch inf", "epoch nan", "nan", "nan, then a number", "speed inf", "second inf"],
+    ids=[
+        "epoch inf",
+        "epoch nan",
+        "nan",
+        "nan, then a number",
+        "speed inf",
+        "second inf",
+        "another release",
+        "hostile name",
+    ],
 )
 def test_a_number_that_is_none_ends_no_list(
     records: list[str],
@@ -184,7 +204,10 @@ def test_a_number_that_is_none_ends_no_list(
     shutil.copy(finished_run.folder / "config.json", tmp_path / "a")
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(f"{record}\n" for record in records))
     assert call(runs.main, str(tmp_path)) == 0
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and all(
+        show_name(name) in shown for name, value in (last or {}).items() if value == 90.0
+    )
     assert call(runs.main, str(tmp_path), "--json") == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert found["best"] == best

@@ -63,7 +63,7 @@ def test_the_last_lines_are_the_result_and_the_next_commands_which_work(
 ) -> None:
     summary = json.loads((finished_run.folder / "summary.json").read_text())
     *_, result, to_evaluate, to_predict, to_export, curves = filter(None, plain(finished_run.shown).splitlines())
-    scores = f"top-1 {summary['top1']:.2f} %  top-5 {summary['top5']:.2f} %"
+    scores = f"top-1 {summary['top1']:.2f} %  top-2 {summary['top2']:.2f} %"
     assert result.startswith(f"{scores}  {summary['images_per_sec']:,.0f} imgs/sec")
     assert result.endswith(f"everything is in {finished_run.folder}/")
 
@@ -133,7 +133,7 @@ def test_tensorboard_reads_the_same_numbers(finished_run: FinishedRun) -> None:
     (text,) = events.Tensors("config/text_summary")
     assert '| model.name | "resnet8d" |' in text.tensor_proto.string_val[0].decode()
     training = [line for line in records(finished_run.folder) if "train_loss" in line]
-    assert {"train_loss", "lr", "images_per_sec", "top1", "top5", "val_loss"} <= set(events.Tags()["scalars"])
+    assert {"train_loss", "lr", "images_per_sec", "top1", "top2", "val_loss"} <= set(events.Tags()["scalars"])
     read = events.Scalars("train_loss")
     assert [event.step for event in read] == [line["step"] for line in training]
     assert [event.value for event in read] == pytest.approx([line["train_loss"] for line in training], rel=1e-6)
@@ -142,8 +142,8 @@ def test_tensorboard_reads_the_same_numbers(finished_run: FinishedRun) -> None:
 def test_summary_json_agrees_with_the_last_validation(finished_run: FinishedRun) -> None:
     summary = json.loads((finished_run.folder / "summary.json").read_text())
     last = [line for line in records(finished_run.folder) if "top1" in line][-1]
-    assert {name: summary[name] for name in ("top1", "top5", "val_loss")} == {
-        n: last[n] for n in ("top1", "top5", "val_loss")
+    assert {name: summary[name] for name in ("top1", "top2", "val_loss")} == {
+        n: last[n] for n in ("top1", "top2", "val_loss")
     }
     assert (summary["recipe"], summary["epochs"], summary["val_images"]) == ("cifar10", 3, 14)
     assert summary["images_per_sec"] == pytest.approx(3 * 45 / summary["train_seconds"])

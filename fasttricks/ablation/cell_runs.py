@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fasttricks.ablation.cells import AblateConfig, training_of
-from fasttricks.ablation.jobs import HEADLINE, Job
+from fasttricks.ablation.jobs import HEADLINE, TASK, Job
 from fasttricks.ablation.paper import Cell, Table
 from fasttricks.config import TIMM, DataConfig, DistillConfig, DoesNotApplyError, TrainConfig
 from fasttricks.config.recipes import RECIPES
@@ -108,18 +108,19 @@ def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> 
             planned.append(CellRuns(cell, reason=same + (low if "low_precision" in cell.tricks else "")))
             continue
         seen[cell.column, name] = cell.row
-        planned.append(CellRuns(cell, _jobs(training, config, f"{table.name} | {cell.column} | {cell.row}")))
+        label = f"{table.name} | {cell.column} | {cell.row}"
+        planned.append(CellRuns(cell, _jobs(training, config, label, TASK.metrics_of(len(classes)))))
     return planned
 
 
-def _jobs(training: TrainConfig, config: AblateConfig, label: str) -> tuple[Job, ...]:
+def _jobs(training: TrainConfig, config: AblateConfig, label: str, metrics: tuple[Metric, ...]) -> tuple[Job, ...]:
     """A job of `training` for each seed that the ablation may come to."""
     device = resolve_device(config.device, 0)
     folder = Path(config.run_dir) / "runs" / training_name(training, config.ranks, device)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
     seeds = range(config.seed, config.seed + max(config.seeds, config.more_seeds))
     runs = [dataclasses.replace(training, seed=seed, run_dir=str(folder / f"seed-{seed}")) for seed in seeds]
-    return tuple(Job(run, config.ranks, f"{label} | seed {run.seed}") for run in runs)
+    return tuple(Job(run, config.ranks, f"{label} | seed {run.seed}", metrics) for run in runs)
 
 
 def training_name(config: TrainConfig, ranks: int, device: torch.device) -> str:

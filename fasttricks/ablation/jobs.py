@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,19 @@ from typing import Any
 
 from fasttricks.config import ConfigError, TrainConfig
 from fasttricks.runs.folder import differences, read_config
+from fasttricks.runs.metric import Metric
 from fasttricks.system.ownership import Claim, InUseError
 from fasttricks.system.reading import Reader, is_there
-from fasttricks.system.schema import fields, number, text, whole
+from fasttricks.system.schema import Kind, fields, number, text, whole
 from fasttricks.tasks.classification import CLASSIFICATION
 
 RESULT = "result.json"
 """The file of a finished run besides the trainer's own; a run without it is not finished."""
 
-METRICS = CLASSIFICATION.metrics
-"""The metrics of the task that an ablation's runs train."""
-HEADLINE = METRICS[0]
-"""The metric by which cells are compared."""
+TASK = CLASSIFICATION
+"""The task that an ablation's runs train."""
+HEADLINE, *_ = TASK.metrics_of(2)
+"""The metric by which cells are compared: that of any number of classes."""
 
 
 def one_image(data: Mapping[str, Any]) -> float:
@@ -30,11 +31,14 @@ def one_image(data: Mapping[str, Any]) -> float:
 
 
 _RESULTS = Reader(ConfigError, "must be as an ablation's run wrote it", "remove its folder, and the run is done again")
-_NUMBERS = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in METRICS)), number())
-_RESULT = fields(
-    {"cpu_seconds": number(), "versions": fields({"commit": text()})},
-    {"ranks": whole(1), "diverged": text(10_000), "device": text(), **_NUMBERS},
-)
+
+
+def _result_kind(metrics: Sequence[Metric]) -> Kind:
+    numbers = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in metrics)), number())
+    return fields(
+        {"cpu_seconds": number(), "versions": fields({"commit": text()})},
+        {"ranks": whole(1), "diverged": text(10_000), "device": text(), **numbers},
+    )
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Job:
     config: TrainConfig
     ranks: int
     label: str
+    metrics: tuple[Metric, ...] = (HEADLINE,)
+    """The metrics that its result may have; others in it are left alone."""
 
     @property
     def folder(self) -> Path:
@@ -66,7 +72,7 @@ class Job:
         if changed:
             rule = f"was run with other fields ({'; '.join(changed)}); remove it, or give another --run-dir"
             raise ConfigError(f"run_dir = {str(self.folder)!r}: {rule}")
-        result: dict[str, Any] = _RESULTS.json(file, _RESULT)
+        result: dict[str, Any] = _RESULTS.json(file, _result_kind(self.metrics))
         return result
 
 

@@ -8,11 +8,14 @@ from typing import Any
 
 from fasttricks.ablation.cell_runs import CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import HEADLINE, METRICS, one_image
+from fasttricks.ablation.jobs import HEADLINE, TASK, one_image
 from fasttricks.ablation.paper import MARKS, Table
 from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, REAL, Difference, deviation, mean, paired_difference
 from fasttricks.config import show_name
 from fasttricks.runs.metric import Metric
+
+_LABELS = {metric.name: metric.label for metric in TASK.metrics_of(1000)}
+"""The labels of the paper's figures, which are of ImageNet."""
 
 
 def markdown(
@@ -21,7 +24,7 @@ def markdown(
     """The table with a section a column, the reasons for blanks, and how to read it."""
     lines = [f"## {table.name}: {table.title}", "", f"{data_line(cells, config, data)}."]
     for name, column in by_column(cells).items():
-        lines += ["", *_column(name, column, one_image(data))]
+        lines += ["", *_column(name, column, TASK.metrics_of(data["classes"]), one_image(data))]
     if table.factors:
         lines += ["", *_main_effects(table.factors, cells, one_image(data))]
     notes: dict[tuple[str, str], list[str]] = {}
@@ -59,22 +62,21 @@ def score(runs: CellRuns, metric: Metric) -> str:
     return f"{mean(values):.2f}" + ("" if around is None else f" ± {around:.2f}")
 
 
-def _column(name: str, column: Sequence[CellRuns], resolution: float) -> list[str]:
+def _column(name: str, column: Sequence[CellRuns], metrics: Sequence[Metric], resolution: float) -> list[str]:
     base = column[0]
-    labels = {metric.name: metric.label for metric in METRICS}
-    heads = ["", *labels.values(), "seeds", f"difference to {base.cell.row}", "", "s of training"]
+    heads = ["", *(metric.label for metric in metrics), "seeds", f"difference to {base.cell.row}", "", "s of training"]
     if base.cell.paper:
-        heads += [f"the paper, {' / '.join(labels[name] for name in base.cell.paper.values)}", "its difference"]
-    rows = [heads, ["---"] * len(heads), *(_row(runs, base, resolution) for runs in column)]
+        heads += [f"the paper, {' / '.join(_LABELS[name] for name in base.cell.paper.values)}", "its difference"]
+    rows = [heads, ["---"] * len(heads), *(_row(runs, base, metrics, resolution) for runs in column)]
     return [f"**{heading(name, column)}**", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
 
 
-def _row(runs: CellRuns, base: CellRuns, resolution: float) -> list[str]:
+def _row(runs: CellRuns, base: CellRuns, metrics: Sequence[Metric], resolution: float) -> list[str]:
     seeds = f"{len(runs.scores())}" if runs.results else ""
     seeds += f", {runs.diverged} diverged" if runs.diverged else ""
     times = [result["train_seconds"] for result in runs.results.values() if "train_seconds" in result]
     seconds = f"{mean(times):,.0f}" if times else ""
-    scores = [score(runs, metric) for metric in METRICS]
+    scores = [score(runs, metric) for metric in metrics]
     row = [runs.cell.row, *scores, seeds, *_compared(runs, base, resolution), seconds]
     paper, before = runs.cell.paper, base.cell.paper
     if before is None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fasttricks.ablation.cell_runs import CellRuns, Plan
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import METRICS
+from fasttricks.ablation.jobs import TASK
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.plot import plot
 from fasttricks.config.cli import arguments_of
 from fasttricks.runs.folder import write_json
 from fasttricks.system.ownership import Claim
 
-_KEPT = (*(m.name for m in METRICS), "val_loss", "train_seconds", "cpu_seconds", "device", "ranks", "diverged")
-"""The keys of a run's result.json that results.json keeps, besides the commit."""
+_KEPT = ("val_loss", "train_seconds", "cpu_seconds", "device", "ranks", "diverged")
+"""The keys of a run's result.json that results.json keeps, besides the metrics and the commit."""
 
 
 def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, command: str) -> str:
@@ -34,13 +35,14 @@ def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, comm
             (folder / f"{table.name}.md").write_text(text + "\n", "utf-8")
             picture = plot(table, cells, config, data, folder / f"{table.name}.png")
             written.append(f"{table.name}.md{' and .png' if picture else ''}")
-        finished = [_cell(table.name, runs) for table, cells in plan for runs in cells]
+        kept = (*(metric.name for metric in TASK.metrics_of(data["classes"])), *_KEPT)
+        finished = [_cell(table.name, runs, kept) for table, cells in plan for runs in cells]
         shown = data | {"root": Path(data["root"]).name}
         write_json(folder / "results.json", {"command": command, "data": shown, "cells": finished})
     return "\n\n".join([*texts, f"written: {', '.join(written)}, results.json in {folder}/"])
 
 
-def _cell(table: str, runs: CellRuns) -> dict[str, Any]:
+def _cell(table: str, runs: CellRuns, kept: Sequence[str]) -> dict[str, Any]:
     """The finished runs of a cell by seed, with the arguments of fasttricks.train that give the first alone."""
     return {
         "table": table,
@@ -48,9 +50,9 @@ def _cell(table: str, runs: CellRuns) -> dict[str, Any]:
         "row": runs.cell.row,
         "train": " ".join(arguments_of(replace(runs.config, run_dir=""))) if runs.config else None,
         "notes": runs.notes,
-        "runs": {seed: _run(result) for seed, result in runs.results.items()},
+        "runs": {seed: _run(result, kept) for seed, result in runs.results.items()},
     }
 
 
-def _run(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in _KEPT if name in result} | {"commit": result["versions"]["commit"]}
+def _run(result: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    return {name: result[name] for name in kept if name in result} | {"commit": result["versions"]["commit"]}

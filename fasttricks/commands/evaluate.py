@@ -192,7 +192,9 @@ def main(args: Sequence[str]) -> None:
     found = evaluate(saved, config)
     if read_launch().rank == 0:
         metrics = found.metrics if isinstance(found, Evaluated) else found
-        scores = f"{show_all(find_task(saved.task).metrics, metrics)}  loss {metrics['val_loss']:.4f}"
+        scores = (
+            f"{show_all(find_task(saved.task).metrics_of(len(saved.classes)), metrics)}  loss {metrics['val_loss']:.4f}"
+        )
         print(f"{scores}  {metrics['val_images']} images  {show_name(saved.path)}")
         if isinstance(found, Evaluated):
             print(answers_text(found.answers, saved.classes), flush=True)

@@ -158,7 +158,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         if config.onnx:
             write_onnx(model, temporary / "model.onnx", run.data, metadata)
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
-        metrics, others = find_task(saved.task).metrics, counterparts(run.model)
+        metrics, others = find_task(saved.task).metrics_of(len(classes)), counterparts(run.model)
         card = model_card(saved, metrics, others, run_folder, config.onnx, calibration)
         (temporary / "README.md").write_text(card, "utf-8")
         os.rename(temporary, target)

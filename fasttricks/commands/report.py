@@ -144,7 +144,7 @@ def gather(saved: Saved, config: ReportConfig, found: Evaluated, folder: Path | 
 
     run = look_at(folder) if folder is not None else None
     run = None if run is not None and run.problem else run
-    metrics = find_task(saved.task).metrics
+    metrics = find_task(saved.task).metrics_of(len(saved.classes))
     headline = [(one.label, f"{found.metrics[one.name]:.2f} {one.unit}") for one in metrics]
     headline += [("loss", f"{found.metrics['val_loss']:.4f}"), ("ECE", f"{100 * found.answers.ece:.2f} %")]
     headline += [("validation images", f"{found.metrics['val_images']:,.0f}"), ("classes", f"{len(saved.classes):,}")]

@@ -76,14 +76,16 @@ def _row(run: Overview) -> list[str]:
     if run.problem or run.config is None:
         return [name, show_name(run.problem)]
     headline, *others = run.metrics or ("",)
-    second = f"{others[0]} {run.last[others[0]]:.2f}" if others and run.last.get(others[0]) is not None else ""
+    second = (
+        f"{show_name(others[0])} {run.last[others[0]]:.2f}" if others and run.last.get(others[0]) is not None else ""
+    )
     best = f"{run.best[headline]:.2f} after {run.best['epoch']}" if run.best else ""
     return [
         name,
         show_name(run.config.recipe),
         run.state,
         f"{run.epoch} of {run.config.epochs}",
-        f"{headline} {run.last[headline]:.2f}" if run.last else "",
+        f"{show_name(headline)} {run.last[headline]:.2f}" if run.last else "",
         second,
         best,
         f"{run.images_per_sec:,.0f}" if run.images_per_sec else "",

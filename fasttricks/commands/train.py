@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fasttricks.commands import prog
 from fasttricks.config import TrainConfig, UserError, read_launch
@@ -40,9 +40,18 @@ def main(args: Sequence[str]) -> None:
     train(parse_recipe(args, prog=PROG, fit=fit_recipe, load=load_config))
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Train `config`, which is resolved, to its end. Returns the summary; an empty one where a signal stopped the run, which
-    is then saved. A collective: every rank must call it.
+class Trained(NamedTuple):
+    """The outcome of a run; empty where a signal stopped it."""
+
+    summary: dict[str, Any]
+    """The content of summary.json."""
+    metrics: dict[str, float]
+    """Those of its task, the headline first, and val_loss."""
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train `config`, which is resolved, to its end, or until a signal stops the run, which is then saved. A collective: every
+    rank must call it.
 
     Raises UserError for all that the user can set right, and KeyboardInterrupt with the way to resume.
     """
@@ -72,7 +81,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 summary = fit(run)
                 for line in next_commands(config.run_dir):
                     run.log.print(line)
-                return summary
+                names = [*(metric.name for metric in run.metrics), "val_loss"]
+                return Trained(summary, {name: summary[name] for name in names})
             except Stopped as stopped:
                 run.log.print(f"stopped {stopped}")
             except KeyboardInterrupt:
@@ -87,7 +97,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     raise UserError(f"{refusal(error)}; then {how_to_go_on(run)}") from error
                 rule = why_refused(run.folder)  # a failed write, which names no path, was to the run folder
                 raise UserError(f"run_dir = {config.run_dir!r}: {rule}; {how_to_go_on(run)} ({error})") from error
-    return {}
+    return Trained({}, {})
 
 
 def restarted(config: TrainConfig) -> TrainConfig:

@@ -36,9 +36,11 @@ class Task(Protocol):
     def name(self) -> str:
         """As a checkpoint records it."""
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of evaluate(). The first is the headline, by which runs are compared."""
+    def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
+        """The metrics that evaluate() gives of a network for so many classes, 1 or more.
+
+        The first is the headline, by which runs are compared: the same for every number of classes.
+        """
 
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         """(training, validation) data of config.root, its classes in the order of config.class_order. Raises DataError."""
@@ -63,7 +65,7 @@ class Task(Protocol):
     def evaluate(
         self, model: nn.Module, batches: Iterable[Any], world: World, config: EvalConfig, autocast: Autocast
     ) -> dict[str, float]:
-        """Each of `metrics`, val_loss and val_images, of `model` over the batches of all ranks. A collective and a sync."""
+        """Each of metrics_of(), val_loss and val_images, of `model` over the batches of all ranks. A collective and a sync."""
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype

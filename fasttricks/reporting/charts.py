@@ -1,4 +1,4 @@
-"""Small charts as SVG and pictures as data URIs, in the colours of the page (page.html). No text of a user enters a chart."""
+"""Small charts as SVG and pictures as data URIs, in the colours of the page (page.html)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import escape
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,7 +26,10 @@ class Line(NamedTuple):
 
 
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str, *, from_zero: bool = False) -> str:
-    """An SVG of up to four lines over one x axis; empty without a finite point. Labels are the program's own words."""
+    """An SVG of up to four lines over one x axis; empty without a finite point.
+
+    The labels are the program's own words. The names of the lines may be anyone's: a record names the scores of its run.
+    """
     finite = [Line(line.name, [p for p in line.points if all(map(math.isfinite, p))]) for line in lines]
     points = [point for line in finite for point in line.points]
     if not points:
@@ -40,7 +44,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, *, from_zero: 
             parts.append(f'<circle class="line{number}" cx="{x}" cy="{y}" r="3"/>')
         parts.append(f'<polyline class="line{number}" points="{path}"/>')
     names = ", ".join(line.name for line in finite)
-    return _svg("".join(parts), f"{names} by {x_label}")
+    return _svg("".join(parts), escape(f"{names} by {x_label}"))
 
 
 def reliability_chart(count: Sequence[int], right: Sequence[int], confidence: Sequence[float]) -> str:

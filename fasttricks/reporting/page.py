@@ -112,7 +112,7 @@ def _curves(facts: Facts) -> list[tuple[str, Markup, list[str]]]:
     rows, found = facts.rows, []
     charts = (
         ("Loss", {"training": "train_loss", "validation": "val_loss"}, "nats", False),
-        ("Scores", {name: name for name in facts.metrics[:4]}, "validation", False),
+        ("Scores", {_short(name): name for name in facts.metrics[:4]}, "validation", False),
         ("Learning rate", {"learning rate": "lr"}, "lr", True),
     )
     for title, columns, y_label, from_zero in charts:

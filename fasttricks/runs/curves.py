@@ -46,13 +46,14 @@ def draw_overlay(runs: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]]) ->
 def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], *, title: str) -> Figure:
     """A panel for the loss, one for the learning rate, and one for each panel of `metrics`.
 
-    records: those of metrics.jsonl, with a training step at least. Only validations that have every metric count.
+    records: those of metrics.jsonl, with a training step at least. A metric has a point for each validation that has it: those
+    of an earlier release may have others.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     train = [record for record in records if {"train_loss", "lr"} <= record.keys()]
-    validation = [record for record in records if {"val_loss", *(m.name for m in metrics)} <= record.keys()]
+    validation = [record for record in records if "val_loss" in record]
     panels = list(dict.fromkeys(metric.panel for metric in metrics))
     epochs, val_epochs = [r["epoch"] for r in train], [r["epoch"] for r in validation]
     figure = Figure(figsize=(4 * (2 + len(panels)), 3.6), layout="constrained")
@@ -63,14 +64,14 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric],
     lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green", **line)
     if validation:
         loss_axes.plot(val_epochs, [r["val_loss"] for r in validation], label="validation", **dots)
-        for metric in metrics:
-            axes = metric_axes[panels.index(metric.panel)]
-            last = f"{metric.label}, last {validation[-1][metric.name]:.2f} {metric.unit}"
-            axes.plot(val_epochs, [r[metric.name] for r in validation], label=last, **dots)
-        for axes in metric_axes:
+    for metric in metrics:
+        axes = metric_axes[panels.index(metric.panel)]
+        if points := [(r["epoch"], r[metric.name]) for r in validation if metric.name in r]:
+            last = f"{metric.label}, last {points[-1][1]:.2f} {metric.unit}"
+            axes.plot(*zip(*points, strict=True), label=last, **dots)
             axes.legend(fontsize=9)
-    else:
-        for axes in metric_axes:
+    for axes in metric_axes:
+        if not axes.lines:
             axes.text(0.5, 0.5, "no validation yet", ha="center", va="center", transform=axes.transAxes)
     loss_axes.legend(fontsize=9)
     loss_axes.set(title="Loss (better \N{DOWNWARDS ARROW})", ylabel="mean cross-entropy (nats)")

@@ -20,10 +20,12 @@ _FILES = Reader(ConfigError, "must be as fasttricks.train wrote it", "move it aw
 
 
 def summary_kind(metrics: Sequence[Metric]) -> Kind:
-    """The kind of summary.json of a run whose task has these metrics."""
-    numbers = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in metrics)), number())
+    """The kind of summary.json of a run whose task has these metrics; one of 0.1.0 may have the headline alone of them."""
+    headline, *others = (metric.name for metric in metrics)
+    numbers = dict.fromkeys(("val_loss", "train_seconds", headline), number())
     return fields(
-        {"steps": whole(), "val_images": whole(), "ranks": whole(1), "precision": text(), "device": text(), **numbers}
+        {"steps": whole(), "val_images": whole(), "ranks": whole(1), "precision": text(), "device": text(), **numbers},
+        dict.fromkeys(others, number()),
     )
 
 
@@ -118,7 +120,7 @@ def _front_matter(counterparts: Mapping[str, str]) -> str:
 def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric]) -> str:
     if not summary or summary["steps"] != saved.step:
         return f"Not known: the checkpoint is of step {saved.step}, epoch {saved.epoch} of {saved.config.epochs}."
-    scores = ", ".join(metric.show(summary[metric.name]) for metric in metrics)
+    scores = ", ".join(metric.show(summary[metric.name]) for metric in metrics if metric.name in summary)
     flip = ", logits averaged with the mirror image's" if saved.config.eval.flip else ""
     how = f"(precision {summary['precision']}{flip})"
     return f"On {summary['val_images']:,} validation images: {scores}, loss {summary['val_loss']:.4f} {how}."

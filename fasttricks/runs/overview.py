@@ -42,7 +42,7 @@ class Overview:
     rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """A row an epoch, as metrics.csv has them."""
     metrics: tuple[str, ...] = ()
-    """The names of its scores, the headline first."""
+    """The names of the scores of its last validation, the headline first."""
 
     @property
     def epoch(self) -> int:
@@ -107,14 +107,14 @@ def look_at(folder: Path) -> Overview:
         config = read_config(folder)
         rows = _rows(folder)
         starts = earlier_starts(folder)
-        named = dict.fromkeys(name for row in rows for name in row if name not in (*_TRAINING, *_NOT_A_SCORE))
+        named = (tuple(n for n in row if n not in (*_TRAINING, *_NOT_A_SCORE)) for row in reversed(rows))
         return Overview(
             folder=folder,
             config=config,
             state=_state(folder, config, rows),
             started=starts[-1].get("date", "") if starts else "",
             rows=rows,
-            metrics=tuple(named),
+            metrics=next(filter(None, named), ()),
         )
     except (UserError, OSError) as error:
         return Overview(folder=folder, problem=str(error).removeprefix(f"{folder}/"))

@@ -1,4 +1,4 @@
-"""Classification: the one place that knows a label an image, top-1 and top-5. Its losses are in losses.py beside it."""
+"""Classification: the one place that knows a label an image, top-1 and top-k. Its losses are in losses.py beside it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ if TYPE_CHECKING:
 _ENGINE_LOAD = 0.65
 """Share of a batch that the card's JPEG engine decodes under --deterministic off: DALI's default, not measured here."""
 _PANEL = "Validation accuracy", "images classified right (%)"
-METRICS = (Metric("top1", "top-1", "%", _PANEL), Metric("top5", "top-5", "%", _PANEL))
-"""The first is the headline, by which runs are compared."""
+MOST = 5
+"""The highest k of a top-k accuracy: ImageNet's second figure."""
 
 
 class Classification:
     """One label an image, of the classes of data.root: learner.Task specifies each method."""
 
     name = "classification"
-    metrics = METRICS
+
+    def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
+        """Top-1, and top-k of the k in tops()."""
+        return tuple(Metric(f"top{k}", f"top-{k}", "%", _PANEL) for k in tops(num_classes))
 
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         """As data.sources.find_dataset."""
@@ -128,18 +131,26 @@ def prepare(learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, Targets]
     return images, targets
 
 
-def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Images whose label is the first, and among the first five, of the logits: int64 (2,), on the logits' device.
+def tops(num_classes: int) -> tuple[int, ...]:
+    """The k whose top-k accuracy is measured for so many classes: 1, and MOST or, below that many others, K - 1.
 
-    logits: (N, K); labels: (N,) int64. With K < 5 classes all K count for the second. Among equal logits the lower class
-    comes first. An image with a NaN among its logits is wrong twice. No sync.
+    Top-K of K classes is 100 % of every network; top-1 alone is left for two classes.
+    """
+    return (1, min(MOST, num_classes - 1)) if num_classes > 2 else (1,)
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Images whose label is among the first 1, 2, ..., MOST of the logits: int64 (MOST,), on the logits' device.
+
+    logits: (N, K); labels: (N,) int64. From k = K on all K count. Among equal logits the lower class comes first. An image
+    with a NaN among its logits is wrong for every k. No sync.
     """
     target = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > target) | ((logits == target) & (classes < labels[:, None]))
     valid = ~logits.isnan().any(1)
-    rank = ahead.sum(1)
-    return torch.stack([((rank < 1) & valid).sum(), ((rank < 5) & valid).sum()])
+    rank = ahead.sum(1, keepdim=True)
+    return ((rank < torch.arange(1, MOST + 1, device=logits.device)) & valid[:, None]).sum(0)
 
 
 def evaluation_logits(
@@ -165,13 +176,14 @@ def evaluate(
     autocast: Autocast = nullcontext,
     answers: Answers | None = None,
 ) -> dict[str, float]:
-    """top1 and top5 in percent, val_loss, the mean cross-entropy in nats, and val_images, over the batches of all ranks.
+    """Top-1 and top-k in percent, by the names of metrics_of(K) for the K outputs of `model`; val_loss, the mean cross-entropy
+    in nats, and val_images. Over the batches of all ranks.
 
     `model` is in eval mode during it. Counts are integers and the loss is summed in float64, so neither batch size nor ranks
     change them. flip: average the logits of an image and its mirror image. Two collectives and one sync, at the end.
     answers: takes each image too, by its number (Batch.shown). Raises ValueError where no rank has an image.
     """
-    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
+    counts = torch.zeros(MOST + 2, dtype=torch.int64, device=world.device)
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     was_training = model.training
     model.eval()
@@ -180,8 +192,9 @@ def evaluate(
             continue
         logits = evaluation_logits(model, batch.images, flip=flip, autocast=autocast)
         loss += functional.cross_entropy(logits.double(), batch.labels, reduction="sum")
-        counts[:2] += count_correct(logits, batch.labels)
-        counts[2] += len(batch)
+        counts[:MOST] += count_correct(logits, batch.labels)
+        counts[MOST] += len(batch)
+        counts[MOST + 1] += logits.numel()  # a rank without images learns K so
         if answers is not None:
             if batch.shown is None:
                 raise ValueError("answers need the images' numbers; this batch has none")
@@ -189,7 +202,8 @@ def evaluate(
     model.train(was_training)
     world.sum_(counts)
     world.sum_(loss)
-    top1, top5, seen = counts.tolist()
+    *right, seen, outputs = counts.tolist()
     if not seen:
         raise ValueError("evaluate() got no image on any rank; find_dataset refuses an empty val/ before this")
-    return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "val_loss": loss.item() / seen, "val_images": seen}
+    scores = {f"top{k}": 100 * right[k - 1] / seen for k in tops(outputs // seen)}
+    return {**scores, "val_loss": loss.item() / seen, "val_images": seen}

@@ -73,7 +73,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     log = RunLog(
         folder,
         world,
-        task.metrics,
+        task.metrics_of(len(train.classes)),
         num_steps=config.epochs * steps,
         steps_per_epoch=steps,
         config_text=config_table(config),

@@ -21,6 +21,7 @@ from fasttricks.learning.divergence import MOST_SKIPPED, DivergedError, first_no
 from fasttricks.learning.learner import Learner
 from fasttricks.runs.checkpoint import save_checkpoint
 from fasttricks.runs.log import RunLog
+from fasttricks.runs.metric import Metric
 from fasttricks.runs.stored import BEST_FILE, checkpoint_path, keep_copy, keep_newest, newest_checkpoint
 from fasttricks.system.monitor import GpuMonitor
 from fasttricks.system.profiling import StepProfiler
@@ -55,6 +56,11 @@ class Run(Learner):
     """Epochs that an earlier process had done, of a resumed run."""
     train_seconds: float = 0.0
     best: BestSoFar = field(default_factory=BestSoFar)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of its validations, the headline first."""
+        return self.task.metrics_of(len(self.classes))
 
     @property
     def gave_up(self) -> bool:

@@ -17,7 +17,7 @@ from fasttricks.training.run import Run
 def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
     """The result of a finished run, written as summary.json and printed as one line or two. A collective."""
     best = run.best.best
-    images, headline = run.epoch * run.shards.num_images, run.task.metrics[0]
+    images, headline = run.epoch * run.shards.num_images, run.metrics[0]
     summary = {
         "recipe": run.config.recipe,
         **metrics,
@@ -43,7 +43,7 @@ def summarize(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
         run.log.print(f"{told}: stopped after epoch {run.epoch} of {run.config.epochs}")
     if best is not None and best.epoch < run.epoch:
         run.log.print(f"best {headline.show(best.value)} after epoch {best.epoch}: {run.folder}{BEST}")
-    line = f"{show_all(run.task.metrics, metrics)}  {summary['images_per_sec']:,.0f} imgs/sec"
+    line = f"{show_all(run.metrics, metrics)}  {summary['images_per_sec']:,.0f} imgs/sec"
     run.log.print(f"{line}  {run.train_seconds:,.0f} s of training  everything is in {run.folder}/")
     return summary
 

@@ -60,7 +60,9 @@ class Redness:
     """One output, its squared error, and as metric the share of the variance that it explains."""
 
     name = "redness"
-    metrics = (Metric("explained", "explained variance", "%", ("Redness", "variance explained (%)")),)
+
+    def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
+        return (Metric("explained", "explained variance", "%", ("Redness", "variance explained (%)")),)
 
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         return find_dataset(config)
