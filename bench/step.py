@@ -37,7 +37,7 @@ from fasttricks.planning.footprint import footprint
 from fasttricks.planning.planner import IMAGENET_CLASSES, IMAGENET_IMAGES
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World, join_world, keep_freed_memory
-from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
 
 SMOOTHING, LR = 0.1, 0.01
@@ -188,7 +188,7 @@ def _fasttricks(
     config = dataclasses.replace(case.config, compile="default") if compiled else case.config
     model = place(build_model(config.model, IMAGENET_CLASSES), world, config.precision)
     forward = wrap(model, config, world, print)
-    learner = make_learner(CLASSIFICATION, config, world, case.shards, model, forward=forward)
+    learner = make_learner(find_task(config.task), config, world, case.shards, model, forward=forward)
     images = images.to(image_dtype(config.precision, world.device)).contiguous(memory_format=torch.channels_last)
     batch = Batch(images, labels)
 

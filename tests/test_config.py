@@ -58,6 +58,7 @@ RANGES = {
     "data.prefetch": "1 to 1024",
     "data.max_bad": "0 to 1",
     "data.max_pixels": "1 or more pixels",
+    "task": "one of classification, multilabel",
     "model.num_classes": "2 or more, or 0 (from the data)",
     "model.stem_stride": "one of 4, 2, 1",
     "model.width": "above 0 and at most 16",

@@ -117,6 +117,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "run_dir": "",
     "resume": False,
     "data.root": "",
+    "task": "classification",
     "data.labels": "",
     "data.class_order": "codepoint",
     "data.nested": "error",

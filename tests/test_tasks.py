@@ -109,6 +109,19 @@ def test_every_task_has_examples_that_its_loss_takes(task: Task, tiny_data: Path
     assert {metric.name for metric in run.metrics} | {"val_loss", "val_images"} == found.keys()
 
 
+def test_the_config_names_the_task_that_is_built_and_counted(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, shards = configure(tiny_data, tmp_path / "run", "--precision", "fp32"), Shards(num_images=64, batch_size=16, world_size=1, source="")
+    known = footprint(config, shards, 3)
+    monkeypatch.setitem(TASKS, config.task, ours := Redness())
+    assert build(config, ALONE).task is ours
+    assert footprint(config, shards, 3) == footprint(config, shards, 3, task=ours) != known
+    monkeypatch.delitem(TASKS, config.task)
+    with pytest.raises(ConfigError, match="task = 'classification': this release knows"):
+        build(config, ALONE)
+
+
 def test_the_headline_metrics_stand_in_one_place() -> None:
     """No module but classification says top1, and no other spells a top-k: it asks the task, of so many classes.
 

@@ -137,21 +137,22 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
     from fasttricks.learning.precision import image_dtype
     from fasttricks.learning.teacher import Teacher, teacher_dtype
     from fasttricks.models import build_model
-    from fasttricks.tasks.classification import CLASSIFICATION
+    from fasttricks.tasks import find_task
     from fasttricks.trainer import train_step
 
     torch.manual_seed(0)
     run, size = training(name, config, precision), config.batch_size
+    task = find_task(run.task)
     model = place(build_model(run.model, NUM_CLASSES), world, precision)
     shards = Shards(num_images=size, batch_size=size, world_size=1, source="")
     weights = torch.ones(NUM_CLASSES) if run.loss.class_weights else None
-    learner = make_learner(CLASSIFICATION, run, world, shards, model, class_weights=weights)
+    learner = make_learner(task, run, world, shards, model, class_weights=weights)
     if teacher := name.partition("+")[2]:
         network = build_model(ModelConfig(name=teacher), NUM_CLASSES)
         dtype = teacher_dtype(world.device)
         learner.teacher = Teacher(network, name=teacher, digest="", device=world.device, dtype=dtype)
     dtype = image_dtype(precision, world.device)
-    batch = CLASSIFICATION.example(run.data, size, NUM_CLASSES, device=world.device, dtype=dtype)
+    batch = task.example(run.data, size, NUM_CLASSES, device=world.device, dtype=dtype)
 
     def step() -> None:
         train_step(learner, [batch])

@@ -17,6 +17,7 @@ from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
 Nested = Literal["error", "top", "leaf"]
+TaskName = Literal["classification", "multilabel"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
 Operators = Literal["auto", "fused", "dali"]
@@ -272,6 +273,8 @@ class TrainConfig:
     """Passes over the training images."""
     global_batch_size: Annotated[int, Range(1, 10_000_000)]
     """Images a step, over all ranks and micro-batches."""
+    task: TaskName = "classification"
+    """classification: each image has one class; multilabel: any number of them."""
     init: str = ""
     """Weights to start from: a run folder (its averaged weights; RUN:raw the others), a checkpoint, an export, a .pt, .pth or
     .safetensors file, timm:NAME or torchvision:NAME; empty: random ones."""

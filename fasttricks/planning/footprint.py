@@ -27,7 +27,7 @@ from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.teacher import Teacher, teacher_network
 from fasttricks.models import build_model
 from fasttricks.system.distributed import World
-from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
 
 if TYPE_CHECKING:
@@ -122,16 +122,17 @@ def footprint(
     num_classes: int,
     teacher: ModelConfig | None = None,
     *,
-    task: Task = CLASSIFICATION,
+    task: Task | None = None,
 ) -> Footprint:
     """Count a step of one of the ranks that `shards` has, in the middle of a run: momentum is there, gradients are freed.
 
-    teacher: the teacher of a distillation; None: config.distill's. task: the task to train.
+    teacher: the teacher of a distillation; None: config.distill's. task: the task to train; None:
+    that of config.task.
 
     config.precision: fp32, bf16 or fp16, not auto. The step is eager; of its micro-batches two are run, as the others are
     like the second. Several ranks keep their gradients in buckets all the time, as DistributedDataParallel does.
     """
-    micro_batches = min(config.accumulate, 2)
+    task, micro_batches = task or find_task(config.task), min(config.accumulate, 2)
     # on meta first: a module of fake tensors can be made, but not be converted to channels-last or FP16
     with torch.device("meta"):
         model = place(

@@ -35,7 +35,7 @@ from fasttricks.system.monitor import start_monitor
 from fasttricks.system.profiling import StepProfiler
 from fasttricks.system.signals import StopRequest
 from fasttricks.system.triton_build import check_triton
-from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.tasks import find_task
 from fasttricks.training.checks import check_fit, check_sizes
 from fasttricks.training.header import header
 from fasttricks.training.owning import own
@@ -43,14 +43,15 @@ from fasttricks.training.resume import conditions, find_state
 from fasttricks.training.run import Run
 
 
-def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *, task: Task = CLASSIFICATION) -> Run:
+def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *, task: Task | None = None) -> Run:
     """Everything a run needs; resumed where the config says so and a checkpoint is there.
 
-    stop: may ask the run to end; None: nothing does. task: the task to train.
+    stop: may ask the run to end; None: nothing does. task: the task to train; None: that of config.task.
     Nothing is written before every check has passed. Raises ConfigError, DataError or CheckpointError.
     A collective: every rank must call it. Sets the process's algorithms on a GPU, as ask_for_one_order.
     """
     require_resolved(config)
+    task = task or find_task(config.task)
     check_unused(config)
     check_run_dir(config)
     check_cache(config)

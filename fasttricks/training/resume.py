@@ -70,9 +70,9 @@ def conditions(
         found.pop("triton", None)  # the CPU runs none of its kernels
         found["cross-entropy"] = arithmetic()
     return {
-        "task": task.name,
         "recipe": config.recipe,
         **deciding_fields(config),
+        "task": task.name,
         "resolved precision": resolve_precision(config.precision, world.device),
         "ranks": world.size,
         "training images": f"{len(train)}, {train.fingerprint()}",
@@ -89,7 +89,6 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
     at: where the checkpoint stands, empty at an epoch's end. edge: the newest checkpoint of an epoch's end, or empty.
     """
     saved = deciding_fields(_ANY) | saved  # a field that was added since behaved before as its default does
-    saved.setdefault("task", "classification")  # as in every run before there were others
     if "cross-entropy" in now:
         saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
