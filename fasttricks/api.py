@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fasttricks.runs.calibration import Calibration
     from fasttricks.runs.saved import Saved
     from fasttricks.tasks.answers import Answered
+    from fasttricks.tasks.label_answers import LabelAnswered
 
 Place = str | Path
 Data = str | Path | Mapping[str, Any]
@@ -89,8 +90,9 @@ def load(checkpoint: Place, data: Data = "", *, model: Mapping[str, Any] = NOTHI
 class Evaluation(dict[str, float]):
     """Metrics by name: accuracies in percent, val_loss in nats, val_images."""
 
-    answers: Answered | None = None
-    """Confusion matrix, accuracy by class, calibration and mistakes, as numpy arrays; None for a task without classes."""
+    answers: Answered | LabelAnswered | None = None
+    """As numpy arrays. Confusion matrix, accuracy by class, calibration and mistakes; of task multilabel average precision,
+    precision, recall and F1 by class. None for a task that has neither."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the answers."""
     mistakes: tuple[str, ...] = ()
@@ -114,10 +116,13 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
         return Evaluation(found)
     if read_launch().rank == 0:
         evaluation.write_output(config, saved, found)
+    result = Evaluation(found.metrics)
+    result.answers, result.classes = found.answers, saved.classes
+    if isinstance(found, evaluation.EvaluatedLabels):
+        return result
     if isinstance(found.calibration, UserError):
         raise found.calibration
-    result = Evaluation(found.metrics)
-    result.answers, result.classes, result.calibration = found.answers, saved.classes, found.calibration
+    result.calibration = found.calibration
     result.mistakes = tuple(map(found.images.name, found.answers.mistakes.images.tolist()))
     return result
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttricks.commands.answers_shown import answers_text, write_answers
+from fasttricks.commands.answers_shown import answers_table, answers_text, write_answers
 from fasttricks.system.distributed import World
 from fasttricks.tasks.answers import Answered, Answers
 
@@ -50,7 +50,8 @@ def test_names_cannot_command_a_terminal_and_absent_classes_and_nan_are_said(tmp
     assert "\x1b" not in "".join(lines) and any(r"b\nc taken for \x1b[31mred: 1 of 1" in line for line in lines)
     assert "1 of 3 classes have no image here" in lines
     assert "1 images have a NaN among their logits; they count as wrong" in lines
-    write_answers(str(tmp_path / "a.json"), {"metrics": {"val_loss": float("nan")}}, found, ["a", "b", "c"], IMAGES)
+    table = answers_table(found, ["a", "b", "c"], IMAGES)
+    write_answers(str(tmp_path / "a.json"), {"metrics": {"val_loss": float("nan")}, **table})
     whole = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert whole["nll"] is None and whole["metrics"] == {"val_loss": None} and whole["classes"][2]["accuracy"] is None
     assert [row["undecided"] for row in whole["classes"]] == [1, 0, 0]

@@ -119,6 +119,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.root": "",
     "task": "classification",
     "data.labels": "",
+    "data.label_separator": "",
     "data.class_order": "codepoint",
     "data.nested": "error",
     "data.val_share": 0.0,

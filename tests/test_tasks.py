@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 
 from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.config import ConfigError
+from fasttricks.config.schema import TaskName
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import Task
 from fasttricks.planning.footprint import footprint
@@ -23,6 +24,7 @@ from fasttricks.tasks import TASKS
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from lib.forked import on_ranks
+from lib.layouts import write_sets
 from lib.runs import final_state, interrupt, records
 from lib.states import same
 from lib.tiny import ALONE, REPOSITORY, configure
@@ -98,10 +100,16 @@ def test_a_checkpoint_of_it_is_refused_by_name(two_ranks: Path, tiny_data: Path,
         build(configure(tiny_data, folder, *OPTIONS, "--epochs", "1", resume=True), ALONE)
 
 
+def test_the_tasks_that_a_config_may_name_are_there() -> None:
+    assert tuple(TASKS) == get_args(TaskName)
+
+
 @pytest.mark.parametrize("task", [*TASKS.values(), Redness()], ids=lambda task: task.name)
 def test_every_task_has_examples_that_its_loss_takes(task: Task, tiny_data: Path, tmp_path: Path) -> None:
     """The size checks, the plan and the timings rest on them. Its metrics are those that evaluate() gives."""
-    run = build(configure(tiny_data, tmp_path / "run"), ALONE, task=task)
+    table = str(write_sets(tiny_data, tmp_path / "sets.csv", ("ant;bee", "cat")))
+    options = {"multilabel": ["--task", "multilabel", "--data.labels", table, "--data.label-separator", ";"]}
+    run = build(configure(tiny_data, tmp_path / "run", *options.get(task.name, [])), ALONE, task=task)
     batch = task.example(run.config.data, 5, 3, device=torch.device("cpu"), dtype=torch.float32)
     loss, images = task.loss(run, batch, draw=0)
     assert loss.shape == () and loss.requires_grad and images == 5
@@ -112,7 +120,8 @@ def test_every_task_has_examples_that_its_loss_takes(task: Task, tiny_data: Path
 def test_the_config_names_the_task_that_is_built_and_counted(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, shards = configure(tiny_data, tmp_path / "run", "--precision", "fp32"), Shards(num_images=64, batch_size=16, world_size=1, source="")
+    config = configure(tiny_data, tmp_path / "run", "--precision", "fp32")
+    shards = Shards(num_images=64, batch_size=16, world_size=1, source="")
     known = footprint(config, shards, 3)
     monkeypatch.setitem(TASKS, config.task, ours := Redness())
     assert build(config, ALONE).task is ours

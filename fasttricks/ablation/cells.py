@@ -59,7 +59,7 @@ class AblateConfig(TrainConfig):
         require(self.more_seeds == 0 or self.more_seeds > self.seeds, "more_seeds", self.more_seeds, rule)
         rule = "do the runs of an ablation; leave it off: a second call of the same command continues by itself"
         require(not self.resume, "resume", self.resume, rule)
-        rule = "is not what the tables of an ablation compare, which is top-1; leave it at classification"
+        rule = "cannot be ablated: the tables compare top-1; leave it at classification"
         require(self.task == "classification", "task", self.task, rule)
         for name in self.factors:
             find_trick(name)

@@ -72,12 +72,10 @@ def check_json(output: str) -> None:
     require(folder.is_dir() and os.access(folder, os.W_OK | os.X_OK), "output", output, rule)
 
 
-def write_answers(
-    output: str, facts: Mapping[str, Any], answers: Answered, classes: Sequence[str], images: Source
-) -> None:
-    """Write `facts` and the answers to the new file `output`, whole or not at all. Raises ConfigError."""
+def write_answers(output: str, facts: Mapping[str, Any]) -> None:
+    """Write `facts` to the new file `output`, whole or not at all. Raises ConfigError."""
     check_json(output)
-    text = json.dumps(_finite({**facts, **answers_table(answers, classes, images)}), allow_nan=False, indent=1)
+    text = json.dumps(_finite(dict(facts)), allow_nan=False, indent=1)
     try:
         write_whole(Path(output), (text + "\n").encode(), temporary_of(Path(output)))
     except OSError as error:

@@ -52,6 +52,8 @@ class StatsConfig(ScanConfig):
     """Images that are measured, drawn by a fixed seed."""
     labels: str = ""
     """The table of the images, as --data.labels in training."""
+    label_separator: str = ""
+    """The text between several labels of an image, as --data.label-separator in training."""
 
 
 class NoOptions:
@@ -117,7 +119,9 @@ def stats(args: Sequence[str]) -> None:
 
     (root,), rest = _places(args, "stats", ("DIR",), StatsConfig)
     config = parse(StatsConfig(), rest, prog=f"{PROG} stats DIR", description=stats.__doc__ or "")
-    train = open_split(DataConfig(root=str(root), labels=config.labels), "train")
+    train = open_split(
+        DataConfig(root=str(root), labels=config.labels, label_separator=config.label_separator), "train"
+    )
     images = draw_images(len(train), config.images)
     print(f"{len(train):,} training images of {len(train.classes):,} classes, {describe_counts(train)}")
     workers = config.workers or len(os.sched_getaffinity(0))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fasttricks.commands import prog
-from fasttricks.commands.answers_shown import answers_text, check_json, write_answers
+from fasttricks.commands.answers_shown import answers_table, answers_text, check_json, write_answers
 from fasttricks.commands.calibrated import calibrate_checkpoint, calibration_text, check_place, weights_name
+from fasttricks.commands.labels_shown import labels_table, labels_text
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -30,10 +31,16 @@ from fasttricks.runs.calibration import Calibration, run_of, shown_as, write_cal
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fasttricks.data.sources import Source
+    from fasttricks.learning.batches import Batches
+    from fasttricks.learning.learner import Task
+    from fasttricks.learning.precision import Autocast
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
-    from fasttricks.tasks.answers import Answered, Answers
+    from fasttricks.tasks.answers import Answered
+    from fasttricks.tasks.label_answers import LabelAnswered
 
 PROG = prog("evaluate")
 ABOUT = f"""Accuracy and loss of a checkpoint over the validation images of its run, or of --data.root; the classes that fail
@@ -79,15 +86,27 @@ class Evaluated(NamedTuple):
     """Where config.calibrate asks for it; an error where there is none."""
 
 
+class EvaluatedLabels(NamedTuple):
+    """A checkpoint of task multilabel over validation images."""
+
+    metrics: dict[str, float]
+    """By name; val_loss and val_images too."""
+    answers: LabelAnswered
+
+
 def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Evaluated:
     """As evaluate_checkpoint, in the same pass, with the answers. Raises ConfigError for a task without classes too."""
     from fasttricks.tasks.answers import Answers
     from fasttricks.tasks.classification import CLASSIFICATION
 
-    rule = f"has no answers, which are for {CLASSIFICATION.name} alone; take a checkpoint of that"
+    rule = f"has no answers for a page, which are for {CLASSIFICATION.name} alone; take a checkpoint of that, or evaluate this"
     require(saved.task == CLASSIFICATION.name, "task", saved.task, rule)
     answers = Answers(len(saved.classes), world.device, keep_logits=config.calibrate)
-    metrics, images = _evaluate(config, saved, world, answers)
+    opened = _open(config, saved, world)
+    images = opened.images
+    metrics = CLASSIFICATION.evaluate(
+        opened.model, opened.batches, world, config.eval, opened.autocast, answers=answers
+    )
     calibration: Calibration | UserError | None = None
     trusted = saved.trusting(config.trust_code)
     if config.calibrate:
@@ -96,26 +115,45 @@ def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Eva
     return Evaluated(metrics, answers.result(world), images, calibration)
 
 
+def answer_labels(config: EvaluateConfig, saved: Saved, world: World) -> EvaluatedLabels:
+    """As evaluate_checkpoint, of a checkpoint of task multilabel, with the answers."""
+    from fasttricks.tasks.multilabel import MULTILABEL, metrics_in
+
+    opened = _open(config, saved, world)
+    answers = MULTILABEL.answer(opened.model, opened.batches, world, config.eval, opened.autocast)
+    return EvaluatedLabels(metrics_in(answers), answers)
+
+
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
     """Metrics of the network of `saved` over the validation images of config.data.root, by name; val_loss and val_images too.
 
     Raises DataError where val/ has a class that the checkpoint lacks, and ConfigError for a size that its network cannot take.
     A collective: every rank must call it.
     """
-    return _evaluate(config, saved, world)[0]
+    opened = _open(config, saved, world)
+    return opened.task.evaluate(opened.model, opened.batches, world, config.eval, opened.autocast)
 
 
-def _evaluate(
-    config: EvaluateConfig, saved: Saved, world: World, answers: Answers | None = None
-) -> tuple[dict[str, float], Source]:
+class _Opened(NamedTuple):
+    """A network on the rank's device, and its validation images."""
+
+    task: Task
+    model: nn.Module
+    batches: Batches
+    images: Source
+    autocast: Autocast
+
+
+def _open(config: EvaluateConfig, saved: Saved, world: World) -> _Opened:
     from fasttricks.data.sources import open_split
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.system.determinism import ask_for_one_order
     from fasttricks.tasks import find_task
-    from fasttricks.training.checks import check_evaluation_size
+    from fasttricks.training.checks import check_evaluation_size, check_labels
 
     check_precision(config.precision, world.device)
+    check_labels(saved.task, config.data)
     saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
@@ -126,8 +164,7 @@ def _evaluate(
     batch_size = config.eval.batch_size or saved.config.micro_batch_size(saved.ranks)
     dtype = image_dtype(precision, world.device)
     batches = task.val_batches(config.data, images, world, batch_size=batch_size, dtype=dtype)
-    given = {} if answers is None else {"answers": answers}
-    return task.evaluate(model, batches, world, config.eval, make_autocast(precision, world.device), **given), images
+    return _Opened(task, model, batches, images, make_autocast(precision, world.device))
 
 
 RECORDED: Hidden = {EvaluateConfig: ("model",), DataConfig: ("class_order",)}
@@ -139,38 +176,48 @@ def as_run(run: TrainConfig) -> EvaluateConfig:
     return EvaluateConfig(device=run.device, precision=run.precision, model=run.model, data=run.data, eval=run.eval)
 
 
-def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated | dict[str, float]:
-    """answer_checkpoint on the ranks that torchrun started, or on one; of a task without answers, evaluate_checkpoint.
+def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated | EvaluatedLabels | dict[str, float]:
+    """answer_checkpoint, or answer_labels, on the ranks that torchrun started, or on one; of another task evaluate_checkpoint.
 
     A collective: every rank must call it. Raises ConfigError for an output that cannot be made, which it does not write.
     """
     from fasttricks.system.distributed import join_world, keep_freed_memory
     from fasttricks.tasks.classification import CLASSIFICATION
+    from fasttricks.tasks.multilabel import MULTILABEL
 
     check_json(config.output)
-    answered = saved.task == CLASSIFICATION.name
-    require(answered or not config.output, "output", config.output, f"is for {CLASSIFICATION.name} alone; leave it out")
-    require(answered or not config.calibrate, "calibrate", True, f"is for {CLASSIFICATION.name} alone; leave it out")
+    ways: dict[str, Callable[..., Evaluated | EvaluatedLabels | dict[str, float]]] = {
+        CLASSIFICATION.name: answer_checkpoint,
+        MULTILABEL.name: answer_labels,
+    }
+    rule = f"is for {' and '.join(ways)} alone; leave it out"
+    require(saved.task in ways or not config.output, "output", config.output, rule)
+    rule = f"is for {CLASSIFICATION.name} alone; leave it out"
+    require(saved.task == CLASSIFICATION.name or not config.calibrate, "calibrate", True, rule)
     if config.calibrate:
         check_place(saved)
     keep_freed_memory()
     with join_world(config.device) as world:
-        return (answer_checkpoint if answered else evaluate_checkpoint)(config, saved, world)
+        return ways.get(saved.task, evaluate_checkpoint)(config, saved, world)
 
 
-def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated) -> None:
+def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated | EvaluatedLabels) -> None:
     """Write config.output and the calibration where they were asked for. For the main rank.
 
     Raises ConfigError, and after that the error of a calibration that there is not.
     """
-    run, calibration = run_of(saved.path), found.calibration
+    run, calibration = run_of(saved.path), found.calibration if isinstance(found, Evaluated) else None
     if config.output:
         weights = weights_name(saved, average=config.average)
         facts: dict[str, Any] = {"checkpoint": str(saved.path), "step": saved.step, "weights": weights}
         facts |= {"metrics": found.metrics}
         if isinstance(calibration, Calibration):
             facts |= {"calibration": dataclasses.asdict(calibration)}
-        write_answers(config.output, facts, found.answers, saved.classes, found.images)
+        if isinstance(found, Evaluated):
+            table = answers_table(found.answers, saved.classes, found.images)
+        else:
+            table = labels_table(found.answers, saved.classes)
+        write_answers(config.output, {**facts, **table})
     if isinstance(calibration, UserError):
         raise calibration
     if calibration and run:
@@ -191,7 +238,7 @@ def main(args: Sequence[str]) -> None:
     saved, config = command.open(asked)
     found = evaluate(saved, config)
     if read_launch().rank == 0:
-        metrics = found.metrics if isinstance(found, Evaluated) else found
+        metrics = found if isinstance(found, dict) else found.metrics
         scores = (
             f"{show_all(find_task(saved.task).metrics_of(len(saved.classes)), metrics)}  loss {metrics['val_loss']:.4f}"
         )
@@ -200,4 +247,7 @@ def main(args: Sequence[str]) -> None:
             print(answers_text(found.answers, saved.classes), flush=True)
             if isinstance(found.calibration, Calibration):
                 print(calibration_text(found.calibration), flush=True)
+        if isinstance(found, EvaluatedLabels):
+            print(labels_text(found.answers, saved.classes), flush=True)
+        if not isinstance(found, dict):
             write_output(config, saved, found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fasttricks.commands import prog
 from fasttricks.commands.calibrated import calibration_to_apply, fold
 from fasttricks.commands.saved_run import SavedRunCommand
-from fasttricks.config import ConfigError, show_name
+from fasttricks.config import ConfigError, require, show_name
 from fasttricks.runs.calibration import shown_as
 from fasttricks.runs.stored import is_export, run_of_best
 from fasttricks.system.extras import require_extra
@@ -134,13 +134,15 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     run, classes = saved.config, saved.classes
     model = saved.trusting(config.trust_code).network(average=config.average)
     calibration = None
+    rule = f"is for one label an image, and the checkpoint's task is {saved.task}; leave it out"
+    require(not config.calibrated or saved.task == "classification", "calibrated", True, rule)
     if config.calibrated:
         shown = shown_as(run.data, flip=run.eval.flip)
         calibration = calibration_to_apply(saved, model, average=config.average, shown=shown)
     if calibration is not None:
         fold(model, calibration.temperature, run.data)
         saved = dataclasses.replace(saved, temperature=calibration.temperature)
-    hub = hub_config(run, classes)
+    hub = hub_config(run, classes, saved.task)
     metadata = {
         "format": "pt",
         "architecture": hub["architecture"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,13 +42,17 @@ if TYPE_CHECKING:
     from fasttricks.system.distributed import World
 
 PROG = prog("predict")
-ABOUT = f"""The likeliest classes of each image, with their probabilities.
+ABOUT = f"""The likeliest classes of each image, with their probabilities. Those of a checkpoint of task multilabel do not add up
+to 1: a class above 50 % is predicted.
 
 {FORMS} Without that file a class is its number.
 
 PATH is an image, a folder of images, searched with the folders in it, or -, which reads a PATH a line from standard input. An
 image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run."""
-HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "max_bad", "val_share", "limit_per_class"), ModelConfig: UNREAD}
+HIDDEN: Hidden = {
+    DataConfig: (*AUGMENTATION, "max_bad", "val_share", "limit_per_class", "label_separator"),
+    ModelConfig: UNREAD,
+}
 BATCH_SIZE = 64
 _PATIENCE_S = 2.0  # before a progress bar is shown
 
@@ -98,7 +103,8 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     """The likeliest classes of each image, in the order given, a batch at a time.
 
     Images go through the validation pipeline (data.Loader), one for all of them. One that cannot be read
-    or decoded has an error and no classes; the others are as they would be without it. Raises ConfigError for a size that
+    or decoded has an error and no classes; the others are as they would be without it. Their probabilities are the softmax of the
+    logits, and of task multilabel the sigmoid of each. Raises ConfigError for a size that
     the network cannot take, as models.Embedder, and as calibration_to_apply. Memory: that of a batch, and of `paths`.
     """
     import torch
@@ -107,7 +113,8 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
     from fasttricks.models import Embedder
     from fasttricks.system.determinism import ask_for_one_order
-    from fasttricks.tasks.classification import evaluation_logits
+    from fasttricks.tasks.classification import CLASSIFICATION, evaluation_logits
+    from fasttricks.tasks.multilabel import MULTILABEL
     from fasttricks.training.checks import check_evaluation_size
 
     check_precision(config.precision, world.device)
@@ -116,6 +123,9 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     ask_for_one_order(world.device, on=True)
     precision = resolve_precision(config.precision, world.device)
     network = saved.network(average=config.average)
+    probabilities = torch.sigmoid if saved.task == MULTILABEL.name else functools.partial(torch.softmax, dim=1)
+    rule = f"is for one label an image, and the checkpoint's task is {saved.task}; leave it out"
+    require(not config.calibrated or saved.task == CLASSIFICATION.name, "calibrated", True, rule)
     calibration = None
     if config.calibrated:
         shown = shown_as(config.data, flip=config.flip)
@@ -130,7 +140,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
         if part.images is not None:
             with torch.no_grad():
                 logits = evaluation_logits(model, part.images, flip=config.flip, autocast=autocast)
-            shares, order = (logits.double() / temperature).softmax(1).topk(classes_shown(saved, config))
+            shares, order = probabilities(logits.double() / temperature).topk(classes_shown(saved, config))
             for number, *row in zip(part.shown, order.tolist(), shares.tolist(), strict=True):
                 rows[number] = [(names[i], share) for i, share in zip(*row, strict=True)]
             if embedder:

@@ -34,6 +34,8 @@ class DataConfig:
     train-* and val-* of webdataset's tars or Hugging Face's parquet; demo: images that the project draws."""
     labels: str = ""
     """Table of the images, FILE.csv or FILE.tsv in root: columns path (below root), label and, where it has one, split."""
+    label_separator: str = ""
+    """Several labels an image, for task multilabel: the text between the classes in a cell label of the table, as ; or |."""
     class_order: str = "codepoint"
     """Order that numbers the classes: codepoint (torchvision), natural (timm: 2 before 10), or a file of a class in each line."""
     nested: Nested = "error"
@@ -87,6 +89,9 @@ class DataConfig:
         check_fields(self, "data.")
         rule = f"must be at least data.image_size ({self.image_size}), which is cropped from it"
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
+        for name in ("limit_per_class", "balance") if self.label_separator else ():
+            rule = f"goes by the one class of an image, and data.label_separator gives it several; leave {name} at 0"
+            require(getattr(self, name) == 0, f"data.{name}", getattr(self, name), rule)
 
 
 AUGMENTATION = (
@@ -101,7 +106,7 @@ AUGMENTATION = (
     "operators",
 )
 """Fields of DataConfig that validation does not read."""
-PLACE = ("root", "labels", "class_order", "nested", "val_share", "limit_per_class")
+PLACE = ("root", "labels", "label_separator", "class_order", "nested", "val_share", "limit_per_class")
 """Fields of DataConfig that say which images there are and how they are labelled. Each is text or a number."""
 
 
@@ -193,7 +198,8 @@ class LossConfig:
     smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Label smoothing; the paper's value is 0.1."""
     smoothing_over: Literal["others", "all"] = "others"
-    """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to each class (its code, torch)."""
+    """others: smoothing / (K - 1) to each wrong class (the paper); all: smoothing / K to each class (its code, torch).
+    multilabel: K = 2, as each class is there or not."""
     mixup_alpha: Annotated[float, Range(0, zero="off")] = 0.0
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; the paper's value is 0.2."""
     class_weights: str = ""
@@ -342,6 +348,7 @@ class TrainConfig:
         require(len(set(names)) == len(names), "loggers", " ".join(self.loggers), "must name each logger once")
         rule = "needs an optimizer that can skip a step; take --optim.backend auto, torch or fused"
         require(self.on_bad_loss == "stop" or self.optim.backend != "apex", "on_bad_loss", self.on_bad_loss, rule)
+        self._check_labels()
         rule = f"must be below epochs ({self.epochs}); warm-up is a part of the run"
         require(self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, rule)
         rule = f"would correct the same twice, as data.balance = {self.data.balance:g} does it; leave one out"
@@ -350,6 +357,17 @@ class TrainConfig:
         rule = f"makes images of fewer than 8 pixels of data.image_size ({self.data.image_size}); raise it"
         first = self.schedule.first_size
         require(first == 1 or first * self.data.image_size >= 8, "schedule.first_size", first, rule)
+
+    def _check_labels(self) -> None:
+        """Raise ConfigError for fields that do not suit the number of labels an image."""
+        several, separator = self.task == "multilabel", self.data.label_separator
+        rule = "needs a table with several labels an image; add --data.labels FILE.csv --data.label-separator ';'"
+        require(bool(separator) or not several, "task", self.task, rule)
+        rule = "is for several labels an image; add --task multilabel, or leave it out"
+        require(several or not separator, "data.label_separator", separator, rule)
+        for name, value in (("loss.class_weights", self.loss.class_weights), ("distill.teacher", self.distill.teacher)):
+            rule = "is for one label an image, and task is multilabel; leave it out"
+            require(not (several and value), name, value, rule)
 
     @property
     def peak_lr(self) -> float:

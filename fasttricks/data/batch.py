@@ -18,7 +18,7 @@ class Batch:
     images: Tensor
     """(N, 3, S, S), channels-last in memory, normalised, in the dtype asked for."""
     labels: Tensor
-    """(N,) int64, 0 to number of classes - 1."""
+    """(N,) int64, 0 to number of classes - 1; of several labels an image (N, K) float32: 1 for its classes, else 0."""
     places: NDArray[np.int64] | None = None
     """(N,), on the host: the numbers of the images whose turn it was, which decide crop, flip and colour; None: not known."""
     shown: NDArray[np.int64] | None = None

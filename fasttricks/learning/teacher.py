@@ -110,6 +110,8 @@ def load_teacher(config: DistillConfig, classes: Sequence[str], data: DataConfig
         name = config.teacher
     else:
         saved = _read(config)
+        rule = f"learnt the task {saved.task}, and a teacher gives one class to an image; give a classifier"
+        require(saved.task == "classification", "distill.teacher", config.teacher, rule)
         model, name = saved.network(), saved.config.model.name
         statistics = saved.config.data.mean, saved.config.data.std
         outputs = _match_classes(config, saved.classes, classes)

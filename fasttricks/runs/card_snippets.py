@@ -14,24 +14,35 @@ ONNX = "ONNX Runtime"
 _FILTERS = {"linear": "BILINEAR", "cubic": "BICUBIC", "lanczos3": "LANCZOS"}
 _APPLY = """\
 with torch.no_grad():
-    shares = model((torch.from_numpy(pixels) - mean) / std).softmax(1)[0]
+    logits = model((torch.from_numpy(pixels) - mean) / std)"""
+_ONE = """\
+shares = logits.softmax(1)[0]
 print(names[shares.argmax()], float(shares.max()))"""
+_SEVERAL = """\
+shares = logits.sigmoid()[0]
+print({name: float(share) for name, share in zip(names, shares) if share > 0.5})"""
 _ONNX = """\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-(logits,) = session.run(["logits"], {"pixels": pixels})
-print(names[logits[0].argmax()])"""
+(logits,) = session.run(["logits"], {"pixels": pixels})"""
+_ONNX_ONE = "print(names[logits[0].argmax()])"
+_ONNX_SEVERAL = "print([name for name, logit in zip(names, logits[0]) if logit > 0])"
 
 
 def snippets(
-    config: ModelConfig, data: DataConfig, counterparts: Mapping[str, str], num_classes: int
+    config: ModelConfig,
+    data: DataConfig,
+    counterparts: Mapping[str, str],
+    num_classes: int,
+    *,
+    several: bool = False,
 ) -> dict[str, str]:
     """Heading -> lines of Python, to be run in this order in the exported folder, which has an image.jpg.
 
-    counterparts: the network's names in timm and torchvision. ONNX comes last.
+    counterparts: the network's names in timm and torchvision. several: an image may have several classes. ONNX comes last.
     """
-    found = {"An image": _prepare(data)}
+    found: dict[str, str] = {}
     if "timm" in counterparts:
         found["timm"] = _asked(data, "import timm", 'model = timm.create_model("local-dir:.", pretrained=True)')
     if "torchvision" in counterparts:
@@ -42,7 +53,8 @@ def snippets(
     if not counterparts:
         imports = "from fasttricks.config import ModelConfig\nfrom fasttricks.models import build_model"
         found["fasttricks"] = _asked(data, imports, f"model = build_model({_own(config)}, {num_classes})", loads=True)
-    return {**found, ONNX: _ONNX}
+    asked = {heading: f"{code}\n{_SEVERAL if several else _ONE}" for heading, code in found.items()}
+    return {"An image": _prepare(data), **asked, ONNX: f"{_ONNX}\n{_ONNX_SEVERAL if several else _ONNX_ONE}"}
 
 
 def _prepare(data: DataConfig) -> str:
@@ -69,7 +81,7 @@ pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None].copy()"""
 
 
 def _asked(data: DataConfig, imports: str, made: str, *, loads: bool = False) -> str:
-    """A block that makes a model and asks it. loads: it comes without the weights."""
+    """A block that makes a model and asks it for logits. loads: it comes without the weights."""
     mean, std = (f"torch.tensor({list(values)}).view(3, 1, 1)" for values in (data.mean, data.std))
     loader = ["from safetensors.torch import load_file"] if loads else []
     heads = sorted([*imports.splitlines(), "import torch", *loader], key=lambda line: line.startswith("from"))

@@ -41,13 +41,14 @@ def counterparts(config: ModelConfig) -> dict[str, str]:
     return {package: name for package, name in (("timm", timm), ("torchvision", info.torchvision)) if name}
 
 
-def hub_config(config: TrainConfig, classes: Sequence[str]) -> dict[str, Any]:
+def hub_config(config: TrainConfig, classes: Sequence[str], task: str = "classification") -> dict[str, Any]:
     """config.json as timm reads it from a folder (`local-dir:`) or the hub; of a network it does not know, the same fields."""
     data = config.data
     return {
         "architecture": counterparts(config.model).get("timm", config.model.name),
         "num_classes": len(classes),
         "label_names": list(classes),
+        **({"problem_type": "multi_label_classification"} if task == "multilabel" else {}),
         "pretrained_cfg": {
             "input_size": [3, data.image_size, data.image_size],
             "mean": [value / 255 for value in data.mean],
@@ -96,7 +97,7 @@ def model_card(
         _result(summary, saved, metrics),
         *_calibration(saved.temperature, calibration),
         "## Use",
-        _use(config, counterparts, len(classes), with_onnx),
+        _use(saved, counterparts, with_onnx),
         "## How it was trained",
         _training(config, summary, versions),
         "## Classes",
@@ -139,12 +140,17 @@ def _calibration(temperature: float | None, found: Calibration | None) -> list[s
     return ["## Calibration", text]
 
 
-def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int, with_onnx: bool) -> str:
+def _use(saved: Saved, counterparts: Mapping[str, str], with_onnx: bool) -> str:
+    config, several = saved.config, saved.task == "multilabel"
     mean, std = (" ".join(f"{x:g}" for x in values) for values in (config.data.mean, config.data.std))
     parts = [
         f"Images: {transform_text(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
         "`model.safetensors` holds the weights, FP32. `config.json` has the names of the classes in the order of the outputs.",
     ]
+    if several:
+        parts.append(
+            "An image may have several classes: the sigmoid of a logit is the probability of its class. Above 0.5 it is there."
+        )
     if not counterparts:
         parts.append("timm and torchvision have no such network, though it uses their names.")
     if with_onnx:
@@ -152,7 +158,7 @@ def _use(config: TrainConfig, counterparts: Mapping[str, str], num_classes: int,
             "`model.onnx` takes RGB pixels, (N, 3, S, S) float32, 0 to 255, normalises them itself and gives logits."
         )
     parts.append("In this folder, with an `image.jpg`:")
-    for heading, code in snippets(config.model, config.data, counterparts, num_classes).items():
+    for heading, code in snippets(config.model, config.data, counterparts, len(saved.classes), several=several).items():
         if with_onnx or heading != ONNX:
             parts.append(f"{heading}:\n\n```python\n{code}\n```")
     return "\n\n".join(parts)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fasttricks.config import ConfigError
 from fasttricks.learning.learner import Task
 from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.tasks.multilabel import MULTILABEL
 
-TASKS: dict[str, Task] = {CLASSIFICATION.name: CLASSIFICATION}
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, MULTILABEL)}
 """By the name that a checkpoint records."""
 
 

@@ -28,7 +28,10 @@ from fasttricks.runs.saved import Saved
 from fasttricks.system.distributed import World
 from fasttricks.tasks import find_task
 from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.tasks.multilabel import MULTILABEL
 
+_ONE_A_CLASS = (CLASSIFICATION.name, MULTILABEL.name)
+"""Tasks whose network has one output a class."""
 _SIZE_ERRORS = (RuntimeError, AssertionError)  # timm asserts a size
 
 
@@ -135,7 +138,16 @@ def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig
             raise ConfigError(f"model.name = {config.model.name!r}: {rule}") from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     rule = f"must turn {count} images into logits of shape {(count, num_classes)}, but returned {shape}"
-    require(shape == (count, num_classes) or task.name != CLASSIFICATION.name, "model.name", config.model.name, rule)
+    require(shape == (count, num_classes) or task.name not in _ONE_A_CLASS, "model.name", config.model.name, rule)
+
+
+def check_labels(task: str, data: DataConfig) -> None:
+    """Raise ConfigError where `data` gives an image several labels, and the checkpoint's task one, or the other way round."""
+    several, separator = task == MULTILABEL.name, data.label_separator
+    rule = f"is for several labels an image, and the checkpoint's task is {task}; leave it out"
+    require(several or not separator, "data.label_separator", separator, rule)
+    rule = f"must separate the labels of an image, as the checkpoint's task is {task}; give the table's, such as ';'"
+    require(bool(separator) or not several, "data.label_separator", separator, rule)
 
 
 def check_evaluation_size(saved: Saved, image_size: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.class_counts import class_counts, describe_counts
 from fasttricks.data.sources.class_order import describe_order
+from fasttricks.data.sources.label_sets import sets_of
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.schedule import image_sizes
 from fasttricks.learning.teacher_cache import CachedTeacher
@@ -72,14 +73,14 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
 
 
 def _counts(run: Run, train: Source) -> str:
-    """The images a class, and the treatment of rare classes; where they have none, the two that there are."""
+    """The images a class, and the treatment of rare classes; where they have none, the two for one label an image."""
     counts, config, told = class_counts(train), run.config, describe_counts(train)
     if config.data.balance:
         return f"{told}; drawn by n^{1 - config.data.balance:g}" if config.data.balance < 1 else f"{told}; drawn alike"
     if config.loss.class_weights and run.class_weights is not None:
         low, high = (float(limit) for limit in run.class_weights.aminmax())
         return f"{told}; their loss is weighted {low:.3g} to {high:.3g} ({config.loss.class_weights})"
-    if counts.max() < _RARE * max(1, counts.min()):
+    if counts.max() < _RARE * max(1, counts.min()) or sets_of(train):
         return told
     return f"{told}; rare classes count little: --data.balance 1 draws, --loss.class-weights balanced weighs them more"
 

@@ -33,6 +33,20 @@ def write_table(data: Path, file: Path, **options: Any) -> Path:
     return file
 
 
+def write_sets(
+    data: Path, file: Path, sets: Sequence[str] = ("ant;insect", "", "cat", "insect;bee"), split: bool = True
+) -> Path:
+    """The images of `data` in a table with several labels each, in turn those of `sets`, whatever their folders say."""
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["path", "label", "split"][: 2 + split])
+        for one in SPLITS:
+            for at, path in enumerate(sorted((data / one).glob("*/*"))):
+                row = [str(path.relative_to(data)), sets[at % len(sets)], one]
+                writer.writerow(row[: 2 + split])
+    return file
+
+
 def tar_of(members: Iterable[tuple[str, bytes]], **options: Any) -> bytes:
     """options: tarfile's."""
     buffer = io.BytesIO()

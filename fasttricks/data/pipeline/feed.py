@@ -2,9 +2,9 @@
 
 Plain JPEGs and PNGs stay encoded for DALI; images of other kinds are decoded here (sources/decode.py says why).
 
-A bad file neither stops nor shifts an epoch. In training the next good image of its class takes its place, with its
-random numbers; in validation it is left out, as another in its place would count twice. Which image that is depends on
-the files alone. No DALI and no torch here.
+A bad file neither stops nor shifts an epoch. In training the next good image of its class (of several labels: with the same
+ones), or else of all, takes its place, with its random numbers; in validation it is left out, as another in its place would
+count twice. Which image that is depends on the files alone. No DALI and no torch here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Job(NamedTuple):
     images: NDArray[np.int64]
     """(N,): the images that are shown; another than in `places` where that one is bad."""
     labels: NDArray[np.int64]
-    """(N,), of `images`."""
+    """(N,), of `images`, as Source.labels has them."""
     encoded: list[bytes]
     """N plain JPEGs, plain PNGs or PNMs."""
 

@@ -25,6 +25,7 @@ from fasttricks.data.pipeline.pixels import choose_pixels
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source, Split, find_dataset
 from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.label_sets import set_table, sets_of
 from fasttricks.system.transfer import to_device
 
 _SHOWN = 20
@@ -99,6 +100,9 @@ class Loader:
             self._must_agree["operators"] = self._pixels.operators  # a machine without a compiler makes other bits
         self._epoch = self._step = 0
         self._feed = Feed(source, self.shards, config, training=training, seed=seed, rank=rank)
+        table = set_table(sets, len(source.classes)) if (sets := sets_of(source)) else None
+        self._sets = None if table is None else torch.from_numpy(table).float().to(device)
+        """(S, K): the classes of each set, of several labels an image."""
         self._named = set(source.bad) if rank else set()  # each rank knows those; one names them
         self._under_way: deque[Job] = deque()
         """The jobs of the batches to come: those that the decoder has and, in between, those without an image."""
@@ -222,6 +226,7 @@ class Loader:
             self._hand_over(decoder)
             decoder.run()
         labels = to_device(torch.from_numpy(job.labels), self._device)
+        labels = labels if self._sets is None else self._sets[labels]
         return Batch(images.to(self._dtype), labels, job.places, job.images)
 
     def _no_images(self) -> torch.Tensor:
@@ -293,7 +298,8 @@ class Loader:
         """Say which files were found bad since the last time."""
         known = self._feed.bad.copy() if self._names_bad else {}
         new = sorted(image for image in known if image not in self._named)
-        then = "replaced by another of its class" if self._training else "left out"
+        another = "another of its class" if self._sets is None else "another with the same labels, or any"
+        then = f"replaced by {another}" if self._training else "left out"
         for image in new[:_SHOWN]:
             name, why = show_name(self._source.name(image)), show_name(self._feed.bad[image])
             print(f"bad image {name}: {why}; {then}", file=sys.stderr, flush=True)

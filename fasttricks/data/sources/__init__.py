@@ -45,7 +45,8 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Sequence[int]:
-        """labels[i] is the class of image i, 0 to len(classes) - 1."""
+        """labels[i] is the class of image i, 0 to len(classes) - 1; of a source with an attribute `sets` (label_sets.Sets) that
+        is not empty, the number of its set of classes there."""
 
     @property
     def bad(self) -> Mapping[int, str]:
@@ -221,6 +222,9 @@ def _opener(config: DataConfig, split: Split) -> Opener:
     if not config.root:
         rule = "must be the folder that holds train/ and val/, or the word demo"
         raise DataError(f"data.root = '': {rule}; give --data.root")
+    if config.label_separator and not config.labels:
+        rule = "several labels an image are read from a table; add --data.labels FILE.csv"
+        raise DataError(f"data.label_separator = {config.label_separator!r}: {rule}")
     return next(opener for opener in OPENERS if opener.recognises(config, split))
 
 

@@ -4,7 +4,8 @@ data.limit_per_class. It stands above the openers, so every kind of source has i
 An image has a number in [0, 1) that depends on its name alone: a hash. It is held out where that is below the share, so images
 that are added later move none that are there. A class gets at least one image in each part: where the rule leaves it none for
 validation, its image of the least hash is held out; where it leaves none for training, that of the greatest hash stays. These
-are the only images that an addition to their class may move. Bad images count for none of this.
+are the only images that an addition to their class may move. Bad images count for none of this. If images have several
+labels, the number alone decides.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from fasttricks.config import show_name
 from fasttricks.data.sources.errors import DataError
+from fasttricks.data.sources.label_sets import Sets, class_sums, relabel, sets_of
 from fasttricks.data.sources.listed import Where, digest_of, is_numbered
 
 if TYPE_CHECKING:
@@ -39,13 +41,16 @@ class Part:
     """The numbers of its images in `source`, rising."""
     classes: tuple[str, ...]
     labels: tuple[int, ...] = field(repr=False)
+    sets: Sets = field(default=(), repr=False)
+    """As ListedImages.sets."""
 
     @classmethod
     def of(cls, source: Source, numbers: Sequence[int] | Numbers) -> Part:
         """The images `numbers` of `source`, labelled as there."""
         chosen = tuple(int(number) for number in numbers)
         labels = source.labels
-        return cls(source, chosen, tuple(source.classes), tuple(int(labels[number]) for number in chosen))
+        kept = tuple(int(labels[number]) for number in chosen)
+        return cls(source, chosen, tuple(source.classes), kept, sets_of(source))
 
     @property
     def root(self) -> Path:
@@ -80,24 +85,28 @@ class Part:
 
     def relabelled(self, classes: tuple[str, ...]) -> Part:
         """The same images, their labels in the order of `classes`, which are the same too."""
-        number = {name: label for label, name in enumerate(classes)}
-        new = [number[name] for name in self.classes]
-        return replace(self, classes=classes, labels=tuple(new[label] for label in self.labels))
+        labels, sets = relabel(self, classes)
+        return replace(self, classes=classes, labels=labels, sets=sets)
 
     def fingerprint(self) -> str:
         """That of a folder of these images, so that a run may change over to one."""
         names = [self.name(index) for index in range(len(self))]
-        return digest_of(names, self.labels, getattr(self.source, "altered", ""))
+        return digest_of(names, self.labels, getattr(self.source, "altered", ""), self.sets)
 
 
 def hold_out(source: Source, share: float) -> tuple[Part, Part]:
     """(the rest, the images held out for validation) of `source`, by the rule of this file. share: above 0 and below 1.
 
-    Raises DataError for a class with one good image. Cost: a hash an image.
+    If images have several labels, the share alone decides, as no choice suits every class of an image.
+    Raises DataError for a class with one good image; of several labels, for one that training would lack, and where validation
+    would have no label. Cost: a hash an image.
     """
     place = name_hashes(source)
     held = place < _bound(share)
     labels, good = _labels(source), _good(source)
+    if sets_of(source):
+        _require_labels(source, share, held, good)
+        return Part.of(source, np.flatnonzero(~held)), Part.of(source, np.flatnonzero(held))
     for label, images in _by_class(labels, good):
         if len(images) == 1:
             name = show_name(source.classes[label])
@@ -108,6 +117,19 @@ def hold_out(source: Source, share: float) -> tuple[Part, Part]:
         elif held[images].all():
             held[images[np.argmax(place[images])]] = False
     return Part.of(source, np.flatnonzero(~held)), Part.of(source, np.flatnonzero(held))
+
+
+def _require_labels(source: Source, share: float, held: NDArray[np.bool_], good: NDArray[np.bool_]) -> None:
+    """Raise DataError for a class without a good image among those that are not held out, and where no label is held out."""
+    counts, names = class_sums(source, good), show_name(source.root)
+    trained = class_sums(source, ~held & good)
+    rule = "give another share, or a table with a column split"
+    if (lost := np.flatnonzero((trained == 0) & (counts > 0))).size:
+        name = show_name(source.classes[lost[0]])
+        wrong = f"all {counts[lost[0]]} good images of class {name} of {names} would be held out"
+        raise DataError(f"data.val_share = {share:g}: {wrong}, and none is left for training; {rule}")
+    if not class_sums(source, held & good).any():
+        raise DataError(f"data.val_share = {share:g}: no image with a label of {names} is held out; {rule}")
 
 
 def limit_classes(source: Source, most: int) -> Part:

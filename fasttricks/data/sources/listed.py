@@ -15,6 +15,7 @@ from errno import EFBIG
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fasttricks.data.sources.label_sets import Sets, relabel
 from fasttricks.system.reading import read_range, regular_file
 
 LARGEST_IMAGE = 1 << 29  # bytes; more is no image, and would be read into memory
@@ -46,6 +47,8 @@ class ListedImages(ABC):
     """Images that are known not to be used, by number, and why."""
     numbered: bool = field(default=False, kw_only=True)
     """Whether the data itself gives the classes their numbers, in the order of `classes`."""
+    sets: Sets = field(default=(), kw_only=True)
+    """Several labels an image: image `i` is of the classes `sets[labels[i]]`, by number. Empty: of `labels[i]` alone."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,19 +67,18 @@ class ListedImages(ABC):
 
     def relabelled(self, classes: tuple[str, ...]) -> Self:
         """The same images, their labels in the order of `classes`, which are the same too."""
-        number = {name: label for label, name in enumerate(classes)}
-        new = [number[name] for name in self.classes]
-        return replace(self, classes=classes, labels=tuple(new[label] for label in self.labels))
+        labels, sets = relabel(self, classes)
+        return replace(self, classes=classes, labels=labels, sets=sets)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of names and labels."""
-        return digest_of(self.files, self.labels)
+        return digest_of(self.files, self.labels, sets=self.sets)
 
 
-def digest_of(names: Iterable[str], labels: Sequence[int], altered: str = "") -> str:
+def digest_of(names: Iterable[str], labels: Sequence[int], altered: str = "", sets: Sets = ()) -> str:
     """16 hexadecimal digits of names and labels; 8 more of how images were altered that have the names of others."""
     digest = hashlib.blake2b(os.fsencode("\0".join(names)), digest_size=8)
-    digest.update(array("q", labels).tobytes())
+    digest.update(repr([sets[label] for label in labels]).encode() if sets else array("q", labels).tobytes())
     return digest.hexdigest() + (hashlib.blake2b(altered.encode(), digest_size=4).hexdigest() if altered else "")
 
 

@@ -11,7 +11,7 @@ import os
 import posixpath
 import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from fasttricks.system.reading import Reader, is_there
 COLUMNS = ("path", "label", "split")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _MEND = "mend the table"
+_BETWEEN = "\0"  # no table has it
 _TABLES = Reader(DataError, "must be a table in lines of at most 1 MiB", _MEND)
 
 
@@ -37,6 +38,7 @@ class Rows(NamedTuple):
     paths: tuple[str, ...]
     """Relative to data.root."""
     labels: tuple[str, ...]
+    """The cells; of several labels, their classes in order, joined by _BETWEEN."""
     lines: array[int]
     """Where each row ends in the table, from 1 on."""
 
@@ -59,28 +61,40 @@ def open_table(config: DataConfig, split: str, classes: tuple[str, ...] | None) 
     Cost: as scan_folder; the table is read once.
     """
     rows, root = _table(config)[split], Path(config.root)
-    known = classes or tuple(sorted(set(rows.labels)))
+    cells = {cell: _named(cell) for cell in rows.labels}
+    known = classes or tuple(sorted({name for names in cells.values() for name in names}))
     number = {name: label for label, name in enumerate(known)}
-    stranger = next((at for at, label in enumerate(rows.labels) if label not in number), None)
+    strange = {cell: name for cell, names in cells.items() for name in names if name not in number}
+    stranger = next((at for at, cell in enumerate(rows.labels) if cell in strange), None)
     if stranger is not None:
-        wrong = f"label = {rows.labels[stranger]!r} has no counterpart in train, which has {len(known)} classes"
+        label = strange[rows.labels[stranger]]
+        wrong = f"label = {label!r} has no counterpart in train, which has {len(known)} classes"
         raise _refusal(_place(config), rows.lines[stranger], wrong)
     files, below = rows.paths, f"{split}/"
     if all(path.startswith(below) for path in files):
         root, files = root / split, tuple(path[len(below) :] for path in files)
     reasons = find_bad(root, files, len(files)) | read_quarantine(root, _lists_below(root, files))
     bad = {at: reasons[file] for at, file in enumerate(files) if file in reasons}
-    _require_images(_place(config), rows, bad)
-    return ImageFolder(root, known, files, tuple(number[label] for label in rows.labels), bad=bad)
+    _require_images(_place(config), rows, cells, bad)
+    if not config.label_separator:
+        return ImageFolder(root, known, files, tuple(number[label] for label in rows.labels), bad=bad)
+    if not any(cells.values()):
+        raise DataError(f"{_place(config)}: no image of {split} has a label; {_MEND}")
+    at = {cell: label for label, cell in enumerate(cells)}
+    sets = tuple(tuple(sorted(number[name] for name in names)) for names in cells.values())
+    return ImageFolder(root, known, files, tuple(at[cell] for cell in rows.labels), bad=bad, sets=sets)
 
 
-def _require_images(place: Path, rows: Rows, bad: dict[int, str]) -> None:
+def _require_images(place: Path, rows: Rows, cells: Mapping[str, Sequence[str]], bad: dict[int, str]) -> None:
     """Raise DataError for a class all of whose images are bad."""
-    good = {label for at, label in enumerate(rows.labels) if at not in bad}
+    good = {cell for at, cell in enumerate(rows.labels) if at not in bad} if bad else set()
+    usable = {name for cell in good for name in cells[cell]}
     for at, why in bad.items():
-        if rows.labels[at] not in good:
-            wrong = f"no image of class {rows.labels[at]!r} can be used ({rows.paths[at]}: {why})"
-            raise DataError(f"{place}: line {rows.lines[at]}: {wrong}; mend the paths, which are relative to data.root")
+        for name in cells[rows.labels[at]]:
+            if name not in usable:
+                wrong = f"no image of class {name!r} can be used ({rows.paths[at]}: {why})"
+                rule = "mend the paths, which are relative to data.root"
+                raise DataError(f"{place}: line {rows.lines[at]}: {wrong}; {rule}")
 
 
 def _lists_below(root: Path, files: Sequence[str]) -> list[str]:
@@ -107,20 +121,22 @@ def _table(config: DataConfig) -> dict[str, Rows]:
         rule = "no such file; --data.labels is relative to data.root, or absolute"
         here = f" (it is in the working directory: give {Path(config.labels).absolute()})"
         raise DataError(f"{path}: {rule}{here if Path(config.labels).is_file() else ''}") from error
-    return _read_once(path, status.st_size, status.st_mtime_ns)
+    return _read_once(path, config.label_separator, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _read_once(path: Path, size: int, modified_ns: int) -> dict[str, Rows]:
-    return read_table(path)
+def _read_once(path: Path, label_separator: str, size: int, modified_ns: int) -> dict[str, Rows]:
+    return read_table(path, label_separator)
 
 
-def read_table(path: Path) -> dict[str, Rows]:
+def read_table(path: Path, label_separator: str = "") -> dict[str, Rows]:
     """Split -> its rows. Without a column split all rows are train.
 
+    label_separator: as data.label_separator; each cell of labels then has its classes in their order.
+
     Raises DataError with the line for: another ending than .csv or .tsv, bytes that are no UTF-8, NUL, quotes that do not
-    close, a header without path and label or with a column twice, a row of another number of cells, an empty cell, a path that
-    is absolute or has .. in it, a path twice, an unknown split, no rows.
+    close, a header without path and label or with a column twice, a row of another number of cells, an empty cell (but of several
+    labels), a class twice in a cell, a path that is absolute or has .. in it, a path twice, an unknown split, no rows.
     """
     separator = _SEPARATORS.get(path.suffix.lower())
     if separator is None:
@@ -145,7 +161,7 @@ def read_table(path: Path) -> dict[str, Rows]:
             if (split := splits.get(word)) is None:
                 split = splits[word] = _split(word)
             if (label := labels.get(cell)) is None:
-                label = labels[cell] = _label(cell)  # one string for all of its rows
+                label = labels[cell] = _labels(cell, label_separator)  # one string for all of its rows
             found.setdefault(split, []).append((label, file, rows.line_num))
     except DataError:
         raise  # names its line
@@ -213,6 +229,22 @@ def _label(cell: str) -> str:
     if not cell or cell != cell.strip():
         raise ValueError(f"label = {cell!r:.200}: must be the name of a class, without space around it")
     return cell
+
+
+def _named(cell: str) -> Sequence[str]:
+    """The classes in a cell as _labels() gives it."""
+    return cell.split(_BETWEEN) if cell else ()
+
+
+def _labels(cell: str, separator: str) -> str:
+    """The class of a row; with a separator its classes in order, joined by _BETWEEN."""
+    if not separator:
+        return _label(cell)
+    names = list(map(_label, cell.split(separator))) if cell else []
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"label = {cell!r:.200}: has the class {twice!r} twice")
+    return _BETWEEN.join(sorted(names))
 
 
 def _split(word: str) -> str:
