@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -23,7 +24,7 @@ from fasttricks.ablation.cells import extend, leave_one_out, training_of
 from fasttricks.ablation.jobs import Job
 from fasttricks.commands import cost
 from fasttricks.config.recipes import RECIPES
-from fasttricks.runs.curves import draw_curves
+from fasttricks.runs.curves import draw_curves, draw_overlay
 from fasttricks.tasks.classification import CLASSIFICATION
 from lib.tiny import REPOSITORY
 
@@ -42,14 +43,14 @@ def curves(*epochs: float, validated: bool = True) -> Figure:
     return draw_curves([*train, *known], CLASSIFICATION.metrics_of(1000), title="resnet50d-tricks-20261122-231157")
 
 
-def ablated(images: Callable[[int, int], int], seeds: int) -> Figure:
+def ablated(images: Callable[[int, int], int], seeds: int, root: str = "a-folder-with-a-long-name") -> Figure:
     """leave-one-out of cifar10 on 114 validation images; images(row, seed): how many are right."""
     config, cells = extend(RECIPES["cifar10"]()), []
     table = leave_one_out(config)
     for row, cell in enumerate(table.cells):
         results = {seed: {"top1": 100 * images(row, seed) / 114} for seed in range(seeds)}
         cells.append(CellRuns(cell, (Job(training_of(cell, config), 1, ""),), "", results))
-    data = {"root": "/x/a-folder-with-a-long-name", "classes": 3, "train_images": 455, "val_images": 114}
+    data = {"root": f"/x/{root}", "classes": 3, "train_images": 455, "val_images": 114}
     return saved(lambda path: ablation.plot(table, cells, config, data, path))
 
 
@@ -127,6 +128,27 @@ def test_its_bars_and_points_can_be_seen(picture: Picture) -> None:
             assert all(inside.contains(x, y) for x, y in points), line
             seen += 1
     assert seen
+
+
+@pytest.mark.parametrize("name", ["a$b$c", r"a$\x$b", r"a\$b$", "_a", "a_{b}^c"])
+def test_a_name_is_shown_letter_by_letter(name: str) -> None:
+    """The name of a folder or a score is no mathematics, which a picture would show in other letters, or end with an error."""
+    rows = [
+        {"epoch": epoch, "train_loss": 1.0, "lr": 0.1, "val_loss": 1.0, "top1": 50.0, name: 50.0} for epoch in (1, 2)
+    ]
+    overlay = draw_overlay({name: ("top1", rows), "other": (name, rows)})
+    pictures = {
+        "curves": draw_curves(rows, CLASSIFICATION.metrics_of(2), title=name),
+        "overlay": overlay,
+        "ablation": ablated(lambda row, seed: 60 + row + seed, 2, name),
+    }
+    for kind, figure in pictures.items():
+        FigureCanvasAgg(figure).draw()
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        assert not any(map(is_math_text, texts)), kind
+        assert any(name in text.replace(r"\$", "$") for text in texts), kind
+    labels = [text.get_text().replace(r"\$", "$") for text in overlay.legends[0].get_texts()]
+    assert labels == [f"50.00 top1: {name}", f"50.00 {name}: other"]
 
 
 def test_a_metric_is_drawn_where_the_validations_have_it() -> None:

@@ -13,6 +13,7 @@ from fasttricks.ablation.jobs import HEADLINE, one_image
 from fasttricks.ablation.markdown import data_line, heading, score
 from fasttricks.ablation.paper import Table
 from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, paired_difference
+from fasttricks.runs.curves import literal
 
 LETTERS_AN_INCH = 14
 """Letters of a title in an inch, so that titles are broken where the figure ends."""
@@ -41,7 +42,8 @@ def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: di
     for axes, (name, column) in zip(panels, columns.items(), strict=True):
         handles |= _panel(axes, name, column, one_image(data))
     titles = (f"{table.name}: {table.title}", data_line(cells, config, data))
-    figure.suptitle("\n".join(textwrap.fill(line, int(width * LETTERS_AN_INCH)) for line in titles), fontsize=9)
+    title = "\n".join(textwrap.fill(line, int(width * LETTERS_AN_INCH)) for line in titles)
+    figure.suptitle(literal(title), fontsize=9)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3 if width > 10 else 2, fontsize=8)
     figure.savefig(path, dpi=120)
     return True

@@ -14,6 +14,11 @@ FEW = 40
 """Points below which each is marked: one alone draws no line."""
 
 
+def literal(text: str) -> str:
+    """`text` for matplotlib to show letter by letter: between dollars it reads mathematics, and raises where that is wrong."""
+    return text.replace("$", r"\$")
+
+
 def draw_overlay(runs: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
     """The headline metric and the training loss of several runs by epoch, in two panels.
 
@@ -30,9 +35,10 @@ def draw_overlay(runs: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]]) ->
         marks = {"marker": "o", "markersize": 3} if len(rows) < FEW else {}
         for axes, key in ((score_axes, headline), (loss_axes, "train_loss")):
             points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
-            label = f"{name}: {headline} {points[-1][1]:.2f}" if points and key == headline else None
+            # the number first: a label that begins with an underscore is left out of the legend
+            label = literal(f"{points[-1][1]:.2f} {headline}: {name}") if points and key == headline else None
             axes.plot(*zip(*points, strict=True), label=label, **style, **marks) if points else None
-    headlines = " or ".join(dict.fromkeys(headline for headline, _ in runs.values()))
+    headlines = literal(" or ".join(dict.fromkeys(headline for headline, _ in runs.values())))
     score_axes.set(title=f"{headlines} on validation images (better \N{UPWARDS ARROW})", ylabel=headlines)
     loss_axes.set(title="Training loss (better \N{DOWNWARDS ARROW})", ylabel="mean of an epoch (nats)")
     for axes in (score_axes, loss_axes):
@@ -84,5 +90,5 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric],
         axes.set(xlabel="epoch", xlim=(0, end * 1.02))
         if end >= 3:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     return figure
