@@ -9,6 +9,7 @@ import fcntl
 import gc
 import os
 import shutil
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -62,6 +63,14 @@ def _same_algorithms() -> Iterator[None]:
     torch.set_deterministic_debug_mode(mode)
     os.environ.pop(cublas, None)
     os.environ |= {} if workspace is None else {cublas: workspace}
+
+
+@pytest.fixture(autouse=True)
+def _closing_of_the_terminal_is_heard() -> Iterator[None]:
+    """Also where the tests are started by nohup, which commands respect: they are then deaf to SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -16,7 +16,7 @@ from lib.forked import python_m
 
 def soak(output: Path, *args: str) -> dict[str, Any]:
     """The runs that `python -m bench.soak` added to `output`."""
-    done = python_m("bench.soak", "--output", str(output), *args)
+    done = python_m("bench.soak", "--output", str(output), *args, give_up_s=540)  # below the limit of a test
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     runs: dict[str, Any] = json.loads(output.read_text())["runs"]
     return runs

@@ -38,10 +38,12 @@ UNSET = "\0unset"
 """As a variable's value: it is not set."""
 
 
-def python_m(module: str, *args: str, user: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def python_m(
+    module: str, *args: str, user: int | None = None, give_up_s: float = GIVE_UP_S, **env: str
+) -> subprocess.CompletedProcess[str]:
     """`python -m module args`, with further variables of the environment, as the user of that uid."""
     with running(module, *args, user=user, **env) as started:
-        return started.wait()
+        return started.wait(give_up_s)
 
 
 def said_by(module: str, *args: str, codes: Collection[int] = (0,)) -> str:
@@ -86,11 +88,12 @@ class Running:
             assert self.process.is_alive() and time.monotonic() < until_s, self.wait()
         self.signal(signal.SIGSTOP)
 
-    def wait(self) -> subprocess.CompletedProcess[str]:
-        """Its end, and what it said; it is killed where it takes too long."""
-        _end([self.process])
+    def wait(self, give_up_s: float = GIVE_UP_S) -> subprocess.CompletedProcess[str]:
+        """Its end, and what it said; it is killed where it takes too long, and stderr says so."""
+        in_time = _end([self.process], give_up_s)
         files = [self._folder / name for name in ("stdout", "stderr")]
         said = [file.read_text() if file.exists() else "" for file in files]
+        said[1] += "" if in_time else f"killed by the test after {give_up_s} s\n"
         return subprocess.CompletedProcess(self.args, self.process.exitcode or 0, *said)
 
 
@@ -170,11 +173,15 @@ def _start(
     return process
 
 
-def _end(processes: list[BaseProcess]) -> None:
+def _end(processes: list[BaseProcess], give_up_s: float = GIVE_UP_S) -> bool:
+    """Whether all ended by themselves within that time each; those that did not are killed."""
+    in_time = True
     for process in processes:
-        process.join(GIVE_UP_S)
+        process.join(give_up_s)
+        in_time &= not process.is_alive()
         process.kill()
         process.join()
+    return in_time
 
 
 def _become(
