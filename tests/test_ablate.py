@@ -267,7 +267,7 @@ def test_means_deviations_and_pairs_are_the_standard_librarys(tiny_data: Path, t
 
 
 @pytest.mark.usefixtures("no_plot")
-@pytest.mark.parametrize(("classes", "second"), [(2, None), (3, 2), (6, 5)])
+@pytest.mark.parametrize(("classes", "second"), [(2, None), (3, 2), pytest.param(6, 5, marks=pytest.mark.slow)])
 def test_the_columns_are_those_of_the_number_of_classes(classes: int, second: int | None, tmp_path: Path) -> None:
     """The paper's own stay those of ImageNet. Runs of an earlier release, which lack top-2, leave its column blank."""
     names = [f"top{k}" for k in (1, second) if k]

@@ -118,6 +118,7 @@ def test_its_three_classes_get_another_second_metric(capsys: pytest.CaptureFixtu
     assert f"validation images: top-1 {summary['top1']:.2f} %, loss " in card
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("expected")
 def test_a_report_of_it_says_both() -> None:
     """The curves are those of its records; the figures are measured now."""
