@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
 import fasttricks as ft
-from fasttricks.commands import evaluate, export, predict, report, runs, train
+from fasttricks.commands import ablate, evaluate, export, plan, predict, report, runs, train
 from fasttricks.config import ConfigError, LossConfig
 from fasttricks.models import build_model
 from fasttricks.runs.saved import read_saved
@@ -23,6 +23,7 @@ from fasttricks.tasks.losses import draw_lam
 from fasttricks.tasks.multilabel import MULTILABEL, binary_loss, metrics_in
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
+from lib.cards import blocks, run_blocks
 from lib.forked import on_ranks
 from lib.layouts import write_sets
 from lib.runs import final_state, interrupt, records
@@ -112,8 +113,8 @@ def test_infinite_logits_are_ranked_and_cost_what_they_cost() -> None:
 
 
 def test_batches_and_their_order_change_nothing() -> None:
-    logits, targets = drawn("ties")
-    whole = score_labels(logits, targets)
+    logits, targets = drawn("plain")
+    whole = score_labels(logits, targets)  # its loss has last bits that depend on the order of the images
     for size in (1, 7, 60):
         scores = LabelScores()
         for at in np.random.default_rng(0).permutation(-(-60 // size)):
@@ -349,6 +350,31 @@ def test_the_task_is_part_of_a_run_and_of_an_export(
     assert "logits.sigmoid()[0]" in card and "softmax" not in card and "mAP" in card
     found = ft.evaluate(tmp_path / "export", {"root": str(tiny_data), "labels": str(table)})
     assert found["map"] == pytest.approx(json.loads((finished / "summary.json").read_text())["map"])
+
+
+def test_the_card_of_an_export_asks_for_each_class(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Python, without ONNX's, as it is printed: the probabilities are the sigmoids, those above a half are shown."""
+    folder = tmp_path / "export"
+    assert call(export.main, str(finished), "--no-onnx", "--output", str(folder)) == 0
+    code = blocks(folder)
+    capsys.readouterr()
+    found = run_blocks(code, folder, monkeypatch)
+    torch.testing.assert_close(found["shares"], found["logits"].sigmoid()[0])
+    shown = {name: float(share) for name, share in zip(found["names"], found["shares"], strict=True) if share > 0.5}
+    assert capsys.readouterr().out == f"{shown}\n" and len(code) == 2
+
+
+def test_it_is_planned_and_not_ablated(
+    tiny_data: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--data.root", str(tiny_data), *options[:6]]
+    assert call(plan.main, "cifar10", *place, "--global-batch-size", "16") == 0
+    assert "45 of 4 classes" in capsys.readouterr().out
+    assert call(ablate.main, "add-one", "cifar10", *place, "--run-dir", str(tmp_path / "a")) == 2
+    said = "error: task = 'multilabel': cannot be ablated: the tables compare top-1; leave it at classification"
+    assert capsys.readouterr().err.strip() == said and not (tmp_path / "a").exists()
 
 
 def test_a_classifier_gives_its_backbone_and_is_no_teacher(

@@ -248,8 +248,8 @@ class EvalConfig:
     flip: bool = False
     """Test-time flip: average the logits of the image and its mirror image. Not in the paper."""
     patience: Annotated[int, Range(0, zero="off")] = 0
-    """Early stopping: end the run after this many validations in a row without a new best top-1. The learning rate follows the
-    schedule of all epochs. Not in the paper."""
+    """Early stopping: end the run after this many validations in a row without a new best top-1 (multilabel: mAP). The learning
+    rate follows the schedule of all epochs. Not in the paper."""
 
     def __post_init__(self) -> None:
         check_fields(self, "eval.")
