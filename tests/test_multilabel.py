@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from lib.forked import on_ranks
 from lib.layouts import write_sets
 from lib.runs import final_state, interrupt, records
 from lib.states import same
+from lib.threads import Threads, ranks
 from lib.tiny import ALONE, SMALLEST, call, configure
 
 SEPARATED = ("--task", "multilabel", "--data.label-separator", ";")
@@ -128,6 +130,30 @@ def test_batches_and_their_order_change_nothing() -> None:
         LabelScores().result(ALONE)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_ranks_scores_come_together_by_image(size: int) -> None:
+    """Each rank has every size-th image, the last of three none; every rank gets the result of one."""
+    logits, targets = drawn("plain")
+    whole, filled = score_labels(logits, targets), 2
+    results: list[Any] = [None] * size
+
+    def run(world: Threads) -> None:
+        scores = LabelScores()
+        numbers = np.arange(world.rank, 60, filled) if world.rank < filled else np.arange(0)
+        if len(numbers):
+            scores.update(torch.from_numpy(logits[numbers]), torch.from_numpy(targets[numbers]).float(), numbers)
+        results[world.rank] = scores.result(world)
+
+    threads = [Thread(target=run, args=(world,)) for world in ranks(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for found in results:
+        for ours, known in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(ours, known)
+
+
 # -------------------------------------------------------------------------------------------------------------- loss
 @pytest.mark.parametrize(("over", "to_right", "to_wrong"), [("others", 0.9, 0.1), ("all", 0.95, 0.05)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -202,7 +228,13 @@ def test_mixup_mixes_the_labels_as_the_images(tiny_data: Path, options: list[str
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--precision", "bf16"), ("--precision", "fp16", "--optim.backend", "fused")], ids=str
+    "more",
+    [
+        (),
+        pytest.param(("--precision", "bf16"), marks=pytest.mark.slow),
+        pytest.param(("--precision", "fp16", "--optim.backend", "fused"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_run_is_resumed_in_mid_epoch_bit_for_bit(
     more: tuple[str, ...], tiny_data: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,15 +254,16 @@ def test_a_run_is_resumed_in_mid_epoch_bit_for_bit(
     assert records(whole) == records(resumed)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_give_the_metrics_of_one(ranks: int, tiny_data: Path, options: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_give_the_metrics_of_one(count: int, tiny_data: Path, options: list[str], tmp_path: Path) -> None:
     """The scores come together by image: those of the ranks are those that one process measures of the saved weights."""
     folder = tmp_path / "run"
     batch = ("--global-batch-size", "12", "--epochs", "1")
-    on_ranks(ranks, train_on, folder, tiny_data, *options, *batch)
+    on_ranks(count, train_on, folder, tiny_data, *options, *batch)
     summary = json.loads((folder / "summary.json").read_text())
     found = ft.evaluate(folder)
-    assert summary["ranks"] == ranks and found["val_images"] == summary["val_images"] == 14
+    assert summary["ranks"] == count and found["val_images"] == summary["val_images"] == 14
     for name in ("map", "micro_f1", "val_loss"):
         assert summary[name] == pytest.approx(found[name], rel=1e-5)
 
