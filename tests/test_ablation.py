@@ -17,6 +17,7 @@ from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, 
 from fasttricks.ablation.jobs import Job
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
+from fasttricks.ablation.preflight import check_data
 from fasttricks.commands import ablate
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
@@ -350,3 +351,8 @@ def test_help_lists_tables_and_recipes(capsys: pytest.CaptureFixture[str]) -> No
 def test_more_factors_than_can_be_crossed_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"are 7 tricks and 2\^7 cells; must be at most 6"):
         factorial(ablation("cifar10"))
+
+
+def test_a_task_without_top1_is_refused_before_the_data_are_read() -> None:
+    with pytest.raises(ConfigError, match=r"^task = 'multilabel': has no top-1, which the tables of an ablation compare"):
+        check_data(dataclasses.replace(SMALL, task="multilabel"))

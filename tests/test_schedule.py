@@ -7,10 +7,18 @@ import math
 import pytest
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    PolynomialLR,
+    SequentialLR,
+)
 
 from fasttricks.config import ScheduleConfig
-from fasttricks.learning.schedule import cosine, learning_rate, step_decay, warmup
+from fasttricks.learning.schedule import cosine, learning_rate, poly, step_decay, warmup
 
 PEAK = 0.4
 
@@ -65,6 +73,18 @@ def test_steps_at_30_60_90_are_torchs(steps_per_epoch: int) -> None:
     assert got == pytest.approx(want, rel=1e-12)
 
 
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
+@pytest.mark.parametrize(("steps_per_epoch", "epochs", "warmup_epochs"), [(10, 12, 5), (7, 9, 0)])
+def test_a_power_of_the_steps_left_is_torchs(
+    steps_per_epoch: int, epochs: int, warmup_epochs: float, power: float
+) -> None:
+    num_steps, num_warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
+    decayed = rates(PolynomialLR(optimizer(), total_iters=num_steps - num_warmup, power=power), num_steps - num_warmup)
+    risen = rates(torch_warmup(optimizer(), num_warmup), num_warmup) if num_warmup else []
+    config = ScheduleConfig(decay="poly", warmup_epochs=warmup_epochs, poly_power=power)
+    assert ours(config, steps_per_epoch, epochs) == pytest.approx(risen + decayed, rel=1e-9)
+
+
 def test_step_epochs_count_from_the_start_of_the_run() -> None:
     """With 5 epochs of warm-up the first step is still at epoch 30, as in resnet50-efficient."""
     got = ours(ScheduleConfig(decay="step", warmup_epochs=5), 4, 120)
@@ -97,7 +117,7 @@ def test_fractional_warmup_rounds_to_whole_batches() -> None:
     assert got[:4] == pytest.approx([PEAK / 3, 2 * PEAK / 3, PEAK, PEAK])
 
 
-@pytest.mark.parametrize("decay", ["cosine", "step"])
+@pytest.mark.parametrize("decay", ["cosine", "step", "poly"])
 @pytest.mark.parametrize(("steps_per_epoch", "epochs", "warmup_epochs"), [(1, 1, 0.9), (1, 2, 1.9), (3, 1, 0.99)])
 def test_runs_of_a_few_steps_have_a_rate_above_0(
     decay: str, steps_per_epoch: int, epochs: int, warmup_epochs: float
@@ -113,3 +133,4 @@ def test_the_parts_alone() -> None:
     assert [cosine(t, 2) for t in range(3)] == pytest.approx([1.0, 0.5, 0.0])
     assert [step_decay(e, (30, 60), 0.5) for e in (0, 29.99, 30, 59.9, 60, 1000)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
     assert step_decay(10, (), 0.1) == 1
+    assert [poly(t, 4, 2.0) for t in range(5)] == [1.0, 0.5625, 0.25, 0.0625, 0.0]

@@ -71,6 +71,13 @@ def test_on_and_off_give_the_papers_values(trick: str) -> None:
     assert get_at(apply_tricks(nothing, on=[trick]), path) == with_trick
 
 
+def test_a_decay_that_is_neither_has_cosine_neither_on_nor_off() -> None:
+    poly = replace_at(resnet50d_tricks(), "schedule.decay", "poly")
+    assert not is_on(poly, "cosine") and not is_off(poly, "cosine")
+    assert apply_tricks(poly, on=["cosine"]).schedule.decay == "cosine"
+    assert apply_tricks(poly, off=["cosine"]).schedule.decay == "step"
+
+
 @pytest.mark.parametrize(("recipe", "trick"), EVERY)
 def test_switching_changes_the_tricks_own_field_alone(recipe: str, trick: str) -> None:
     config, path = RECIPES[recipe](), FIELDS[trick][1]

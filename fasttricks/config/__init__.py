@@ -1,7 +1,8 @@
 """A run as plain data without torch: a recipe is a function that returns a config, a trick is an edit of one.
 
-errors: errors that a user can correct. schema: the configs. ranges: the rules of the fields' values. fields: the fields by
-path. networks: the networks by name. launch: this process among the ranks. options: options as people type them.
+errors: errors that a user can correct. schema: the configs. transfer: those of section 6's tasks. ranges: the rules of the
+fields' values. fields: the fields by path. networks: the networks by name. launch: this process among the ranks. options:
+options as people type them.
 Not re-exported: recipes, tricks, resolve (from both to the config that is trained), cli (command lines).
 """
 
@@ -37,9 +38,11 @@ from fasttricks.config.schema import (
     OptimConfig,
     Precision,
     ScheduleConfig,
+    TaskName,
     TrainConfig,
     TricksConfig,
 )
+from fasttricks.config.transfer import SegmentConfig
 
 __all__ = [
     "AUGMENTATION",
@@ -67,8 +70,10 @@ __all__ = [
     "Range",
     "Rising",
     "ScheduleConfig",
+    "SegmentConfig",
     "Span",
     "Statistics",
+    "TaskName",
     "TrainConfig",
     "TricksConfig",
     "UserError",

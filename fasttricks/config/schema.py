@@ -13,11 +13,12 @@ from fasttricks.config.errors import DoesNotApplyError, require, unknown
 from fasttricks.config.networks import OPTIONS, model_info
 from fasttricks.config.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
+from fasttricks.config.transfer import SegmentConfig
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
 Nested = Literal["error", "top", "leaf"]
-TaskName = Literal["classification", "multilabel"]
+TaskName = Literal["classification", "multilabel", "segmentation"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
 Operators = Literal["auto", "fused", "dali"]
@@ -148,7 +149,7 @@ class OptimConfig:
     linear_scaling: bool = True
     """Peak lr = base_lr x global_batch_size / 256; off: base_lr whatever the batch."""
     backbone_lr: Annotated[float, Range(0, above=True, note="1 is off, 0.1 is usual")] = 1.0
-    """Factor of the lr for all weights but the classifier's, in fine-tuning; 1: one lr for all."""
+    """Factor of the lr for all weights but the classifier's, or but the heads' in segmentation; 1: one lr for all."""
     momentum: Annotated[float, Range(0, 1, below=True, note="0.9 is usual")] = 0.9
     """Nesterov momentum."""
     weight_decay: Annotated[float, Range(0, 1, below=True)] = 1e-4
@@ -170,14 +171,17 @@ class OptimConfig:
 class ScheduleConfig:
     """Learning rate over the run."""
 
-    decay: Literal["cosine", "step"] = "cosine"
-    """cosine: half a cosine from the peak to 0 after warm-up; step: times step_factor at each of step_epochs."""
+    decay: Literal["cosine", "step", "poly"] = "cosine"
+    """After warm-up, cosine: half a cosine from the peak to 0; step: times step_factor at each of step_epochs; poly: a power
+    of the share of the steps that is left."""
     warmup_epochs: Annotated[float, Range(0)] = 5.0
     """Linear warm-up from 0 to the peak, per batch, epochs; shorter than the run."""
     step_epochs: Annotated[tuple[float, ...], Rising()] = (30, 60, 90)
     """Epochs, counted from the start of the run, at which a step decay multiplies the lr."""
     step_factor: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
     """Factor of the lr at each of step_epochs."""
+    poly_power: Annotated[float, Range(0, above=True, note="0.9 is usual")] = 0.9
+    """Power of a poly decay: the lr is the peak x (steps left / steps)^poly_power."""
     first_size: Annotated[float, Range(0, 1, above=True, note="1 is off")] = 1.0
     """Progressive resizing: side of the first epoch's training images, as a share of data.image_size; 1: off."""
     size_steps: Annotated[int, Range(1)] = 3
@@ -246,7 +250,7 @@ class EvalConfig:
     batch_size: Annotated[int, Range(0, 65_536, zero="as in training")] = 0
     """Images of a validation batch on one rank."""
     flip: bool = False
-    """Test-time flip: average the logits of the image and its mirror image. Not in the paper."""
+    """Test-time flip: average the logits, in segmentation the probabilities, of the image and its mirror image."""
     patience: Annotated[int, Range(0, zero="off")] = 0
     """Early stopping: end the run after this many validations in a row without a new best top-1 (multilabel: mAP). The learning
     rate follows the schedule of all epochs. Not in the paper."""
@@ -280,7 +284,8 @@ class TrainConfig:
     global_batch_size: Annotated[int, Range(1, 10_000_000)]
     """Images a step, over all ranks and micro-batches."""
     task: TaskName = "classification"
-    """classification: each image has one class; multilabel: any number of them."""
+    """classification: each image has one class; multilabel: any number of them; segmentation: each pixel has one (the section
+    segment)."""
     init: str = ""
     """Weights to start from: a run folder (its averaged weights; RUN:raw the others), a checkpoint, an export, a .pt, .pth or
     .safetensors file, timm:NAME or torchvision:NAME; empty: random ones."""
@@ -336,6 +341,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
     tricks: TricksConfig = field(default_factory=TricksConfig)
 
     def __post_init__(self) -> None:

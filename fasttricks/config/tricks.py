@@ -53,7 +53,7 @@ _ROWS = (
     ),
     Trick(
         "cosine", "5.1", "lr falls along half a cosine instead of in steps",
-        on={"schedule.decay": "cosine"}, off={"schedule.decay": "step"},
+        on={"schedule.decay": lambda decay: "cosine"}, off={"schedule.decay": "step"},
     ),
     Trick(
         "label_smoothing", "5.2", "0.1 of the target goes to the other classes",

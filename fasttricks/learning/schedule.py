@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: linear warm-up, then a cosine or steps (sections 3.1 and 5.1).
+"""Learning rate as a pure function of the step: linear warm-up, then a cosine, steps or a power (sections 3.1, 5.1, 6.2).
 
 And the side of the training images as one of the epoch: progressive resizing.
 
@@ -25,6 +25,11 @@ def step_decay(epoch: float, step_epochs: tuple[float, ...], factor: float) -> f
     return factor ** sum(epoch >= at for at in step_epochs)
 
 
+def poly(step: int, num_steps: int, power: float) -> float:
+    """Share of the peak rate at batch t of T after the warm-up: (1 - t / T)^power, 1 at t = 0 (section 6.2, power 0.9)."""
+    return float((1.0 - step / num_steps) ** power)
+
+
 def learning_rate(step: int, config: ScheduleConfig, *, peak_lr: float, steps_per_epoch: int, epochs: int) -> float:
     """Learning rate of the update at `step`, 0 <= step < epochs x steps_per_epoch.
 
@@ -37,6 +42,8 @@ def learning_rate(step: int, config: ScheduleConfig, *, peak_lr: float, steps_pe
         return peak_lr * warmup(step, num_warmup)
     if config.decay == "cosine":
         return peak_lr * cosine(step - num_warmup, num_steps - num_warmup)
+    if config.decay == "poly":
+        return peak_lr * poly(step - num_warmup, num_steps - num_warmup, config.poly_power)
     return peak_lr * step_decay(step / steps_per_epoch, config.step_epochs, config.step_factor)
 
 
