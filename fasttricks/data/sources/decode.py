@@ -59,7 +59,7 @@ def decodable(file: bytes, max_pixels: int) -> bytes:
         _check_jpeg(header, max_pixels)
         return _plain_jpeg(file, header)
     if kind == "PNG" and (size := plain_png_size(file)):
-        _check_size(kind, *size, max_pixels)
+        check_size(kind, *size, max_pixels)
         return file
     return to_pnm(decode(file, max_pixels))
 
@@ -74,14 +74,14 @@ def decode(file: bytes, max_pixels: int) -> Image.Image:
     if kind == "JPEG":
         _check_jpeg(read_jpeg_header(file), max_pixels)
     if kind == "WebP":
-        _check_size(kind, *_webp_size(file), max_pixels)  # Pillow allocates the pixels before it tells the size
+        check_size(kind, *_webp_size(file), max_pixels)  # Pillow allocates the pixels before it tells the size
     if kind == "JPEG 2000":
         _check_tiles(file)
     if kind == "PNM":
         _check_pnm(file)
     try:
         image = _plugin(kind)(io.BytesIO(file))
-        _check_size(kind, image.height, image.width, max_pixels)
+        check_size(kind, image.height, image.width, max_pixels)
         if kind == "PNG":
             image.verify()  # its checksums; which ends with this reader
             image = _plugin(kind)(io.BytesIO(file))
@@ -90,7 +90,7 @@ def decode(file: bytes, max_pixels: int) -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise BadImage(_damaged(error)) from error
+        raise BadImage(damaged(error)) from error
 
 
 def to_pnm(image: Image.Image) -> bytes:
@@ -108,7 +108,7 @@ def _plain_jpeg(file: bytes, header: JpegHeader) -> bytes:
     try:
         return with_plain_orientation(file, header)
     except Exception as error:  # a damaged file fails in many ways
-        raise BadImage(_damaged(error)) from error
+        raise BadImage(damaged(error)) from error
 
 
 def _known_format(file: bytes) -> str:
@@ -119,14 +119,15 @@ def _known_format(file: bytes) -> str:
 
 
 def _check_jpeg(header: JpegHeader, max_pixels: int) -> None:
-    _check_size("JPEG", header.height, header.width, max_pixels)
+    check_size("JPEG", header.height, header.width, max_pixels)
     most = min(_MOST_SCANS, _MOST_WORK * max_pixels // (header.height * header.width))
     if header.scans > most:
         size = f"{header.width} x {header.height} pixels"
         raise BadImage(f"JPEG of {header.scans:,} scans, over the {most} allowed for {size}; save it again with fewer")
 
 
-def _check_size(kind: str, height: int, width: int, max_pixels: int) -> None:
+def check_size(kind: str, height: int, width: int, max_pixels: int) -> None:
+    """Raise BadImage for an image of that format without a size, or over a limit."""
     if height < 1 or width < 1:
         raise BadImage(f"{kind} without a size in its header")
     if height * width > max_pixels:
@@ -228,5 +229,6 @@ def _eight_bits(image: Image.Image, kind: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _damaged(error: Exception) -> str:
+def damaged(error: Exception) -> str:
+    """The reason in words of a file that a decoder refuses."""
     return f"damaged or cut off: {error or type(error).__name__}"
