@@ -20,11 +20,14 @@ from fasttricks.config import (
     show_statistics,
 )
 from fasttricks.learning.divergence import first_not_finite
-from fasttricks.models import AUXILIARY, COUNTER, head_names
+from fasttricks.models import AUXILIARY, COUNTER, base_prefix, head_names, new_names
+from fasttricks.models.base import left_out
 from fasttricks.runs.stored import CheckpointError
 from fasttricks.runs.weights import Weights
 
 _SHOWN = 3
+_OPTIONAL = (AUXILIARY, "aux_classifier.")
+"""Beginnings of the keys of auxiliary heads, which a network may go without."""
 
 
 @torch.no_grad()
@@ -35,19 +38,34 @@ def start_from(
 
     classes: names of the outputs of `model`, in order. The classifier is loaded whole where it has as many outputs and one side
     names no classes; class by class where both name some; and else stays as it is. data: the account says where the weights
-    learnt images that were normalised otherwise. All other keys and shapes must be the same.
+    learnt images that were normalised otherwise. All other keys and shapes must be the same. Where `model` is built on a base
+    network and the weights are a classifier's, they are those of the base network, and all heads stay as they are.
     Raises CheckpointError for weights of another network, with the nearest keys, and for some that are not finite.
     """
     _check_network(weights, config)
     wanted, head = model.state_dict(), head_names(model)
-    found = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(COUNTER) or name in wanted}
-    _check_keys(weights, wanted, found, head)
+    found, new = _of_base(weights.tensors, model, config)
+    found = {name: tensor for name, tensor in found.items() if not name.endswith(COUNTER) or name in wanted}
+    _check_keys(weights, wanted, found, head, new)
     if bad := first_not_finite(dict(found)):
         raise CheckpointError(f"init = {weights.source!r}: {bad} must be finite; use another one")
     body = {name: tensor for name, tensor in found.items() if name in wanted and name not in head}
-    rows, account = _head(weights, wanted, found, head, classes)
+    rows, account = _head(weights, wanted, found, head, classes, of_base=bool(new))
     model.load_state_dict({**wanted, **body, **rows})
     return f"{weights.source}: {len(body)} tensors; {account}{_otherwise(weights.statistics, (data.mean, data.std))}"
+
+
+def _of_base(
+    tensors: Mapping[str, Tensor], model: nn.Module, config: ModelConfig
+) -> tuple[Mapping[str, Tensor], Sequence[str]]:
+    """(`tensors` with the names that they have in `model`, the names that are new there): a classifier's for a base network,
+    without the parts of it that are left out there. Any others as they are, with none."""
+    prefix = base_prefix(model)
+    if not prefix or any(name.startswith(prefix) for name in tensors):
+        return tensors, ()
+    unused = left_out(model, config)
+    found = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in found.items() if name not in unused}, new_names(model)
 
 
 def _otherwise(theirs: Statistics | None, ours: Statistics) -> str:
@@ -75,11 +93,15 @@ def _check_network(weights: Weights, config: ModelConfig) -> None:
 
 
 def _check_keys(
-    weights: Weights, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], head: Collection[str]
+    weights: Weights,
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    head: Collection[str],
+    heads: Collection[str],
 ) -> None:
-    """Raise CheckpointError where a key or shape differs outside of the classifiers."""
-    strangers = [name for name in found if name not in wanted and not name.startswith(AUXILIARY)]
-    new = (*head, *(name for name in wanted if name.startswith(AUXILIARY)))
+    """Raise CheckpointError where a key or shape differs outside of the classifiers and of the new `heads`."""
+    strangers = [name for name in found if name not in wanted and not name.startswith(_OPTIONAL)]
+    new = (*head, *heads, *(name for name in wanted if name.startswith(_OPTIONAL)))
     missing = [name for name in wanted if name not in (*found, *new) and not name.endswith(COUNTER)]
     pairs = {n: (tuple(found[n].shape), tuple(wanted[n].shape)) for n in found if n in wanted}
     shapes = [
@@ -105,9 +127,13 @@ def _head(
     found: Mapping[str, Tensor],
     head: Sequence[str],
     classes: Sequence[str],
+    *,
+    of_base: bool,
 ) -> tuple[dict[str, Tensor], str]:
-    """(the tensors of the classifiers, which need not be all, the account of them)."""
+    """(the tensors of the classifiers, which need not be all, the account of them). of_base: the weights are a base network's."""
     theirs, count = weights.classes, len(classes)
+    if of_base:
+        return {}, f"a new head of {count} classes on it"
     there = [name for name in head if name in found]
     if not there:
         return {}, f"a new classifier of {count} classes: there is none"

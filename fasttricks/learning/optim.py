@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fasttricks.config import ConfigError, OptimConfig, Precision, require
-from fasttricks.models import head_names
+from fasttricks.models import new_names
 from fasttricks.runs.checkpoint import load_weights
 from fasttricks_kernels import MasterSGD
 
@@ -30,8 +30,9 @@ def parameter_groups(
     left out. Parameters that need no gradient, as frozen ones, are in no group. The oracle, torchvision's own parameters, is
     in tests/test_optim.py.
 
-    backbone_lr: other than 1, the parameters that are not the classifier's (models.head_names) have groups of their own, with
-    this factor as `lr_factor`. Raises ConfigError where there is no classifier, or nothing else to train.
+    backbone_lr: other than 1, the parameters that are not the classifier's, or not of the heads on a base network
+    (models.new_names), have groups of their own, with this factor as `lr_factor`. Raises ConfigError where there is no
+    classifier, or nothing else to train.
     """
     layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     decayed = dict.fromkeys(model.parameters() if bias_decay else [layer.weight for layer in layers])
@@ -47,7 +48,7 @@ def parameter_groups(
 
 def _with_factor(model: nn.Module, groups: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
     """Each group as the classifier's part of it, and the rest with `factor`."""
-    names = set(head_names(model))
+    names = set(new_names(model))
     rule = (
         "needs to know the classifier; have a method get_classifier() of the network return its layer, or leave it at 1"
     )

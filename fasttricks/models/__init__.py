@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from fasttricks.config import TIMM, ModelConfig, model_info, nearest, require
+from fasttricks.config import TIMM, ModelConfig, TrainConfig, model_info, nearest, require
 from fasttricks.models.head import AUXILIARY as AUXILIARY
 from fasttricks.models.head import COUNTER as COUNTER
 from fasttricks.models.head import Embedder as Embedder
+from fasttricks.models.head import base_prefix as base_prefix
 from fasttricks.models.head import head_names as head_names
+from fasttricks.models.head import new_names as new_names
 from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1
 from fasttricks.models.parts import find_part as find_part
@@ -33,10 +35,23 @@ There is no plain resnet50: it is A in the paper and B in torchvision and timm, 
 """
 
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+def build_network(config: TrainConfig, num_classes: int) -> nn.Module:
+    """The network that `config` trains for its task, in FP32 on torch's default device, in training mode.
+
+    A classifier as build_model() has it, for segmentation an FCN as fcn.build_fcn() has it. Raises as they do.
+    """
+    if config.task == "segmentation":
+        from fasttricks.models.fcn import build_fcn  # which builds on this
+
+        return build_fcn(config.model, config.segment, num_classes)
+    return build_model(config.model, num_classes)
+
+
+def build_model(config: ModelConfig, num_classes: int, **more: Any) -> nn.Module:
     """The network of `config` with `num_classes` outputs, in FP32 on torch's default device, in training mode.
 
-    num_classes: 1 or more, as counted in the data (config.num_classes may be 0, so it is not read here).
+    num_classes: 1 or more, as counted in the data (config.num_classes may be 0, so it is not read here). more: further arguments
+    of the constructor, for a network of ours.
     Raises ConfigError for an unknown name, with the nearest right one, and for num_classes below 1; for a name of timm's
     as external.timm_model does; for a user's own as own.own_model does, which imports it. Initial weights come from torch's
     global generator: torch.manual_seed before the call fixes them, and a network that is made on the CPU and moved has the
@@ -53,7 +68,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         return own_model(config.name, num_classes=num_classes)
     require(config.name in MODELS, "model.name", config.name, _unknown_name_rule(config.name))
     options: dict[str, Any] = {option: getattr(config, option) for option in model_info(config.name).options}
-    return MODELS[config.name](num_classes=num_classes, **options)
+    return MODELS[config.name](num_classes=num_classes, **options, **more)
 
 
 def _unknown_name_rule(name: str) -> str:

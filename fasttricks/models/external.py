@@ -34,6 +34,27 @@ def timm_model(name: str, *, num_classes: int) -> nn.Module:
     return model.train()
 
 
+def timm_features(name: str, output_stride: int) -> Any:
+    """timm's network of that name, cut after its last feature map, in timm's FeatureGetterNet: the last two of them.
+
+    name, errors: as timm_model. output_stride: 32, or another where the network takes one. Raises ConfigError for a network that
+    has no feature maps or takes no such stride.
+    """
+    timm = _timm_that_knows(name)
+    strided = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        return timm.create_model(
+            name.removeprefix(TIMM), features_only=True, feature_cls="getter", out_indices=(-2, -1), **strided
+        )
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        rule = f"{name} does not take it ({reason}); give 32, or another --model.name"
+        raise ConfigError(f"segment.output_stride = {output_stride}: {rule}") from error
+    except (RuntimeError, AttributeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model.name = {name!r}: timm has no feature maps of it ({reason}); give another") from error
+
+
 def pretrained_timm_model(name: str, field: str) -> tuple[nn.Module, Statistics]:
     """timm's network of that name with its trained weights, and (mean, std) of its images' channels, in 0 to 255.
 

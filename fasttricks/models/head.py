@@ -11,6 +11,10 @@ AUXILIARY = "AuxLogits."
 """Prefix of the keys of Inception's auxiliary classifier, which a network may go without."""
 COUNTER = "num_batches_tracked"
 """End of the keys of batch norm's counters, which old files lack and nothing here reads."""
+BASE = "backbone"
+"""The module that is the base network of another task's network, as in torchvision's models of segmentation and detection."""
+WRAPPED = "of_timm"
+"""The module in a base network that is timm's."""
 _HEADS = ("fc", "classifier", "head")
 """Names of a classifier: torchvision's and ours; of the first that a network has, the last layer is the classifier."""
 
@@ -25,6 +29,22 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     layers = {id(layer) for layer in (*_classifiers(model), *_auxiliary(model))}
     named = [(name, module) for name, module in model.named_modules() if id(module) in layers]
     return tuple(f"{prefix}.{name}" for prefix, module in named for name, _ in module.named_parameters())
+
+
+def base_prefix(model: nn.Module) -> str:
+    """The prefix that the keys of a classifier's weights have in `model`, which is built on it; empty for a classifier."""
+    base = getattr(model, BASE, None)
+    if not isinstance(base, nn.Module) or not hasattr(base, "features"):
+        return ""
+    return f"{BASE}.{WRAPPED}." if hasattr(base, WRAPPED) else f"{BASE}."
+
+
+def new_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters and buffers of `model` that no classifier's weights have: those of the heads on a base network;
+    else, as head_names(), those of the classifier."""
+    if not base_prefix(model):
+        return head_names(model)
+    return tuple(name for name in model.state_dict() if not name.startswith(f"{BASE}."))
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:

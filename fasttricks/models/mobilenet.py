@@ -6,6 +6,8 @@ compares them.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,9 +20,11 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
 class SeparableBlock(nn.Module):
     """3x3 on each channel alone, then 1x1 over all of them; batch norm and ReLU6 after both."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
-        self.conv_dw = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
+        self.conv_dw = nn.Conv2d(
+            in_channels, in_channels, 3, stride, dilation, dilation=dilation, groups=in_channels, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv_pw = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -35,25 +39,29 @@ class MobileNetV1(nn.Module):
 
     num_classes: 1 or more. width: multiplies every channel count, rounded to a multiple of 8 and at least 8; the paper's
     width multiplier. ReLU6 follows the authors' code and timm; the paper writes ReLU. There is no residual block, so
-    zero gamma does not apply. Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
+    zero gamma does not apply. output_stride: as ResNet has it. Memory: channels-last inputs stay channels-last
+    throughout. Nothing here waits for the device.
     """
 
-    def __init__(self, *, num_classes: int = 1000, width: float = 1.0) -> None:
+    def __init__(self, *, num_classes: int = 1000, width: float = 1.0, output_stride: Literal[8, 16, 32] = 32) -> None:
         super().__init__()
         in_channels = scaled(32, width)
         self.conv_stem = nn.Conv2d(3, in_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.blocks = nn.Sequential()
+        dilation, strides = 1, [2]
         for stage, (channels, depth) in enumerate(STAGES):
-            blocks = []
+            blocks, dilates = [], stage > 0 and strides[-1] >= output_stride
             for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(SeparableBlock(in_channels, scaled(channels, width), stride))
+                stride = 2 if stage > 0 and index == 0 and not dilates else 1
+                blocks.append(SeparableBlock(in_channels, scaled(channels, width), stride, dilation))
                 in_channels = scaled(channels, width)
+                dilation *= 2 if dilates and index == 0 else 1  # the first 3x3 has the distances of the stage before
+            strides.append(min(2 ** (stage + 1), output_stride))
             self.blocks.append(nn.Sequential(*blocks))
         self.feature_channels = tuple(scaled(channels, width) for channels, _ in STAGES[1:])
         """Channels of each output of features()."""
-        self.feature_strides = (4, 8, 16, 32)
+        self.feature_strides = tuple(strides[2:])
         """The factor by which each divides the image's side, rounded up."""
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
@@ -61,7 +69,7 @@ class MobileNetV1(nn.Module):
         xavier_(self)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
-        """Output of the last four stages, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32."""
+        """Output of the last four stages, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32, undilated."""
         x = F.relu6(self.bn1(self.conv_stem(images_NCHW)), inplace=True)
         outputs = []
         for stage in self.blocks:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fasttricks.config import require, unknown
+from fasttricks.models.head import base_prefix
 
 STEM = "stem"
 """The part before the first stage."""
@@ -28,15 +29,17 @@ def find_part(model: nn.Module, name: str) -> Part:
     """The part `name` of `model`: a module by its path, as layer1 or blocks.0; or stem, all before the first stage.
 
     stem is the module of that name; where there is none, the group stem of a network with timm's group_matcher(), or the
-    modules before the one with a name of FIRST_STAGES. Raises ConfigError for an unknown name, with the nearest right one,
-    and for a part without weights.
+    modules before the one with a name of FIRST_STAGES. Parts of a base network have their names there, without backbone.
+    Raises ConfigError for an unknown name, with the nearest right one, and for a part without weights.
     """
-    modules = dict(model.named_modules())
+    base = model.get_submodule(base_prefix(model).rstrip("."))
+    modules = {**dict(base.named_modules()), **dict(model.named_modules())}
     del modules[""]
     part = Part((modules[name],), tuple(modules[name].parameters())) if name in modules else None
     if part is None and name == STEM:
-        part = _stem(model)
-    tops = [top for top, module in model.named_children() if list(module.parameters())]
+        part = _stem(base)
+    tops = [top for top, module in (*base.named_children(), *model.named_children()) if list(module.parameters())]
+    tops = list(dict.fromkeys(tops))
     has = f"the network has {', '.join(tops)}, and modules within them such as {_inner(modules)}"
     rule = "is no part that is known of this network" if name == STEM else unknown(name, [STEM, *tops])
     require(part is not None, "model.freeze", name, f"{rule}; {has}")

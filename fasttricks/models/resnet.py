@@ -8,7 +8,9 @@ timm (resnet50c, resnet50d), so their weights load strictly. tests/test_models.p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import accumulate
+from operator import mul
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,8 +33,24 @@ class ResNetSpec:
     """D: path B averages 2x2 before a 1x1 of stride 1, instead of a 1x1 of stride 2 that skips 3/4 of its input."""
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+class Walk(NamedTuple):
+    """The steps of a block over its input."""
+
+    stride: int = 1
+    first_dilation: int = 1
+    """Dilation of its first 3x3."""
+    dilation: int = 1
+    """Dilation of its second 3x3, and of the next blocks."""
+
+    @property
+    def begins_stage(self) -> bool:
+        """Whether it strides, or would without dilation: its first 3x3 still has the distances of the stage before."""
+        return self.stride > 1 or self.dilation > self.first_dilation
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=padding, dilation=dilation, bias=False)
 
 
 class Block(nn.Module):
@@ -57,17 +75,25 @@ class Block(nn.Module):
         return out
 
     @classmethod
-    def make_downsample(cls, in_channels: int, channels: int, stride: int, spec: ResNetSpec) -> nn.Module | None:
+    def make_downsample(cls, in_channels: int, channels: int, walk: Walk, spec: ResNetSpec) -> nn.Module | None:
         """Path B of a block, None for the identity."""
         out_channels = channels * cls.expansion
-        if stride == 1 and in_channels == out_channels:
+        if not walk.begins_stage and in_channels == out_channels:
             return None
         norm = nn.BatchNorm2d(out_channels)
         if not spec.pool_shortcut:
-            return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm)
+            return nn.Sequential(_conv(in_channels, out_channels, 1, walk.stride), norm)
+        return nn.Sequential(_pool(walk), _conv(in_channels, out_channels, 1), norm)
+
+
+def _pool(walk: Walk) -> nn.Module:
+    """The 2x2 average of a block's path B in variant D; nothing in its place where the block does not begin a stage."""
+    if walk.stride > 1:
         # ceil_mode keeps an odd side's last row, as the 3x3 of path A does; it is averaged over the pixels it has.
-        pool = nn.AvgPool2d(2, stride, ceil_mode=True) if stride > 1 else nn.Identity()
-        return nn.Sequential(pool, _conv(in_channels, out_channels, 1), norm)
+        return nn.AvgPool2d(2, walk.stride, ceil_mode=True)
+    if walk.begins_stage:  # the same averages at each place, as timm has them: zeros follow the last row and column
+        return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
+    return nn.Identity()
 
 
 class BasicBlock(Block):
@@ -75,13 +101,13 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, spec: ResNetSpec) -> None:
+    def __init__(self, in_channels: int, channels: int, walk: Walk, spec: ResNetSpec) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, channels, 3, stride)
+        self.conv1 = _conv(in_channels, channels, 3, walk.stride, walk.first_dilation)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv(channels, channels, 3)
+        self.conv2 = _conv(channels, channels, 3, dilation=walk.dilation)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = self.make_downsample(in_channels, channels, stride, spec)
+        self.downsample = self.make_downsample(in_channels, channels, walk, spec)
 
     def path_a(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -98,16 +124,16 @@ class Bottleneck(Block):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, spec: ResNetSpec) -> None:
+    def __init__(self, in_channels: int, channels: int, walk: Walk, spec: ResNetSpec) -> None:
         super().__init__()
-        stride_1x1, stride_3x3 = (1, stride) if spec.stride_in_3x3 else (stride, 1)
+        stride_1x1, stride_3x3 = (1, walk.stride) if spec.stride_in_3x3 else (walk.stride, 1)
         self.conv1 = _conv(in_channels, channels, 1, stride_1x1)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv(channels, channels, 3, stride_3x3)
+        self.conv2 = _conv(channels, channels, 3, stride_3x3, walk.first_dilation)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = _conv(channels, channels * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
-        self.downsample = self.make_downsample(in_channels, channels, stride, spec)
+        self.downsample = self.make_downsample(in_channels, channels, walk, spec)
 
     def path_a(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -127,6 +153,9 @@ class ResNet(nn.Module):
     stem_stride: the factor by which the stem divides the image's side: 4 (the paper: stride 2, then max-pooling), 2 (no pooling)
     or 1 (neither, and a 3x3 for the 7x7); the last two are for images of 32 pixels.
     zero_gamma: gamma of each block's last batch norm starts at 0, so each block starts as its path B (section 3.1).
+    output_stride: the factor by which the last stage divides the image's side, at most: a stage that would divide it by more is
+    dilated instead, for segmentation (section 6.2). The state-dict keys stay. The oracles, torchvision's
+    replace_stride_with_dilation and timm's output_stride, are in tests/test_models_dilated.py.
     Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
     """
 
@@ -138,6 +167,7 @@ class ResNet(nn.Module):
         width: float = 1.0,
         stem_stride: Literal[4, 2, 1] = 4,
         zero_gamma: bool = False,
+        output_stride: Literal[8, 16, 32] = 32,
     ) -> None:
         super().__init__()
         in_channels = scaled(64, width)
@@ -145,18 +175,19 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_stride == 4 else nn.Identity()
         feature_channels = []
-        for stage, depth in enumerate(spec.depths):
+        walks = _stage_walks(len(spec.depths), stem_stride, output_stride)
+        for stage, (depth, first) in enumerate(zip(spec.depths, walks, strict=True)):
             channels = scaled(64 * 2**stage, width)
             blocks = []
             for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(spec.block(in_channels, channels, stride, spec))
+                walk = Walk(1, first.dilation, first.dilation) if index else first
+                blocks.append(spec.block(in_channels, channels, walk, spec))
                 in_channels = channels * spec.block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             feature_channels.append(in_channels)
         self.feature_channels = tuple(feature_channels)
         """Channels of each output of features()."""
-        self.feature_strides = tuple(stem_stride * 2**stage for stage in range(len(feature_channels)))
+        self.feature_strides = tuple(accumulate((walk.stride for walk in walks), mul, initial=stem_stride))[1:]
         """The factor by which each divides the image's side, rounded up."""
         self.num_features = in_channels
         """Channels of the last stage, which the classifier sees."""
@@ -168,7 +199,7 @@ class ResNet(nn.Module):
                     nn.init.zeros_(block.last_norm.weight)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
-        """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4.
+        """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4, undilated.
 
         As feature_channels and feature_strides say.
         """
@@ -183,6 +214,15 @@ class ResNet(nn.Module):
         """Logits (N, num_classes) of normalised images (N, 3, H, W)."""
         logits: Tensor = self.fc(self.features(images_NCHW)[-1].mean((2, 3)))
         return logits
+
+
+def _stage_walks(stages: int, stem_stride: int, output_stride: int) -> list[Walk]:
+    """The first block's walk in each stage. All stages but the first have a stride of 2, as far as output_stride lets them."""
+    walks = [Walk()]
+    for stage in range(1, stages):
+        total, before = stem_stride * 2 ** (stage - 1), walks[-1].dilation
+        walks.append(Walk(2) if total < output_stride else Walk(1, before, 2 * before))
+    return walks
 
 
 def _stem_conv(deep: bool, inner: int, out: int, stem_stride: int) -> nn.Module:
