@@ -16,8 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,6 +28,7 @@ from fasttricks.config.cli import arguments_of
 from fasttricks.learning.divergence import DivergedError
 from fasttricks.runs.folder import versions, write_json
 from fasttricks.system.distributed import join_world, keep_freed_memory
+from fasttricks.system.process import deaf_children
 from fasttricks.system.reading import Reader
 from fasttricks.system.schema import anything, table
 from fasttricks.system.signals import StopRequest
@@ -56,7 +56,8 @@ def run_job(job: Job) -> str:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(job.log)))
-    with _deaf_children():
+    resource_tracker.ensure_running()  # it would unblock the signals
+    with deaf_children(signal.SIGINT, signal.SIGHUP):  # this one alone ends them, in order
         process.start()
     try:
         process.join()
@@ -69,21 +70,6 @@ def run_job(job: Job) -> str:
     lines = job.log.read_text("utf-8", "replace").strip().splitlines() if job.log.is_file() else []
     last = lines[-1].strip() if lines else f"exit status {process.exitcode}"
     return f"{last} ({job.log})"
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in the block never hear Ctrl-C or a closed terminal, which are told to all: this one alone ends them, in
-    order.
-
-    Blocked and not ignored, so that a signal within the block arrives at its end.
-    """
-    resource_tracker.ensure_running()  # it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _train(values: dict[str, Any], ranks: int, log: str) -> None:

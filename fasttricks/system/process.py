@@ -10,6 +10,8 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -42,9 +44,27 @@ def die_with_launcher() -> None:
     """
     if not under_torchrun():
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     if os.getppid() == 1 and not any("torch" in part for part in _command_of(1)):  # it died before the line above
         raise SystemExit(1)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process at the moment the thread that started it ends. Linux's prctl."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+@contextmanager
+def deaf_children(*signals: signal.Signals) -> Iterator[None]:
+    """A process that is started within the block has `signals` blocked for good; this one gets them after the block.
+
+    For workers: a terminal's Ctrl-C and a batch system's SIGTERM reach every process, and only the command is to obey.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def launch_token() -> str:

@@ -25,13 +25,17 @@ _WAYS_OUT = {
 def refusal(error: BaseException) -> str:
     """The message of `error` in one line with the way out; empty where it is a fault of the program.
 
-    The machine's errors are an OSError that the kernel gave, and want of memory on the host or a GPU.
+    The machine's errors are an OSError that the kernel gave, want of memory on the host or a GPU, and the end of a process that
+    reads images, which the kernel ends where memory is short.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return f"{place_of(error) or 'a file or a connection'}: {error.strerror or os.strerror(error.errno)}; {way_out(error)}"
     if is_out_of_memory(error):
         rule = "not enough memory; lower --eval.batch-size or --data.image-size, or raise --accumulate where you train"
         return f"{rule} ({_first_line(error)})" if _first_line(error) else rule
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        rule = "a process that reads images has ended; is memory short? lower --data.threads or --data.prefetch"
+        return f"{rule}, and resume ({_first_line(error).rstrip('. ')})"
     return ""
 
 

@@ -10,12 +10,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.synchronize import Event
 
+from fasttricks.system.process import deaf_children
+
 
 class _Process(SpawnProcess):
     """A terminal sends Ctrl-C and its end to every process. This one is deaf to both from its first instruction on."""
 
     def start(self) -> None:
-        with _deaf_children():
+        with deaf_children(signal.SIGINT, signal.SIGHUP):
             super().start()
 
 
@@ -37,7 +39,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
     Where the block ends in an error, by Ctrl-C too, waiting tasks are dropped and those under way see it by stopping().
     """
-    with _deaf_children():
+    with deaf_children(signal.SIGINT, signal.SIGHUP):
         resource_tracker.ensure_running()  # it would die of SIGHUP
     stop = CONTEXT.Event()
     with ProcessPoolExecutor(workers, mp_context=CONTEXT, initializer=_listen, initargs=(stop,)) as pool:
@@ -57,13 +59,3 @@ def stopping() -> bool:
 def _listen(stop: Event) -> None:
     global _stop
     _stop = stop
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """A process that is started within the block has both signals blocked for good; this one gets them after the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

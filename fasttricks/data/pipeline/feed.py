@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fasttricks.config import DataConfig, show_name
+from fasttricks.config import DataConfig
 from fasttricks.data.pipeline.draws import balanced_order, epoch_order
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.pipeline.stand_ins import StandIns
 from fasttricks.data.sources import Source
+from fasttricks.data.sources.bad import require_few_bad
 from fasttricks.data.sources.decode import BadImage, decodable, decode, quiet_pillow, to_pnm
 from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.system.process import threads_per_rank
@@ -186,13 +187,10 @@ class Feed:
         self._check_bad()
 
     def _check_bad(self) -> None:
-        count, limit = len(self._source), self._config.max_bad
-        if len(self.bad) <= limit * count and len(self.bad) < count:
-            return
-        image, why = next(reversed(self.bad.items()))
-        if len(self.bad) == count:  # there would be no end to the search for one
-            raise DataError(f"{self._source.root}: no good image is left; {why}")
-        raise DataError(
-            f"{self._source.root}: {len(self.bad)} of {count} images are bad, over data.max_bad = {limit:g} of them (one is "
-            f"{show_name(self._source.name(image))}: {why}); repair or remove them, or raise --data.max-bad"
-        )
+        source = self._source
+
+        def last() -> tuple[str, str]:
+            image, why = next(reversed(self.bad.items()))
+            return source.name(image), why
+
+        require_few_bad(source.root, len(self.bad), len(source), self._config.max_bad, last)

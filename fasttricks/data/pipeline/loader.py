@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, get_args
 
 import torch
 
-from fasttricks.config import DataConfig, replace_fields, show_name
+from fasttricks.config import DataConfig, replace_fields
 from fasttricks.config.resolve import check_kinds
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.decoder import DecodeError, Decoder
@@ -24,12 +23,11 @@ from fasttricks.data.pipeline.feed import Feed, Job
 from fasttricks.data.pipeline.pixels import choose_pixels
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source, Split, find_dataset
+from fasttricks.data.sources.bad import name_bad
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.label_sets import set_table, sets_of
 from fasttricks.system.transfer import to_device
 
-_SHOWN = 20
-"""Bad files that are named at a time on stderr."""
 _OPTIONS = ("device", "dtype", "seed", "rank", "world_size", "image_size_at", "hw_decoder_load")
 _SAMPLE = re.compile(r"sample #(\d+)")  # how DALI names, in most of its errors, the image of a batch
 
@@ -300,9 +298,5 @@ class Loader:
         new = sorted(image for image in known if image not in self._named)
         another = "another of its class" if self._sets is None else "another with the same labels, or any"
         then = f"replaced by {another}" if self._training else "left out"
-        for image in new[:_SHOWN]:
-            name, why = show_name(self._source.name(image)), show_name(self._feed.bad[image])
-            print(f"bad image {name}: {why}; {then}", file=sys.stderr, flush=True)
-        if len(new) > _SHOWN:
-            print(f"{len(new) - _SHOWN} more bad images: {then}; the run's summary.json names all", file=sys.stderr)
+        name_bad([(self._source.name(image), known[image]) for image in new], then)
         self._named.update(new)

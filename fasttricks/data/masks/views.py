@@ -1,0 +1,118 @@
+"""The part of an image and of its mask that the network sees, by torchvision.transforms.v2.functional.
+
+Training, as the authors' code has it (gluon-cv, data/segbase.py): the short side is scaled to base_size times a random factor.
+A square is cut out at a random place, blurred and mirrored, each with a probability. Where the image is smaller, it is filled up
+on the right and below, with the mean colour, and with IGNORED in the mask. (Theirs is filled with black and with value 0, and an
+early release also turned it by up to 10 degrees.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from fasttricks.config import DataConfig, SegmentConfig
+from fasttricks.data.masks.source import IGNORED
+from fasttricks.data.pipeline.draws import image_draws
+
+_FILTERS = {"linear": InterpolationMode.BILINEAR, "cubic": InterpolationMode.BICUBIC}
+INTERPOLATIONS = tuple(_FILTERS)
+"""The values of data.interpolation that torchvision has for tensors."""
+_BLUR_PIXELS = 7  # three deviations of the widest blur
+_LEAST_BLUR = 0.01  # narrower changes no pixel, and 0 is refused
+
+
+class View(NamedTuple):
+    """The part of an image that training shows once."""
+
+    height: int
+    """Height and width of the whole image after its resize, pixels."""
+    width: int
+    top: int
+    """Where the square begins in it, from above and from the left."""
+    left: int
+    blur: float
+    """Deviation of the Gaussian blur, pixels; 0: none."""
+    flip: bool
+
+
+def short_side_to(side: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) with the short side at `side`, the long one in proportion, rounded down, as in gluon-cv and torchvision."""
+    if height < width:
+        return side, max(side, int(side * width / height))
+    return max(side, int(side * height / width)), side
+
+
+def draw_view(
+    size: tuple[int, int], data: DataConfig, segment: SegmentConfig, *, seed: int, epoch: int, place: int
+) -> View:
+    """The view in `epoch` of an image of that (height, width). A pure function of its arguments.
+
+    The short side is a whole number, uniform from scale[0] to scale[1] times base_size, both included.
+    """
+    draws = image_draws(seed, epoch, np.array([place]))
+    low, high = (int(segment.base_size * factor) for factor in segment.scale)
+    short = max(1, low + int(float(draws.area[0]) * (high - low + 1)))
+    height, width = short_side_to(short, *size)
+    spare = np.maximum(0, np.array([height, width]) - data.image_size)
+    top, left = (draws.position[0] * (spare + 1)).astype(np.int64).tolist()
+    blurred = float(draws.factors[0, 0]) < segment.blur
+    return View(height, width, top, left, float(draws.factors[0, 1]) * blurred, float(draws.flip[0]) < data.flip)
+
+
+def stand_in(seed: int, epoch: int, place: int, count: int) -> int:
+    """Where the search for an image in place of a bad one begins: one of `count`, drawn with the rest of its numbers."""
+    return int(float(image_draws(seed, epoch, np.array([place])).factors[0, 2]) * count)
+
+
+def show(image: NDArray[np.uint8], mask: NDArray[np.uint8], view: View, data: DataConfig) -> tuple[Tensor, Tensor]:
+    """uint8 (S, S, 3) and (S, S): that view of an image (H, W, 3) and its mask (H, W), of side S = data.image_size."""
+    side = data.image_size
+    pixels, classes = _resize(image, (view.height, view.width), data), _resize_mask(mask, (view.height, view.width))
+    height, width = min(side, view.height - view.top), min(side, view.width - view.left)
+    pixels, classes = (functional.crop(one, view.top, view.left, height, width) for one in (pixels, classes))
+    if view.blur:
+        pixels = functional.gaussian_blur(pixels, [_BLUR_PIXELS] * 2, [max(view.blur, _LEAST_BLUR)] * 2)
+    if view.flip:
+        pixels, classes = functional.horizontal_flip(pixels), functional.horizontal_flip(classes)
+    if (height, width) != (side, side):
+        margins = [0, 0, side - width, side - height]
+        pixels = functional.pad(pixels, margins, fill=[float(round(mean)) for mean in data.mean])
+        classes = functional.pad(classes, margins, fill=IGNORED)
+    return pixels.permute(1, 2, 0).contiguous(), classes[0].contiguous()
+
+
+def show_whole(image: NDArray[np.uint8], data: DataConfig) -> Tensor:
+    """uint8 (h, w, 3): the whole image (H, W, 3) with the short side at data.val_resize."""
+    return _resize(image, short_side_to(data.val_resize, *image.shape[:2]), data).permute(1, 2, 0).contiguous()
+
+
+def normalise(images: Tensor, data: DataConfig, dtype: torch.dtype) -> Tensor:
+    """(N, 3, H, W) in `dtype`, channels-last in memory, less data.mean and divided by data.std, of uint8 (N, H, W, 3).
+
+    In float32, and rounded to `dtype` once.
+    """
+    exact: Tensor = functional.normalize(images.permute(0, 3, 1, 2).float(), list(data.mean), list(data.std))
+    return exact.to(dtype)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int], data: DataConfig) -> Tensor:
+    """uint8 (3, h, w)."""
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    resized: Tensor = functional.resize(tensor, list(size), _FILTERS[data.interpolation], antialias=data.antialias)
+    return resized
+
+
+def _resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+    """uint8 (1, h, w): the pixel nearest to each centre, as Pillow has it.
+
+    Not as a tv_tensors.Mask: some releases of torchvision resize those by NEAREST, up to half a pixel off, whatever is asked.
+    """
+    resized: Tensor = functional.resize(torch.from_numpy(mask)[None], list(size), InterpolationMode.NEAREST_EXACT)
+    return resized
