@@ -307,6 +307,32 @@ def test_values_at_the_bounds(values: list[int], num_classes: int, first: int, r
     assert counts.sum() == sum(value != ignored for value in values)
 
 
+def test_harmed_bytes_give_the_mask_or_a_reason() -> None:
+    """Each truncation, and each byte changed: never another error, never other classes."""
+    file = grey(*INDICES.tolist())
+    harmed = {file[:length] for length in range(len(file))}
+    harmed |= {file[:at] + bytes([v]) + file[at + 1 :] for at in range(len(file)) for v in (0, 255, file[at] ^ 1)}
+    harmed -= {file}
+    reasons = []
+    for one in harmed:
+        try:
+            assert decode_mask(one, 3, 0, MAX_PIXELS)[0].tolist() == INDICES.tolist()
+        except BadImage as error:
+            reasons.append(str(error))
+    assert all(reasons) and len(reasons) > 0.9 * len(harmed)
+
+
+def test_an_image_that_exif_turns_is_upright(root: Path) -> None:
+    """As labelling programs show it: its mask is upright too."""
+    source, exif = opened(root), Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).convert("RGB")
+    (root / source.images[1]).write_bytes(encoded(stored, exif=exif))
+    (root / source.masks[1]).write_bytes(grey(*[[1] * 20] * 30))
+    pair = read_pair(source, 1, MAX_PIXELS)
+    assert pair.image.shape == (30, 20, 3) and pair.mask.shape == (30, 20)
+
+
 def test_a_mask_that_exif_turns() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -267,7 +267,8 @@ class MaskLoader:
 def _begin_worker(number: int, *, dies: bool) -> None:
     """In a worker, before its first batch."""
     if dies:
-        die_with_parent()  # torch's own watch takes five seconds, in which the worker would keep the rank's GPU and sockets
+        # torch's own watch takes five seconds, in which the worker would keep the lock of the run folder, the sockets and the GPU
+        die_with_parent()
 
 
 @contextmanager
