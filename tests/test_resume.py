@@ -10,7 +10,9 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +20,14 @@ import torch
 
 from fasttricks import trainer
 from fasttricks.config import ConfigError, TrainConfig, replace_at
+from fasttricks.data.sources.files import ImageFiles
 from fasttricks.runs.checkpoint import load_checkpoint, save_checkpoint
 from fasttricks.runs.stored import CheckpointError, checkpoints
 from fasttricks.system.distributed import World
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training import resume
 from fasttricks.training.build import build
-from fasttricks.training.resume import check_conditions, find_state
+from fasttricks.training.resume import check_conditions, conditions, find_state
 from fasttricks.training.run import Run
 from lib.runs import final_state, interrupt, let_go, records
 from lib.states import same
@@ -257,6 +260,22 @@ def test_another_version_is_refused_but_where_it_is_meant(package: str, whole: R
     with pytest.raises(ConfigError, match=rule):
         check(saved, whole.config, {package: "0.0"})
     check(saved, dataclasses.replace(whole.config, allow_other_versions=True), {package: "0.0"})
+
+
+def test_segmentation_needs_the_releases_that_make_its_images(whole: Run) -> None:
+    """Other tasks do not, so that an upgrade of torchvision keeps their runs."""
+
+    def found(task: str) -> dict[str, Any]:
+        images = ImageFiles(["a.jpg"])
+        return conditions(SimpleNamespace(name=task), whole.config, ALONE, images, images)  # type: ignore[arg-type]
+
+    assert not {"torchvision", "pillow"} & found("classification").keys()
+    saved = found("segmentation")
+    for package in ("torchvision", "pillow"):
+        assert saved[package] == metadata.version(package)
+        with pytest.raises(ConfigError, match=rf"changed: {package}: '.*' -> '0\.0'; go back, or resume with --allow"):
+            check(saved, whole.config, {package: "0.0"})
+        check(saved, dataclasses.replace(whole.config, allow_other_versions=True), {package: "0.0"})
 
 
 def test_other_hardware_is_said_aloud(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

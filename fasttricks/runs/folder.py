@@ -62,10 +62,10 @@ def versions() -> dict[str, str]:
     return releases() | {"commit": _commit()}
 
 
-def releases() -> dict[str, str]:
-    """The versions of python and the packages that matter, by name, without the commit, which takes a process of git."""
+def releases(*more: str) -> dict[str, str]:
+    """The versions of python, the packages that matter and those named, without the commit, which takes a process of git."""
     found = {"python": platform.python_version(), "fasttricks": fasttricks.__version__}
-    for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120"):
+    for package in ("torch", "triton", "numpy", "nvidia-dali-cuda120", *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -25,7 +25,12 @@ _ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
 """For the defaults of its fields."""
 _RANKS = ("ranks", "accumulate")
 """The facts that may differ under --allow-other-ranks."""
-_SOFTWARE = ("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy")
+_INPUT = {"segmentation": ("torchvision", "pillow")}
+"""By task, the packages that decode and resize its images, and whose releases round otherwise."""
+_SOFTWARE = (
+    *("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy"),
+    *(package for packages in _INPUT.values() for package in packages),
+)
 """The facts that may differ under --allow-other-versions: each computes or draws numbers that affect the weights."""
 
 
@@ -65,7 +70,8 @@ def conditions(
 
     weights: those of the classes, of which a file may hold others by then. A checkpoint holds the facts as `fingerprint`.
     """
-    found = {package: version for package, version in releases().items() if package in _SOFTWARE}
+    packages = releases(*_INPUT.get(task.name, ()))
+    found = {package: version for package, version in packages.items() if package in _SOFTWARE}
     if world.device.type == "cpu":
         found.pop("triton", None)  # the CPU runs none of its kernels
         found["cross-entropy"] = arithmetic()
