@@ -196,6 +196,18 @@ def test_an_odd_file_is_named_and_the_rest_is_read(name: str, root: Path, layout
     assert len(good) == 3 and all(read_pair(source, number, MAX_PIXELS) for number in good)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_quarantine_list_may_lie_in_the_folder_above_it_or_in_root(
+    depth: int, root: Path, layout: tuple[Path, bool]
+) -> None:
+    """By the path from there; in ROOT that is the name that a run prints."""
+    parts = opened(root).name(1).split("/")
+    listed = [{"file": "/".join(parts[depth:]), "reason": "blurred"}, {"file": "elsewhere/002.jpg", "reason": "dark"}]
+    root.joinpath(*parts[:depth], "quarantine.jsonl").write_text("".join(json.dumps(one) + "\n" for one in listed))
+    assert opened(root).bad == {1: "quarantined: blurred"}
+    assert not opened(root, "val").bad
+
+
 UNREADABLE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "a mask of another size": (
         lambda image, mask: mask.write_bytes(grey([0, 1], [1, 0])),

@@ -111,7 +111,7 @@ def _scan(root: Path, place: Place, classes: tuple[str, ...]) -> MaskSource:
         f"check {place.masks}", list(paired.values()), lambda mask: why_no_mask(root / place.masks / mask)
     )
     reasons: dict[str, str] = {
-        **read_quarantine(root / place.images),
+        **_quarantined(root, place.images),
         **{image: f"mask {mask}: {why}" for (image, mask), why in zip(paired.items(), headers, strict=True) if why},
         **bad,
         **bad_headers,
@@ -134,6 +134,13 @@ def _scan(root: Path, place: Place, classes: tuple[str, ...]) -> MaskSource:
         kinds = "hidden or system files, or files without an image's name and content"
         warnings.warn(f"{show_name(root)}: skipped {len(names)} {kinds} ({show_names(names)})", stacklevel=2)
     return source
+
+
+def _quarantined(root: Path, images: str) -> dict[str, str]:
+    """The images that a list in their folder, in one above it or in ROOT has, and why."""
+    above, _, folder = images.partition("/")
+    listed = read_quarantine(root / above, [folder])
+    return {name.removeprefix(f"{folder}/"): why for name, why in listed.items() if name.startswith(f"{folder}/")}
 
 
 def _list(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
