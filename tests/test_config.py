@@ -90,6 +90,7 @@ RANGES = {
     "eval.patience": "0 (off) or more",
     "eval.batch_size": "0 (as in training) to 65536",
     "segment.base_size": "8 to 8192 pixels",
+    "segment.base_side": "one of short, long",
     "segment.scale": "two numbers with 0 < first <= second <= 16",
     "segment.blur": "0 to 1",
     "segment.output_stride": "one of 8, 16, 32",

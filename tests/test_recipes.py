@@ -116,6 +116,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "schedule.full_size_at": 0.75,
     "schedule.poly_power": 0.9,
     "segment.base_size": 520,
+    "segment.base_side": "short",
     "segment.scale": (0.5, 2.0),
     "segment.blur": 0.5,
     "segment.output_stride": 8,

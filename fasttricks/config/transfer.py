@@ -13,9 +13,11 @@ class SegmentConfig:
     """Semantic segmentation (task = segmentation): a class a pixel, by a fully convolutional head on the base network."""
 
     base_size: Annotated[int, Range(8, 8192, unit="pixels")] = 520
-    """Training: short side of the images before the random scale. Whole images of validation have data.val_resize."""
+    """Training: side of the images before the random scale (base_side). Whole images of validation have data.val_resize."""
+    base_side: Literal["short", "long"] = "short"
+    """Training: the side that base_size is of: short (torchvision's references), or long (the authors' code)."""
     scale: Annotated[tuple[float, float], Span(0, 16)] = (0.5, 2.0)
-    """Training: the short side is base_size times a factor, uniform in this range. A square of data.image_size is cut out."""
+    """Training: that side is base_size times a factor, uniform in this range. A square of data.image_size is cut out."""
     blur: Annotated[float, Range(0, 1, note="it is a probability")] = 0.5
     """Training: probability of a Gaussian blur, its deviation uniform from 0 to 1 pixels."""
     output_stride: Literal[8, 16, 32] = 8

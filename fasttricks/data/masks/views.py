@@ -1,9 +1,9 @@
 """The part of an image and of its mask that the network sees, by torchvision.transforms.v2.functional.
 
-Training, as the authors' code has it (gluon-cv, data/segbase.py): the short side is scaled to base_size times a random factor.
-A square is cut out at a random place, blurred and mirrored, each with a probability. Where the image is smaller, it is filled up
-on the right and below, with the mean colour, and with IGNORED in the mask. (Theirs is filled with black and with value 0, and an
-early release also turned it by up to 10 degrees.)
+Training, as the authors' code has it (gluon-cv, data/segbase.py): a side is scaled to base_size times a random factor. A square
+is cut out at a random place, blurred and mirrored, each with a probability. Where the image is smaller, it is filled up on the
+right and below, with the mean colour, and with IGNORED in the mask. Theirs is filled with black and with value 0. It scales the long
+side since September 2018; before that it scaled the short side, as torchvision does, and turned the image by up to 10 degrees.
 """
 
 from __future__ import annotations
@@ -49,17 +49,24 @@ def short_side_to(side: int, height: int, width: int) -> tuple[int, int]:
     return max(side, int(side * height / width)), side
 
 
+def long_side_to(side: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) with the long side at `side`, the short one in proportion, rounded to the nearest, as in gluon-cv."""
+    if height > width:
+        return side, max(1, int(side * width / height + 0.5))
+    return max(1, int(side * height / width + 0.5)), side
+
+
 def draw_view(
     size: tuple[int, int], data: DataConfig, segment: SegmentConfig, *, seed: int, epoch: int, place: int
 ) -> View:
     """The view in `epoch` of an image of that (height, width). A pure function of its arguments.
 
-    The short side is a whole number, uniform from scale[0] to scale[1] times base_size, both included.
+    The side of segment.base_side is a whole number, uniform from scale[0] to scale[1] times base_size, both included.
     """
     draws = image_draws(seed, epoch, np.array([place]))
     low, high = (int(segment.base_size * factor) for factor in segment.scale)
-    short = max(1, low + int(float(draws.area[0]) * (high - low + 1)))
-    height, width = short_side_to(short, *size)
+    side = max(1, low + int(float(draws.area[0]) * (high - low + 1)))
+    height, width = (short_side_to if segment.base_side == "short" else long_side_to)(side, *size)
     spare = np.maximum(0, np.array([height, width]) - data.image_size)
     top, left = (draws.position[0] * (spare + 1)).astype(np.int64).tolist()
     blurred = float(draws.factors[0, 0]) < segment.blur
