@@ -34,6 +34,7 @@ from lib.tiny import environment
 CPU = torch.device("cpu")
 SEGMENT = SegmentConfig(base_size=20, scale=(0.5, 2.0), blur=0.5)
 COUNT = 13
+"""An odd number, whose last batch is short."""
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 Training, as the authors' code has it (gluon-cv, data/segbase.py): a side is scaled to base_size times a random factor. A square
 is cut out at a random place, blurred and mirrored, each with a probability. Where the image is smaller, it is filled up on the
 right and below, with the mean colour, and with IGNORED in the mask. Theirs is filled with black and with value 0. It scales the
-long side since September 2018; before that it scaled the short side, as torchvision does, and turned the image by up to 10 degrees.
+long side since September 2018; before that the short side, as torchvision does, and it turned the image by up to 10 degrees.
 """
 
 from __future__ import annotations
