@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -172,6 +173,18 @@ ODD: dict[str, Odd] = {
         lambda images, masks: (images / "quarantine.jsonl").write_text(json.dumps({"file": "001.jpg", "reason": "blurred"})),
         "quarantined: blurred",
     ),
+    "names that are no UTF-8": Odd(
+        lambda images, masks: [
+            (folder / f"001.{end}").rename(folder / os.fsdecode(b"0\xff\xfe." + end.encode()))
+            for folder, end in ((images, "jpg"), (masks, "png"))
+        ],
+    ),
+    "a new line in a name": Odd(
+        lambda images, masks: (images / "001.jpg").rename(images / "new\nline.jpg"),
+        r"no mask MASKS/new\nline.png",
+        ("001.png",),
+        at=3,
+    ),
     "another format by content": Odd(
         lambda images, masks: Image.open(images / "001.jpg").save(images / "001.jpg", "PNG"),
     ),
@@ -184,6 +197,7 @@ def test_an_odd_file_is_named_and_the_rest_is_read(name: str, root: Path, layout
     odd.make(root / images, root / masks)
     source = opened(root)
     assert len(source) == odd.count
+    assert len(source.fingerprint()) == 16
     assert {*source.strays} == {f"{masks}/{name}" for name in odd.strays}
     assert {*source.strays.values()} <= {"mask without an image"}
     if not odd.bad:
