@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fasttricks.runs.saved import Saved
     from fasttricks.tasks.answers import Answered
     from fasttricks.tasks.label_answers import LabelAnswered
+    from fasttricks.tasks.pixel_counts import PixelScores
 
 Place = str | Path
 Data = str | Path | Mapping[str, Any]
@@ -99,6 +100,8 @@ class Evaluation(dict[str, float]):
     """Names of the images of answers.mistakes, in that order: CLASS/IMAGE."""
     calibration: Calibration | None = None
     """The temperature and its effect, where evaluate(..., calibrate=True) fitted it; it is then in the run too."""
+    pixels: PixelScores | None = None
+    """The IoU of each class and the confusion matrix of pixels, as numpy arrays; None for a task other than segmentation."""
 
 
 def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
@@ -117,6 +120,9 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
     if read_launch().rank == 0:
         evaluation.write_output(config, saved, found)
     result = Evaluation(found.metrics)
+    if isinstance(found, evaluation.Segmented):
+        result.pixels, result.classes = found.scores, saved.classes
+        return result
     result.answers, result.classes = found.answers, saved.classes
     if isinstance(found, evaluation.EvaluatedLabels):
         return result

@@ -192,7 +192,7 @@ def share_statistics(run: Run) -> None:
 def measure(run: Run) -> dict[str, float]:
     """Validation metrics of the averaged weights, or of the weights where no average is kept."""
     model = run.average.model if run.average is not None else run.model
-    return run.task.evaluate(model, stoppable(run, run.val_loader), run.world, run.config.eval, run.autocast)
+    return run.task.evaluate(model, stoppable(run, run.val_loader), run.world, run.config, run.autocast)
 
 
 def validate(run: Run) -> dict[str, float]:

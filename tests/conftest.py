@@ -175,6 +175,14 @@ def tiny_data(once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_masks(once: Callable[..., Path]) -> Path:
+    """19 training and 5 validation images of 40 to 60 pixels with masks of three classes. Not to be changed."""
+    from lib.masks import write_masks
+
+    return once("tiny-masks", lambda folder: write_masks(folder, train=19, val=5, sides=(40, 60)))
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
     from lib.tiny import FinishedRun, arguments, on_terminal

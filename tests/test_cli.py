@@ -16,7 +16,7 @@ import pytest
 
 from fasttricks.commands.evaluate import EvaluateConfig
 from fasttricks.commands.predict import PredictConfig
-from fasttricks.config import ConfigError, DataConfig, TrainConfig, UserError, field_rules, get_at, schema
+from fasttricks.config import ConfigError, DataConfig, TrainConfig, UserError, field_rules, get_at, schema, transfer
 from fasttricks.config.cli import parse_recipe
 from fasttricks.config.options import ABSENT, FOREIGN, arities, option_docs
 from fasttricks.config.recipes import RECIPES
@@ -221,7 +221,7 @@ def test_help_lists_every_recipe_with_the_first_line_of_its_docstring(
 def help_texts() -> dict[str, str]:
     """Dotted path -> the string under the field, by Python's own parser, and what its value must be."""
     texts = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    for node in (node for module in (schema, transfer) for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, node.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

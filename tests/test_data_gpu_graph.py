@@ -179,7 +179,7 @@ def test_one_decoder_for_every_image_unless_the_run_may_differ(
     train, val = task.open_data(config.data)
     batches = {
         "train": lambda: task.train_batches(config, train, world),
-        "val": lambda: task.val_batches(config.data, val, world, batch_size=2, dtype=torch.float32),
+        "val": lambda: task.val_batches(config, val, world, batch_size=2, dtype=torch.float32),
     }
     assert engine_load(batches[split], monkeypatch) == wanted
 

@@ -25,10 +25,11 @@ from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.saved import read_saved
 from lib.cards import blocks, run_blocks
+from lib.configs import OF_CLASSIFIERS
 from lib.tiny import call
 
 TIMM = ("timm:test_resnet", "timm:test_vit", "timm:test_efficientnet")
-ROWS = {**{name: name for name in RECIPES}, **{f"cifar10 with {name}": name for name in (*NETWORKS, *TIMM)}}
+ROWS = {**{name: name for name in OF_CLASSIFIERS}, **{f"cifar10 with {name}": name for name in (*NETWORKS, *TIMM)}}
 """Row -> its recipe, or the network that cifar10 is trained with."""
 SIDES = {"inception_v3": 75}
 """Pixels of the smallest images that a network takes; 32 where it is not named."""

@@ -176,7 +176,7 @@ def test_recipe_is_the_papers_field_by_field(name: str) -> None:
 
 def test_the_recipes_are_these() -> None:
     of_data = ["demo", "cifar10", "cifar10-ablate", "cifar10-teacher", "cifar10-distill"]
-    assert list(RECIPES) == [*of_data, *PAPER, "finetune"]
+    assert list(RECIPES) == [*of_data, *PAPER, "finetune", "segment-ade20k"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

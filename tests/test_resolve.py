@@ -21,6 +21,7 @@ from fasttricks.config.resolve import require_resolved, resolve
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.planning.planner import PlanConfig, make_plan
 from fasttricks.training.build import build
+from lib.configs import OF_CLASSIFIERS
 from lib.tiny import ALONE, SMALLEST, arguments, call, configure
 
 MIXED = dataclasses.replace(resnet50_baseline(), tricks=TricksConfig(on=("mixup",)))
@@ -40,9 +41,9 @@ def as_command(overrides: dict[str, Any], recipe: TrainConfig) -> TrainConfig:
 
 EVERY = [
     (recipe, trick)
-    for recipe, make in RECIPES.items()
+    for recipe in OF_CLASSIFIERS
     for trick in TRICKS
-    if trick not in ("zero_gamma", "resnet_d") or make().model.name.startswith("resnet")
+    if trick not in ("zero_gamma", "resnet_d") or RECIPES[recipe]().model.name.startswith("resnet")
 ]
 both_ways = pytest.mark.parametrize("ask", [as_python, as_command])
 Ask = Callable[[dict[str, Any], TrainConfig], TrainConfig]

@@ -55,6 +55,18 @@ def test_a_signal_asks_and_the_old_handlers_come_back(number: int, capfd: pytest
     assert said == f"{signal.Signals(number).name}: saving after this step; Ctrl-C again ends at once\n"
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_listening_ends_while_a_forked_worker_lives() -> None:
+    """It has every open file of this process, the pipe of the signals too."""
+    with StopRequest(ALONE).listening():
+        if not (worker := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+
+
 def test_another_signal_asks_for_nothing() -> None:
     stop, seen = StopRequest(ALONE), []
     old = signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))

@@ -24,6 +24,7 @@ from fasttricks.config.recipes import (
     resnet50d_tricks_distill,
 )
 from fasttricks.config.tricks import TRICKS, applies, apply_tricks, find_trick, is_off, is_on
+from lib.configs import OF_CLASSIFIERS
 
 # Typed from the paper's sections: the field of a trick, and its value with the trick and without.
 FIELDS: dict[str, tuple[str, str, Any, Any]] = {
@@ -45,7 +46,7 @@ OURS = ("progressive_resizing",)
 PAPERS = tuple(trick for trick in FIELDS if trick not in OURS)
 EVERY = [
     (recipe, trick)
-    for recipe in RECIPES
+    for recipe in OF_CLASSIFIERS
     for trick in FIELDS
     if trick not in FOR_RESNETS or RECIPES[recipe]().model.name.startswith("resnet")
 ]
@@ -104,7 +105,7 @@ def test_a_trick_that_is_on_keeps_the_recipes_value(recipe: str, trick: str) -> 
     assert apply_tricks(again, on=[trick]) == again
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OF_CLASSIFIERS)
 def test_what_is_not_the_papers_is_off_in_every_recipe(recipe: str) -> None:
     assert not any(is_on(RECIPES[recipe](), trick) for trick in OURS)
     assert all(is_on(apply_tricks(RECIPES[recipe](), on=[trick]), trick) for trick in OURS)

@@ -26,12 +26,10 @@ LOG_BYTES = 1 << 20
 
 
 def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The facts about the data set, and its classes, after every check of it and of the task. Raises ConfigError or DataError.
+    """The facts about the data set, and its classes, after every check of it. Raises ConfigError or DataError.
 
     The folder of an ablation is for one data set: another number of classes or images in it is an error.
     """
-    rule = "has no top-1, which the tables of an ablation compare; take a recipe of classification"
-    require(config.task == "classification", "task", config.task, rule)
     train, val = find_dataset(config.data)
     num_classes(config, train)
     check_batch(config, len(train))

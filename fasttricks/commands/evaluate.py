@@ -11,6 +11,7 @@ from fasttricks.commands import prog
 from fasttricks.commands.answers_shown import answers_table, answers_text, check_json, write_answers
 from fasttricks.commands.calibrated import calibrate_checkpoint, calibration_text, check_place, weights_name
 from fasttricks.commands.labels_shown import labels_table, labels_text
+from fasttricks.commands.pixels_shown import pixels_table, pixels_text
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -18,6 +19,8 @@ from fasttricks.config import (
     EvalConfig,
     ModelConfig,
     Precision,
+    ScheduleConfig,
+    SegmentConfig,
     TrainConfig,
     UserError,
     check_fields,
@@ -26,6 +29,7 @@ from fasttricks.config import (
     show_name,
 )
 from fasttricks.config.options import Hidden, value_of
+from fasttricks.data.masks.places import require_masks
 from fasttricks.data.sources import require_place
 from fasttricks.runs.calibration import Calibration, run_of, shown_as, write_calibration
 from fasttricks.runs.exported import NOT_SAID, UNREAD
@@ -41,13 +45,21 @@ if TYPE_CHECKING:
     from fasttricks.system.distributed import World
     from fasttricks.tasks.answers import Answered
     from fasttricks.tasks.label_answers import LabelAnswered
+    from fasttricks.tasks.pixel_counts import PixelScores
 
 PROG = prog("evaluate")
 ABOUT = f"""Accuracy and loss of a checkpoint over the validation images of its run, or of --data.root; the classes that fail
-most, the most frequent confusions and the calibration.
+most, the most frequent confusions and the calibration. Segmentation: mIoU, pixel accuracy, and the IoU of each class.
 
 {FORMS} A field that is not given is as in the run."""
-HIDDEN: Hidden = {DataConfig: (*AUGMENTATION, "limit_per_class"), ModelConfig: UNREAD, EvalConfig: ("every_epochs",)}
+TEST_SCALES = tuple(one.name for one in dataclasses.fields(SegmentConfig) if one.name != "test_scales")
+"""The fields of SegmentConfig that trained weights, or the masks' full size, leave without effect."""
+HIDDEN: Hidden = {
+    DataConfig: (*AUGMENTATION, "limit_per_class"),
+    ModelConfig: UNREAD,
+    EvalConfig: ("every_epochs",),
+    SegmentConfig: TEST_SCALES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +78,12 @@ class EvaluateConfig:
     """Evaluate the averaged weights where the run kept an average (ema_decay)."""
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
+    split: Literal["val", "test"] = "val"
+    """Images to evaluate on: of validation, or those of segmentation's layouts for the test."""
     model: ModelConfig = NOT_SAID
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -94,6 +109,14 @@ class EvaluatedLabels(NamedTuple):
     answers: LabelAnswered
 
 
+class Segmented(NamedTuple):
+    """A checkpoint of task segmentation over validation or test images."""
+
+    metrics: dict[str, float]
+    """By name; val_loss and val_images too."""
+    scores: PixelScores
+
+
 def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Evaluated:
     """As evaluate_checkpoint, in the same pass, with the answers. Raises ConfigError for a task without classes too."""
     from fasttricks.tasks.answers import Answers
@@ -104,9 +127,7 @@ def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Eva
     answers = Answers(len(saved.classes), world.device, keep_logits=config.calibrate)
     opened = _open(config, saved, world)
     images = opened.images
-    metrics = CLASSIFICATION.evaluate(
-        opened.model, opened.batches, world, config.eval, opened.autocast, answers=answers
-    )
+    metrics = CLASSIFICATION.evaluate(opened.model, opened.batches, world, opened.run, opened.autocast, answers)
     calibration: Calibration | UserError | None = None
     trusted = saved.trusting(config.trust_code)
     if config.calibrate:
@@ -120,7 +141,7 @@ def answer_labels(config: EvaluateConfig, saved: Saved, world: World) -> Evaluat
     from fasttricks.tasks.multilabel import MULTILABEL, metrics_in
 
     opened = _open(config, saved, world)
-    answers = MULTILABEL.answer(opened.model, opened.batches, world, config.eval, opened.autocast)
+    answers = MULTILABEL.answer(opened.model, opened.batches, world, opened.run, opened.autocast)
     return EvaluatedLabels(metrics_in(answers), answers)
 
 
@@ -131,13 +152,23 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     A collective: every rank must call it.
     """
     opened = _open(config, saved, world)
-    return opened.task.evaluate(opened.model, opened.batches, world, config.eval, opened.autocast)
+    return opened.task.evaluate(opened.model, opened.batches, world, opened.run, opened.autocast)
+
+
+def score_pixels(config: EvaluateConfig, saved: Saved, world: World) -> Segmented:
+    """As evaluate_checkpoint, of a checkpoint of task segmentation, with the scores of each class."""
+    from fasttricks.tasks.segmentation import SEGMENTATION
+
+    opened = _open(config, saved, world)
+    return Segmented(*SEGMENTATION.score(opened.model, opened.batches, world, opened.run, opened.autocast))
 
 
 class _Opened(NamedTuple):
-    """A network on the rank's device, and its validation images."""
+    """A network on the rank's device, and its images."""
 
     task: Task
+    run: TrainConfig
+    """The run's config with the fields that were given."""
     model: nn.Module
     batches: Batches
     images: Source
@@ -145,7 +176,6 @@ class _Opened(NamedTuple):
 
 
 def _open(config: EvaluateConfig, saved: Saved, world: World) -> _Opened:
-    from fasttricks.data.sources import open_split
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
     from fasttricks.system.determinism import ask_for_one_order
@@ -158,13 +188,19 @@ def _open(config: EvaluateConfig, saved: Saved, world: World) -> _Opened:
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
     task = find_task(saved.task)
-    images = open_split(config.data, "val", classes=saved.classes)
+    rule = f"is for segmentation, and the checkpoint's task is {saved.task}; leave it at val"
+    require(config.split == "val" or saved.task == "segmentation", "split", config.split, rule)
+    schedule = ScheduleConfig(warmup_epochs=0)  # whose rules relate to the sizes of training
+    run = dataclasses.replace(
+        saved.config, data=config.data, eval=config.eval, segment=config.segment, schedule=schedule
+    )
+    images = task.open_split(config.data, config.split, saved.classes)
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
     batch_size = config.eval.batch_size or saved.config.micro_batch_size(saved.ranks)
     dtype = image_dtype(precision, world.device)
-    batches = task.val_batches(config.data, images, world, batch_size=batch_size, dtype=dtype)
-    return _Opened(task, model, batches, images, make_autocast(precision, world.device))
+    batches = task.val_batches(run, images, world, batch_size=batch_size, dtype=dtype)
+    return _Opened(task, run, model, batches, images, make_autocast(precision, world.device))
 
 
 RECORDED: Hidden = {EvaluateConfig: ("model",), DataConfig: ("class_order",)}
@@ -173,27 +209,37 @@ RECORDED: Hidden = {EvaluateConfig: ("model",), DataConfig: ("class_order",)}
 
 def as_run(run: TrainConfig) -> EvaluateConfig:
     """Evaluate as `run` validates."""
-    return EvaluateConfig(device=run.device, precision=run.precision, model=run.model, data=run.data, eval=run.eval)
+    return EvaluateConfig(
+        device=run.device,
+        precision=run.precision,
+        model=run.model,
+        data=run.data,
+        eval=run.eval,
+        segment=run.segment,
+    )
 
 
-def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated | EvaluatedLabels | dict[str, float]:
-    """answer_checkpoint, or answer_labels, on the ranks that torchrun started, or on one; of another task evaluate_checkpoint.
+Found = Evaluated | EvaluatedLabels | Segmented | dict[str, float]
+
+
+def evaluate(saved: Saved, config: EvaluateConfig) -> Found:
+    """On the ranks that torchrun started, or on one: answer_checkpoint, or as the task has it answer_labels, score_pixels or
+    evaluate_checkpoint.
 
     A collective: every rank must call it. Raises ConfigError for an output that cannot be made, which it does not write.
     """
     from fasttricks.system.distributed import join_world, keep_freed_memory
-    from fasttricks.tasks.classification import CLASSIFICATION
-    from fasttricks.tasks.multilabel import MULTILABEL
 
     check_json(config.output)
-    ways: dict[str, Callable[..., Evaluated | EvaluatedLabels | dict[str, float]]] = {
-        CLASSIFICATION.name: answer_checkpoint,
-        MULTILABEL.name: answer_labels,
+    ways: dict[str, Callable[..., Found]] = {
+        "classification": answer_checkpoint,
+        "multilabel": answer_labels,
+        "segmentation": score_pixels,
     }
     rule = f"is for {' and '.join(ways)} alone; leave it out"
     require(saved.task in ways or not config.output, "output", config.output, rule)
-    rule = f"is for {CLASSIFICATION.name} alone; leave it out"
-    require(saved.task == CLASSIFICATION.name or not config.calibrate, "calibrate", True, rule)
+    rule = "is for classification alone; leave it out"
+    require(saved.task == "classification" or not config.calibrate, "calibrate", True, rule)
     if config.calibrate:
         check_place(saved)
     keep_freed_memory()
@@ -201,7 +247,7 @@ def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated | EvaluatedLabel
         return ways.get(saved.task, evaluate_checkpoint)(config, saved, world)
 
 
-def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated | EvaluatedLabels) -> None:
+def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated | EvaluatedLabels | Segmented) -> None:
     """Write config.output and the calibration where they were asked for. For the main rank.
 
     Raises ConfigError, and after that the error of a calibration that there is not.
@@ -215,8 +261,10 @@ def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated | Evalua
             facts |= {"calibration": dataclasses.asdict(calibration)}
         if isinstance(found, Evaluated):
             table = answers_table(found.answers, saved.classes, found.images)
-        else:
+        elif isinstance(found, EvaluatedLabels):
             table = labels_table(found.answers, saved.classes)
+        else:
+            table = {"split": config.split, **pixels_table(found.scores, saved.classes)}
         write_answers(config.output, {**facts, **table})
     if isinstance(calibration, UserError):
         raise calibration
@@ -230,7 +278,10 @@ def main(args: Sequence[str]) -> None:
     asked = command.read(args)
     check_json(asked.config.output if asked.config else value_of("output", asked.options))
     if asked.config is not None and asked.config.model.name:  # else the file is refused first
-        require_place(asked.config.data, "val")
+        if asked.task == "segmentation":
+            require_masks(asked.config.data, asked.config.split)
+        else:
+            require_place(asked.config.data, "val")
 
     from fasttricks.runs.metric import show_all
     from fasttricks.tasks import find_task
@@ -247,7 +298,9 @@ def main(args: Sequence[str]) -> None:
             print(answers_text(found.answers, saved.classes), flush=True)
             if isinstance(found.calibration, Calibration):
                 print(calibration_text(found.calibration), flush=True)
-        if isinstance(found, EvaluatedLabels):
+        elif isinstance(found, EvaluatedLabels):
             print(labels_text(found.answers, saved.classes), flush=True)
+        elif isinstance(found, Segmented):
+            print(pixels_text(found.scores, saved.classes), flush=True)
         if not isinstance(found, dict):
             write_output(config, saved, found)

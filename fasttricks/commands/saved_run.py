@@ -36,6 +36,8 @@ class Asked(NamedTuple, Generic[T]):
     options: list[str]
     config: T | None
     """The config by the run's config.json; None where there is none. The checkpoint's own config decides: config()."""
+    task: str = "classification"
+    """The task by the run's config.json."""
 
 
 class SavedRunCommand(NamedTuple, Generic[T]):
@@ -71,7 +73,7 @@ class SavedRunCommand(NamedTuple, Generic[T]):
         find_weights(path)
         if more and self.takes == "CHECKPOINT":
             raise ConfigError(f"argument = {more[0]!r}: {self.prog} takes one checkpoint; an option begins with --")
-        return Asked(path, more, options, config)
+        return Asked(path, more, options, config, run.task if run else "classification")
 
     def open(self, asked: Asked[T]) -> tuple[Saved, T]:
         """(the network that was asked for, the config to use it by). Raises as open_saved and config()."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fasttricks.commands import prog
 from fasttricks.config import TrainConfig, UserError, read_launch
+from fasttricks.data.masks.places import require_masks
 from fasttricks.data.sources import require_place
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.config_file import load_config
@@ -58,7 +59,7 @@ def train(config: TrainConfig) -> Trained:
     config = restarted(config)
     check_unused(config)
     check_run_dir(config)
-    require_place(config.data, "train", "val")
+    require_data(config)
     if not config.resume:  # a resumed run has its weights
         with named("init"):
             require_weights(config.init)
@@ -98,6 +99,14 @@ def train(config: TrainConfig) -> Trained:
                 rule = why_refused(run.folder)  # a failed write, which names no path, was to the run folder
                 raise UserError(f"run_dir = {config.run_dir!r}: {rule}; {how_to_go_on(run)} ({error})") from error
     return Trained({}, {})
+
+
+def require_data(config: TrainConfig) -> None:
+    """Raise DataError where data.root is no place of the task's data, as far as a look at it tells."""
+    if config.task == "segmentation":
+        require_masks(config.data, "train", "val")
+    else:
+        require_place(config.data, "train", "val")
 
 
 def restarted(config: TrainConfig) -> TrainConfig:

@@ -20,7 +20,7 @@ from fasttricks.config.launch import read_launch
 from fasttricks.config.networks import model_info
 from fasttricks.config.options import HELP, NOTHING, Hidden, split_arguments, value_of
 from fasttricks.config.ranges import OneOf, field_rules
-from fasttricks.config.recipes import FITTED, FITTED_FIELDS, RECIPES, find_recipe, summary
+from fasttricks.config.recipes import FITTED, FITTED_FIELDS, OF_THE_WEIGHTS, RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
 from fasttricks.config.schema import TrainConfig, TricksConfig
 from fasttricks.config.tricks import TRICKS, applies, is_off, is_on
@@ -225,8 +225,8 @@ def _changes(before: C, now: C) -> dict[str, Any]:
 def arguments_of(config: TrainConfig) -> list[str]:
     """The arguments that parse_recipe turns into `config`, which is resolved: its recipe, and each field that differs from it."""
     flags, changes = [], _changes(find_recipe(config.recipe)(), config)
-    if config.recipe in FITTED:  # its own values depend on the data
-        changes |= {path: get_at(config, path) for path in FITTED_FIELDS}
+    fitted = FITTED_FIELDS if config.recipe in FITTED else ()  # its own values depend on the data and the weights
+    changes |= {path: get_at(config, path) for path in (*fitted, *OF_THE_WEIGHTS.get(config.recipe, ()))}
     for path, value in changes.items():
         section, _, name = path.replace("_", "-").rpartition(".")
         prefix = f"--{section}." if section else "--"

@@ -21,6 +21,7 @@ from fasttricks.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
+from fasttricks.config.transfer_recipes import segment_ade20k
 
 
 def demo() -> TrainConfig:
@@ -304,22 +305,19 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         mobilenet_efficient,
         mobilenet_tricks,
         finetune,
+        segment_ade20k,
     )
 }
 FITTED: dict[str, Callable[[int], TrainConfig]] = {"finetune": finetune}
 """The recipes that are fitted to the number of training images: functions of it."""
-OF_THE_WEIGHTS = (
-    "model.name",
-    "model.width",
-    "model.stem_stride",
-    "data.image_size",
-    "data.val_resize",
-    "data.mean",
-    "data.std",
-)
-"""Their fields that follow the weights of --init."""
-FITTED_FIELDS = ("epochs", "global_batch_size", "loss.mixup_alpha", *OF_THE_WEIGHTS)
-"""Their fields that depend on the images or those weights."""
+_OF_THE_NETWORK = ("model.name", "model.width", "model.stem_stride", "data.mean", "data.std")
+OF_THE_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "finetune": (*_OF_THE_NETWORK, "data.image_size", "data.val_resize"),
+    "segment-ade20k": _OF_THE_NETWORK,
+}
+"""The recipes whose fields follow the weights of --init: those fields."""
+FITTED_FIELDS = ("epochs", "global_batch_size", "loss.mixup_alpha")
+"""The fields of FITTED that depend on the images."""
 
 
 def find_recipe(name: str) -> Callable[[], TrainConfig]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
+from fasttricks.config.errors import DoesNotApplyError, require
+from fasttricks.config.fields import get_at
 from fasttricks.config.ranges import Range, Rising, Span, check_fields
 
 
@@ -29,3 +31,35 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "segment.")
+
+
+_CROP, _COLOR, _CLASS = "a crop is cut by segment.scale", "colours stay as they are", "an image has no class of its own"
+SEGMENTATION_HAS: dict[str, tuple[Any, str]] = {
+    "data.area": ((0.08, 1.0), _CROP),
+    "data.aspect": ((3 / 4, 4 / 3), _CROP),
+    "data.color": ("none", _COLOR),
+    "data.pca_noise": (0.0, _COLOR),
+    "data.fixed_augmentation": (False, "no teacher's logits are kept"),
+    "data.operators": ("auto", "torchvision cuts and resizes"),
+    "data.balance": (0.0, _CLASS),
+    "model.aux_head": (False, "segment.aux_weight has an auxiliary head of its own"),
+    "schedule.first_size": (1.0, "the images have one size"),
+    "loss.mixup_alpha": (0.0, "pixels are not mixed"),
+    "loss.class_weights": ("", _CLASS),
+    "loss.aux_weight": (0.4, "segment.aux_weight is the weight"),
+    "distill.teacher": ("", "there is no teacher of pixels"),
+}
+"""Fields that have no effect in segmentation: the one value that each may have, and why."""
+
+
+def check_segment(config: Any) -> None:
+    """Raise DoesNotApplyError for a field of the TrainConfig `config` that has no effect: in segmentation, or of it elsewhere."""
+    if config.task == "segmentation":
+        for path, (value, why) in SEGMENTATION_HAS.items():
+            rule = f"has no effect in segmentation, where {why}; leave it at {value!r}"
+            require(get_at(config, path) == value, path, get_at(config, path), rule, DoesNotApplyError)
+        return
+    for one in fields(SegmentConfig):
+        value = getattr(config.segment, one.name)
+        rule = f"has no effect in task {config.task}; leave it at {one.default!r}, or add --task segmentation"
+        require(value == one.default, f"segment.{one.name}", value, rule, DoesNotApplyError)

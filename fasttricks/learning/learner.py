@@ -6,7 +6,7 @@ training/run.py makes a Run of a Learner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from fasttricks.config import DataConfig, TrainConfig
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source
 from fasttricks.learning.batches import Batches
@@ -45,15 +45,18 @@ class Task(Protocol):
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         """(training, validation) data of config.root, its classes in the order of config.class_order. Raises DataError."""
 
+    def open_split(self, config: DataConfig, split: Any, classes: Sequence[str]) -> Source:
+        """One split of config.root, as a network of these classes is evaluated on. Raises DataError."""
+
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Batches:
         """Training batches of this rank."""
 
     def val_batches(
-        self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
+        self, config: TrainConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
     ) -> Batches:
         """Validation batches of this rank, images in `dtype`."""
 
-    def make_model(self, config: ModelConfig, num_classes: int) -> nn.Module:
+    def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """The network, in FP32 on torch's default device, in training mode. Raises ConfigError."""
 
     def loss(self, learner: Learner, batch: Any, draw: int) -> tuple[Tensor, int]:
@@ -63,7 +66,7 @@ class Task(Protocol):
         """
 
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Any], world: World, config: EvalConfig, autocast: Autocast
+        self, model: nn.Module, batches: Iterable[Any], world: World, config: TrainConfig, autocast: Autocast
     ) -> dict[str, float]:
         """Each of metrics_of(), val_loss and val_images, of `model` over the batches of all ranks. A collective and a sync."""
 

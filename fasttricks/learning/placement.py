@@ -24,7 +24,10 @@ def place(model: nn.Module, world: World, precision: Precision) -> nn.Module:
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
-    """`model` with batch norm over the images of all ranks. Raises ConfigError on the CPU, which torch has none for."""
+    """`model` with batch norm over the images of all ranks; one rank's is that. Raises ConfigError on CPUs, which torch has none
+    for."""
+    if world.size == 1:
+        return model
     rule = "needs CUDA: torch's SyncBatchNorm takes no CPU tensors; leave it off, as in the paper"
     require(world.device.type == "cuda", "sync_batch_norm", True, rule)
     synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

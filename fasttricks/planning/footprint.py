@@ -135,9 +135,7 @@ def footprint(
     task, micro_batches = task or find_task(config.task), min(config.accumulate, 2)
     # on meta first: a module of fake tensors can be made, but not be converted to channels-last or FP16
     with torch.device("meta"):
-        model = place(
-            task.make_model(config.model, num_classes), _world(shards, torch.device("meta")), config.precision
-        )
+        model = place(task.make_model(config, num_classes), _world(shards, torch.device("meta")), config.precision)
         teacher = teacher or (teacher_network(config.distill) if config.distill.teacher else None)
         judge = blank_teacher(teacher, num_classes) if teacher is not None else None
     dtype = image_dtype(config.precision, _CPU)

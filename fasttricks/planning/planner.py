@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fasttricks.planning.footprint import Footprint
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+_ASSUMED = {"segmentation": (20_210, 150, "ADE20K")}
+"""Task -> images, classes and name of the data set that is assumed; else ImageNet."""
 NODE = 8
 """GPUs of a node."""
 USABLE = 0.8
@@ -203,14 +205,15 @@ def check_gpus(config: PlanConfig) -> None:
 
 
 def find_data_size(config: PlanConfig) -> DataSize:
-    """The size given by --images, else that of data.root, else ImageNet's. Raises DataError as find_dataset."""
+    """The size given by --images, else that of data.root, else that of ImageNet or, in segmentation, ADE20K. Raises DataError."""
+    images, classes, name = _ASSUMED.get(config.task, (IMAGENET_IMAGES, IMAGENET_CLASSES, "ImageNet"))
     if config.images or not config.data.root:
-        classes = config.model.num_classes or IMAGENET_CLASSES
-        return DataSize(config.images or IMAGENET_IMAGES, classes, "--images" if config.images else "ImageNet")
-    from fasttricks.data.sources import find_dataset
+        classes = config.model.num_classes or classes
+        return DataSize(config.images or images, classes, "--images" if config.images else name)
+    from fasttricks.tasks import find_task
     from fasttricks.training.checks import num_classes
 
-    train, _ = find_dataset(config.data)
+    train, _ = find_task(config.task).open_data(config.data)
     return DataSize(len(train), num_classes(config, train), str(train.root))
 
 

@@ -26,13 +26,14 @@ from fasttricks.runs.stored import RAW, run_of_best
 
 
 def fit_recipe(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
-    """The recipe of that name; one that is fitted, to the training images of data.root and the network of the weights `init`.
+    """The recipe of that name; one that is fitted, to the training images of data.root; one that follows the weights `init`, with
+    their network.
 
     value_of: the value of a field by its path, as it was given, else empty; plan's `images` stands for the data. A root or
     weights that cannot be read are left to the checks of the run. Reads the names of the images.
     """
     if recipe not in FITTED:
-        return find_recipe(recipe)()
+        return like_weights(find_recipe(recipe)(), value_of("init"))
     number, root = value_of("images"), value_of("data.root")
     images = int(number) if number.isascii() and number.isdigit() else 0
     if root and not images:
@@ -50,8 +51,11 @@ def _place(value_of: Callable[[str], str]) -> DataConfig:
 
 
 def like_weights(config: TrainConfig, init: str) -> TrainConfig:
-    """`config` with the network of the weights `init`, where their name or their run's config.json says which it is."""
-    name = init.removesuffix(RAW)
+    """`config` with the network of the weights `init`, where its recipe follows them and their name, or their run's config.json,
+    says which it is."""
+    name, follows = init.removesuffix(RAW), OF_THE_WEIGHTS.get(config.recipe, ())
+    if not name or not follows:
+        return config
     if name.startswith((TIMM, TORCHVISION)):
         library, _, theirs = name.partition(":")
         bare = theirs.partition(".")[0]  # resnet50.a1_in1k
@@ -59,9 +63,10 @@ def like_weights(config: TrainConfig, init: str) -> TrainConfig:
         if not same:
             return replace_at(config, "model.name", TIMM + bare) if library == "timm" else config
         sizes = {"data.image_size": same[-1].image_size, "data.val_resize": same[-1].val_resize}
-        return replace_fields(config, {"model.name": same[-1].name, **sizes})
+        found = {"model.name": same[-1].name, **sizes}
+        return replace_fields(config, {path: value for path, value in found.items() if path in follows})
     try:
         run = read_config(run_of_best(Path(name)) or Path(name))
     except (UserError, OSError):
         return config
-    return replace_fields(config, {path: get_at(run, path) for path in OF_THE_WEIGHTS})
+    return replace_fields(config, {path: get_at(run, path) for path in follows})

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fasttricks.config import TrainConfig, from_dict, model_info, require
-from fasttricks.models import build_model
+from fasttricks.models import build_network
 from fasttricks.runs.checkpoint import load_checkpoint, load_weights
 from fasttricks.runs.stored import CheckpointError
 from fasttricks.system.reading import parse_json
@@ -74,7 +74,7 @@ class Saved:
         this network's, and ConfigError as trusting().
         """
         self.trusting(self.trust)
-        model = build_model(self.config.model, len(self.classes))
+        model = build_network(self.config, len(self.classes))
         averaged = self.average if average else None
         load_weights(model, self.weights if averaged is None else averaged, source=str(self.path))
         return model.eval()

@@ -15,6 +15,8 @@ from fasttricks.system.output import say
 from fasttricks.system.process import under_torchrun
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_END = b"\0"
+"""The number of no signal: ends the thread."""
 _FORWARDED_S = 2.0
 """torchrun passes on to its ranks a Ctrl-C that the terminal has sent them already."""
 _STUCK_S = 10.0
@@ -68,13 +70,14 @@ class StopRequest:
             signal.set_wakeup_fd(old_fd)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.write(writer, _END)  # to close it would not do: a worker that was forked within the block has it open
             os.close(writer)
             thread.join()
             os.close(reader)
 
     def _take(self, reader: int) -> None:
         first = 0.0
-        while number := os.read(reader, 1):
+        while (number := os.read(reader, 1)) and number != _END:
             if number[0] not in _SIGNALS:
                 continue
             again = number[0] == signal.SIGINT and self.asked

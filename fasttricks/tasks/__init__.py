@@ -6,8 +6,9 @@ from fasttricks.config import ConfigError
 from fasttricks.learning.learner import Task
 from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.tasks.multilabel import MULTILABEL
+from fasttricks.tasks.segmentation import SEGMENTATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, MULTILABEL)}
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, MULTILABEL, SEGMENTATION)}
 """By the name that a checkpoint records."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from fasttricks.config import DataConfig, TrainConfig
 from fasttricks.data.batch import Batch
-from fasttricks.data.sources import Source, find_dataset
+from fasttricks.data.sources import Source, Split, find_dataset, open_split
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.precision import Autocast, image_dtype
 from fasttricks.learning.schedule import image_size
@@ -47,6 +47,10 @@ class Classification:
         """As data.sources.find_dataset."""
         return find_dataset(config)
 
+    def open_split(self, config: DataConfig, split: Split, classes: Sequence[str]) -> Source:
+        """As data.sources.open_split."""
+        return open_split(config, split, classes=tuple(classes))
+
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Loader:
         """Images of the precision's dtype, cropped, flipped and coloured at random, their side by the epoch."""
         from fasttricks.data.pipeline.loader import Loader  # DALI, which networks and losses can do without
@@ -67,14 +71,14 @@ class Classification:
         )
 
     def val_batches(
-        self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
+        self, config: TrainConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
     ) -> Loader:
         """The centre of each image, once."""
         from fasttricks.data.pipeline.loader import Loader
 
         return Loader(
             source,
-            config,
+            config.data,
             training=False,
             batch_size=batch_size,
             device=world.device,
@@ -83,9 +87,9 @@ class Classification:
             world_size=world.size,
         )
 
-    def make_model(self, config: ModelConfig, num_classes: int) -> nn.Module:
+    def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """As models.build_model."""
-        return build_model(config, num_classes)
+        return build_model(config.model, num_classes)
 
     def loss(self, learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, int]:
         """Cross-entropy of images and labels, smoothed, weighted, mixed and judged by the teacher as the config says."""
@@ -99,12 +103,12 @@ class Classification:
         model: nn.Module,
         batches: Iterable[Batch],
         world: World,
-        config: EvalConfig,
+        config: TrainConfig,
         autocast: Autocast,
         answers: Answers | None = None,
     ) -> dict[str, float]:
         """As evaluate() below."""
-        return evaluate(model, batches, world, flip=config.flip, autocast=autocast, answers=answers)
+        return evaluate(model, batches, world, flip=config.eval.flip, autocast=autocast, answers=answers)
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype

@@ -9,6 +9,9 @@ from torch import Tensor
 from fasttricks.config import DistillConfig, LossConfig
 from fasttricks_kernels import cross_entropy, distillation_loss, losses_compiled, mixup
 
+NO_TEACHER = DistillConfig()
+"""No distillation."""
+
 
 class Targets(NamedTuple):
     """The targets of a batch: `lam` of `labels` and 1 - lam of `labels_b`, never a dense N x K matrix."""
@@ -58,11 +61,11 @@ def training_loss(
     mean over images, whatever way they were split. N = 0 gives 0.
     """
     logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
-    loss = weighted_loss(logits, targets, config, distill or DistillConfig(), class_weights)
+    loss = weighted_loss(logits, targets, config, distill or NO_TEACHER, class_weights)
     if auxiliary is None:
         return loss
     labels_alone = targets._replace(teacher_logits=None)
-    return loss + config.aux_weight * weighted_loss(auxiliary, labels_alone, config, DistillConfig(), class_weights)
+    return loss + config.aux_weight * weighted_loss(auxiliary, labels_alone, config, NO_TEACHER, class_weights)
 
 
 def weighted_loss(

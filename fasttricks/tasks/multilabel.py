@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fasttricks.config import DataConfig, EvalConfig, LossConfig, ModelConfig, TrainConfig
+from fasttricks.config import DataConfig, LossConfig, TrainConfig
 from fasttricks.data.batch import Batch
-from fasttricks.data.sources import Source, find_dataset
+from fasttricks.data.sources import Source, Split, find_dataset
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.precision import Autocast
 from fasttricks.runs.metric import Metric
@@ -44,13 +44,17 @@ class Multilabel:
         """As in classification, with the labels (N, K)."""
         return CLASSIFICATION.train_batches(config, source, world)
 
+    def open_split(self, config: DataConfig, split: Split, classes: Sequence[str]) -> Source:
+        """As data.sources.open_split."""
+        return CLASSIFICATION.open_split(config, split, classes)
+
     def val_batches(
-        self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
+        self, config: TrainConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
     ) -> Loader:
         """As in classification, with the labels (N, K)."""
         return CLASSIFICATION.val_batches(config, source, world, batch_size=batch_size, dtype=dtype)
 
-    def make_model(self, config: ModelConfig, num_classes: int) -> nn.Module:
+    def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """As models.build_model."""
         return CLASSIFICATION.make_model(config, num_classes)
 
@@ -66,14 +70,14 @@ class Multilabel:
         return binary_loss(outputs, targets, config.loss), len(batch)
 
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Batch], world: World, config: EvalConfig, autocast: Autocast
+        self, model: nn.Module, batches: Iterable[Batch], world: World, config: TrainConfig, autocast: Autocast
     ) -> dict[str, float]:
         """The metrics of answer()."""
         return metrics_in(self.answer(model, batches, world, config, autocast))
 
     @torch.no_grad()
     def answer(
-        self, model: nn.Module, batches: Iterable[Batch], world: World, config: EvalConfig, autocast: Autocast
+        self, model: nn.Module, batches: Iterable[Batch], world: World, config: TrainConfig, autocast: Autocast
     ) -> LabelAnswered:
         """The answers over the batches of all ranks. `model` is in eval mode during it. A collective, and one sync at the end.
 
@@ -86,7 +90,7 @@ class Multilabel:
                 continue
             if batch.shown is None:
                 raise ValueError("the scores of a class are ranked by image; this batch does not number its images")
-            logits = evaluation_logits(model, batch.images, flip=config.flip, autocast=autocast)
+            logits = evaluation_logits(model, batch.images, flip=config.eval.flip, autocast=autocast)
             scores.update(logits, batch.labels, batch.shown)
         model.train(was_training)
         return scores.result(world)

@@ -164,7 +164,7 @@ def make_network(
     Raises CheckpointError as start_from, ConfigError as freeze.
     """
     precision, frozen = resolve_precision(config.precision, world.device), config.model.freeze
-    model = task.make_model(config.model, len(classes))
+    model = task.make_model(config, len(classes))
     account = start_from(initial, model, config.model, config.data, classes) if initial else ""
     exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)
@@ -178,4 +178,4 @@ def make_loaders(task: Task, config: TrainConfig, train: Source, val: Source, wo
     # the average is FP32, the network may be FP16
     dtype = torch.float32 if config.ema_decay else image_dtype(config.precision, world.device)
     batch_size = config.eval.batch_size or config.micro_batch_size(world.size)
-    return batches, task.val_batches(config.data, val, world, batch_size=batch_size, dtype=dtype)
+    return batches, task.val_batches(config, val, world, batch_size=batch_size, dtype=dtype)

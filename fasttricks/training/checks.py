@@ -106,7 +106,7 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
         return
     meta = torch.device("meta")
     with meta:
-        model = task.make_model(config.model, num_classes)
+        model = task.make_model(config, num_classes)
         batch = task.example(data, smallest_batch, num_classes, device=meta, dtype=torch.float32)
         try:
             model(batch.images)
@@ -125,7 +125,7 @@ def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig
     On real tensors on the CPU: a user's code need not know those without data. Costs a forward pass; keeps torch's generator.
     """
     with torch.random.fork_rng(devices=()):
-        model = task.make_model(config.model, num_classes)
+        model = task.make_model(config, num_classes)
         images = task.example(data, count, num_classes, device=torch.device("cpu"), dtype=torch.float32).images
         try:
             logits = model(images)
@@ -154,12 +154,14 @@ def check_evaluation_size(saved: Saved, image_size: int) -> None:
     """Raise ConfigError where the network of `saved` cannot take images of another size than its run's: under a second."""
     if image_size == saved.config.data.image_size and not saved.foreign:
         return  # check_sizes tried it
+    rule = "has no effect: whole images are shown, their short side at data.val_resize; leave it out"
+    require(saved.task != "segmentation", "data.image_size", image_size, rule)
     task, classes = find_task(saved.task), len(saved.classes)
     # a user's code need not know tensors without data
     device = torch.device("cpu" if model_info(saved.config.model.name).family == "own" else "meta")
     data = dataclasses.replace(saved.config.data, image_size=image_size, val_resize=image_size)
     with device, torch.no_grad():
-        model = task.make_model(saved.config.model, classes).eval()
+        model = task.make_model(saved.config, classes).eval()
         try:
             model(task.example(data, 1, classes, device=device, dtype=torch.float32).images)
         except _SIZE_ERRORS as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fasttricks.data.masks.source import IGNORED, MaskSource
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.class_counts import class_counts, describe_counts
 from fasttricks.data.sources.class_order import describe_order
@@ -40,11 +41,12 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
         "run": f"{run.folder}/",
     }
     if config.optim.backbone_lr != 1:
-        rows["lr"] += f"; x {config.optim.backbone_lr:g} for all weights but the classifier's"
+        heads = "heads'" if config.task == "segmentation" else "classifier's"
+        rows["lr"] += f"; x {config.optim.backbone_lr:g} for all weights but the {heads}"
     if config.model.freeze:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         rows["frozen"] = f"{', '.join(config.model.freeze)}; {trained / 1e6:.2f} M parameters are trained"
-    rows["counts"] = _counts(run, train)
+    rows["counts"] = _counts(run, train) if not isinstance(train, MaskSource) else _of_masks(train)
     if order := describe_order(run.classes, config.data.class_order):
         rows["classes"] = order
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
@@ -83,6 +85,12 @@ def _counts(run: Run, train: Source) -> str:
     if counts.max() < _RARE * max(1, counts.min()) or sets_of(train):
         return told
     return f"{told}; rare classes count little: --data.balance 1 draws, --loss.class-weights balanced weighs them more"
+
+
+def _of_masks(train: MaskSource) -> str:
+    """The pixels that do not count."""
+    ignored = 0 if train.first else IGNORED
+    return f"a class for each pixel; {ignored} in a mask is ignored"
 
 
 def _teacher_rows(run: Run) -> dict[str, str]:

@@ -10,6 +10,10 @@ from typing import Any, get_type_hints
 
 from fasttricks.config import Range, Rising, Span, field_rules
 from fasttricks.config.ranges import Channels, OneOf, Rule
+from fasttricks.config.recipes import RECIPES
+
+OF_CLASSIFIERS = tuple(name for name in RECIPES if RECIPES[name]().task == "classification")
+"""The recipes that the tricks and the tables of an ablation are for; tests/test_segmentation.py has the others."""
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:

@@ -34,6 +34,10 @@ SHRINK = shlex.split(
     "--data.threads 1 --device cpu --model.width 0.125 --log-steps 1"
 )
 NOWHERE = "nowhere"
+SEGMENT = shlex.split(
+    "--task segmentation --data.area 0.08 1 --data.aspect 0.75 1.3333333333333333 --segment.base-size 32 --loss.smoothing 0"
+)
+"""The recipe cifar10 as a segmentation."""
 SMALLEST = [*SHRINK, "--model.name", "resnet8d"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from fasttricks.config import DataConfig, TrainConfig
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source, find_dataset
 from fasttricks.learning.batches import Batches
@@ -67,16 +67,19 @@ class Redness:
     def open_data(self, config: DataConfig) -> tuple[Source, Source]:
         return find_dataset(config)
 
+    def open_split(self, config: DataConfig, split: Any, classes: Sequence[str]) -> Source:
+        return CLASSIFICATION.open_split(config, split, classes)
+
     def train_batches(self, config: TrainConfig, source: Source, world: World) -> Batches:
         return Unlabelled(CLASSIFICATION.train_batches(config, source, world))
 
     def val_batches(
-        self, config: DataConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
+        self, config: TrainConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
     ) -> Batches:
         return Unlabelled(CLASSIFICATION.val_batches(config, source, world, batch_size=batch_size, dtype=dtype))
 
-    def make_model(self, config: ModelConfig, num_classes: int) -> nn.Module:
-        return build_model(config, 1)
+    def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
+        return build_model(config.model, 1)
 
     def loss(self, learner: Learner, batch: Pictures, draw: int) -> tuple[Tensor, int]:
         with learner.autocast():
@@ -85,7 +88,7 @@ class Redness:
 
     @torch.no_grad()
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Pictures], world: World, config: EvalConfig, autocast: Autocast
+        self, model: nn.Module, batches: Iterable[Pictures], world: World, config: TrainConfig, autocast: Autocast
     ) -> dict[str, float]:
         sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # images, error, redness, its square
         model.eval()

@@ -55,6 +55,12 @@ def open_masks(config: DataConfig) -> tuple[MaskSource, MaskSource]:
     return open_mask_split(config, "train"), open_mask_split(config, "val")
 
 
+def require_masks(config: DataConfig, *splits: MaskSplit) -> None:
+    """Raise DataError where the splits of data.root cannot be opened, as far as a look at the place tells: milliseconds."""
+    for split in splits:
+        _find(config.root, split)
+
+
 def open_mask_split(config: DataConfig, split: MaskSplit, *, classes: Sequence[str] | None = None) -> MaskSource:
     """The images and masks of one split of data.root, sorted by name.
 
