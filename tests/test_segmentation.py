@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from fasttricks.ablation.cells import extend
 from fasttricks.commands import evaluate as evaluation
+from fasttricks.commands import export, predict, report
+from fasttricks.commands.drawn import colors
 from fasttricks.commands.evaluate import EvaluateConfig, Segmented, score_pixels
+from fasttricks.commands.train import next_commands
 from fasttricks.config import ConfigError, DoesNotApplyError, TrainConfig, get_at, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES
@@ -74,6 +78,8 @@ def test_a_run_learns_and_says_its_metrics(run_folder: Path) -> None:
     assert summary["best_miou"] == max(row["miou"] for row in validated)
     assert (run_folder / "curves.png").stat().st_size > 1000 and (run_folder / "checkpoints" / "best.pt").is_file()
     assert load_checkpoint(run_folder)["task"] == "segmentation"
+    named = [line.split()[0] for line in next_commands("runs/x", "segmentation")]
+    assert named[-3:] == ["evaluate", "predict", "curves"], "and no export, which is refused"
 
 
 def test_a_run_resumes_bit_for_bit_within_an_epoch(
@@ -201,6 +207,80 @@ def test_a_classifier_has_no_test_split(finished_run: Any) -> None:
         ConfigError, match=r"^split = 'test': is for segmentation, and the checkpoint's task is classif"
     ):
         evaluation.evaluate_checkpoint(config, saved, ALONE)
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+def test_predict_draws_the_classes_over_the_image(
+    run_folder: Path, tiny_masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mask is the likeliest class of each pixel; an image that cannot be read is named, and the others are drawn."""
+    images, folder = tiny_masks / "val" / "images", tmp_path / "pictures"
+    again, bad = tmp_path / "000.jpg", tmp_path / "bad.jpg"
+    again.write_bytes((images / "001.jpg").read_bytes())
+    bad.write_bytes(b"no image")
+    assert call(predict.main, str(run_folder), str(images), str(again), str(bad), "--draw", str(folder)) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 6 and err.startswith(f"error: {bad}: no image")
+    names = ["000", "000-2", *(f"00{number}" for number in range(1, 5))]
+    assert sorted(path.stem for path in folder.glob("*.png")) == names
+    assert sorted(path.stem for path in (folder / "masks").iterdir()) == names
+    rows = [line.split(",") for line in (folder / "colors.csv").read_text().splitlines()[1:]]
+    assert [row[:2] for row in rows] == [["0", "sky"], ["1", "road"], ["2", "car"]]
+    saved = read_saved(run_folder)
+    model, source = saved.network(), open_mask_split(saved.config.data, "val")
+    batches = SEGMENTATION.val_batches(saved.config, source, ALONE, batch_size=1, dtype=torch.float32)
+    for number, batch in enumerate(batches):
+        with torch.no_grad():
+            logits = functional.interpolate(model(batch.images), size=batch.masks.shape[1:], mode="bilinear")
+        with Image.open(folder / "masks" / f"00{number}.png") as mask:
+            assert mask.mode == "P" and (np.array(mask) == logits.argmax(1)[0].numpy()).mean() > 0.999
+            painted = np.array(mask.convert("RGB"), int)
+        wanted = (np.array(Image.open(images / f"00{number}.jpg"), int) + painted) / 2
+        assert np.abs(np.array(Image.open(folder / f"00{number}.png")) - wanted).max() <= 1
+        assert {tuple(color) for color in painted.reshape(-1, 3).tolist()} <= {tuple(map(int, row[2:])) for row in rows}
+
+
+def test_each_class_has_a_colour_of_its_own() -> None:
+    assert len(set(colors(254))) == 254
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "says"),
+    [
+        (predict.main, ["IMAGE"], "task = 'segmentation': gives each pixel a class, and an image none; add --draw DIR"),
+        (predict.main, ["IMAGE", "--draw", "OLD"], "already exists and is never overwritten; give another --draw"),
+        (predict.main, ["IMAGE", "--draw", "NEW", "--output", "x.csv"], "output = 'x.csv': is for classes of images"),
+        (report.main, [], "task = 'segmentation': has no page yet"),
+        (export.main, [], "task = 'segmentation': cannot be exported yet"),
+    ],
+)
+def test_what_a_command_cannot_do_is_refused_by_name(
+    main: Any,
+    options: list[str],
+    says: str,
+    run_folder: Path,
+    tiny_masks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {
+        "IMAGE": str(tiny_masks / "val" / "images" / "000.jpg"),
+        "OLD": str(tmp_path),
+        "NEW": str(tmp_path / "new"),
+    }
+    assert call(main, str(run_folder), *(places.get(option, option) for option in options)) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_classifier_draws_nothing(
+    finished_run: Any, tiny_masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(tiny_masks / "val" / "images" / "000.jpg")
+    assert call(predict.main, str(finished_run.folder), image, "--draw", str(tmp_path / "x")) == 2
+    assert "draw = " in (said := capsys.readouterr().err) and "the checkpoint's task is classification" in said
+    assert not (tmp_path / "x").exists()
 
 
 # ------------------------------------------------------------------------------------------------- the base network's weights

@@ -128,6 +128,8 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     from fasttricks.system.files import temporary_of
     from fasttricks.tasks import find_task
 
+    rule = "cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights"
+    require(saved.task != "segmentation", "task", saved.task, rule)
     target = Path(config.output or (run_folder or saved.path.parent) / "export")
     if target.exists():
         raise ConfigError(f"output = {str(target)!r}: already exists and is never overwritten; give another --output")

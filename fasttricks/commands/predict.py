@@ -48,7 +48,8 @@ to 1: a class above 50 % is predicted.
 {FORMS} Without that file a class is its number.
 
 PATH is an image, a folder of images, searched with the folders in it, or -, which reads a PATH a line from standard input. An
-image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run."""
+image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run. Segmentation: --draw DIR
+makes pictures and masks."""
 HIDDEN: Hidden = {
     DataConfig: (*AUGMENTATION, "max_bad", "val_share", "limit_per_class", "label_separator"),
     ModelConfig: UNREAD,
@@ -65,6 +66,8 @@ class PredictConfig:
     """Classes shown an image; all where there are fewer."""
     output: str = ""
     """File to make: .csv, .jsonl or .parquet, a row an image; empty: print. It must not exist."""
+    draw: str = ""
+    """Segmentation: folder to make, with each image under the colours of its classes, and its mask."""
     embed: bool = False
     """Write the features that enter the classifier too, to a .jsonl or .parquet."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -117,6 +120,8 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     from fasttricks.tasks.multilabel import MULTILABEL
     from fasttricks.training.checks import check_evaluation_size
 
+    rule = "gives each pixel a class, and an image none; add --draw DIR, for pictures and masks"
+    require(saved.task != "segmentation", "task", saved.task, rule)
     check_precision(config.precision, world.device)
     saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
@@ -204,6 +209,8 @@ def main(args: Sequence[str]) -> None:
         raise UserError(f"images: none given; {PROG} {show_name(asked.path)} IMAGE...")
     output = asked.config.output if asked.config else value_of("output", asked.options)
     embed = asked.config.embed if asked.config else "--embed" in asked.options
+    draw = asked.config.draw if asked.config else value_of("draw", asked.options)
+    require(not (draw and output), "output", output, "is for classes of images, and --draw for pixels; leave it out")
     rule = "needs a file to write to; add --output FILE, a .parquet or a .jsonl"
     require(bool(output) or not embed, "embed", embed, rule)
     ranks, rule = (
@@ -221,6 +228,8 @@ def main(args: Sequence[str]) -> None:
     from fasttricks.system.distributed import keep_freed_memory
 
     keep_freed_memory()
+    if draw:
+        raise SystemExit(_draw(*command.open(asked), images))
     if output:
         with ended_as_by_ctrl_c(), Output(output, embed=embed) as file:
             _write(file, *command.open(asked), images)
@@ -230,6 +239,22 @@ def main(args: Sequence[str]) -> None:
             print(f"error: {words}", file=sys.stderr)
         raise SystemExit(int(file.errors > 0))
     raise SystemExit(_print(*command.open(asked), images))
+
+
+def _draw(saved: Saved, config: PredictConfig, images: Sequence[str]) -> int:
+    """Draw each image, with a line for it. Returns the exit status."""
+    from fasttricks.commands.drawn import draw
+    from fasttricks.system.distributed import join_world
+
+    failed = False
+    with join_world(config.device) as world:
+        for drawn in draw(saved, images, config, world):
+            failed |= bool(drawn.error)
+            if drawn.error:
+                print(show_name(f"error: {drawn.path}: {drawn.error}"), file=sys.stderr)
+            else:
+                print(drawn, flush=True)
+    return int(failed)
 
 
 def _named(paths: Sequence[str]) -> Iterator[str]:

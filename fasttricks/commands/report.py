@@ -85,6 +85,8 @@ def main(args: Sequence[str]) -> None:
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ReportConfig(), as_run, HIDDEN, RECORDED)
     asked = command.read(args)
     folder = run_folder(asked.path)
+    rule = "has no page yet; `fasttricks evaluate` has its scores"
+    require(asked.task != "segmentation", "task", asked.task, rule)
     file = _place(asked.config.output if asked.config else value_of("output", asked.options), folder)
     if asked.config is not None and asked.config.model.name:  # else the file is refused first
         require_place(asked.config.data, "val")

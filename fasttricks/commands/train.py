@@ -22,14 +22,14 @@ from fasttricks.system.process import activation, restart_count
 PROG = prog("train")
 
 
-def next_commands(run_dir: str) -> list[str]:
+def next_commands(run_dir: str, task: str = "classification") -> list[str]:
     """The next commands for a finished run, one a line, after the activation of their environment where the shell lacks it."""
     folder, activate = shlex.quote(run_dir), activation()
     return [
         *([f"first    {activate}"] if activate else []),
         f"evaluate {prog('evaluate')} {folder}",
-        f"predict  {prog('predict')} {folder} IMAGE...",
-        f"export   {prog('export')} {folder}",
+        f"predict  {prog('predict')} {folder} IMAGE...{' --draw DIR' if task == 'segmentation' else ''}",
+        *([f"export   {prog('export')} {folder}"] if task != "segmentation" else []),
         f"curves   tensorboard --logdir {folder}",
     ]
 
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> Trained:
             run = build(config, world, stop)
             try:
                 summary = fit(run)
-                for line in next_commands(config.run_dir):
+                for line in next_commands(config.run_dir, config.task):
                     run.log.print(line)
                 names = [*(metric.name for metric in run.metrics), "val_loss"]
                 return Trained(summary, {name: summary[name] for name in names})
