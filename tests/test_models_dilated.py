@@ -29,8 +29,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("stride", [8, 16])
-@pytest.mark.parametrize("name", REFERENCES)
+SLOW = (("resnet34d", 8), ("resnet34d", 16), ("resnet50b", 16), ("resnet50d", 16))
+EVERY = [
+    pytest.param(name, stride, marks=[pytest.mark.slow] if (name, stride) in SLOW else [])
+    for name in REFERENCES
+    for stride in (8, 16)
+]
+
+
+@pytest.mark.parametrize(("name", "stride"), EVERY)
 def test_outputs_are_the_references(name: str, stride: int) -> None:
     """On odd sides too; the keys are those of the network without dilation, so classifiers' weights load."""
     reference = with_random_norms(REFERENCES[name](stride)).eval()

@@ -60,13 +60,18 @@ def test_outputs_are_torchvisions() -> None:
         *((f"resnet18{letter}", 8) for letter in "abcd"),
         ("resnet11d", 16),
         ("mobilenet_v1", 8),
-        ("inception_v3", 32),
         ("timm:resnet18d", 8),
-        ("timm:resnet18d", 32),
-        ("timm:mobilenetv3_small_050", 32),
-        ("timm:efficientnet_b0", 8),
         ("timm:convnext_atto", 32),
-        ("timm:regnetx_002", 16),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("inception_v3", 32),
+                ("timm:resnet18d", 32),
+                ("timm:mobilenetv3_small_050", 32),
+                ("timm:efficientnet_b0", 8),
+                ("timm:regnetx_002", 16),
+            )
+        ),
     ],
 )
 def test_every_base_network_gives_logits_of_the_images_size(name: str, stride: int) -> None:
@@ -116,7 +121,10 @@ def start(model: FCN, tensors: dict[str, torch.Tensor], config: ModelConfig = TI
     return start_from(Weights(tensors=tensors, source="w", **facts), model, config, DATA, CLASSES)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["resnet8d", "mobilenet_v1", "timm:resnet18d", "timm:efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet8d", "mobilenet_v1", "timm:resnet18d", pytest.param("timm:efficientnet_b0", marks=pytest.mark.slow)],
+)
 def test_a_classifiers_weights_are_the_base_networks(name: str) -> None:
     config = ModelConfig(name=name) if name.startswith("timm:") else ModelConfig(name=name, width=0.125)
     classifier = with_random_norms(build_model(config, 10))

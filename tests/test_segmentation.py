@@ -101,6 +101,7 @@ def test_a_run_resumes_bit_for_bit_within_an_epoch(
     assert records(whole) == records(resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_and_micro_batches_train_alike(ranks: int, run_folder: Path, tiny_masks: Path, tmp_path: Path) -> None:
     """Their batch norms see other images, so alike is not the same; each validation image counts once."""
@@ -114,7 +115,7 @@ def test_ranks_and_micro_batches_train_alike(ranks: int, run_folder: Path, tiny_
     assert found.metrics["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_lower_precisions_follow_float32(precision: str, tiny_masks: Path, tmp_path: Path) -> None:
     losses = {}
     for one in ("fp32", precision):
