@@ -17,7 +17,6 @@ from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, 
 from fasttricks.ablation.jobs import Job
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
-from fasttricks.ablation.preflight import check_data
 from fasttricks.commands import ablate
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
@@ -25,6 +24,7 @@ from fasttricks.config.recipes import RECIPES
 from fasttricks.config.resolve import require_resolved, resolve
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.runs.folder import config_digest, differences
+from lib.configs import OF_CLASSIFIERS
 from lib.tiny import REPOSITORY, call
 
 CLASSES = ("ant", "bee", "cat")
@@ -206,7 +206,9 @@ def test_a_network_without_residual_blocks_has_designs_over_the_tricks_that_fit_
         assert [trick for trick in TRICKS if is_on(run, trick)] == [trick for trick in TRICKS if trick in cell.tricks]
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "resnet" not in RECIPES[recipe]().model.name])
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in OF_CLASSIFIERS if "resnet" not in RECIPES[recipe]().model.name]
+)
 @pytest.mark.parametrize("name", PAPER_TABLES)
 def test_a_papers_table_of_a_network_without_variants_is_blank_where_it_names_one(name: str, recipe: str) -> None:
     config = ablation(recipe, device="cpu", other_networks=True)
@@ -219,7 +221,7 @@ def test_a_papers_table_of_a_network_without_variants_is_blank_where_it_names_on
         )
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OF_CLASSIFIERS)
 @pytest.mark.parametrize("network", ["", "mobilenet_v1", "timm:resnet50"])
 def test_every_recipe_has_every_design_on_every_kind_of_network(network: str, recipe: str) -> None:
     """Over three of its own tricks; of a recipe that has none on, over those that are named."""
@@ -351,8 +353,3 @@ def test_help_lists_tables_and_recipes(capsys: pytest.CaptureFixture[str]) -> No
 def test_more_factors_than_can_be_crossed_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"are 7 tricks and 2\^7 cells; must be at most 6"):
         factorial(ablation("cifar10"))
-
-
-def test_a_task_without_top1_is_refused_before_the_data_are_read() -> None:
-    with pytest.raises(ConfigError, match=r"^task = 'multilabel': has no top-1, which the tables of an ablation compare"):
-        check_data(dataclasses.replace(SMALL, task="multilabel"))

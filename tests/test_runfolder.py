@@ -131,6 +131,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "epochs": 90,
     "global_batch_size": 512,
     "accumulate": 2,
+    "task": "multilabel",
     "precision": "fp32",
     "device": "cpu",
     "seed": 1,
