@@ -75,7 +75,7 @@ def start_evaluation(data: Path, folder: Path, deterministic: str) -> None:
 
 def start_prediction(data: Path, folder: Path, deterministic: str) -> None:
     run = configure(data, folder, precision="fp32", deterministic=deterministic)
-    saved = SimpleNamespace(config=run, classes=("ant", "bee", "cat"), network=needs_device)
+    saved = SimpleNamespace(config=run, task="classification", classes=("ant", "bee", "cat"), network=needs_device)
     saved.trusting, saved.foreign = lambda code: saved, False
     next(predict.predict(saved, ["a.jpg"], predict.as_run(run), World.alone(CUDA)))  # type: ignore[arg-type]
 

@@ -203,7 +203,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "schedule.full_size_at": 0.5,
     "schedule.poly_power": 1.0,
     "segment.base_size": 180,
-    "segment.base_side": "long",
+    "segment.base_side": "short",
     "segment.scale": (0.75, 1.5),
     "segment.blur": 0.0,
     "segment.output_stride": 16,
