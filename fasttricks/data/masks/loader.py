@@ -25,7 +25,7 @@ from fasttricks.data.masks.batch import MaskBatch
 from fasttricks.data.masks.samples import Drawn, Samples, Turns, collate
 from fasttricks.data.masks.source import MaskSource
 from fasttricks.data.masks.views import INTERPOLATIONS, normalise
-from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.pipeline.shards import Shards, require_same
 from fasttricks.data.sources.bad import name_bad, require_few_bad
 from fasttricks.data.sources.errors import DataError
 from fasttricks.system.process import deaf_children, die_with_parent, threads_per_rank
@@ -158,12 +158,7 @@ class MaskLoader:
         Raises DataError for a state of another data set, seed, batch size or sharding, and as the constructor for bad files.
         Cost: images read ahead are discarded.
         """
-        for field, value in self._must_agree.items():
-            if state.get(field) != value:
-                raise DataError(
-                    f"{self._source.root}: the saved position has {field} = {state.get(field)}, this run {value}; resume "
-                    f"with the same, or start a new run"
-                )
+        require_same(self._source.root, self._must_agree, state)
         self._epoch, self._step = state["epoch"], state["step"]
         self._bad = {**self._source.bad, **dict(state["bad"])}
         self._named |= set(dict(state["bad"]))

@@ -21,7 +21,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.decoder import DecodeError, Decoder
 from fasttricks.data.pipeline.feed import Feed, Job
 from fasttricks.data.pipeline.pixels import choose_pixels
-from fasttricks.data.pipeline.shards import Shards
+from fasttricks.data.pipeline.shards import Shards, require_same
 from fasttricks.data.sources import Source, Split, find_dataset
 from fasttricks.data.sources.bad import name_bad
 from fasttricks.data.sources.errors import DataError
@@ -198,12 +198,7 @@ class Loader:
         Raises DataError for a state of another data set, seed, batch size or sharding, and as the constructor for bad files.
         Cost: after the first batch, images read ahead are discarded.
         """
-        for field, value in self._must_agree.items():
-            if state.get(field) != value:
-                raise DataError(
-                    f"{self._source.root}: the saved position has {field} = {state.get(field)}, this run {value}; resume "
-                    f"with the same, or start a new run"
-                )
+        require_same(self._source.root, self._must_agree, state)
         self._epoch, self._step, bad = state["epoch"], state["step"], dict(state["bad"])
         self._feed.recall(bad)
         self._named |= set(bad)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fasttricks.data.sources.errors import DataError
 
@@ -50,3 +52,13 @@ class Shards:
         size, larger = divmod(self.num_images, self.world_size)
         sizes = [size, size + 1] if larger else [size]
         return min(size % self.batch_size or self.batch_size for size in sizes)
+
+
+def require_same(root: Path, must_agree: Mapping[str, object], state: Mapping[str, object]) -> None:
+    """Raise DataError where `state`, a saved position in the images of `root`, was of another data set, seed or sharding."""
+    for field, value in must_agree.items():
+        if state.get(field) != value:
+            raise DataError(
+                f"{root}: the saved position has {field} = {state.get(field)}, this run {value}; resume "
+                f"with the same, or start a new run"
+            )
