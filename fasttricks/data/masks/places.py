@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fasttricks.config import ConfigError, DataConfig, require, show_name
+from fasttricks.data.annotated.files import by_stem, quarantined, stem
 from fasttricks.data.masks.classes import OBJECTS, first_difference, read_classes, read_objects
 from fasttricks.data.masks.source import MaskSource
 from fasttricks.data.sources.checked import find_bad, in_threads
 from fasttricks.data.sources.errors import DataError, why_unreadable
 from fasttricks.data.sources.folder import named_image, show_names
-from fasttricks.data.sources.quarantine import read_quarantine
 from fasttricks.data.sources.walk import list_folder, why_none
 from fasttricks.system.reading import is_there, read_range, regular_file
 
@@ -110,20 +109,20 @@ def _find(given: str, split: MaskSplit) -> tuple[Place, tuple[str, ...]]:
 def _scan(root: Path, place: Place, classes: tuple[str, ...]) -> MaskSource:
     images, bad_headers, skipped = _list(root / place.images)
     masks, _, more = _list(root / place.masks)
-    by_stem = _by_stem(masks)
-    bad = _unpaired(images, by_stem, place.masks)
-    paired = {image: by_stem[_stem(image)][0] for image in images if image not in bad}
+    masks_of = by_stem(masks)
+    bad = _unpaired(images, masks_of, place.masks)
+    paired = {image: masks_of[stem(image)][0] for image in images if image not in bad}
     headers = in_threads(
         f"check {place.masks}", list(paired.values()), lambda mask: why_no_mask(root / place.masks / mask)
     )
     reasons: dict[str, str] = {
-        **_quarantined(root, place.images),
+        **quarantined(root, place.images),
         **{image: f"mask {mask}: {why}" for (image, mask), why in zip(paired.items(), headers, strict=True) if why},
         **bad,
         **bad_headers,
     }
-    stems = {_stem(image) for image in images}
-    strays = {f"{place.masks}/{mask}": "mask without an image" for mask in masks if _stem(mask) not in stems}
+    stems = {stem(image) for image in images}
+    strays = {f"{place.masks}/{mask}": "mask without an image" for mask in masks if stem(mask) not in stems}
     source = MaskSource(
         root=root,
         folder=place.images,
@@ -142,13 +141,6 @@ def _scan(root: Path, place: Place, classes: tuple[str, ...]) -> MaskSource:
     return source
 
 
-def _quarantined(root: Path, images: str) -> dict[str, str]:
-    """The images that a list in their folder, in one above it or in ROOT has, and why."""
-    above, _, folder = images.partition("/")
-    listed = read_quarantine(root / above, [folder])
-    return {name.removeprefix(f"{folder}/"): why for name, why in listed.items() if name.startswith(f"{folder}/")}
-
-
 def _list(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
     """(images by name or content, those that are none and why, all other files), each sorted by name."""
     there = list_folder(folder)
@@ -163,18 +155,18 @@ def _list(folder: Path) -> tuple[list[str], dict[str, str], list[str]]:
 
 def _unpaired(images: Sequence[str], masks: Mapping[str, Sequence[str]], folder: str) -> dict[str, str]:
     """The images that have not one mask, and why."""
-    bad, own = {}, _by_stem(images)
-    spelled = {stem.casefold(): names[0] for stem, names in masks.items()}
+    bad, own = {}, by_stem(images)
+    spelled = {name.casefold(): names[0] for name, names in masks.items()}
     for image in images:
-        stem = _stem(image)
-        if len(own[stem]) > 1:
-            bad[image] = f"{' and '.join(map(show_name, own[stem]))} would share a mask; give each a name of its own"
-        elif stem not in masks:
-            other = spelled.get(stem.casefold())
+        name = stem(image)
+        if len(own[name]) > 1:
+            bad[image] = f"{' and '.join(map(show_name, own[name]))} would share a mask; give each a name of its own"
+        elif name not in masks:
+            other = spelled.get(name.casefold())
             hint = f"; {show_name(other)} there differs in upper and lower case" if other else ""
-            bad[image] = f"no mask {folder}/{show_name(stem)}.png{hint}"
-        elif len(masks[stem]) > 1:
-            bad[image] = f"has {len(masks[stem])} masks, {' and '.join(map(show_name, masks[stem]))}; leave one"
+            bad[image] = f"no mask {folder}/{show_name(name)}.png{hint}"
+        elif len(masks[name]) > 1:
+            bad[image] = f"has {len(masks[name])} masks, {' and '.join(map(show_name, masks[name]))}; leave one"
     return bad
 
 
@@ -212,14 +204,3 @@ def why_no_mask_header(header: bytes) -> str:
     if header[_COLOR_AT] in _COLORS:
         return f"{_COLORS[header[_COLOR_AT]]}: must have one value a pixel, as a palette or grey PNG, the number of its class"
     return ""
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name
-
-
-def _by_stem(names: Sequence[str]) -> dict[str, list[str]]:
-    found = defaultdict(list)
-    for name in names:
-        found[_stem(name)].append(name)
-    return dict(found)
