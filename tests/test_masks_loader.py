@@ -21,12 +21,13 @@ import pytest
 import torch
 
 from fasttricks.config import ConfigError, DataConfig, SegmentConfig
+from fasttricks.data.annotated.pixels import normalise
 from fasttricks.data.masks.batch import MaskBatch
 from fasttricks.data.masks.loader import MaskLoader
 from fasttricks.data.masks.pixels import read_pair
 from fasttricks.data.masks.places import open_mask_split
 from fasttricks.data.masks.source import IGNORED, MaskSource
-from fasttricks.data.masks.views import draw_view, normalise, show, show_whole
+from fasttricks.data.masks.views import draw_view, show, show_whole
 from fasttricks.data.sources.errors import DataError
 from fasttricks.system.refusals import refusal
 from lib.masks import write_masks
@@ -230,7 +231,9 @@ def test_fewer_images_than_ranks(root: Path) -> None:
 
 
 def test_a_filter_that_torchvision_lacks(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data.interpolation = 'lanczos3': must be linear or cubic for masks"):
+    with pytest.raises(
+        ConfigError, match=r"data.interpolation = 'lanczos3': must be linear or cubic for masks and boxes"
+    ):
         loader(root, data={"interpolation": "lanczos3"})
 
 

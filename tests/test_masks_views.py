@@ -11,8 +11,10 @@ from PIL import Image
 from scipy import stats
 
 from fasttricks.config import DataConfig, SegmentConfig
+from fasttricks.data.annotated.pixels import normalise, short_side_to
+from fasttricks.data.annotated.samples import stand_in
 from fasttricks.data.masks.source import IGNORED
-from fasttricks.data.masks.views import View, draw_view, normalise, short_side_to, show, show_whole, stand_in
+from fasttricks.data.masks.views import View, draw_view, show, show_whole
 
 DATA = DataConfig(image_size=32, val_resize=40, mean=(120.4, 117.5, 104.0), std=(58.0, 57.0, 57.5))
 SEGMENT = SegmentConfig(base_size=40, scale=(0.5, 2.0), blur=0.5)

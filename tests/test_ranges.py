@@ -15,6 +15,7 @@ from fasttricks.ablation.cells import AblateConfig
 from fasttricks.config import (
     ConfigError,
     DataConfig,
+    DetectConfig,
     Range,
     Rising,
     ScheduleConfig,
@@ -66,6 +67,7 @@ RUN = {"recipe": "test", "epochs": 120, "global_batch_size": 256, "schedule": Sc
 REQUIRED: dict[type, dict[str, Any]] = {
     **dict.fromkeys((TrainConfig, AblateConfig, PlanConfig), RUN),
     DataConfig: {"val_resize": 8192},
+    DetectConfig: {"max_size": 8192},
 }
 """What a config cannot be made without, and what leaves its other fields their whole range."""
 
@@ -88,7 +90,7 @@ def make(cls: type, **values: Any) -> Any:
 
 CONFIGS = every_config()
 each_config = pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
-RELATED = {"val_resize", "more_seeds"}
+RELATED = {"val_resize", "max_size", "more_seeds"}
 """Numbers whose range another field gives."""
 
 

@@ -58,7 +58,8 @@ def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World
     validation does. One that cannot be read has an error. Raises ConfigError for a folder that is there or cannot be made, and
     for a network of another task.
     """
-    from fasttricks.data.masks.views import normalise, show_whole
+    from fasttricks.data.annotated.pixels import normalise
+    from fasttricks.data.masks.views import show_whole
     from fasttricks.data.sources.decode import BadImage
     from fasttricks.learning.placement import place
     from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision

@@ -42,7 +42,7 @@ from fasttricks.config.schema import (
     TrainConfig,
     TricksConfig,
 )
-from fasttricks.config.transfer import SegmentConfig
+from fasttricks.config.transfer import DetectConfig, SegmentConfig
 
 __all__ = [
     "AUGMENTATION",
@@ -55,6 +55,7 @@ __all__ = [
     "Compile",
     "ConfigError",
     "DataConfig",
+    "DetectConfig",
     "DistillConfig",
     "DoesNotApplyError",
     "EvalConfig",

@@ -63,3 +63,18 @@ def check_segment(config: Any) -> None:
         value = getattr(config.segment, one.name)
         rule = f"has no effect in task {config.task}; leave it at {one.default!r}, or add --task segmentation"
         require(value == one.default, f"segment.{one.name}", value, rule, DoesNotApplyError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """Detection of objects: images with boxes, each of a class."""
+
+    base_size: Annotated[int, Range(8, 8192, unit="pixels")] = 600
+    """Short side of the images, in training and validation."""
+    max_size: int = 1000
+    """Long side of the images, pixels, at most: a longer image has a shorter short side. At least base_size."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "detect.")
+        rule = f"must be at least detect.base_size = {self.base_size}"
+        require(self.max_size >= self.base_size, "detect.max_size", self.max_size, rule)

@@ -1,4 +1,4 @@
-"""Which objects of an annotation are used, and what is odd about the others. No torch, no DALI."""
+"""The objects of an annotation that are used, and the faults of the others. No torch, no DALI."""
 
 from __future__ import annotations
 

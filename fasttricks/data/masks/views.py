@@ -18,12 +18,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from fasttricks.config import DataConfig, SegmentConfig
+from fasttricks.data.annotated.pixels import resize, short_side_to
 from fasttricks.data.masks.source import IGNORED
 from fasttricks.data.pipeline.draws import image_draws
 
-_FILTERS = {"linear": InterpolationMode.BILINEAR, "cubic": InterpolationMode.BICUBIC}
-INTERPOLATIONS = tuple(_FILTERS)
-"""The values of data.interpolation that torchvision has for tensors."""
 _BLUR_PIXELS = 7  # three deviations of the widest blur
 _LEAST_BLUR = 0.01  # narrower changes no pixel, and 0 is refused
 
@@ -40,13 +38,6 @@ class View(NamedTuple):
     blur: float
     """Deviation of the Gaussian blur, pixels; 0: none."""
     flip: bool
-
-
-def short_side_to(side: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) with the short side at `side`, the long one in proportion, rounded down, as in gluon-cv and torchvision."""
-    if height < width:
-        return side, max(side, int(side * width / height))
-    return max(side, int(side * height / width)), side
 
 
 def long_side_to(side: int, height: int, width: int) -> tuple[int, int]:
@@ -73,15 +64,10 @@ def draw_view(
     return View(height, width, top, left, float(draws.factors[0, 1]) * blurred, float(draws.flip[0]) < data.flip)
 
 
-def stand_in(seed: int, epoch: int, place: int, count: int) -> int:
-    """Where the search for an image in place of a bad one begins: one of `count`, drawn with the rest of its numbers."""
-    return int(float(image_draws(seed, epoch, np.array([place])).factors[0, 2]) * count)
-
-
 def show(image: NDArray[np.uint8], mask: NDArray[np.uint8], view: View, data: DataConfig) -> tuple[Tensor, Tensor]:
     """uint8 (S, S, 3) and (S, S): that view of an image (H, W, 3) and its mask (H, W), of side S = data.image_size."""
     side = data.image_size
-    pixels, classes = _resize(image, (view.height, view.width), data), _resize_mask(mask, (view.height, view.width))
+    pixels, classes = resize(image, (view.height, view.width), data), _resize_mask(mask, (view.height, view.width))
     height, width = min(side, view.height - view.top), min(side, view.width - view.left)
     pixels, classes = (functional.crop(one, view.top, view.left, height, width) for one in (pixels, classes))
     if view.blur:
@@ -97,23 +83,7 @@ def show(image: NDArray[np.uint8], mask: NDArray[np.uint8], view: View, data: Da
 
 def show_whole(image: NDArray[np.uint8], data: DataConfig) -> Tensor:
     """uint8 (h, w, 3): the whole image (H, W, 3) with the short side at data.val_resize."""
-    return _resize(image, short_side_to(data.val_resize, *image.shape[:2]), data).permute(1, 2, 0).contiguous()
-
-
-def normalise(images: Tensor, data: DataConfig, dtype: torch.dtype) -> Tensor:
-    """(N, 3, H, W) in `dtype`, channels-last in memory, less data.mean and divided by data.std, of uint8 (N, H, W, 3).
-
-    In float32, and rounded to `dtype` once.
-    """
-    exact: Tensor = functional.normalize(images.permute(0, 3, 1, 2).float(), list(data.mean), list(data.std))
-    return exact.to(dtype)
-
-
-def _resize(image: NDArray[np.uint8], size: tuple[int, int], data: DataConfig) -> Tensor:
-    """uint8 (3, h, w)."""
-    tensor = torch.from_numpy(image).permute(2, 0, 1)
-    resized: Tensor = functional.resize(tensor, list(size), _FILTERS[data.interpolation], antialias=data.antialias)
-    return resized
+    return resize(image, short_side_to(data.val_resize, *image.shape[:2]), data).permute(1, 2, 0).contiguous()
 
 
 def _resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:

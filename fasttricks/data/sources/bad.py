@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from fasttricks.config import show_name
 from fasttricks.data.sources.errors import DataError
@@ -28,9 +29,10 @@ def require_few_bad(place: object, bad: int, count: int, max_bad: float, last: C
     )
 
 
-def name_bad(new: Sequence[tuple[str, str]], then: str) -> None:
+def name_bad(new: Sequence[tuple[str, str]], then: str, *, kind: Literal["image", "box"] = "image") -> None:
     """Name bad images on stderr, each a line (name, why), the first of many. then: how the loader goes around them."""
     for name, why in new[:_SHOWN]:
-        print(f"bad image {show_name(name)}: {show_name(why)}; {then}", file=sys.stderr, flush=True)
+        print(f"bad {kind} {show_name(name)}: {show_name(why)}; {then}", file=sys.stderr, flush=True)
     if len(new) > _SHOWN:
-        print(f"{len(new) - _SHOWN} more bad images: {then}; the run's summary.json names all", file=sys.stderr)
+        kinds = {"image": "images", "box": "boxes"}[kind]
+        print(f"{len(new) - _SHOWN} more bad {kinds}: {then}; the run's summary.json names all", file=sys.stderr)
