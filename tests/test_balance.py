@@ -150,8 +150,8 @@ def test_validation_is_as_without(root: Path) -> None:
 def test_balanced_weights_are_scikit_learns(root: Path) -> None:
     """n_samples / (n_classes * count), which sklearn.utils.class_weight states; their mean over the images is 1."""
     images = scan_folder(root / "train")
-    weights = class_weights("balanced", images)
-    assert weights is not None and class_weights("", images) is None
+    weights = class_weights("balanced", images, max_pixels=1)
+    assert weights is not None and class_weights("", images, max_pixels=1) is None
     np.testing.assert_allclose(weights.numpy(), [N / (3 * count) for count in SIZES.values()], rtol=1e-6)
     assert float(weights[torch.from_numpy(LABELS)].mean()) == pytest.approx(1, rel=1e-6)
 
@@ -166,7 +166,7 @@ def test_balanced_weights_are_scikit_learns(root: Path) -> None:
 )
 def test_a_files_weights_are_scaled_to_a_mean_of_1(text: str, root: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.csv").write_bytes(text.encode())
-    weights = class_weights(str(tmp_path / "weights.csv"), scan_folder(root / "train"))
+    weights = class_weights(str(tmp_path / "weights.csv"), scan_folder(root / "train"), max_pixels=1)
     assert weights is not None
     scale = N / (40 * 1 + 11 * 2 + 2 * 10)
     np.testing.assert_allclose(weights.numpy(), [scale, 2 * scale, 10 * scale], rtol=1e-6)

@@ -27,10 +27,14 @@ def batch(classes: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(3, classes, 6, 7).contiguous(memory_format=torch.channels_last), masks
 
 
-def oracle(logits: Tensor, masks: Tensor, smoothing: float = 0.0) -> Tensor:
+WEIGHTS = torch.tensor([0.3, 2.0, 0.0, 1.0, 9.5])
+
+
+def oracle(logits: Tensor, masks: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """torch's mean over the valid pixels of each image, and 0 where it has none."""
+    weight = None if weights is None else weights.double()
     found = [
-        functional.cross_entropy(one[None], mask[None], ignore_index=IGNORED, label_smoothing=smoothing)
+        functional.cross_entropy(one[None], mask[None], weight=weight, ignore_index=IGNORED, label_smoothing=smoothing)
         for one, mask in zip(logits.double(), masks, strict=True)
         if (mask != IGNORED).any()
     ]
@@ -57,12 +61,59 @@ def test_loss_and_gradient_are_torchs(smoothing: float, memory: torch.memory_for
         assert not ours[2].any(), "an image without a valid pixel has no gradient"
 
 
-def test_an_image_is_the_same_whatever_is_beside_it() -> None:
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_an_image_is_the_same_whatever_is_beside_it(weights: Tensor | None) -> None:
     """So the gradient of a step is the mean over its images for every split into micro-batches and ranks."""
     logits, masks = batch()
-    alone = [pixel_loss(logits[i : i + 1], masks[i : i + 1], NONE, aux_weight=0.4) for i in range(3)]
-    assert pixel_loss(logits, masks, NONE, aux_weight=0.4).item() == pytest.approx(sum(alone).item(), rel=1e-6)  # type: ignore[union-attr]
-    assert pixel_loss(logits[:0], masks[:0], NONE, aux_weight=0.4) == 0 == alone[2]
+
+    def loss(part: slice) -> Tensor:
+        return pixel_loss(logits[part], masks[part], NONE, aux_weight=0.4, class_weights=weights)
+
+    alone = [loss(slice(i, i + 1)) for i in range(3)]
+    assert loss(slice(None)).item() == pytest.approx(sum(alone).item(), rel=1e-6)  # type: ignore[union-attr]
+    assert loss(slice(0)) == 0 == alone[2]
+
+
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+def test_weights_are_torchs_weight_of_an_image_alone(memory: torch.memory_format) -> None:
+    """And their scale has no effect."""
+    logits, masks = batch()
+    logits = logits.contiguous(memory_format=memory).requires_grad_()
+    auxiliary = torch.randn_like(logits).requires_grad_()
+    loss = pixel_loss((logits, auxiliary), masks, NONE, aux_weight=0.4, class_weights=WEIGHTS)
+    expected = oracle(logits, masks, weights=WEIGHTS) + 0.4 * oracle(auxiliary, masks, weights=WEIGHTS)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6) != oracle(logits, masks).item()
+    found = torch.autograd.grad(loss, (logits, auxiliary))
+    wanted = torch.autograd.grad(expected, (logits, auxiliary))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+    scaled = pixel_loss((logits, auxiliary), masks, NONE, aux_weight=0.4, class_weights=1000 * WEIGHTS)
+    assert scaled.item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_a_smoothed_pixel_has_the_weight_of_its_label() -> None:
+    """In float64, pixel by pixel; torch would weigh each term by the class of the term."""
+    logits, masks = batch()
+    config, total = LossConfig(smoothing=0.1), 0.0
+    for one, mask in zip(logits.double(), masks, strict=True):
+        log_p, terms, weights = one.log_softmax(0), 0.0, 0.0
+        for row, column in (mask != IGNORED).nonzero().tolist():
+            label = int(mask[row, column])
+            target = torch.full((5,), 0.1 / 4, dtype=torch.float64)
+            target[label] = 0.9
+            terms -= float(WEIGHTS[label]) * float(target @ log_p[:, row, column])
+            weights += float(WEIGHTS[label])
+        total += terms / weights if weights else 0.0
+    found = pixel_loss(logits, masks, config, aux_weight=0.4, class_weights=WEIGHTS)
+    assert found.item() == pytest.approx(total, rel=1e-6)
+
+
+def test_an_image_whose_pixels_all_weigh_0_has_loss_0() -> None:
+    logits, masks = batch()
+    logits.requires_grad_()
+    loss = pixel_loss(logits, torch.full_like(masks, 2), NONE, aux_weight=0.4, class_weights=WEIGHTS)
+    loss.backward()
+    assert loss == 0 and logits.grad is not None and not logits.grad.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

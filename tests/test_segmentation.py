@@ -318,7 +318,6 @@ OTHERS: dict[str, Any] = {
     "model.aux_head": True,
     "schedule.first_size": 0.5,
     "loss.mixup_alpha": 0.2,
-    "loss.class_weights": "balanced",
     "loss.aux_weight": 0.3,
     "distill.teacher": "runs/teacher",
 }

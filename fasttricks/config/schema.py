@@ -208,7 +208,8 @@ class LossConfig:
     """Mixup with lambda ~ Beta(alpha, alpha), one a batch; the paper's value is 0.2."""
     class_weights: str = ""
     """Weight of an image's loss by its class. balanced: classes count alike; or a file with a class and its weight in each line,
-    as ant,2.5. Scaled so that the mean over the training images is 1. Empty: images count alike."""
+    as ant,2.5. Scaled so that the mean over the training images is 1. Empty: images count alike. segmentation: of a pixel's;
+    balanced: median frequency of a class / its own."""
     aux_weight: Annotated[float, Range(0, above=True, note="0.4 is usual")] = 0.4
     """Weight of the loss of an auxiliary head (model.aux_head); the network's own has 1."""
 

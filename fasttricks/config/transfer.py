@@ -45,7 +45,6 @@ SEGMENTATION_HAS: dict[str, tuple[Any, str]] = {
     "model.aux_head": (False, "segment.aux_weight has an auxiliary head of its own"),
     "schedule.first_size": (1.0, "the images have one size"),
     "loss.mixup_alpha": (0.0, "pixels are not mixed"),
-    "loss.class_weights": ("", _CLASS),
     "loss.aux_weight": (0.4, "segment.aux_weight is the weight"),
     "distill.teacher": ("", "there is no teacher of pixels"),
 }

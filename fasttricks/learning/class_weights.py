@@ -1,4 +1,4 @@
-"""The weight of each class in the loss: balanced, or of a file. Scaled so that the mean over the training images is 1."""
+"""The weight of each class in the loss, of an image or of a pixel: balanced, or of a file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fasttricks.config import ConfigError, nearest, show_name
+from fasttricks.data.masks.frequencies import class_pixels
+from fasttricks.data.masks.source import MaskSource
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.class_counts import class_counts
+from fasttricks.data.sources.errors import DataError
 from fasttricks.system.reading import Reader
 
 BALANCED = "balanced"
@@ -21,21 +24,50 @@ _RULE = "must hold a class and its weight in each line, as ant,2.5, for every cl
 _FILES = Reader(ConfigError, _RULE, "mend the file, or take --loss.class-weights balanced", max_bytes=1 << 24)
 
 
-def class_weights(chosen: str, train: Source) -> Tensor | None:
+def class_weights(chosen: str, train: Source, *, max_pixels: int) -> Tensor | None:
     """(K,) float32 on the CPU: the weight of each class of `train` by loss.class_weights; None where that is empty.
 
     balanced: N / (K n) for a class of n of the N images, of K classes that have any. Both kinds are scaled so that the mean over
     the images is 1: the learning rate keeps its meaning. Raises ConfigError for a file that does not name each class once with
     a weight of 0 or more, and for one by which every image weighs 0.
+
+    Of masks they are the weights of pixels, and their scale has no effect (tasks.pixels.pixel_loss). balanced: as
+    median_frequency(), whose counts cost a look at every mask of at most max_pixels, once.
     """
     if not chosen:
         return None
+    if isinstance(train, MaskSource):
+        return _of_pixels(chosen, train, max_pixels)
     counts = class_counts(train)
     raw = 1 / np.maximum(counts, 1) if chosen == BALANCED else _read(Path(chosen), train.classes)
     total = float(raw @ counts)
     if total <= 0:
         raise _FILES.refusal(chosen, "every image weighs 0")
     return torch.from_numpy((raw * (counts.sum() / total)).astype(np.float32))
+
+
+def _of_pixels(chosen: str, train: MaskSource, max_pixels: int) -> Tensor:
+    weights = (
+        median_frequency(*class_pixels(train, max_pixels)) if chosen == BALANCED else _read(Path(chosen), train.classes)
+    )
+    if not weights.any():
+        if chosen == BALANCED:
+            raise DataError(f"{train.place}: no pixel of a training mask has a class; leave loss.class_weights out")
+        raise _FILES.refusal(chosen, "every pixel weighs 0")
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def median_frequency(pixels: NDArray[np.int64], beside: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(K,): the median of the classes' frequencies divided by that of each; 0 for a class without a pixel.
+
+    pixels, beside: (K,), as data.masks.frequencies.Frequencies. The frequency of a class is the share that it has of the valid
+    pixels in the masks that have it. Source: Eigen and Fergus 2015, section 6; SegNet (Badrinarayanan et al. 2015), section 4.
+    """
+    there = pixels > 0
+    weights = np.zeros(len(pixels))
+    frequencies = pixels[there] / beside[there]
+    weights[there] = np.median(frequencies) / frequencies if there.any() else 0
+    return weights
 
 
 def _read(path: Path, classes: tuple[str, ...]) -> NDArray[np.float64]:

@@ -21,24 +21,36 @@ _AT_ONCE = 1 << 24
 
 
 def pixel_loss(
-    outputs: Tensor | tuple[Tensor, Tensor], masks: Tensor, config: LossConfig, *, aux_weight: float
+    outputs: Tensor | tuple[Tensor, Tensor],
+    masks: Tensor,
+    config: LossConfig,
+    *,
+    aux_weight: float,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """The loss summed over the images of a batch, a float32 scalar: of each image the mean cross-entropy of its valid pixels.
 
     outputs: logits (N, K, H, W), float16, bfloat16 or float32; or (logits, logits of the auxiliary head), whose loss is added
-    times aux_weight. masks: (N, H, W) int64, 0 to K - 1 or IGNORED. An image without a valid pixel has loss 0; so has N = 0.
-    config: its smoothing counts. Deterministic, no sync. Without a copy of logits that are channels-last in memory.
+    times aux_weight. masks: (N, H, W) int64, 0 to K - 1 or IGNORED. An image without a valid pixel, or whose pixels all weigh 0,
+    has loss 0; so has N = 0. config: its smoothing counts.
+    class_weights: (K,) float32, 0 or more, on the logits' device; None: all alike. The mean of an image is the weighted mean, as
+    torch's `weight` has it of that image alone, so the scale of the weights has no effect. With smoothing torch weighs each term
+    by the class of the term, and here a pixel has one weight, its label's.
+    Deterministic, no sync. Without a copy of logits that are channels-last in memory.
     The oracle, torch's cross_entropy in float64, is in tests/test_pixels.py.
     """
     logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
     valid = (masks != IGNORED).flatten(1)
     labels = torch.where(valid, masks.flatten(1), 0)
-    counts = valid.sum(1).clamp(min=1)
+    weights = None if class_weights is None else torch.where(valid, class_weights[labels], 0.0)
+    totals = (valid if weights is None else weights).sum(1)
+    totals = torch.where(totals > 0, totals, 1)
 
     def loss(logits: Tensor) -> Tensor:
         rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
         each = one_loss(rows, Targets(labels.flatten()), config, NO_TEACHER, "none").view_as(labels)
-        return (torch.where(valid, each, 0.0).sum(1) / counts).sum()
+        each = torch.where(valid, each, 0.0)
+        return ((each if weights is None else weights * each).sum(1) / totals).sum()
 
     return loss(logits) if auxiliary is None else loss(logits) + aux_weight * loss(auxiliary)
 

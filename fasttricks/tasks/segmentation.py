@@ -91,7 +91,14 @@ class Segmentation:
         config = learner.config
         with learner.autocast():
             outputs = learner.forward(batch.images)
-        return pixel_loss(outputs, batch.masks, config.loss, aux_weight=config.segment.aux_weight), len(batch)
+        loss = pixel_loss(
+            outputs,
+            batch.masks,
+            config.loss,
+            aux_weight=config.segment.aux_weight,
+            class_weights=learner.class_weights,
+        )
+        return loss, len(batch)
 
     def evaluate(
         self,

@@ -60,7 +60,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     check_triton(world.device)
     ask_for_one_order(world.device, on=config.deterministic == "on", compiled=config.compile != "off")
     config, teacher = with_teacher(config, train, world)
-    weights = class_weights(config.loss.class_weights, train)
+    weights = class_weights(config.loss.class_weights, train, max_pixels=config.data.max_pixels)
     needed = conditions(task, config, world, train, val, weights)
     resumed = find_state(config, world, needed)
     torch.manual_seed(config.seed)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fasttricks.config import show_name
 from fasttricks.data.masks.source import IGNORED, MaskSource
 from fasttricks.data.sources import Source
 from fasttricks.data.sources.class_counts import class_counts, describe_counts
 from fasttricks.data.sources.class_order import describe_order
 from fasttricks.data.sources.label_sets import sets_of
+from fasttricks.learning.class_weights import BALANCED
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.schedule import image_sizes
 from fasttricks.learning.teacher_cache import CachedTeacher
@@ -46,7 +48,7 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
     if config.model.freeze:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         rows["frozen"] = f"{', '.join(config.model.freeze)}; {trained / 1e6:.2f} M parameters are trained"
-    rows["counts"] = _counts(run, train) if not isinstance(train, MaskSource) else _of_masks(train)
+    rows["counts"] = _counts(run, train) if not isinstance(train, MaskSource) else _of_masks(run, train)
     if order := describe_order(run.classes, config.data.class_order):
         rows["classes"] = order
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
@@ -87,10 +89,17 @@ def _counts(run: Run, train: Source) -> str:
     return f"{told}; rare classes count little: --data.balance 1 draws, --loss.class-weights balanced weighs them more"
 
 
-def _of_masks(train: MaskSource) -> str:
-    """The pixels that do not count."""
-    ignored = 0 if train.first else IGNORED
-    return f"a class for each pixel; {ignored} in a mask is ignored"
+def _of_masks(run: Run, train: MaskSource) -> str:
+    """The pixels that do not count, and the weights of the others."""
+    told = f"a class for each pixel; {0 if train.first else IGNORED} in a mask is ignored"
+    if run.class_weights is None:
+        return told
+    weights, chosen = run.class_weights.tolist(), run.config.loss.class_weights
+    least, most = (
+        f"{limit:.3g} ({show_name(train.classes[weights.index(limit)])})" for limit in (min(weights), max(weights))
+    )
+    how = "balanced by median frequency" if chosen == BALANCED else chosen
+    return f"{told}; their loss is weighted {least} to {most}, {how}"
 
 
 def _teacher_rows(run: Run) -> dict[str, str]:
