@@ -379,6 +379,7 @@ def test_images_and_classes_are_those_of_the_data(tiny_data: Path) -> None:
     assert plan.data == (45, 3, str(tiny_data / "train"))
     assert plan.steps_per_epoch == 3
     assert find_data_size(configure("cifar10")) == (1_281_167, 1000, "ImageNet")
+    assert find_data_size(configure("places365")) == (1_803_460, 365, "Places365-Standard")
 
 
 def test_a_run_that_does_not_fit_is_given_the_fewest_micro_batches_that_do(monkeypatch: pytest.MonkeyPatch) -> None:

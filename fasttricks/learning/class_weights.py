@@ -31,7 +31,7 @@ def class_weights(chosen: str, train: Source, *, max_pixels: int) -> Tensor | No
     the images is 1: the learning rate keeps its meaning. Raises ConfigError for a file that does not name each class once with
     a weight of 0 or more, and for one by which every image weighs 0.
 
-    Of masks they are the weights of pixels, and their scale has no effect (tasks.pixels.pixel_loss). balanced: as
+    For masks the weights are those of pixels, and their scale has no effect (tasks.pixels.pixel_loss). balanced: as
     median_frequency(), whose counts cost a look at every mask of at most max_pixels, once.
     """
     if not chosen:

@@ -133,3 +133,30 @@ def copied_with(data: Path, root: Path, changed: Mapping[str, bytes]) -> Path:
     for name, content in changed.items():
         (root / name).write_bytes(content)
     return root
+
+
+def write_places365(data: Path, root: Path, *, large: bool = False, renamed: bool = False) -> Path:
+    """The archives of Places365-Standard as they are unpacked, of the images of `data`: lists, and folders of images.
+
+    A class "b-shop" of `data` is the category /b/b/shop. The lists have the last image first. large: the folders of full size;
+    renamed: as torchvision renames the folder of training.
+    """
+    classes = sorted(path.name for path in (data / "train").iterdir())
+    categories = [f"/{name[0]}/{name.replace('-', '/')}" for name in classes]
+    size = "large" if large else "256"
+    root.mkdir(exist_ok=True)
+    lines = {"train": [], "val": []}  # type: dict[str, list[str]]
+    for split in SPLITS:
+        folder = root / (f"val_{size}" if split == "val" else f"data_{size}{'_standard' * renamed}")
+        for at, (name, file, content) in enumerate(rows_of(data / split)):
+            number = classes.index(name)
+            path = f"Places365_val_{at:08d}.jpg" if split == "val" else f"{categories[number]}/{file}"
+            target = folder / path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+            lines[split].insert(0, f"{path} {number}\n")
+    numbered = [f"{category} {number}\n" for number, category in enumerate(categories)]
+    (root / "categories_places365.txt").write_text("".join(numbered))
+    (root / "places365_train_standard.txt").write_text("".join(lines["train"]))
+    (root / "places365_val.txt").write_text("".join(lines["val"]))
+    return root

@@ -18,6 +18,7 @@ from fasttricks.data.sources.held_out import Part, hold_out, limit_classes
 from fasttricks.data.sources.listed import ListedImages, Where, is_numbered
 from fasttricks.data.sources.packed import is_packed, open_packed, require_finished
 from fasttricks.data.sources.parquet import is_parquet, open_parquet, parquet_holds
+from fasttricks.data.sources.places365 import is_places365, open_places365, places365_holds
 from fasttricks.data.sources.table import names_table, open_table, table_holds
 from fasttricks.data.sources.walk import list_folder
 from fasttricks.data.sources.webdataset import is_webdataset, open_webdataset, webdataset_holds
@@ -98,6 +99,9 @@ OPENERS = [
         holds=_holds_packed,
         open=lambda config, split, classes: open_packed(Path(config.root, split), classes=classes),
     ),
+    Opener(
+        recognises=is_places365, holds=places365_holds, open=open_places365
+    ),  # before tars: the archives may lie there too
     Opener(recognises=is_webdataset, holds=webdataset_holds, open=open_webdataset),
     Opener(recognises=is_parquet, holds=parquet_holds, open=open_parquet),
     Opener(recognises=lambda config, split: True, holds=holds_folder, open=open_folder),

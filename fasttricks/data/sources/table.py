@@ -60,7 +60,31 @@ def open_table(config: DataConfig, split: str, classes: tuple[str, ...] | None) 
     `classes` lacks, and one without an image that can be used.
     Cost: as scan_folder; the table is read once.
     """
-    rows, root = _table(config)[split], Path(config.root)
+    rows, place, below = _table(config)[split], _place(config), f"{split}/"
+    if all(path.startswith(below) for path in rows.paths):
+        rows = rows._replace(paths=tuple(path[len(below) :] for path in rows.paths))
+    else:
+        below = ""
+    return images_of(rows, Path(config.root), below, place, split, classes, label_separator=config.label_separator)
+
+
+def images_of(
+    rows: Rows,
+    root: Path,
+    below: str,
+    place: Path,
+    split: str,
+    classes: tuple[str, ...] | None,
+    *,
+    label_separator: str = "",
+    mend: str = "mend the paths, which are relative to data.root",
+) -> ImageFolder:
+    """The images of `rows`, whose paths are relative to the folder `below` of `root`, "" or one that ends in /.
+
+    place: the file that has the rows, for messages; mend: their way out.
+
+    Raises DataError for a class that `classes` lacks, and one without an image that can be used.
+    """
     cells = {cell: _named(cell) for cell in rows.labels}
     known = classes or tuple(sorted({name for names in cells.values() for name in names}))
     number = {name: label for label, name in enumerate(known)}
@@ -69,32 +93,31 @@ def open_table(config: DataConfig, split: str, classes: tuple[str, ...] | None) 
     if stranger is not None:
         label = strange[rows.labels[stranger]]
         wrong = f"label = {label!r} has no counterpart in train, which has {len(known)} classes"
-        raise _refusal(_place(config), rows.lines[stranger], wrong)
-    files, below = rows.paths, f"{split}/"
-    if all(path.startswith(below) for path in files):
-        root, files = root / split, tuple(path[len(below) :] for path in files)
+        raise _refusal(place, rows.lines[stranger], wrong)
+    root, files = root / below, rows.paths
     reasons = find_bad(root, files, len(files)) | read_quarantine(root, _lists_below(root, files))
     bad = {at: reasons[file] for at, file in enumerate(files) if file in reasons}
-    _require_images(_place(config), rows, cells, bad)
-    if not config.label_separator:
+    _require_images(place, rows, cells, bad, below=below, mend=mend)
+    if not label_separator:
         return ImageFolder(root, known, files, tuple(number[label] for label in rows.labels), bad=bad)
     if not any(cells.values()):
-        raise DataError(f"{_place(config)}: no image of {split} has a label; {_MEND}")
+        raise DataError(f"{place}: no image of {split} has a label; {_MEND}")
     at = {cell: label for label, cell in enumerate(cells)}
     sets = tuple(tuple(sorted(number[name] for name in names)) for names in cells.values())
     return ImageFolder(root, known, files, tuple(at[cell] for cell in rows.labels), bad=bad, sets=sets)
 
 
-def _require_images(place: Path, rows: Rows, cells: Mapping[str, Sequence[str]], bad: dict[int, str]) -> None:
+def _require_images(
+    place: Path, rows: Rows, cells: Mapping[str, Sequence[str]], bad: Mapping[int, str], *, below: str, mend: str
+) -> None:
     """Raise DataError for a class all of whose images are bad."""
     good = {cell for at, cell in enumerate(rows.labels) if at not in bad} if bad else set()
     usable = {name for cell in good for name in cells[cell]}
     for at, why in bad.items():
         for name in cells[rows.labels[at]]:
             if name not in usable:
-                wrong = f"no image of class {name!r} can be used ({rows.paths[at]}: {why})"
-                rule = "mend the paths, which are relative to data.root"
-                raise DataError(f"{place}: line {rows.lines[at]}: {wrong}; {rule}")
+                wrong = f"no image of class {name!r} can be used ({below}{rows.paths[at]}: {why})"
+                raise DataError(f"{place}: line {rows.lines[at]}: {wrong}; {mend}")
 
 
 def _lists_below(root: Path, files: Sequence[str]) -> list[str]:
@@ -154,7 +177,7 @@ def read_table(path: Path, label_separator: str = "") -> dict[str, Rows]:
                 continue  # an empty line
             if len(row) != len(header):
                 raise ValueError(f"{len(row)} cells, where the header has {len(header)}")
-            file = _file(row[at["path"]])
+            file = plain_path(row[at["path"]])
             if (first := lines.setdefault(file, rows.line_num)) != rows.line_num:
                 raise ValueError(f"path = {file!r:.200}: line {first} names it too, and an image has one row")
             word, cell = row[at["split"]] if "split" in at else "train", row[at["label"]]
@@ -173,10 +196,11 @@ def read_table(path: Path, label_separator: str = "") -> dict[str, Rows]:
     if others:
         read = ", ".join(name for name in COLUMNS if name in at)
         warnings.warn(f"{show_name(path)}: reads the columns {read}, and not {show_names(others)}", stacklevel=2)
-    return choose_val(path, {split: _sorted(part) for split, part in found.items()})
+    return choose_val(path, {split: sorted_rows(part) for split, part in found.items()})
 
 
-def _sorted(part: list[tuple[str, str, int]]) -> Rows:
+def sorted_rows(part: list[tuple[str, str, int]]) -> Rows:
+    """The rows of (label, path, line). Changes `part`."""
     part.sort()
     labels, paths, lines = zip(*part, strict=True)
     return Rows(paths, labels, array("q", lines))
@@ -212,8 +236,8 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     return {name: names.index(name) for name in COLUMNS if name in names}
 
 
-def _file(path: str) -> str:
-    """The path as it is compared: without //, ./ and the like."""
+def plain_path(path: str) -> str:
+    """The path as it is compared: without //, ./ and the like. Raises ValueError for one that leads out of its folder."""
     if not path:
         raise ValueError("path = '': must name a file below data.root")
     if path[0] == "/":
