@@ -34,7 +34,10 @@ from fasttricks.config import ConfigError, DistillConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.folder import read_config
-from lib.tiny import SMALLEST, call, environment, on_terminal, write_images
+from fasttricks.trainer import fit
+from fasttricks.training.build import build
+from lib.forked import on_ranks
+from lib.tiny import ALONE, SMALLEST, call, configure, environment, on_terminal, write_images
 
 
 def arguments(data: Path, folder: Path, *more: str, design: str = "leave-one-out", epochs: int = 1) -> list[str]:
@@ -111,6 +114,18 @@ def test_a_cell_is_what_train_makes_of_its_command_line(ablated: SimpleNamespace
     for mine, other in zip(momentum, cells["optimizer"]["state"].values(), strict=True):
         assert torch.equal(mine, other["momentum_buffer"])
     assert json.loads((tmp_path / "alone" / "summary.json").read_text())["top1"] == cell["runs"]["0"]["top1"]
+
+
+def train_and_list_imports(data: str, folder: str) -> None:
+    before = set(sys.modules)
+    fit(build(configure(Path(data), Path(folder)), ALONE))
+    (Path(folder) / "imports").write_text("\n".join(sorted(sys.modules.keys() - before)))
+
+
+def test_a_run_imports_next_to_nothing_that_its_server_has_not(tiny_data: Path, tmp_path: Path) -> None:
+    """torch._dynamo alone is 900 modules, and more seconds than such a run trains for."""
+    on_ranks(1, train_and_list_imports, str(tiny_data), str(tmp_path / "run"))
+    assert len(listed := (tmp_path / "run" / "imports").read_text().split()) < 100, listed
 
 
 def test_a_second_call_trains_nothing(ablated: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,9 +39,12 @@ PRELOAD = [
     "fasttricks.ablation.worker",
     "fasttricks.data.pipeline.loader",
     "fasttricks.system.bars",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "torch._dynamo",
     "torch.utils.tensorboard",
 ]
-"""The modules that a run imports, also those that it imports late."""
+"""The modules that a run imports, also those that it imports late: torch's optimizers import torch._dynamo at their first use."""
 _SUMMARIES = Reader(
     ConfigError, "must be as fasttricks.train wrote it", "remove the run's folder, and it is done again"
 )

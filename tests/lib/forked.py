@@ -30,8 +30,8 @@ from lib.refusing import become_user
 from lib.tiny import environment, own_terminal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# also the modules of ablation/worker.py, which forks from the same server; and those of a command line and of curves.png
-_CONTEXT.set_forkserver_preload([*PRELOAD, "tyro", "matplotlib.backends.backend_agg"])
+# also the modules of ablation/worker.py, which forks from the same server; and those of a command line
+_CONTEXT.set_forkserver_preload([*PRELOAD, "tyro"])
 GIVE_UP_S = 120
 CLOSED = "closed"
 UNSET = "\0unset"
