@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from fasttricks.runs.calibration import Calibration
     from fasttricks.runs.saved import Saved
-    from fasttricks.tasks.answers import Answered
-    from fasttricks.tasks.label_answers import LabelAnswered
-    from fasttricks.tasks.pixel_counts import PixelScores
 
 Place = str | Path
 Data = str | Path | Mapping[str, Any]
@@ -91,17 +88,16 @@ def load(checkpoint: Place, data: Data = "", *, model: Mapping[str, Any] = NOTHI
 class Evaluation(dict[str, float]):
     """Metrics by name: accuracies in percent, val_loss in nats, val_images."""
 
-    answers: Answered | LabelAnswered | None = None
-    """As numpy arrays. Confusion matrix, accuracy by class, calibration and mistakes; of task multilabel average precision,
-    precision, recall and F1 by class. None for a task that has neither."""
+    answers: Any = None
+    """As numpy arrays. Confusion matrix, accuracy by class, calibration and mistakes (tasks.answers.Answered); of task multilabel
+    average precision, precision, recall and F1 by class (LabelAnswered); of segmentation the IoU of each class and the confusion
+    matrix of pixels (PixelScores). None for a task that has none."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the answers."""
     mistakes: tuple[str, ...] = ()
     """Names of the images of answers.mistakes, in that order: CLASS/IMAGE."""
     calibration: Calibration | None = None
     """The temperature and its effect, where evaluate(..., calibrate=True) fitted it; it is then in the run too."""
-    pixels: PixelScores | None = None
-    """The IoU of each class and the confusion matrix of pixels, as numpy arrays; None for a task other than segmentation."""
 
 
 def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
@@ -115,21 +111,17 @@ def evaluate(checkpoint: Place, data: Data = "", **fields: Any) -> Evaluation:
     config = at_place(evaluation.as_run(saved.config), given.get("data.root", ""))
     config = replace_fields(config, check_kinds(type(config), given))
     found = evaluation.evaluate(saved, config)
-    if isinstance(found, dict):
-        return Evaluation(found)
+    from fasttricks.tasks.answers import Answered
+
     if read_launch().rank == 0:
         evaluation.write_output(config, saved, found)
     result = Evaluation(found.metrics)
-    if isinstance(found, evaluation.Segmented):
-        result.pixels, result.classes = found.scores, saved.classes
-        return result
     result.answers, result.classes = found.answers, saved.classes
-    if isinstance(found, evaluation.EvaluatedLabels):
-        return result
     if isinstance(found.calibration, UserError):
         raise found.calibration
     result.calibration = found.calibration
-    result.mistakes = tuple(map(found.images.name, found.answers.mistakes.images.tolist()))
+    if isinstance(found.answers, Answered):
+        result.mistakes = tuple(map(found.images.name, found.answers.mistakes.images.tolist()))
     return result
 
 

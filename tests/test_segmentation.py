@@ -17,12 +17,12 @@ from fasttricks.ablation.cells import extend
 from fasttricks.commands import evaluate as evaluation
 from fasttricks.commands import export, predict, report
 from fasttricks.commands.drawn import colors
-from fasttricks.commands.evaluate import EvaluateConfig, Segmented, score_pixels
+from fasttricks.commands.evaluate import EvaluateConfig, answer_checkpoint
 from fasttricks.commands.train import next_commands
 from fasttricks.config import ConfigError, DoesNotApplyError, TrainConfig, get_at, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
 from fasttricks.config.recipes import RECIPES
-from fasttricks.config.transfer import SEGMENTATION_HAS
+from fasttricks.config.transfer import HAS
 from fasttricks.config.tricks import TRICKS, applies, is_on
 from fasttricks.data.masks.places import open_mask_split
 from fasttricks.learning.learner import count_steps
@@ -30,6 +30,7 @@ from fasttricks.planning.planner import PlanConfig, find_data_size, make_plan
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.fitted import fit_recipe
 from fasttricks.runs.saved import read_saved
+from fasttricks.tasks.pixel_counts import PixelScores
 from fasttricks.tasks.segmentation import SEGMENTATION
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
@@ -110,7 +111,9 @@ def test_ranks_and_micro_batches_train_alike(ranks: int, run_folder: Path, tiny_
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["ranks"], summary["val_images"]) == (ranks, 5)
     state = load_checkpoint(tmp_path / "run")
-    found = score_pixels(evaluation.as_run(read_saved(tmp_path / "run").config), read_saved(tmp_path / "run"), ALONE)
+    found = answer_checkpoint(
+        evaluation.as_run(read_saved(tmp_path / "run").config), read_saved(tmp_path / "run"), ALONE
+    )
     assert found.metrics["miou"] == summary["miou"] and state["step"] == summary["steps"] == 3
     assert found.metrics["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
 
@@ -143,7 +146,7 @@ def test_batches_of_no_image_are_a_step_too(tiny_masks: Path, tmp_path: Path) ->
 def test_the_scores_are_those_of_a_plain_loop(run_folder: Path, tiny_masks: Path) -> None:
     """Counted image by image in numpy, of logits that torch resizes."""
     saved = read_saved(run_folder)
-    found = score_pixels(evaluation.as_run(saved.config), saved, ALONE)
+    found = answer_checkpoint(evaluation.as_run(saved.config), saved, ALONE)
     model, confusion, losses = saved.network(), np.zeros((3, 3), int), []
     source = open_mask_split(saved.config.data, "val")
     for batch in SEGMENTATION.val_batches(saved.config, source, ALONE, batch_size=7, dtype=torch.float32):
@@ -153,7 +156,7 @@ def test_the_scores_are_those_of_a_plain_loop(run_folder: Path, tiny_masks: Path
         np.add.at(confusion, (truth[truth < 255], guess[truth < 255]), 1)
         losses.append(functional.cross_entropy(logits.double(), batch.masks, ignore_index=255).item())
     right = np.diag(confusion)
-    assert np.array_equal(found.scores.confusion, confusion)
+    assert np.array_equal(found.answers.confusion, confusion)
     assert found.metrics["miou"] == pytest.approx(100 * np.mean(right / (confusion.sum(0) + confusion.sum(1) - right)))
     assert found.metrics["pixel_accuracy"] == pytest.approx(100 * right.sum() / confusion.sum())
     assert found.metrics["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
@@ -181,7 +184,7 @@ def test_several_views_change_the_scores(run_folder: Path) -> None:
     saved = read_saved(run_folder)
     plain = evaluation.as_run(saved.config)
     several = replace_at(replace_at(plain, "eval.flip", True), "segment.test_scales", (0.75, 1.25))
-    ious = [score_pixels(config, saved, ALONE).metrics["val_loss"] for config in (plain, several)]
+    ious = [answer_checkpoint(config, saved, ALONE).metrics["val_loss"] for config in (plain, several)]
     assert ious[0] != ious[1] and abs(ious[0] - ious[1]) < 1
 
 
@@ -251,7 +254,7 @@ def test_each_class_has_a_colour_of_its_own() -> None:
         (predict.main, ["IMAGE"], "task = 'segmentation': gives each pixel a class, and an image none; add --draw DIR"),
         (predict.main, ["IMAGE", "--draw", "OLD"], "already exists and is never overwritten; give another --draw"),
         (predict.main, ["IMAGE", "--draw", "NEW", "--output", "x.csv"], "output = 'x.csv': is for classes of images"),
-        (report.main, [], "task = 'segmentation': has no page yet"),
+        (report.main, [], "task = 'segmentation': has no answers for a page"),
         (export.main, [], "task = 'segmentation': cannot be exported yet"),
     ],
 )
@@ -323,7 +326,7 @@ OTHERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("path", SEGMENTATION_HAS)
+@pytest.mark.parametrize("path", HAS["segmentation"])
 def test_a_field_that_has_no_effect_is_refused_by_name(path: str) -> None:
     recipe = RECIPES["segment-ade20k"]()
     if path == "model.aux_head":
@@ -419,8 +422,8 @@ def test_an_ablation_refuses_it() -> None:
 
 
 def test_evaluated_as_configured(run_folder: Path) -> None:
-    """Segmented is what the Python API and the command get."""
+    """The scores are what the Python API and the command get."""
     saved = read_saved(run_folder)
     found = evaluation.evaluate(saved, evaluation.as_run(saved.config))
-    assert isinstance(found, Segmented) and isinstance(evaluation.as_run(saved.config), EvaluateConfig)
-    assert found.scores.iou.shape == (3,)
+    assert isinstance(found.answers, PixelScores) and isinstance(evaluation.as_run(saved.config), EvaluateConfig)
+    assert found.answers.iou.shape == (3,)

@@ -55,8 +55,7 @@ def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World
 
     DIR/NAME.png: the image at half its colours, and half those of its classes. DIR/masks/NAME.png: a palette PNG whose values are
     the classes, from 0 on. DIR/colors.csv: the class of each value, and its colour. An image is scored at its full size, as
-    validation does. One that cannot be read has an error. Raises ConfigError for a folder that is there or cannot be made, and
-    for a network of another task.
+    validation does. One that cannot be read has an error. Raises ConfigError for a folder that is there or cannot be made.
     """
     from fasttricks.data.annotated.pixels import normalise
     from fasttricks.data.masks.views import show_whole
@@ -66,8 +65,6 @@ def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World
     from fasttricks.system.determinism import ask_for_one_order
     from fasttricks.training.checks import check_evaluation_size
 
-    rule = f"is for segmentation, and the checkpoint's task is {saved.task}; leave it out"
-    require(saved.task == "segmentation", "draw", config.draw, rule)
     check_precision(config.precision, world.device)
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fasttricks.commands import prog
-from fasttricks.commands.answers_shown import answers_table, answers_text, check_json, write_answers
+from fasttricks.commands.answers_shown import check_json, write_answers
+from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.calibrated import calibrate_checkpoint, calibration_text, check_place, weights_name
-from fasttricks.commands.labels_shown import labels_table, labels_text
-from fasttricks.commands.pixels_shown import pixels_table, pixels_text
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -29,8 +28,6 @@ from fasttricks.config import (
     show_name,
 )
 from fasttricks.config.options import Hidden, value_of
-from fasttricks.data.masks.places import require_masks
-from fasttricks.data.sources import require_place
 from fasttricks.runs.calibration import Calibration, run_of, shown_as, write_calibration
 from fasttricks.runs.exported import NOT_SAID, UNREAD
 
@@ -43,9 +40,6 @@ if TYPE_CHECKING:
     from fasttricks.learning.precision import Autocast
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
-    from fasttricks.tasks.answers import Answered
-    from fasttricks.tasks.label_answers import LabelAnswered
-    from fasttricks.tasks.pixel_counts import PixelScores
 
 PROG = prog("evaluate")
 ABOUT = f"""Accuracy and loss of a checkpoint over the validation images of its run, or of --data.root; the classes that fail
@@ -94,55 +88,28 @@ class Evaluated(NamedTuple):
 
     metrics: dict[str, float]
     """By name; val_loss and val_images too."""
-    answers: Answered
+    answers: Any
+    """Those of the task, as Task.answer gives them."""
     images: Source
     """Names the images by the numbers that the answers have."""
     calibration: Calibration | UserError | None = None
     """Where config.calibrate asks for it; an error where there is none."""
 
 
-class EvaluatedLabels(NamedTuple):
-    """A checkpoint of task multilabel over validation images."""
-
-    metrics: dict[str, float]
-    """By name; val_loss and val_images too."""
-    answers: LabelAnswered
-
-
-class Segmented(NamedTuple):
-    """A checkpoint of task segmentation over validation or test images."""
-
-    metrics: dict[str, float]
-    """By name; val_loss and val_images too."""
-    scores: PixelScores
-
-
 def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Evaluated:
-    """As evaluate_checkpoint, in the same pass, with the answers. Raises ConfigError for a task without classes too."""
+    """As evaluate_checkpoint, in the same pass, with the answers and, where config.calibrate asks for it, the calibration."""
+    opened = _open(config, saved, world)
+    with_them = opened.model, opened.batches, world, opened.run, opened.autocast
+    if not config.calibrate:
+        return Evaluated(*opened.task.answer(*with_them, len(saved.classes)), opened.images)
     from fasttricks.tasks.answers import Answers
     from fasttricks.tasks.classification import CLASSIFICATION
 
-    rule = f"has no answers for a page, which are for {CLASSIFICATION.name} alone; take a checkpoint of that, or evaluate this"
-    require(saved.task == CLASSIFICATION.name, "task", saved.task, rule)
-    answers = Answers(len(saved.classes), world.device, keep_logits=config.calibrate)
-    opened = _open(config, saved, world)
-    images = opened.images
-    metrics = CLASSIFICATION.evaluate(opened.model, opened.batches, world, opened.run, opened.autocast, answers)
-    calibration: Calibration | UserError | None = None
-    trusted = saved.trusting(config.trust_code)
-    if config.calibrate:
-        shown = shown_as(config.data, flip=config.eval.flip)
-        calibration = calibrate_checkpoint(trusted, answers, images, world, average=config.average, shown=shown)
-    return Evaluated(metrics, answers.result(world), images, calibration)
-
-
-def answer_labels(config: EvaluateConfig, saved: Saved, world: World) -> EvaluatedLabels:
-    """As evaluate_checkpoint, of a checkpoint of task multilabel, with the answers."""
-    from fasttricks.tasks.multilabel import MULTILABEL, metrics_in
-
-    opened = _open(config, saved, world)
-    answers = MULTILABEL.answer(opened.model, opened.batches, world, opened.run, opened.autocast)
-    return EvaluatedLabels(metrics_in(answers), answers)
+    answers = Answers(len(saved.classes), world.device, keep_logits=True)
+    metrics = CLASSIFICATION.evaluate(*with_them, answers)
+    shown, trusted = shown_as(config.data, flip=config.eval.flip), saved.trusting(config.trust_code)
+    calibration = calibrate_checkpoint(trusted, answers, opened.images, world, average=config.average, shown=shown)
+    return Evaluated(metrics, answers.result(world), opened.images, calibration)
 
 
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
@@ -153,14 +120,6 @@ def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> d
     """
     opened = _open(config, saved, world)
     return opened.task.evaluate(opened.model, opened.batches, world, opened.run, opened.autocast)
-
-
-def score_pixels(config: EvaluateConfig, saved: Saved, world: World) -> Segmented:
-    """As evaluate_checkpoint, of a checkpoint of task segmentation, with the scores of each class."""
-    from fasttricks.tasks.segmentation import SEGMENTATION
-
-    opened = _open(config, saved, world)
-    return Segmented(*SEGMENTATION.score(opened.model, opened.batches, world, opened.run, opened.autocast))
 
 
 class _Opened(NamedTuple):
@@ -183,13 +142,14 @@ def _open(config: EvaluateConfig, saved: Saved, world: World) -> _Opened:
     from fasttricks.training.checks import check_evaluation_size, check_labels
 
     check_precision(config.precision, world.device)
-    check_labels(saved.task, config.data)
+    task = find_task(saved.task)
+    check_labels(task, config.data)
     saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
-    task = find_task(saved.task)
-    rule = f"is for segmentation, and the checkpoint's task is {saved.task}; leave it at val"
-    require(config.split == "val" or saved.task == "segmentation", "split", config.split, rule)
+    tasks = tasks_with(lambda row: config.split in row.splits)
+    rule = f"is for {tasks}, and the checkpoint's task is {saved.task}; leave it at val"
+    require(config.split in commands_of(saved.task).splits, "split", config.split, rule)
     schedule = ScheduleConfig(warmup_epochs=0)  # whose rules relate to the sizes of training
     run = dataclasses.replace(
         saved.config, data=config.data, eval=config.eval, segment=config.segment, schedule=schedule
@@ -219,53 +179,40 @@ def as_run(run: TrainConfig) -> EvaluateConfig:
     )
 
 
-Found = Evaluated | EvaluatedLabels | Segmented | dict[str, float]
-
-
-def evaluate(saved: Saved, config: EvaluateConfig) -> Found:
-    """On the ranks that torchrun started, or on one: answer_checkpoint, or as the task has it answer_labels, score_pixels or
-    evaluate_checkpoint.
+def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated:
+    """On the ranks that torchrun started, or on one: answer_checkpoint.
 
     A collective: every rank must call it. Raises ConfigError for an output that cannot be made, which it does not write.
     """
     from fasttricks.system.distributed import join_world, keep_freed_memory
 
     check_json(config.output)
-    ways: dict[str, Callable[..., Found]] = {
-        "classification": answer_checkpoint,
-        "multilabel": answer_labels,
-        "segmentation": score_pixels,
-    }
-    rule = f"is for {' and '.join(ways)} alone; leave it out"
-    require(saved.task in ways or not config.output, "output", config.output, rule)
-    rule = "is for classification alone; leave it out"
-    require(saved.task == "classification" or not config.calibrate, "calibrate", True, rule)
+    row = commands_of(saved.task)
+    rule = f"is for {tasks_with(lambda row: row.shown)} alone; leave it out"
+    require(row.shown is not None or not config.output, "output", config.output, rule)
+    rule = f"is for {tasks_with(lambda row: row.calibrated)} alone; leave it out"
+    require(row.calibrated or not config.calibrate, "calibrate", True, rule)
     if config.calibrate:
         check_place(saved)
     keep_freed_memory()
     with join_world(config.device) as world:
-        return ways.get(saved.task, evaluate_checkpoint)(config, saved, world)
+        return answer_checkpoint(config, saved, world)
 
 
-def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated | EvaluatedLabels | Segmented) -> None:
+def write_output(config: EvaluateConfig, saved: Saved, found: Evaluated) -> None:
     """Write config.output and the calibration where they were asked for. For the main rank.
 
     Raises ConfigError, and after that the error of a calibration that there is not.
     """
-    run, calibration = run_of(saved.path), found.calibration if isinstance(found, Evaluated) else None
-    if config.output:
+    run, calibration, row = run_of(saved.path), found.calibration, commands_of(saved.task)
+    if config.output and row.shown is not None:
         weights = weights_name(saved, average=config.average)
         facts: dict[str, Any] = {"checkpoint": str(saved.path), "step": saved.step, "weights": weights}
         facts |= {"metrics": found.metrics}
         if isinstance(calibration, Calibration):
             facts |= {"calibration": dataclasses.asdict(calibration)}
-        if isinstance(found, Evaluated):
-            table = answers_table(found.answers, saved.classes, found.images)
-        elif isinstance(found, EvaluatedLabels):
-            table = labels_table(found.answers, saved.classes)
-        else:
-            table = {"split": config.split, **pixels_table(found.scores, saved.classes)}
-        write_answers(config.output, {**facts, **table})
+        facts |= {"split": config.split} if len(row.splits) > 1 else {}
+        write_answers(config.output, {**facts, **row.shown.table(found.answers, saved.classes, found.images)})
     if isinstance(calibration, UserError):
         raise calibration
     if calibration and run:
@@ -278,10 +225,8 @@ def main(args: Sequence[str]) -> None:
     asked = command.read(args)
     check_json(asked.config.output if asked.config else value_of("output", asked.options))
     if asked.config is not None and asked.config.model.name:  # else the file is refused first
-        if asked.task == "segmentation":
-            require_masks(asked.config.data, asked.config.split)
-        else:
-            require_place(asked.config.data, "val")
+        row = commands_of(asked.task)
+        row.require_place(asked.config.data, asked.config.split if asked.config.split in row.splits else "val")
 
     from fasttricks.runs.metric import show_all
     from fasttricks.tasks import find_task
@@ -289,18 +234,13 @@ def main(args: Sequence[str]) -> None:
     saved, config = command.open(asked)
     found = evaluate(saved, config)
     if read_launch().rank == 0:
-        metrics = found if isinstance(found, dict) else found.metrics
+        row, metrics = commands_of(saved.task), found.metrics
         scores = (
             f"{show_all(find_task(saved.task).metrics_of(len(saved.classes)), metrics)}  loss {metrics['val_loss']:.4f}"
         )
         print(f"{scores}  {metrics['val_images']} images  {show_name(saved.path)}")
-        if isinstance(found, Evaluated):
-            print(answers_text(found.answers, saved.classes), flush=True)
-            if isinstance(found.calibration, Calibration):
-                print(calibration_text(found.calibration), flush=True)
-        elif isinstance(found, EvaluatedLabels):
-            print(labels_text(found.answers, saved.classes), flush=True)
-        elif isinstance(found, Segmented):
-            print(pixels_text(found.scores, saved.classes), flush=True)
-        if not isinstance(found, dict):
-            write_output(config, saved, found)
+        if row.shown is not None:
+            print(row.shown.text(found.answers, saved.classes), flush=True)
+        if isinstance(found.calibration, Calibration):
+            print(calibration_text(found.calibration), flush=True)
+        write_output(config, saved, found)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttricks.commands import prog
+from fasttricks.commands.by_task import commands_of
 from fasttricks.commands.calibrated import calibration_to_apply, fold
 from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, require, show_name
@@ -128,8 +129,8 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     from fasttricks.system.files import temporary_of
     from fasttricks.tasks import find_task
 
-    rule = "cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights"
-    require(saved.task != "segmentation", "task", saved.task, rule)
+    row = commands_of(saved.task)
+    require(not row.no_export, "task", saved.task, row.no_export)
     target = Path(config.output or (run_folder or saved.path.parent) / "export")
     if target.exists():
         raise ConfigError(f"output = {str(target)!r}: already exists and is never overwritten; give another --output")
@@ -137,7 +138,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     model = saved.trusting(config.trust_code).network(average=config.average)
     calibration = None
     rule = f"is for one label an image, and the checkpoint's task is {saved.task}; leave it out"
-    require(not config.calibrated or saved.task == "classification", "calibrated", True, rule)
+    require(not config.calibrated or row.calibrated, "calibrated", True, rule)
     if config.calibrated:
         shown = shown_as(run.data, flip=run.eval.flip)
         calibration = calibration_to_apply(saved, model, average=config.average, shown=shown)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fasttricks.config import show_name
 
 if TYPE_CHECKING:
+    from fasttricks.data.sources import Source
     from fasttricks.tasks.label_answers import LabelAnswered
 
 _CLASSES = 10
@@ -39,7 +40,7 @@ def _percent(share: float) -> str:
     return f"{'-':>8}" if math.isnan(share) else f"{100 * share:6.2f} %"
 
 
-def labels_table(answers: LabelAnswered, classes: Sequence[str]) -> dict[str, Any]:
+def labels_table(answers: LabelAnswered, classes: Sequence[str], images: Source | None = None) -> dict[str, Any]:
     """All answers as plain values; docs/evaluation.md names them. A number that is not finite is NaN here, null in the file."""
     columns = {
         "name": list(classes),

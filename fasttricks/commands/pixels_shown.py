@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fasttricks.config import show_name
 
 if TYPE_CHECKING:
+    from fasttricks.data.sources import Source
     from fasttricks.tasks.pixel_counts import PixelScores
 
 _CLASSES = 20
@@ -31,7 +32,7 @@ def pixels_text(scores: PixelScores, classes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def pixels_table(scores: PixelScores, classes: Sequence[str]) -> dict[str, Any]:
+def pixels_table(scores: PixelScores, classes: Sequence[str], images: Source | None = None) -> dict[str, Any]:
     """All scores as plain values. An IoU of a class without pixels is NaN here, null in the file."""
     pixels, found = scores.confusion.sum(1).tolist(), scores.confusion.diagonal().tolist()
     return {

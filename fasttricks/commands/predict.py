@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from fasttricks.commands import prog
+from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.calibrated import calibration_to_apply
 from fasttricks.commands.prediction_files import Output, Prediction, check_output
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
+    ConfigError,
     DataConfig,
     ModelConfig,
     Precision,
@@ -116,21 +118,23 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
     from fasttricks.learning.precision import check_precision, make_autocast, resolve_precision
     from fasttricks.models import Embedder
     from fasttricks.system.determinism import ask_for_one_order
-    from fasttricks.tasks.classification import CLASSIFICATION, evaluation_logits
-    from fasttricks.tasks.multilabel import MULTILABEL
+    from fasttricks.tasks import find_task
+    from fasttricks.tasks.classification import evaluation_logits
     from fasttricks.training.checks import check_evaluation_size
 
-    rule = "gives each pixel a class, and an image none; add --draw DIR, for pictures and masks"
-    require(saved.task != "segmentation", "task", saved.task, rule)
+    answers = commands_of(saved.task)
+    require(not answers.no_classes, "task", saved.task, answers.no_classes)
     check_precision(config.precision, world.device)
     saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
     ask_for_one_order(world.device, on=True)
     precision = resolve_precision(config.precision, world.device)
     network = saved.network(average=config.average)
-    probabilities = torch.sigmoid if saved.task == MULTILABEL.name else functools.partial(torch.softmax, dim=1)
+    probabilities = (
+        torch.sigmoid if find_task(saved.task).facts.several_labels else functools.partial(torch.softmax, dim=1)
+    )
     rule = f"is for one label an image, and the checkpoint's task is {saved.task}; leave it out"
-    require(not config.calibrated or saved.task == CLASSIFICATION.name, "calibrated", True, rule)
+    require(not config.calibrated or answers.calibrated, "calibrated", True, rule)
     calibration = None
     if config.calibrated:
         shown = shown_as(config.data, flip=config.flip)
@@ -243,10 +247,12 @@ def main(args: Sequence[str]) -> None:
 
 def _draw(saved: Saved, config: PredictConfig, images: Sequence[str]) -> int:
     """Draw each image, with a line for it. Returns the exit status."""
-    from fasttricks.commands.drawn import draw
     from fasttricks.system.distributed import join_world
 
-    failed = False
+    draw, failed = commands_of(saved.task).draw, False
+    rule = f"is for {tasks_with(lambda row: row.draw)}, and the checkpoint's task is {saved.task}; leave it out"
+    if draw is None:
+        raise ConfigError(f"draw = {config.draw!r}: {rule}")
     with join_world(config.device) as world:
         for drawn in draw(saved, images, config, world):
             failed |= bool(drawn.error)

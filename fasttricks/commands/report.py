@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fasttricks.commands import prog
+from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.evaluate import HIDDEN as EVALUATED
 from fasttricks.commands.evaluate import RECORDED as OF_THE_RUN
 from fasttricks.commands.evaluate import EvaluateConfig
@@ -28,7 +29,6 @@ from fasttricks.config import (
 )
 from fasttricks.config.options import Hidden, value_of
 from fasttricks.config.recipes import RECIPES
-from fasttricks.data.sources import require_place
 from fasttricks.runs.exported import NOT_SAID
 from fasttricks.runs.stored import is_export, run_of_best
 from fasttricks.system.reading import is_there
@@ -85,17 +85,17 @@ def main(args: Sequence[str]) -> None:
     command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ReportConfig(), as_run, HIDDEN, RECORDED)
     asked = command.read(args)
     folder = run_folder(asked.path)
-    rule = "has no page yet; `fasttricks evaluate` has its scores"
-    require(asked.task != "segmentation", "task", asked.task, rule)
+    _require_page(asked.task)
     file = _place(asked.config.output if asked.config else value_of("output", asked.options), folder)
     if asked.config is not None and asked.config.model.name:  # else the file is refused first
-        require_place(asked.config.data, "val")
+        commands_of(asked.task).require_place(asked.config.data, "val")
 
     from fasttricks.commands.evaluate import answer_checkpoint
     from fasttricks.reporting.page import write_page
     from fasttricks.system.distributed import join_world, keep_freed_memory
 
     saved, config = command.open(asked)
+    _require_page(saved.task)
     keep_freed_memory()
     given = {one.name: getattr(config, one.name) for one in dataclasses.fields(config) if one.name != "output"}
     with join_world(config.device) as world:
@@ -110,6 +110,12 @@ def main(args: Sequence[str]) -> None:
             f"output = {str(file)!r}: must be a place to write to; give another --output ({error})"
         ) from error
     print(f"wrote {show_name(file)}, {size / 1e6:.1f} MB")
+
+
+def _require_page(task: str) -> None:
+    tasks = tasks_with(lambda row: row.page)
+    rule = f"has no answers for a page, which are for {tasks} alone; take a checkpoint of that, or evaluate this"
+    require(commands_of(task).page, "task", task, rule)
 
 
 def run_folder(path: Path) -> Path | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasttricks.commands import prog
+from fasttricks.commands.by_task import commands_of
 from fasttricks.config import TrainConfig, UserError, read_launch
-from fasttricks.data.masks.places import require_masks
-from fasttricks.data.sources import require_place
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.config_file import load_config
 from fasttricks.runs.fitted import fit_recipe
@@ -24,12 +23,12 @@ PROG = prog("train")
 
 def next_commands(run_dir: str, task: str = "classification") -> list[str]:
     """The next commands for a finished run, one a line, after the activation of their environment where the shell lacks it."""
-    folder, activate = shlex.quote(run_dir), activation()
+    folder, activate, row = shlex.quote(run_dir), activation(), commands_of(task)
     return [
         *([f"first    {activate}"] if activate else []),
         f"evaluate {prog('evaluate')} {folder}",
-        f"predict  {prog('predict')} {folder} IMAGE...{' --draw DIR' if task == 'segmentation' else ''}",
-        *([f"export   {prog('export')} {folder}"] if task != "segmentation" else []),
+        f"predict  {prog('predict')} {folder} IMAGE...{' --draw DIR' if row.no_classes and row.draw else ''}",
+        *([f"export   {prog('export')} {folder}"] if not row.no_export else []),
         f"curves   tensorboard --logdir {folder}",
     ]
 
@@ -103,10 +102,7 @@ def train(config: TrainConfig) -> Trained:
 
 def require_data(config: TrainConfig) -> None:
     """Raise DataError where data.root is no place of the task's data, as far as a look at it tells."""
-    if config.task == "segmentation":
-        require_masks(config.data, "train", "val")
-    else:
-        require_place(config.data, "train", "val")
+    commands_of(config.task).require_place(config.data, "train", "val")
 
 
 def restarted(config: TrainConfig) -> TrainConfig:

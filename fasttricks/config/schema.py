@@ -13,7 +13,7 @@ from fasttricks.config.errors import DoesNotApplyError, require, unknown
 from fasttricks.config.networks import OPTIONS, model_info
 from fasttricks.config.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
-from fasttricks.config.transfer import SegmentConfig, check_segment
+from fasttricks.config.transfer import SegmentConfig, check_transfer
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
@@ -347,7 +347,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_segment(self)
+        check_transfer(self)
         for logger in self.loggers:
             name, rest, project = logger.partition(":")
             rule = f"{unknown(name, LOGGERS)}; the loggers are {' and '.join(LOGGERS)}, each with :PROJECT or without"

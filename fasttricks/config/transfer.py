@@ -34,7 +34,7 @@ class SegmentConfig:
 
 
 _CROP, _COLOR, _CLASS = "a crop is cut by segment.scale", "colours stay as they are", "an image has no class of its own"
-SEGMENTATION_HAS: dict[str, tuple[Any, str]] = {
+_SEGMENTATION: dict[str, tuple[Any, str]] = {
     "data.area": ((0.08, 1.0), _CROP),
     "data.aspect": ((3 / 4, 4 / 3), _CROP),
     "data.color": ("none", _COLOR),
@@ -48,20 +48,22 @@ SEGMENTATION_HAS: dict[str, tuple[Any, str]] = {
     "loss.aux_weight": (0.4, "segment.aux_weight is the weight"),
     "distill.teacher": ("", "there is no teacher of pixels"),
 }
-"""Fields that have no effect in segmentation: the one value that each may have, and why."""
+HAS: dict[str, dict[str, tuple[Any, str]]] = {"segmentation": _SEGMENTATION}
+"""Task -> the fields that have no effect in it: the one value that each may have, and why."""
+SECTIONS: dict[str, tuple[str, type]] = {"segmentation": ("segment", SegmentConfig)}
+"""Task -> the section of its own, which has no effect elsewhere."""
 
 
-def check_segment(config: Any) -> None:
-    """Raise DoesNotApplyError for a field of the TrainConfig `config` that has no effect: in segmentation, or of it elsewhere."""
-    if config.task == "segmentation":
-        for path, (value, why) in SEGMENTATION_HAS.items():
-            rule = f"has no effect in segmentation, where {why}; leave it at {value!r}"
-            require(get_at(config, path) == value, path, get_at(config, path), rule, DoesNotApplyError)
-        return
-    for one in fields(SegmentConfig):
-        value = getattr(config.segment, one.name)
-        rule = f"has no effect in task {config.task}; leave it at {one.default!r}, or add --task segmentation"
-        require(value == one.default, f"segment.{one.name}", value, rule, DoesNotApplyError)
+def check_transfer(config: Any) -> None:
+    """Raise DoesNotApplyError for a field of the TrainConfig `config` that has no effect in its task."""
+    for path, (value, why) in HAS.get(config.task, {}).items():
+        rule = f"has no effect in {config.task}, where {why}; leave it at {value!r}"
+        require(get_at(config, path) == value, path, get_at(config, path), rule, DoesNotApplyError)
+    for task, (section, cls) in SECTIONS.items():
+        for one in fields(cls) if task != config.task else ():
+            value = getattr(getattr(config, section), one.name)
+            rule = f"has no effect in task {config.task}; leave it at {one.default!r}, or add --task {task}"
+            require(value == one.default, f"{section}.{one.name}", value, rule, DoesNotApplyError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,32 @@ from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """What the trainer and the commands ask of a task; the defaults are those of a class for each image."""
+
+    heads: str = "classifier's"
+    """Whose weights optim.backbone_lr leaves alone, in the header of a run."""
+    one_output_a_class: bool = True
+    """Whether the network turns N images into logits (N, K)."""
+    several_labels: bool = False
+    """Whether an image has any number of labels, which data.label_separator separates."""
+    whole_images: bool = False
+    """Whether validation shows whole images, so that data.image_size has no effect on it."""
+    packages: tuple[str, ...] = ()
+    """Packages that decode and resize its images beside DALI, and whose releases round otherwise."""
+
+
 class Task(Protocol):
     """A task: its data, its loss and its metrics. Only the task knows the contents of a batch."""
 
     @property
     def name(self) -> str:
         """As a checkpoint records it."""
+
+    @property
+    def facts(self) -> TaskFacts:
+        """The facts about it that differ from those of a class for each image."""
 
     def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
         """The metrics that evaluate() gives of a network for so many classes, 1 or more.
@@ -69,6 +89,23 @@ class Task(Protocol):
         self, model: nn.Module, batches: Iterable[Any], world: World, config: TrainConfig, autocast: Autocast
     ) -> dict[str, float]:
         """Each of metrics_of(), val_loss and val_images, of `model` over the batches of all ranks. A collective and a sync."""
+
+    def answer(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        world: World,
+        config: TrainConfig,
+        autocast: Autocast,
+        num_classes: int,
+    ) -> tuple[dict[str, float], Any]:
+        """(the metrics as evaluate() gives them; the answers of the same pass, by class). A collective and a sync.
+
+        commands/by_task.py says how the answers are shown; None: the task has none.
+        """
+
+    def describe(self, config: TrainConfig, source: Source, class_weights: Tensor | None) -> str:
+        """A line of the run's header on the labels of the training data `source`, and the weights of the classes."""
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype

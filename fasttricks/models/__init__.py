@@ -38,13 +38,23 @@ There is no plain resnet50: it is A in the paper and B in torchvision and timm, 
 def build_network(config: TrainConfig, num_classes: int) -> nn.Module:
     """The network that `config` trains for its task, in FP32 on torch's default device, in training mode.
 
-    A classifier as build_model() has it, for segmentation an FCN as fcn.build_fcn() has it. Raises as they do.
+    A classifier as build_model() has it, or that of _OF_TASKS, as fcn.build_fcn() of segmentation. Raises as they do.
     """
-    if config.task == "segmentation":
-        from fasttricks.models.fcn import build_fcn  # which builds on this
+    return _OF_TASKS.get(config.task, _classifier)(config, num_classes)
 
-        return build_fcn(config.model, config.segment, num_classes)
+
+def _classifier(config: TrainConfig, num_classes: int) -> nn.Module:
     return build_model(config.model, num_classes)
+
+
+def _fcn(config: TrainConfig, num_classes: int) -> nn.Module:
+    from fasttricks.models.fcn import build_fcn  # which builds on this
+
+    return build_fcn(config.model, config.segment, num_classes)
+
+
+_OF_TASKS: dict[str, Callable[[TrainConfig, int], nn.Module]] = {"segmentation": _fcn}
+"""The network of a task that is no classifier's."""
 
 
 def build_model(config: ModelConfig, num_classes: int, **more: Any) -> nn.Module:

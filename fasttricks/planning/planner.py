@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fasttricks.planning.footprint import Footprint
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
-_ASSUMED = {"segmentation": (20_210, 150, "ADE20K"), "places365": (1_803_460, 365, "Places365-Standard")}
-"""Task or recipe -> images, classes and name of the data set that is assumed; else ImageNet."""
+_ASSUMED = {"segment-ade20k": (20_210, 150, "ADE20K"), "places365": (1_803_460, 365, "Places365-Standard")}
+"""Recipe -> images, classes and name of the data set that is assumed; else ImageNet."""
 NODE = 8
 """GPUs of a node."""
 USABLE = 0.8
@@ -206,8 +206,7 @@ def check_gpus(config: PlanConfig) -> None:
 
 def find_data_size(config: PlanConfig) -> DataSize:
     """The size given by --images, else that of data.root, else that of ImageNet or of _ASSUMED. Raises DataError."""
-    imagenet = (IMAGENET_IMAGES, IMAGENET_CLASSES, "ImageNet")
-    images, classes, name = _ASSUMED.get(config.task) or _ASSUMED.get(config.recipe, imagenet)
+    images, classes, name = _ASSUMED.get(config.recipe, (IMAGENET_IMAGES, IMAGENET_CLASSES, "ImageNet"))
     if config.images or not config.data.root:
         classes = config.model.num_classes or classes
         return DataSize(config.images or images, classes, "--images" if config.images else name)

@@ -14,14 +14,16 @@ from torch.nn import functional
 from fasttricks.config import DataConfig, TrainConfig
 from fasttricks.data.batch import Batch
 from fasttricks.data.sources import Source, Split, find_dataset, open_split
-from fasttricks.learning.learner import Learner
+from fasttricks.data.sources.class_counts import class_counts, describe_counts
+from fasttricks.data.sources.label_sets import sets_of
+from fasttricks.learning.learner import Learner, TaskFacts
 from fasttricks.learning.precision import Autocast, image_dtype
 from fasttricks.learning.schedule import image_size
 from fasttricks.models import build_model
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.spans import span
-from fasttricks.tasks.answers import Answers
+from fasttricks.tasks.answers import Answered, Answers
 from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 _ENGINE_LOAD = 0.65
 """Share of a batch that the card's JPEG engine decodes under --deterministic off: DALI's default, not measured here."""
 _PANEL = "Validation accuracy", "images classified right (%)"
+_RARE = 3
+"""Images of the largest class for one of the smallest, from which on the header names the ways out."""
 MOST = 5
 """The highest k of a top-k accuracy: ImageNet's second figure."""
 
@@ -38,6 +42,7 @@ class Classification:
     """One label an image, of the classes of data.root: learner.Task specifies each method."""
 
     name = "classification"
+    facts = TaskFacts()
 
     def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
         """Top-1, and top-k of the k in tops()."""
@@ -109,6 +114,35 @@ class Classification:
     ) -> dict[str, float]:
         """As evaluate() below."""
         return evaluate(model, batches, world, flip=config.eval.flip, autocast=autocast, answers=answers)
+
+    def answer(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        world: World,
+        config: TrainConfig,
+        autocast: Autocast,
+        num_classes: int,
+    ) -> tuple[dict[str, float], Answered]:
+        """The metrics; the confusion matrix, the mistakes and the calibration."""
+        answers = Answers(num_classes, world.device)
+        metrics = self.evaluate(model, batches, world, config, autocast, answers)
+        return metrics, answers.result(world)
+
+    def describe(self, config: TrainConfig, source: Source, class_weights: Tensor | None) -> str:
+        """The images a class, and the treatment of rare classes; where they have none, the two for one label an image."""
+        counts, told = class_counts(source), describe_counts(source)
+        if config.data.balance:
+            drawn = f"by n^{1 - config.data.balance:g}" if config.data.balance < 1 else "alike"
+            return f"{told}; drawn {drawn}"
+        if config.loss.class_weights and class_weights is not None:
+            low, high = (float(limit) for limit in class_weights.aminmax())
+            return f"{told}; their loss is weighted {low:.3g} to {high:.3g} ({config.loss.class_weights})"
+        if counts.max() < _RARE * max(1, counts.min()) or sets_of(source):
+            return told
+        return (
+            f"{told}; rare classes count little: --data.balance 1 draws, --loss.class-weights balanced weighs them more"
+        )
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fasttricks.config import DataConfig, LossConfig, TrainConfig
 from fasttricks.data.batch import Batch
 from fasttricks.data.sources import Source, Split, find_dataset
-from fasttricks.learning.learner import Learner
+from fasttricks.learning.learner import Learner, TaskFacts
 from fasttricks.learning.precision import Autocast
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
@@ -31,6 +31,7 @@ class Multilabel:
     """Any number of the classes an image, from a table with data.label_separator: learner.Task specifies each method."""
 
     name = "multilabel"
+    facts = TaskFacts(several_labels=True)
 
     def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
         """METRICS, of any number of classes."""
@@ -72,11 +73,24 @@ class Multilabel:
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], world: World, config: TrainConfig, autocast: Autocast
     ) -> dict[str, float]:
-        """The metrics of answer()."""
-        return metrics_in(self.answer(model, batches, world, config, autocast))
+        """The metrics of answer(). Raises ValueError where no rank has an image, or a batch does not number its images."""
+        return metrics_in(self._answers(model, batches, world, config, autocast))
+
+    def answer(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        world: World,
+        config: TrainConfig,
+        autocast: Autocast,
+        num_classes: int,
+    ) -> tuple[dict[str, float], LabelAnswered]:
+        """The metrics; average precision, precision, recall and F1 by class. Raises as evaluate()."""
+        answers = self._answers(model, batches, world, config, autocast)
+        return metrics_in(answers), answers
 
     @torch.no_grad()
-    def answer(
+    def _answers(
         self, model: nn.Module, batches: Iterable[Batch], world: World, config: TrainConfig, autocast: Autocast
     ) -> LabelAnswered:
         """The answers over the batches of all ranks. `model` is in eval mode during it. A collective, and one sync at the end.
@@ -94,6 +108,10 @@ class Multilabel:
             scores.update(logits, batch.labels, batch.shown)
         model.train(was_training)
         return scores.result(world)
+
+    def describe(self, config: TrainConfig, source: Source, class_weights: Tensor | None) -> str:
+        """As in classification."""
+        return CLASSIFICATION.describe(config, source, class_weights)
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype

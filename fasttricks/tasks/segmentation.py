@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import DataConfig, TrainConfig
+from fasttricks.config import DataConfig, TrainConfig, show_name
 from fasttricks.data.masks.batch import MaskBatch
 from fasttricks.data.masks.places import MaskSplit, open_mask_split, open_masks
 from fasttricks.data.masks.source import IGNORED, MaskSource
 from fasttricks.data.sources import Source
-from fasttricks.learning.learner import Learner
+from fasttricks.learning.class_weights import BALANCED
+from fasttricks.learning.learner import Learner, TaskFacts
 from fasttricks.learning.precision import Autocast, image_dtype
 from fasttricks.models.fcn import build_fcn
 from fasttricks.runs.metric import Metric
@@ -33,6 +34,12 @@ class Segmentation:
     """A class for each pixel, of the classes of data.root: learner.Task specifies each method."""
 
     name = "segmentation"
+    facts = TaskFacts(
+        heads="heads'",
+        one_output_a_class=False,
+        whole_images=True,
+        packages=("torchvision", "pillow"),
+    )
 
     def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
         """METRICS, of any number of classes."""
@@ -108,17 +115,18 @@ class Segmentation:
         config: TrainConfig,
         autocast: Autocast,
     ) -> dict[str, float]:
-        """The metrics of score()."""
-        return self.score(model, batches, world, config, autocast)[0]
+        """The metrics of answer()."""
+        return self.answer(model, batches, world, config, autocast, num_classes(model))[0]
 
     @torch.no_grad()
-    def score(
+    def answer(
         self,
         model: nn.Module,
         batches: Iterable[MaskBatch],
         world: World,
         config: TrainConfig,
         autocast: Autocast,
+        num_classes: int,
     ) -> tuple[dict[str, float], PixelScores]:
         """(miou and pixel_accuracy in percent, val_loss and val_images; the scores of each class) over the batches of all ranks.
 
@@ -128,7 +136,7 @@ class Segmentation:
         nor ranks change them. Two collectives and one sync, at the end. Raises ValueError where no rank has an image, and as
         PixelCounts.result.
         """
-        counts = PixelCounts(num_classes(model), world.device)
+        counts = PixelCounts(num_classes, world.device)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, images
         was_training = model.training
         model.eval()
@@ -154,6 +162,18 @@ class Segmentation:
         found = counts.result(world)
         metrics = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
         return {**metrics, "val_loss": total / images, "val_images": int(images)}, found
+
+    def describe(self, config: TrainConfig, source: Source, class_weights: Tensor | None) -> str:
+        """The pixels that do not count, and the weights of the others."""
+        told = f"a class for each pixel; {0 if cast(MaskSource, source).first else IGNORED} in a mask is ignored"
+        if class_weights is None:
+            return told
+        weights, chosen = class_weights.tolist(), config.loss.class_weights
+        least, most = (
+            f"{limit:.3g} ({show_name(source.classes[weights.index(limit)])})" for limit in (min(weights), max(weights))
+        )
+        how = "balanced by median frequency" if chosen == BALANCED else chosen
+        return f"{told}; their loss is weighted {least} to {most}, {how}"
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype

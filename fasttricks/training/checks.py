@@ -27,11 +27,7 @@ from fasttricks.learning.teacher import check_teacher
 from fasttricks.runs.saved import Saved
 from fasttricks.system.distributed import World
 from fasttricks.tasks import find_task
-from fasttricks.tasks.classification import CLASSIFICATION
-from fasttricks.tasks.multilabel import MULTILABEL
 
-_ONE_A_CLASS = (CLASSIFICATION.name, MULTILABEL.name)
-"""Tasks whose network has one output a class."""
 _SIZE_ERRORS = (RuntimeError, AssertionError)  # timm asserts a size
 
 
@@ -138,15 +134,17 @@ def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig
             raise ConfigError(f"model.name = {config.model.name!r}: {rule}") from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     rule = f"must turn {count} images into logits of shape {(count, num_classes)}, but returned {shape}"
-    require(shape == (count, num_classes) or task.name not in _ONE_A_CLASS, "model.name", config.model.name, rule)
+    require(shape == (count, num_classes) or not task.facts.one_output_a_class, "model.name", config.model.name, rule)
 
 
-def check_labels(task: str, data: DataConfig) -> None:
+def check_labels(task: Task, data: DataConfig) -> None:
     """Raise ConfigError where `data` gives an image several labels, and the checkpoint's task one, or the other way round."""
-    several, separator = task == MULTILABEL.name, data.label_separator
-    rule = f"is for several labels an image, and the checkpoint's task is {task}; leave it out"
+    several, separator = task.facts.several_labels, data.label_separator
+    rule = f"is for several labels an image, and the checkpoint's task is {task.name}; leave it out"
     require(several or not separator, "data.label_separator", separator, rule)
-    rule = f"must separate the labels of an image, as the checkpoint's task is {task}; give the table's, such as ';'"
+    rule = (
+        f"must separate the labels of an image, as the checkpoint's task is {task.name}; give the table's, such as ';'"
+    )
     require(bool(separator) or not several, "data.label_separator", separator, rule)
 
 
@@ -155,8 +153,8 @@ def check_evaluation_size(saved: Saved, image_size: int) -> None:
     if image_size == saved.config.data.image_size and not saved.foreign:
         return  # check_sizes tried it
     rule = "has no effect: whole images are shown, their short side at data.val_resize; leave it out"
-    require(saved.task != "segmentation", "data.image_size", image_size, rule)
     task, classes = find_task(saved.task), len(saved.classes)
+    require(not task.facts.whole_images, "data.image_size", image_size, rule)
     # a user's code need not know tensors without data
     device = torch.device("cpu" if model_info(saved.config.model.name).family == "own" else "meta")
     data = dataclasses.replace(saved.config.data, image_size=image_size, val_resize=image_size)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fasttricks.config import show_name
-from fasttricks.data.masks.source import IGNORED, MaskSource
 from fasttricks.data.sources import Source
-from fasttricks.data.sources.class_counts import class_counts, describe_counts
 from fasttricks.data.sources.class_order import describe_order
-from fasttricks.data.sources.label_sets import sets_of
-from fasttricks.learning.class_weights import BALANCED
 from fasttricks.learning.precision import resolve_precision
 from fasttricks.learning.schedule import image_sizes
 from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.training.resume import Resumed
 from fasttricks.training.run import Run
-
-_RARE = 3
-"""Images of the largest class for one of the smallest, from which on the header names the ways out."""
 
 
 def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: str = "") -> list[str]:
@@ -43,12 +35,11 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
         "run": f"{run.folder}/",
     }
     if config.optim.backbone_lr != 1:
-        heads = "heads'" if config.task == "segmentation" else "classifier's"
-        rows["lr"] += f"; x {config.optim.backbone_lr:g} for all weights but the {heads}"
+        rows["lr"] += f"; x {config.optim.backbone_lr:g} for all weights but the {run.task.facts.heads}"
     if config.model.freeze:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         rows["frozen"] = f"{', '.join(config.model.freeze)}; {trained / 1e6:.2f} M parameters are trained"
-    rows["counts"] = _counts(run, train) if not isinstance(train, MaskSource) else _of_masks(run, train)
+    rows["counts"] = run.task.describe(config, train, run.class_weights)
     if order := describe_order(run.classes, config.data.class_order):
         rows["classes"] = order
     sizes = image_sizes(config.schedule, full=config.data.image_size, epochs=config.epochs)
@@ -74,32 +65,6 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
         rows["extended"] = f"from {last['from_epochs']} to {last['to_epochs']} epochs: {schedule}"
     rows |= {f"note {number}" if number else "note": note for number, note in enumerate(resumed.notes)}
     return [f"{name:8s} {value}" for name, value in rows.items()]
-
-
-def _counts(run: Run, train: Source) -> str:
-    """The images a class, and the treatment of rare classes; where they have none, the two for one label an image."""
-    counts, config, told = class_counts(train), run.config, describe_counts(train)
-    if config.data.balance:
-        return f"{told}; drawn by n^{1 - config.data.balance:g}" if config.data.balance < 1 else f"{told}; drawn alike"
-    if config.loss.class_weights and run.class_weights is not None:
-        low, high = (float(limit) for limit in run.class_weights.aminmax())
-        return f"{told}; their loss is weighted {low:.3g} to {high:.3g} ({config.loss.class_weights})"
-    if counts.max() < _RARE * max(1, counts.min()) or sets_of(train):
-        return told
-    return f"{told}; rare classes count little: --data.balance 1 draws, --loss.class-weights balanced weighs them more"
-
-
-def _of_masks(run: Run, train: MaskSource) -> str:
-    """The pixels that do not count, and the weights of the others."""
-    told = f"a class for each pixel; {0 if train.first else IGNORED} in a mask is ignored"
-    if run.class_weights is None:
-        return told
-    weights, chosen = run.class_weights.tolist(), run.config.loss.class_weights
-    least, most = (
-        f"{limit:.3g} ({show_name(train.classes[weights.index(limit)])})" for limit in (min(weights), max(weights))
-    )
-    how = "balanced by median frequency" if chosen == BALANCED else chosen
-    return f"{told}; their loss is weighted {least} to {most}, {how}"
 
 
 def _teacher_rows(run: Run) -> dict[str, str]:

@@ -19,17 +19,16 @@ from fasttricks.runs.checkpoint import read_checkpoint
 from fasttricks.runs.folder import deciding_fields, releases
 from fasttricks.runs.stored import CheckpointError, DamagedError, checkpoints, named_checkpoints, set_aside
 from fasttricks.system.distributed import World
+from fasttricks.tasks import TASKS
 from fasttricks.tasks.losses import arithmetic
 
 _ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
 """For the defaults of its fields."""
 _RANKS = ("ranks", "accumulate")
 """The facts that may differ under --allow-other-ranks."""
-_INPUT = {"segmentation": ("torchvision", "pillow")}
-"""By task, the packages that decode and resize its images, and whose releases round otherwise."""
 _SOFTWARE = (
     *("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy"),
-    *(package for packages in _INPUT.values() for package in packages),
+    *dict.fromkeys(package for task in TASKS.values() for package in task.facts.packages),
 )
 """The facts that may differ under --allow-other-versions: each computes or draws numbers that affect the weights."""
 
@@ -70,7 +69,7 @@ def conditions(
 
     weights: those of the classes, of which a file may hold others by then. A checkpoint holds the facts as `fingerprint`.
     """
-    packages = releases(*_INPUT.get(task.name, ()))
+    packages = releases(*task.facts.packages)
     found = {package: version for package, version in packages.items() if package in _SOFTWARE}
     if world.device.type == "cpu":
         found.pop("triton", None)  # the CPU runs none of its kernels

@@ -14,7 +14,7 @@ from fasttricks.config import DataConfig, TrainConfig
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source, find_dataset
 from fasttricks.learning.batches import Batches
-from fasttricks.learning.learner import Learner
+from fasttricks.learning.learner import Learner, TaskFacts
 from fasttricks.learning.precision import Autocast
 from fasttricks.models import build_model
 from fasttricks.runs.metric import Metric
@@ -60,6 +60,7 @@ class Redness:
     """One output, its squared error, and as metric the share of the variance that it explains."""
 
     name = "redness"
+    facts = TaskFacts(one_output_a_class=False)
 
     def metrics_of(self, num_classes: int) -> tuple[Metric, ...]:
         return (Metric("explained", "explained variance", "%", ("Redness", "variance explained (%)")),)
@@ -101,6 +102,20 @@ class Redness:
         count, error, red, squares = world.sum_(sums).tolist()
         explained = 100 * (1 - error / (squares - red**2 / count))
         return {"explained": explained, "val_loss": error / count, "val_images": int(count)}
+
+    def answer(
+        self,
+        model: nn.Module,
+        batches: Iterable[Pictures],
+        world: World,
+        config: TrainConfig,
+        autocast: Autocast,
+        num_classes: int,
+    ) -> tuple[dict[str, float], None]:
+        return self.evaluate(model, batches, world, config, autocast), None
+
+    def describe(self, config: TrainConfig, source: Source, class_weights: Tensor | None) -> str:
+        return "no labels"
 
     def example(
         self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
