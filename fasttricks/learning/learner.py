@@ -31,7 +31,7 @@ from fasttricks.system.distributed import World
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """What the trainer and the commands ask of a task; the defaults are those of a class for each image."""
+    """The facts of a task that the trainer and the commands ask for; the defaults are those of a class for each image."""
 
     heads: str = "classifier's"
     """Whose weights optim.backbone_lr leaves alone, in the header of a run."""
