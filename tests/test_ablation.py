@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from fasttricks.ablation.cell_runs import CellRuns, plan_cells, training_name
-from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, find_tables, training_of
+from fasttricks.ablation.cells import DESIGNS, AblateConfig, extend, factorial, training_of
 from fasttricks.ablation.jobs import Job
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table, table2, table3, table4, table5, table6
+from fasttricks.ablation.tables import TABLES, find_tables
 from fasttricks.commands import ablate
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, TricksConfig, replace_at
 from fasttricks.config.cli import arguments_of, parse_recipe
@@ -346,7 +347,7 @@ def test_what_is_wrong_is_answered_in_a_line(args: list[str], message: str, caps
 def test_help_lists_tables_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(ablate.main, "--help") == 0
     shown = capsys.readouterr().out
-    for name in (*PAPER_TABLES, *DESIGNS, *RECIPES):
+    for name in (*TABLES, *RECIPES):
         assert name in shown
 
 

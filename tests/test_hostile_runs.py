@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import RESULT, TASK, Job
+from fasttricks.ablation.jobs import RESULT, Job
 from fasttricks.ablation.preflight import check_data
 from fasttricks.commands import evaluate, export, predict, train
 from fasttricks.config import ConfigError, DataConfig
@@ -21,6 +21,7 @@ from fasttricks.runs.folder import read_config
 from fasttricks.runs.log import RunLog, plot_curves
 from fasttricks.runs.records import read_metrics
 from fasttricks.system.ownership import InUseError, require_free
+from fasttricks.tasks.classification import CLASSIFICATION
 from lib.hostile import DEEP, NO_FILES, NO_TABLES, Change, content
 from lib.tiny import ALONE, FinishedRun, call
 
@@ -113,7 +114,7 @@ def test_records_that_were_changed(name: str, run: Path) -> None:
     change, wrong = RECORDS[name]
     count = len(read_metrics(run))
     change(run / "metrics.jsonl")
-    log = RunLog(run, ALONE, TASK.metrics_of(3), num_steps=9, steps_per_epoch=3)
+    log = RunLog(run, ALONE, CLASSIFICATION.metrics_of(3), num_steps=9, steps_per_epoch=3)
 
     def begin() -> None:
         log.load_state_dict({"sums": [0.0, 0.0], "seconds": 0.0, "records": count})
@@ -195,7 +196,7 @@ def test_a_lock_that_names_no_owner_is_a_strangers(run: Path) -> None:
 def test_curves_are_drawn_over_what_has_their_name(make: Change, run: Path) -> None:
     (run / "curves.png").unlink()
     make(run / "curves.png")
-    plot_curves(run, TASK.metrics_of(3))
+    plot_curves(run, CLASSIFICATION.metrics_of(3))
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and not (run / "curves.png").is_symlink()
 
 

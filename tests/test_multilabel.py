@@ -406,7 +406,7 @@ def test_it_is_planned_and_not_ablated(
     assert call(plan.main, "cifar10", *place, "--global-batch-size", "16") == 0
     assert "45 of 4 classes" in capsys.readouterr().out
     assert call(ablate.main, "add-one", "cifar10", *place, "--run-dir", str(tmp_path / "a")) == 2
-    said = "error: task = 'multilabel': cannot be ablated: the tables compare top-1; leave it at classification"
+    said = "error: task = 'multilabel': cannot be ablated by add-one, which is of classification; take a recipe of classification"
     assert capsys.readouterr().err.strip() == said and not (tmp_path / "a").exists()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from fasttricks.ablation.cells import extend
+from fasttricks.ablation.tables import find_tables
 from fasttricks.commands import evaluate as evaluation
 from fasttricks.commands import export, predict, report
 from fasttricks.commands.drawn import colors
@@ -416,9 +417,10 @@ def test_a_run_is_counted_on_paper(tiny_masks: Path) -> None:
     assert made.steps_per_epoch == count_steps(made.shards, small)
 
 
-def test_an_ablation_refuses_it() -> None:
-    with pytest.raises(ConfigError, match=r"^task = 'segmentation': cannot be ablated: the tables compare top-1"):
-        extend(RECIPES["segment-ade20k"]())
+def test_a_table_of_tricks_refuses_it() -> None:
+    wrong = r"^task = 'segmentation': cannot be ablated by table4, which is of classification; take transfer-segment$"
+    with pytest.raises(ConfigError, match=wrong):
+        find_tables(["table4"], extend(RECIPES["segment-ade20k"]()))
 
 
 def test_evaluated_as_configured(run_folder: Path) -> None:

@@ -7,7 +7,7 @@ command finds the finished runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from fasttricks.ablation.cells import AblateConfig, training_of
-from fasttricks.ablation.jobs import HEADLINE, TASK, Job
+from fasttricks.ablation.jobs import Job, metrics_of
 from fasttricks.ablation.paper import Cell, Table
+from fasttricks.ablation.transfer import digest, lacks, of_seed
 from fasttricks.config import TIMM, DataConfig, DistillConfig, DoesNotApplyError, TrainConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.learning.precision import resolve_precision
@@ -57,9 +58,10 @@ class CellRuns:
         failed = tuple(f"seed {seed} failed: {wrong}" for seed, wrong in self.failures.items())
         return (*failed, self.reason) if self.reason else failed
 
-    def scores(self, metric: Metric = HEADLINE) -> dict[int, float]:
-        """Seed -> the run's score, without the runs that diverged."""
-        return {seed: result[metric.name] for seed, result in self.results.items() if metric.name in result}
+    def scores(self, metric: Metric | None = None) -> dict[int, float]:
+        """Seed -> the run's score, without the runs that diverged. metric: None: the headline."""
+        name = metric.name if metric else self.jobs[0].headline.name if self.jobs else ""
+        return {seed: result[name] for seed, result in self.results.items() if name in result}
 
     def read(self, failures: Mapping[str, str] | None = None) -> CellRuns:
         """The same with the results of its jobs by now; failures: run folder -> error, of all jobs.
@@ -103,30 +105,46 @@ def plan_cells(table: Table, config: AblateConfig, classes: tuple[str, ...]) -> 
         training = _with_digest(training, classes)
         name = training_name(training, config.ranks, device)
         if (cell.column, name) in seen:
-            same = f"the same run as '{seen[cell.column, name]}': on this device the trick changes nothing"
+            same = f"the same run as '{seen[cell.column, name]}'"
+            same += ": on this device the trick changes nothing" if not cell.as_it_is else ""
             low = " (precision auto is fp32 on the CPU; --precision fp16 forces it)" if device.type == "cpu" else ""
             planned.append(CellRuns(cell, reason=same + (low if "low_precision" in cell.tricks else "")))
             continue
         seen[cell.column, name] = cell.row
         label = f"{table.name} | {cell.column} | {cell.row}"
-        planned.append(CellRuns(cell, _jobs(training, config, label, TASK.metrics_of(len(classes)))))
+        missing = {seed: why for seed in _seeds(config) if (why := lacks(of_seed(training.init, seed)))}
+        jobs = _jobs(training, config, label, metrics_of(config, len(classes)), without=missing)
+        planned.append(CellRuns(cell, jobs, "; ".join(dict.fromkeys(missing.values()))))
     return planned
 
 
-def _jobs(training: TrainConfig, config: AblateConfig, label: str, metrics: tuple[Metric, ...]) -> tuple[Job, ...]:
-    """A job of `training` for each seed that the ablation may come to."""
+def _seeds(config: AblateConfig) -> range:
+    """The seeds that the ablation may come to."""
+    return range(config.seed, config.seed + max(config.seeds, config.more_seeds))
+
+
+def _jobs(
+    training: TrainConfig, config: AblateConfig, label: str, metrics: tuple[Metric, ...], *, without: Container[int]
+) -> tuple[Job, ...]:
+    """A job of `training` for each seed that the ablation may come to, but for those whose base network is not there."""
     device = resolve_device(config.device, 0)
-    folder = Path(config.run_dir) / "runs" / training_name(training, config.ranks, device)
+    name = training_name(training, config.ranks, device, **({} if config.split == "val" else {"split": config.split}))
+    folder = Path(config.run_dir) / "runs" / name
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
-    seeds = range(config.seed, config.seed + max(config.seeds, config.more_seeds))
-    runs = [dataclasses.replace(training, seed=seed, run_dir=str(folder / f"seed-{seed}")) for seed in seeds]
-    return tuple(Job(run, config.ranks, f"{label} | seed {run.seed}", metrics) for run in runs)
+    runs = [_of_seed(training, seed, folder) for seed in _seeds(config) if seed not in without]
+    return tuple(Job(run, config.ranks, f"{label} | seed {run.seed}", metrics, config.split) for run in runs)
 
 
-def training_name(config: TrainConfig, ranks: int, device: torch.device) -> str:
-    """A name made of the fields that decide the result, without the seed: equal for equal trainings."""
+def _of_seed(training: TrainConfig, seed: int, folder: Path) -> TrainConfig:
+    init = of_seed(training.init, seed)
+    weights = f"-{known}" if (known := digest(init)) else ""
+    return dataclasses.replace(training, seed=seed, init=init, run_dir=str(folder / f"seed-{seed}{weights}"))
+
+
+def training_name(config: TrainConfig, ranks: int, device: torch.device, **more: object) -> str:
+    """A name made of the fields that decide the result, and of `more`, without the seed: equal for equal trainings."""
     precision = resolve_precision(config.precision, device)
-    return config_digest(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks)
+    return config_digest(dataclasses.replace(config, seed=0, precision=precision), ranks=ranks, **more)
 
 
 def _lacks(cell: Cell, training: TrainConfig, config: AblateConfig) -> str:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fasttricks.ablation.paper import PAPER_TABLES, Cell, Table
+from fasttricks.ablation.paper import Cell, Table
 from fasttricks.config import (
-    ConfigError,
     DistillConfig,
     ModelConfig,
     Range,
@@ -22,7 +21,6 @@ from fasttricks.config import (
     get_at,
     replace_at,
     require,
-    unknown,
 )
 from fasttricks.config.tricks import TRICKS, applies, apply_tricks, find_trick, is_on
 
@@ -44,6 +42,11 @@ class AblateConfig(TrainConfig):
     """Epochs of the cells with mixup, which the paper trains for longer (200, not 120)."""
     factors: tuple[str, ...] = ()
     """Tricks that add-one, leave-one-out and factorial go through; empty: those that the recipe has on."""
+    bases: tuple[str, ...] = ()
+    """transfer-*: the base networks, a row each: random; NAME=RUN, weights as --init takes them, with {seed} for the seed where
+    each has a run of its own; or the folder of an ablation, for all of its trainings."""
+    split: Literal["val", "test"] = "val"
+    """transfer-*: the images that the table compares on: those of validation, or of the test split, after the last epoch."""
     other_networks: bool = False
     """Tables 2, 3 and 6: train Inception-V3 (at 299 pixels) and MobileNet too; off: their cells stay blank."""
     ranks: Annotated[int, Range(1)] = 1
@@ -59,8 +62,6 @@ class AblateConfig(TrainConfig):
         require(self.more_seeds == 0 or self.more_seeds > self.seeds, "more_seeds", self.more_seeds, rule)
         rule = "do the runs of an ablation; leave it off: a second call of the same command continues by itself"
         require(not self.resume, "resume", self.resume, rule)
-        rule = "cannot be ablated: the tables compare top-1; leave it at classification"
-        require(self.task == "classification", "task", self.task, rule)
         for name in self.factors:
             find_trick(name)
 
@@ -91,14 +92,20 @@ def training_of(cell: Cell, config: AblateConfig) -> TrainConfig:
     run = TrainConfig(**values | {"tricks": TricksConfig()})
     if cell.network:
         run = dataclasses.replace(run, model=ModelConfig(name=cell.network, num_classes=run.model.num_classes))
+    if not cell.as_it_is:
+        run = _with_tricks(run, cell, config)
+    for path, value in cell.edits.items():
+        run = replace_at(run, path, value(get_at(run, path)) if callable(value) else value)
+    return run
+
+
+def _with_tricks(run: TrainConfig, cell: Cell, config: AblateConfig) -> TrainConfig:
     on = [name for name in TRICKS if name in cell.tricks and applies(run, name)]
     run = apply_tricks(run, off=[name for name in TRICKS if name not in cell.tricks], on=on)
     small = config.small_batch or max(1, config.global_batch_size // 4)
     run = dataclasses.replace(run, global_batch_size=small if cell.batch == "small" else config.global_batch_size)
     if "mixup" in cell.tricks and config.mixup_epochs:
         run = dataclasses.replace(run, epochs=config.mixup_epochs)
-    for path, value in cell.edits.items():
-        run = replace_at(run, path, value(get_at(run, path)) if callable(value) else value)
     return run
 
 
@@ -154,16 +161,3 @@ DESIGNS: dict[str, Callable[[AblateConfig], Table]] = {
     "leave-one-out": leave_one_out,
     "factorial": factorial,
 }
-
-
-def find_tables(names: Iterable[str], config: AblateConfig) -> list[Table]:
-    """The tables called `names`, for `config`. Raises ConfigError with the nearest right name for an unknown one."""
-    return [PAPER_TABLES[name]() if name in PAPER_TABLES else DESIGNS[name](config) for name in map(check_name, names)]
-
-
-def check_name(name: str) -> str:
-    """`name` where it is a table. Raises ConfigError with the nearest right name."""
-    known = (*PAPER_TABLES, *DESIGNS)
-    if name not in known:
-        raise ConfigError(f"table = {name!r}: {unknown(name, known)}; the tables are {', '.join(known)}")
-    return name

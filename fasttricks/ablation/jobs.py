@@ -13,21 +13,24 @@ from fasttricks.runs.folder import differences, read_config
 from fasttricks.runs.metric import Metric
 from fasttricks.system.ownership import Claim, InUseError
 from fasttricks.system.reading import Reader, is_there
-from fasttricks.system.schema import Kind, fields, number, text, whole
-from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.system.schema import Kind, anything, fields, number, table, text, whole
+from fasttricks.tasks import find_task
 
 RESULT = "result.json"
 """The file of a finished run besides the trainer's own; a run without it is not finished."""
 
-TASK = CLASSIFICATION
-"""The task that an ablation's runs train."""
-HEADLINE, *_ = TASK.metrics_of(2)
-"""The metric by which cells are compared: that of any number of classes."""
+
+def metrics_of(config: TrainConfig, classes: int = 2) -> tuple[Metric, ...]:
+    """The metrics of the ablation's task. The first is the headline, by which cells are compared, of any number of classes."""
+    return find_task(config.task).metrics_of(classes)
 
 
-def one_image(data: Mapping[str, Any]) -> float:
-    """The share of one validation image in the headline, in points; data: as preflight.check_data gives it."""
-    return 100 / int(data["val_images"])
+def resolution(config: TrainConfig, data: Mapping[str, Any]) -> float:
+    """The smallest step of the headline, in points: the share of one validation image in a top-1; 0: it is continuous.
+
+    data: as preflight.check_data gives it.
+    """
+    return 100 / int(data["val_images"]) if config.task == "classification" else 0.0
 
 
 _RESULTS = Reader(ConfigError, "must be as an ablation's run wrote it", "remove its folder, and the run is done again")
@@ -37,7 +40,7 @@ def _result_kind(metrics: Sequence[Metric]) -> Kind:
     numbers = dict.fromkeys(("val_loss", "train_seconds", *(metric.name for metric in metrics)), number())
     return fields(
         {"cpu_seconds": number(), "versions": fields({"commit": text()})},
-        {"ranks": whole(1), "diverged": text(10_000), "device": text(), **numbers},
+        {"ranks": whole(1), "diverged": text(10_000), "device": text(), "validation": table(anything), **numbers},
     )
 
 
@@ -48,8 +51,19 @@ class Job:
     config: TrainConfig
     ranks: int
     label: str
-    metrics: tuple[Metric, ...] = (HEADLINE,)
-    """The metrics that its result may have; others in it are left alone."""
+    metrics: tuple[Metric, ...] = ()
+    """The metrics that its result may have, the headline first; others in it are left alone. Empty: the headline alone."""
+    split: str = "val"
+    """As AblateConfig.split."""
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            object.__setattr__(self, "metrics", metrics_of(self.config)[:1])
+
+    @property
+    def headline(self) -> Metric:
+        """The metric by which cells are compared."""
+        return self.metrics[0]
 
     @property
     def folder(self) -> Path:

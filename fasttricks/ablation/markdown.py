@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fasttricks.ablation.cell_runs import CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import HEADLINE, TASK, one_image
-from fasttricks.ablation.paper import MARKS, Table
+from fasttricks.ablation.jobs import metrics_of, resolution
+from fasttricks.ablation.paper import MARKS, PAPERS_DATA, Table
 from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, REAL, Difference, deviation, mean, paired_difference
-from fasttricks.config import show_name
+from fasttricks.config import get_at, show_name
 from fasttricks.runs.metric import Metric
-
-_LABELS = {metric.name: metric.label for metric in TASK.metrics_of(1000)}
-"""The labels of the paper's figures, which are of ImageNet."""
 
 
 def markdown(
@@ -23,10 +20,13 @@ def markdown(
 ) -> str:
     """The table with a section a column, the reasons for blanks, and how to read it."""
     lines = [f"## {table.name}: {table.title}", "", f"{data_line(cells, config, data)}."]
+    step = resolution(config, data)
+    # the paper's figures are of ImageNet, of 1000 classes
+    labels = {metric.name: metric.label for metric in metrics_of(config, 1000)}
     for name, column in by_column(cells).items():
-        lines += ["", *_column(name, column, TASK.metrics_of(data["classes"]), one_image(data))]
+        lines += ["", *_column(name, column, metrics_of(config, data["classes"]), step, labels)]
     if table.factors:
-        lines += ["", *_main_effects(table.factors, cells, one_image(data))]
+        lines += ["", *_main_effects(table.factors, cells, step)]
     notes: dict[tuple[str, str], list[str]] = {}
     for runs in cells:
         for note in runs.notes:
@@ -34,16 +34,18 @@ def markdown(
     if notes:
         blank = [f"- {column}, {'; '.join(rows)}: {note}" for (column, note), rows in notes.items()]
         lines += ["", "Not run:", "", *blank]
-    return "\n".join([*lines, "", *_how_to_read(cells, command)])
+    return "\n".join([*lines, "", *_how_to_read(cells, config, command)])
 
 
 def data_line(cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, Any]) -> str:
     """Data set, image size and length of training in one line, for titles."""
     epochs = sorted({runs.config.epochs for runs in cells if runs.config}) or [config.epochs]
     length = " or ".join(f"{n}" for n in epochs) + (" epoch" if epochs == [1] else " epochs")
-    images = f"{data['train_images']:,} training and {data['val_images']:,} validation images"
+    split = "validation" if config.split == "val" else config.split
+    images = f"{data['train_images']:,} training and {data[f'{config.split}_images']:,} {split} images"
     place = show_name(Path(data["root"]).name)
-    return f"{place}: {images} of {data['classes']} classes, {config.data.image_size} pixels, {length}, recipe {config.recipe}"
+    side = {"detection": "detect.base_size"}.get(config.task, "data.image_size")
+    return f"{place}: {images} of {data['classes']} classes, {get_at(config, side)} pixels, {length}, recipe {config.recipe}"
 
 
 def heading(name: str, column: Sequence[CellRuns]) -> str:
@@ -53,8 +55,8 @@ def heading(name: str, column: Sequence[CellRuns]) -> str:
     return f"{name}: {', '.join(models)}, batch {', '.join(map(str, batches))}" if models else f"{name}: not run"
 
 
-def score(runs: CellRuns, metric: Metric) -> str:
-    """mean ± standard deviation over the seeds; blank where nothing was run."""
+def score(runs: CellRuns, metric: Metric | None = None) -> str:
+    """mean ± standard deviation over the seeds; blank where nothing was run. metric: None: the headline."""
     values = list(runs.scores(metric).values())
     if not values:
         return ""
@@ -62,38 +64,40 @@ def score(runs: CellRuns, metric: Metric) -> str:
     return f"{mean(values):.2f}" + ("" if around is None else f" ± {around:.2f}")
 
 
-def _column(name: str, column: Sequence[CellRuns], metrics: Sequence[Metric], resolution: float) -> list[str]:
+def _column(
+    name: str, column: Sequence[CellRuns], metrics: Sequence[Metric], step: float, labels: Mapping[str, str]
+) -> list[str]:
     base = column[0]
+    figures = next((runs.cell.paper for runs in column if runs.cell.paper), None)
     heads = ["", *(metric.label for metric in metrics), "seeds", f"difference to {base.cell.row}", "", "s of training"]
-    if base.cell.paper:
-        heads += [f"the paper, {' / '.join(_LABELS[name] for name in base.cell.paper.values)}", "its difference"]
-    rows = [heads, ["---"] * len(heads), *(_row(runs, base, metrics, resolution) for runs in column)]
+    if figures:
+        heads += [f"the paper, {' / '.join(labels[name] for name in figures.values)}", "its difference"]
+    rows = [heads, ["---"] * len(heads), *(_row(runs, base, metrics, step, figures is not None) for runs in column)]
     return [f"**{heading(name, column)}**", "", *(f"| {' | '.join(row)} |".replace("|  ", "| ") for row in rows)]
 
 
-def _row(runs: CellRuns, base: CellRuns, metrics: Sequence[Metric], resolution: float) -> list[str]:
+def _row(runs: CellRuns, base: CellRuns, metrics: Sequence[Metric], step: float, papers: bool) -> list[str]:
     seeds = f"{len(runs.scores())}" if runs.results else ""
     seeds += f", {runs.diverged} diverged" if runs.diverged else ""
     times = [result["train_seconds"] for result in runs.results.values() if "train_seconds" in result]
     seconds = f"{mean(times):,.0f}" if times else ""
     scores = [score(runs, metric) for metric in metrics]
-    row = [runs.cell.row, *scores, seeds, *_compared(runs, base, resolution), seconds]
+    row = [runs.cell.row, *scores, seeds, *_compared(runs, base, step), seconds]
     paper, before = runs.cell.paper, base.cell.paper
-    if before is None:
+    if not papers:
         return row
-    change = (
-        "" if paper is None or runs is base else f"{paper.values[HEADLINE.name] - before.values[HEADLINE.name]:+.2f}"
-    )
+    name = metrics[0].name
+    change = f"{paper.values[name] - before.values[name]:+.2f}" if paper and before and runs is not base else ""
     return [*row, str(paper or ""), change]
 
 
-def _compared(runs: CellRuns, base: CellRuns, resolution: float) -> tuple[str, str]:
+def _compared(runs: CellRuns, base: CellRuns, step: float) -> tuple[str, str]:
     """(difference with its interval, verdict), empty for the baseline itself and where nothing was run."""
     if runs is base:
         return "", ""
     if runs.diverged or base.diverged:
         return "", "a run diverged: not judged"
-    difference = paired_difference(runs.scores(), base.scores(), resolution)
+    difference = paired_difference(runs.scores(), base.scores(), step)
     return (_spread(difference), difference.verdict) if difference else ("", "")
 
 
@@ -105,16 +109,17 @@ def _spread(difference: Difference) -> str:
     return f"{difference.mean:+.2f} ({difference.mean - half:+.2f} to {difference.mean + half:+.2f})"
 
 
-def _main_effects(factors: Sequence[str], cells: Sequence[CellRuns], resolution: float) -> list[str]:
+def _main_effects(factors: Sequence[str], cells: Sequence[CellRuns], step: float) -> list[str]:
     """Each factor's effect over all others: the mean of the cells with it less that of the cells without, seed by seed."""
-    lines = [f"| main effect | points of {HEADLINE.label} | |", "|---|---|---|"]
+    label = next((runs.jobs[0].headline.label for runs in cells if runs.jobs), "the headline")
+    lines = [f"| main effect | points of {label} | |", "|---|---|---|"]
     for factor in factors:
-        effect = _main_effect(factor, cells, resolution)
+        effect = _main_effect(factor, cells, step)
         lines.append(f"| {factor} | {_spread(effect)} | {effect.verdict} |" if effect else f"| {factor} | | |")
     return lines
 
 
-def _main_effect(factor: str, cells: Sequence[CellRuns], resolution: float) -> Difference | None:
+def _main_effect(factor: str, cells: Sequence[CellRuns], step: float) -> Difference | None:
     """The main effect of `factor` in a factorial design; None unless all cells have a seed in common."""
     scores = [runs.scores() for runs in cells]
     shared = set.intersection(*map(set, scores)) if all(runs.jobs for runs in cells) else set()
@@ -123,19 +128,21 @@ def _main_effect(factor: str, cells: Sequence[CellRuns], resolution: float) -> D
         chosen = [own for own, runs in zip(scores, cells, strict=True) if (factor in runs.cell.tricks) == on]
         return {seed: mean([own[seed] for own in chosen]) for seed in shared}
 
-    return paired_difference(average(True), average(False), resolution)
+    return paired_difference(average(True), average(False), step)
 
 
-def _how_to_read(cells: Sequence[CellRuns], command: str) -> list[str]:
+def _how_to_read(cells: Sequence[CellRuns], config: AblateConfig, command: str) -> list[str]:
+    within = ", or a mean of at most one validation image" if config.task == "classification" else ""
+    same = ", a difference" if within else " or a difference"
     lines = [
         f"Mean ± standard deviation over seeds, percent. Differences are paired by seed, in points, with their {CONFIDENCE:.0%} "
         f"t interval; {REAL}: it leaves 0 out. Each interval stands alone: one in twenty leaves 0 out by chance. Not judged: "
-        f"fewer than {MIN_SEEDS} seeds, a difference that is the same in every seed, or a mean of at most one validation image.",
+        f"fewer than {MIN_SEEDS} seeds{same} that is the same in every seed{within}.",
     ]
     shown = {mark for runs in cells if runs.cell.paper for mark in runs.cell.paper.marks.values()}
     if shown:
         marks = "; ".join(f"[{mark}] {meaning}" for mark, meaning in MARKS.items() if mark in shown)
-        lines += ["", f"The paper's figures are of ImageNet at its own scale: {marks}."]
+        lines += ["", f"The paper's figures are of {PAPERS_DATA[config.task]} at its own scale: {marks}."]
     results = [result for runs in cells for result in runs.results.values()]
     if results:
         commits = ", ".join(sorted({result["versions"]["commit"] for result in results}))

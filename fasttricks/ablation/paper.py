@@ -55,6 +55,8 @@ class Cell:
     edits: Mapping[str, Any] = field(default_factory=dict)
     """Config fields (dotted path) to a value, or to a function of the old value; after the tricks."""
     paper: Figure | None = None
+    as_it_is: bool = False
+    """Whether the recipe's own tricks stay as they are, and `tricks` and `batch` have no effect."""
 
 
 @dataclass(frozen=True)
@@ -179,4 +181,21 @@ def table6() -> Table:
     return Table("table6", "refinements, one on top of another", tuple(cells))
 
 
+def _bases(metrics: tuple[str, ...], *figures: tuple[float, ...]) -> Mapping[str, Figure]:
+    """Row of table 6 -> the paper's figures of a task on that base network, as recalled."""
+    rows = [cell.row for cell in table6().cells[: len(figures)]]
+    marks: Mapping[str, Mark] = dict.fromkeys(metrics, "M")
+    return {row: Figure(dict(zip(metrics, one, strict=True)), marks) for row, one in zip(rows, figures, strict=True)}
+
+
+PAPERS_BASES: Mapping[str, Mapping[str, Figure]] = {
+    "segmentation": _bases(
+        ("miou", "pixel_accuracy"),
+        (38.88, 78.88), (39.33, 79.25), (38.75, 78.64), (38.90, 78.97), (37.99, 78.47), (38.40, 78.72),
+    ),
+    "detection": _bases(("map",), (78.30,), (79.23,), (80.71,), (80.96,), (81.10,), (81.33,)),
+}  # fmt: skip
+"""Task -> row of table 6, for ResNet-50-D -> the paper's figures: its tables 9 (ADE20K) and 8 (VOC 2007, trained on 07+12)."""
+PAPERS_DATA: Mapping[str, str] = {"classification": "ImageNet", "segmentation": "ADE20K", "detection": "Pascal VOC"}
+"""Task -> the data of the paper's figures."""
 PAPER_TABLES: dict[str, Callable[[], Table]] = {f.__name__: f for f in (table2, table3, table4, table5, table6)}

@@ -9,9 +9,9 @@ from typing import Any
 
 from fasttricks.ablation.cell_runs import CellRuns, by_column
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import HEADLINE, one_image
+from fasttricks.ablation.jobs import metrics_of, resolution
 from fasttricks.ablation.markdown import data_line, heading, score
-from fasttricks.ablation.paper import Table
+from fasttricks.ablation.paper import PAPERS_DATA, Table
 from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, paired_difference
 from fasttricks.runs.curves import literal
 
@@ -40,7 +40,7 @@ def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: di
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     handles: dict[str, Any] = {}
     for axes, (name, column) in zip(panels, columns.items(), strict=True):
-        handles |= _panel(axes, name, column, one_image(data))
+        handles |= _panel(axes, name, column, config, resolution(config, data))
     titles = (f"{table.name}: {table.title}", data_line(cells, config, data))
     title = "\n".join(textwrap.fill(line, int(width * LETTERS_AN_INCH)) for line in titles)
     figure.suptitle(literal(title), fontsize=9)
@@ -49,29 +49,31 @@ def plot(table: Table, cells: Sequence[CellRuns], config: AblateConfig, data: di
     return True
 
 
-def _panel(axes: Any, name: str, column: Sequence[CellRuns], resolution: float) -> dict[str, Any]:
+def _panel(axes: Any, name: str, column: Sequence[CellRuns], config: AblateConfig, step: float) -> dict[str, Any]:
     """Draw a column. Returns the entries of the legend."""
-    base = column[0]
+    base, (headline, *_) = column[0], metrics_of(config)
     axes.axvline(0, color="black", linewidth=0.8)
     handles = {"compared with": axes.plot(0, 0, "ks", markersize=5)[0]}
     for row, runs in enumerate(column[1:], 1):
         handles |= _measured(axes, row, runs.scores(), base.scores())
         paper, before = runs.cell.paper, base.cell.paper
         if paper and before:
-            at = (paper.values[HEADLINE.name] - before.values[HEADLINE.name], row + 0.22)
-            handles["the paper, ImageNet"] = axes.plot(*at, "D", color="tab:orange", markerfacecolor="none")[0]
-            axes.annotate(f"[{paper.marks[HEADLINE.name]}]", at, xytext=(6, -3), textcoords="offset points", fontsize=7)
-    least = max(1.0, 5 * resolution)  # two seeds that lie close together do not fill the axis
+            at = (paper.values[headline.name] - before.values[headline.name], row + 0.22)
+            handles[f"the paper, {PAPERS_DATA[config.task]}"] = axes.plot(
+                *at, "D", color="tab:orange", markerfacecolor="none"
+            )[0]
+            axes.annotate(f"[{paper.marks[headline.name]}]", at, xytext=(6, -3), textcoords="offset points", fontsize=7)
+    least = max(1.0, 5 * step)  # two seeds that lie close together do not fill the axis
     low, high = axes.get_xlim()
     axes.set_xlim(low := min(low, -least), high := max(high, least))
-    if resolution > 0.005 * (high - low):  # it can be seen
-        image = axes.axvspan(-resolution, resolution, color="lightgray", alpha=0.7, linewidth=0, zorder=0)
+    if step > 0.005 * (high - low):  # it can be seen
+        image = axes.axvspan(-step, step, color="lightgray", alpha=0.7, linewidth=0, zorder=0)
         handles["one validation image"] = image
-    labels = [f"{runs.cell.row}\n{score(runs, HEADLINE) or 'not run'}" for runs in column]
+    labels = [f"{runs.cell.row}\n{score(runs) or 'not run'}" for runs in column]
     axes.set_yticks(range(len(column)), labels, fontsize=8)
     axes.set_ylim(len(column) - 0.4, -0.6)
     axes.set_title(textwrap.fill(heading(name, column), 5 * LETTERS_AN_INCH), fontsize=9)
-    axes.set_xlabel(f"{WORSE}     {HEADLINE.label} less that of '{base.cell.row}', points     {BETTER}", fontsize=8)
+    axes.set_xlabel(f"{WORSE}     {headline.label} less that of '{base.cell.row}', points     {BETTER}", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     return handles
 

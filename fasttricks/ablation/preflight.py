@@ -12,11 +12,11 @@ import torch
 from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError, require
-from fasttricks.data.sources import common_root, find_dataset
+from fasttricks.data.sources import common_root
 from fasttricks.learning.compiled import check_compile
-from fasttricks.models import build_model
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import anything, table
+from fasttricks.tasks import find_task
 from fasttricks.training.checks import check_batch, num_classes
 from fasttricks.training.run import KEPT_CHECKPOINTS
 
@@ -30,7 +30,8 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     The folder of an ablation is for one data set: another number of classes or images in it is an error.
     """
-    train, val = find_dataset(config.data)
+    task = find_task(config.task)
+    train, val = task.open_data(config.data)
     num_classes(config, train)
     check_batch(config, len(train))
     found = {
@@ -39,9 +40,12 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
         "train_images": len(train),
         "val_images": len(val),
     }
+    if config.split != "val":
+        found[f"{config.split}_images"] = len(task.open_split(config.data, config.split, train.classes))
     file = Path(config.run_dir) / "data.json"
     if is_there(file):
         before = _FILES.json(file, table(anything))
+        before = {name: value for name, value in found.items() if name in ("root", "test_images")} | before
         changed = [f"{n}: {before.get(n)} -> {found[n]}" for n in found if n != "root" and before.get(n) != found[n]]
         if changed:
             rule = f"must be the data set that {config.run_dir} was started with ({'; '.join(changed)})"
@@ -60,7 +64,7 @@ def check_runs(jobs: Sequence[Job]) -> None:
 def checkpoint_bytes(config: TrainConfig, classes: int) -> int:
     """Bytes of one checkpoint: FP32 weights and momentum, and the averaged weights where they are kept."""
     with torch.device("meta"):
-        model = build_model(config.model, classes)
+        model = find_task(config.task).make_model(config, classes)
     state: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return state * (3 if config.ema_decay else 2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fasttricks.ablation.cell_runs import CellRuns, Plan, by_column, plan_cells
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import HEADLINE, Job, claimed, one_image
+from fasttricks.ablation.jobs import Job, claimed, resolution
 from fasttricks.ablation.paper import Table
 from fasttricks.ablation.preflight import check_data, check_disk, check_runs
 from fasttricks.ablation.report import write_report
@@ -41,7 +41,7 @@ def ablate(tables: Sequence[Table], config: AblateConfig, *, command: str) -> in
         check_disk(unfinished(first), config, data["classes"])
         try:
             work(first, config, failures)
-            near = nearly_decided(plan, config.more_seeds, one_image(data)) if config.more_seeds else []
+            near = nearly_decided(plan, config.more_seeds, resolution(config, data)) if config.more_seeds else []
             more = jobs_of(near, config.more_seeds)
             if unfinished(more):
                 print(f"{len(unfinished(more))} more runs where they would decide", flush=True)
@@ -71,15 +71,15 @@ def jobs_of(plan: Plan, seeds: int) -> list[Job]:
     return list(jobs.values())
 
 
-def nearly_decided(plan: Plan, seeds: int, resolution: float) -> Plan:
+def nearly_decided(plan: Plan, seeds: int, step: float) -> Plan:
     """The cells whose difference `seeds` seeds would decide at the same spread, and the baselines of their columns.
 
-    resolution: as of statistics.Difference.
+    step: as Difference.resolution.
     """
 
     def chosen(column: Sequence[CellRuns]) -> list[CellRuns]:
         base, *others = [runs.read() for runs in column]
-        differences = [paired_difference(runs.scores(), base.scores(), resolution) for runs in others]
+        differences = [paired_difference(runs.scores(), base.scores(), step) for runs in others]
         near = [r for r, d in zip(others, differences, strict=True) if d is not None and d.would_be_decided_by(seeds)]
         return [base, *near] if near else []
 
@@ -125,6 +125,7 @@ def train(job: Job, config: AblateConfig, failures: dict[str, str], label: str) 
         outcome = f"failed: {failures[job.config.run_dir]}"
     else:
         tidy(job, keep_checkpoints=config.keep_checkpoints)
-        score = HEADLINE.show(result[HEADLINE.name]) if HEADLINE.name in result else "diverged"
+        headline = job.headline
+        score = headline.show(result[headline.name]) if headline.name in result else "diverged"
         outcome = f"{score}  {result['cpu_seconds']:.1f} CPU s  {time.monotonic() - started:.0f} s"
     print(show_name(f"{label}  {outcome}"), flush=True)

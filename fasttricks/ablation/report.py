@@ -10,7 +10,7 @@ from typing import Any
 
 from fasttricks.ablation.cell_runs import CellRuns, Plan
 from fasttricks.ablation.cells import AblateConfig
-from fasttricks.ablation.jobs import TASK
+from fasttricks.ablation.jobs import metrics_of
 from fasttricks.ablation.markdown import markdown
 from fasttricks.ablation.plot import plot
 from fasttricks.config.cli import arguments_of
@@ -35,19 +35,20 @@ def write_report(plan: Plan, config: AblateConfig, data: dict[str, Any], *, comm
             (folder / f"{table.name}.md").write_text(text + "\n", "utf-8")
             picture = plot(table, cells, config, data, folder / f"{table.name}.png")
             written.append(f"{table.name}.md{' and .png' if picture else ''}")
-        kept = (*(metric.name for metric in TASK.metrics_of(data["classes"])), *_KEPT)
-        finished = [_cell(table.name, runs, kept) for table, cells in plan for runs in cells]
+        kept = (*(metric.name for metric in metrics_of(config, data["classes"])), *_KEPT)
+        finished = [_cell(table.name, runs, kept, folder) for table, cells in plan for runs in cells]
         shown = data | {"root": Path(data["root"]).name}
         write_json(folder / "results.json", {"command": command, "data": shown, "cells": finished})
     return "\n\n".join([*texts, f"written: {', '.join(written)}, results.json in {folder}/"])
 
 
-def _cell(table: str, runs: CellRuns, kept: Sequence[str]) -> dict[str, Any]:
-    """The finished runs of a cell by seed, with the arguments of fasttricks.train that give the first alone."""
+def _cell(table: str, runs: CellRuns, kept: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The finished runs of a cell by seed, their place in `folder`, and the arguments of fasttricks.train for the first alone."""
     return {
         "table": table,
         "column": runs.cell.column,
         "row": runs.cell.row,
+        "folder": str(runs.jobs[0].folder.parent.relative_to(folder)) if runs.jobs else "",
         "train": " ".join(arguments_of(replace(runs.config, run_dir=""))) if runs.config else None,
         "notes": runs.notes,
         "runs": {seed: _run(result, kept) for seed, result in runs.results.items()},

@@ -26,12 +26,16 @@ from fasttricks.ablation.jobs import RESULT, Job
 from fasttricks.config import ConfigError, TrainConfig, UserError, from_dict, show_name
 from fasttricks.config.cli import arguments_of
 from fasttricks.learning.divergence import DivergedError
+from fasttricks.learning.placement import place
+from fasttricks.learning.precision import image_dtype, make_autocast, resolve_precision
 from fasttricks.runs.folder import versions, write_json
+from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import join_world, keep_freed_memory
 from fasttricks.system.process import deaf_children
 from fasttricks.system.reading import Reader
 from fasttricks.system.schema import anything, table
 from fasttricks.system.signals import StopRequest
+from fasttricks.tasks import find_task
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training.build import build
 
@@ -58,7 +62,7 @@ def run_job(job: Job) -> str:
     config = dataclasses.replace(job.config, resume=job.folder.is_dir())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, str(job.log)))
+    process = context.Process(target=_train, args=(dataclasses.asdict(config), job.ranks, job.split, str(job.log)))
     resource_tracker.ensure_running()  # it would unblock the signals
     with deaf_children(signal.SIGINT, signal.SIGHUP):  # this one alone ends them, in order
         process.start()
@@ -75,7 +79,7 @@ def run_job(job: Job) -> str:
     return f"{last} ({job.log})"
 
 
-def _train(values: dict[str, Any], ranks: int, log: str) -> None:
+def _train(values: dict[str, Any], ranks: int, split: str, log: str) -> None:
     """The process of a run, as train.main, with its output in `log`."""
     if ranks == 1:
         _end_with_parent()
@@ -87,6 +91,8 @@ def _train(values: dict[str, Any], ranks: int, log: str) -> None:
     try:
         try:
             outcome = _fit(config) if ranks == 1 else _torchrun(config, ranks)
+            if split != "val":
+                outcome = _on_split(config, split, outcome)
         except DivergedError as error:
             outcome = {"diverged": str(error)}
         write_json(folder / RESULT, outcome | {"cpu_seconds": _cpu_seconds(), "ranks": ranks, "versions": versions()})
@@ -120,6 +126,25 @@ def _torchrun(config: TrainConfig, ranks: int) -> dict[str, Any]:
         raise UserError(f"torchrun ended with status {status}")
     result: dict[str, Any] = _SUMMARIES.json(Path(config.run_dir) / "summary.json", table(anything))
     return result
+
+
+def _on_split(config: TrainConfig, split: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """`summary` with the metrics of its last checkpoint over another split in place of those of validation, which it keeps too.
+
+    On one process, each image once: of the averaged weights where the run kept an average, as validation.
+    """
+    saved = read_saved(Path(config.run_dir))
+    with join_world(config.device, config.timeout_s) as world:
+        task, precision = find_task(saved.task), resolve_precision(config.precision, world.device)
+        stored = "fp32" if config.ema_decay else precision  # an average is FP32
+        dtype, model = image_dtype(stored, world.device), place(saved.network(), world, stored)
+        source = task.open_split(config.data, split, saved.classes)
+        size = config.eval.batch_size or config.micro_batch_size(1)
+        batches = task.val_batches(config, source, world, batch_size=size, dtype=dtype)
+        found = task.evaluate(model, batches, world, config, make_autocast(precision, world.device))
+    names = [metric.name for metric in task.metrics_of(len(saved.classes))]
+    kept = {name: summary[name] for name in names if name in summary}
+    return {**summary, **{name: found[name] for name in names}, "validation": kept}
 
 
 def _cpu_seconds() -> float:

@@ -1,6 +1,7 @@
 """Ablate: fasttricks ablate TABLE [TABLE ...] [RECIPE] --data.root DIR [--seeds N] [--section.field value ...].
 
-TABLE is one of the paper's (table2 .. table6) or a design over a recipe's tricks (add-one, leave-one-out, factorial).
+TABLE is one of the paper's (table2 .. table6), a design over a recipe's tricks (add-one, leave-one-out, factorial), or base
+networks in another task (transfer-segment, transfer-detect).
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, check_name, extend, find_tables
+from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, extend
 from fasttricks.ablation.paper import PAPER_TABLES
+from fasttricks.ablation.tables import TABLES, check_name, find_tables
+from fasttricks.ablation.transfer import TRANSFERS
 from fasttricks.commands import prog
 from fasttricks.config import ConfigError, read_launch
 from fasttricks.config.cli import split_recipe
@@ -53,18 +56,15 @@ def split(args: Sequence[str]) -> tuple[list[str], str, list[str]]:
     names, rest = split_recipe(args, prog=f"{PROG} TABLE", extend=extend)
     recipe = names.pop() if names and names[-1] in RECIPES else ""
     if not names:
-        raise ConfigError(f"table = '': must be given before the recipe; the tables are {', '.join(_known())}")
+        raise ConfigError(f"table = '': must be given before the recipe; the tables are {', '.join(TABLES)}")
     for name in names:
         check_name(name)
     designs = [name for name in names if name in DESIGNS]
     if designs and not recipe:
         rule = f"needs a recipe for its tricks: {PROG} {designs[0]} RECIPE; the recipes are {', '.join(RECIPES)}"
         raise ConfigError(f"table = {designs[0]!r}: {rule}")
-    return list(dict.fromkeys(names)), recipe or PAPERS_RECIPE, rest
-
-
-def _known() -> tuple[str, ...]:
-    return (*PAPER_TABLES, *DESIGNS)
+    papers = next((TRANSFERS[name][1] for name in names if name in TRANSFERS), PAPERS_RECIPE)
+    return list(dict.fromkeys(names)), recipe or papers, rest
 
 
 def table_help() -> str:
@@ -72,8 +72,9 @@ def table_help() -> str:
     about = {
         **{name: make.__doc__ for name, make in PAPER_TABLES.items()},
         **{n: m.__doc__ for n, m in DESIGNS.items()},
+        **{name: f"Base networks (--bases) in {task}; takes {recipe}." for name, (task, recipe) in TRANSFERS.items()},
     }
-    rows = [f"  {name:14s} {(text or '').partition(chr(10))[0]}" for name, text in about.items()]
+    rows = [f"  {name:16s} {(text or '').partition(chr(10))[0]}" for name, text in about.items()]
     recipe = f"RECIPE is one of {', '.join(RECIPES)}; the paper's tables take {PAPERS_RECIPE} where none is given."
     again = "The same command, given again, continues. Given several times at once, the processes share the runs."
     return "\n".join([USAGE, "", "tables:", *rows, "", recipe, again, f"{PROG} TABLE RECIPE --help lists every field."])
