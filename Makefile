@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them; each sets up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all fuzz soak soak-save bench bench-save bench-compare gpu gpu-save gpu-pack lint fmt type recipes clean
+.PHONY: help setup train test test-all fuzz soak soak-save bench bench-save bench-compare transfer gpu gpu-save gpu-pack lint fmt type recipes clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,12 @@ bench-save: setup  ## make bench, written to the committed bench/results/
 
 bench-compare: setup  ## OLD=a.json NEW=b.json of make bench: exit code 1 where NEW is slower beside its peers
 	$(BIN)/python -m bench.compare $(OLD) $(NEW)
+
+transfer: setup  ## base networks in segmentation and detection, small; needs DATA=DIR; 90 minutes at most, in the background
+	$(BIN)/python -m bench.transfer $(if $(DATA),--data $(DATA)) --check $(ARGS)
+	@mkdir -p runs/transfer
+	nohup $(BIN)/python -m bench.transfer $(if $(DATA),--data $(DATA)) $(ARGS) >> runs/transfer/log 2>&1 &
+	@echo 'In the background, 90 minutes at most. Its log: tail -f runs/transfer/log. The same command continues.'
 
 gpu:  ## every CUDA line once, and a first table; no set-up; 9 minutes at most, to bench/out/; DEVICE=cpu walks it
 	$(GPU) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

@@ -51,7 +51,7 @@ def masks(tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(table: str, *bases: str, **changes: Any) -> list[CellRuns]:
-    recipe = RECIPES[TRANSFERS[table][1]]()
+    recipe = RECIPES[TRANSFERS[table].recipe]()
     config: AblateConfig = dataclasses.replace(extend(recipe), device="cpu", bases=bases, **changes)
     (found,) = find_tables([table], config)
     return plan_cells(found, config, CLASSES)
@@ -69,7 +69,7 @@ def copies(run: Path, folder: Path, seeds: range, name: str = "plain-{}") -> Non
 @pytest.mark.parametrize("table", TRANSFERS)
 def test_a_row_is_the_recipe_with_its_base_network(table: str, finished_run: FinishedRun) -> None:
     """Those of random weights have the others' network, all of it learnt at the heads' rate; nothing else differs."""
-    run, plain = finished_run.folder, RECIPES[TRANSFERS[table][1]]()
+    run, plain = finished_run.folder, RECIPES[TRANSFERS[table].recipe]()
     base, random = (cell.config for cell in planned(table, f"plain={run}", "random"))
     assert base and random
     assert (base.init, random.init) == (str(run), "")
@@ -158,7 +158,7 @@ def test_an_ablations_folder_has_a_row_for_each_of_its_trainings(
         planned("transfer-segment", str(tmp_path))
 
 
-@pytest.mark.parametrize("task", [task for task, _ in TRANSFERS.values()])
+@pytest.mark.parametrize("task", [one.task for one in TRANSFERS.values()])
 def test_the_papers_figures_have_the_tasks_own_metrics(task: str) -> None:
     names = [metric.name for metric in find_task(task).metrics_of(10)]
     assert list(PAPERS_BASES[task]) == [cell.row for cell in table6().cells[:6]]

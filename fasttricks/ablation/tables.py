@@ -20,11 +20,14 @@ def find_tables(names: Iterable[str], config: AblateConfig) -> list[Table]:
 
 
 def _find_table(name: str, config: AblateConfig) -> Table:
-    task = TRANSFERS[name][0] if name in TRANSFERS else "classification"
-    of_task = [table for table, (other, _) in TRANSFERS.items() if other == config.task]
+    task = TRANSFERS[name].task if name in TRANSFERS else "classification"
+    of_task = [table for table, one in TRANSFERS.items() if one.task == config.task]
     rule = f"cannot be ablated by {name}, which is of {task}; take {of_task[0] if of_task else f'a recipe of {task}'}"
     require(config.task == task, "task", config.task, rule)
     if name in TRANSFERS:
+        splits = TRANSFERS[name].splits
+        rule = f"is not there in {task}, which has {' and '.join(splits)}"
+        require(config.split in splits, "split", config.split, rule)
         return transfer(name, config.bases, config.seed, config)
     rule = f"has no effect on {name}, and is for {' and '.join(TRANSFERS)}; leave it out"
     require(not config.bases, "bases", " ".join(config.bases), rule)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fasttricks.ablation.paper import PAPERS_BASES, Cell, Table
 from fasttricks.config import TIMM, TORCHVISION, ConfigError, TrainConfig, get_at, require, show_name
@@ -20,15 +20,24 @@ from fasttricks.runs.stored import RAW, CheckpointError, find_weights
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
 from fasttricks.system.schema import anything, fields, listed, table, text
 
-TRANSFERS: Mapping[str, tuple[str, str]] = {
-    name: (task, recipe)
-    for name, task, recipe in (
-        ("transfer-segment", "segmentation", "segment-ade20k"),
-        ("transfer-detect", "detection", "detect-voc"),
-    )
-    if recipe in RECIPES
+
+class Transfer(NamedTuple):
+    """A table of base networks."""
+
+    task: str
+    """The task of its rows."""
+    recipe: str
+    """The recipe that it takes where none is given."""
+    splits: tuple[str, ...] = ("val",)
+    """The splits that its runs can be compared on."""
+
+
+_TRANSFERS = {
+    "transfer-segment": Transfer("segmentation", "segment-ade20k", ("val", "test")),
+    "transfer-detect": Transfer("detection", "detect-voc"),
 }
-"""Table -> the task of its rows, and the recipe that it takes where none is given."""
+TRANSFERS: Mapping[str, Transfer] = {name: one for name, one in _TRANSFERS.items() if one.recipe in RECIPES}
+"""By name, those whose recipe is there."""
 RANDOM = "random"
 """The base of random weights, as --bases names it."""
 SEED = "{seed}"
@@ -57,7 +66,7 @@ def transfer(name: str, words: Sequence[str], seed: int, config: TrainConfig) ->
 
     Raises ConfigError where no base is named, a name comes twice, or a folder of an ablation has none.
     """
-    task, _ = TRANSFERS[name]
+    task = TRANSFERS[name].task
     bases = [base for word in words for base in _read(word)]
     rule = f"must name the base networks, as --bases {RANDOM} plain=runs/plain 'tricks=runs/tricks-{SEED}'"
     require(bool(bases), "bases", " ".join(words), rule)

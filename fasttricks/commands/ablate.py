@@ -63,7 +63,7 @@ def split(args: Sequence[str]) -> tuple[list[str], str, list[str]]:
     if designs and not recipe:
         rule = f"needs a recipe for its tricks: {PROG} {designs[0]} RECIPE; the recipes are {', '.join(RECIPES)}"
         raise ConfigError(f"table = {designs[0]!r}: {rule}")
-    papers = next((TRANSFERS[name][1] for name in names if name in TRANSFERS), PAPERS_RECIPE)
+    papers = next((TRANSFERS[name].recipe for name in names if name in TRANSFERS), PAPERS_RECIPE)
     return list(dict.fromkeys(names)), recipe or papers, rest
 
 
@@ -72,7 +72,7 @@ def table_help() -> str:
     about = {
         **{name: make.__doc__ for name, make in PAPER_TABLES.items()},
         **{n: m.__doc__ for n, m in DESIGNS.items()},
-        **{name: f"Base networks (--bases) in {task}; takes {recipe}." for name, (task, recipe) in TRANSFERS.items()},
+        **{name: f"Base networks (--bases) in {one.task}; takes {one.recipe}." for name, one in TRANSFERS.items()},
     }
     rows = [f"  {name:16s} {(text or '').partition(chr(10))[0]}" for name, text in about.items()]
     recipe = f"RECIPE is one of {', '.join(RECIPES)}; the paper's tables take {PAPERS_RECIPE} where none is given."
