@@ -172,7 +172,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get(VARIABLE), help=f"folder of archives; ${VARIABLE}")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder for all runs")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which what runs is saved and ended")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which the runs are saved and ended")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     parser.add_argument(
         "--tables", nargs="+", choices=list(TABLES), default=[name for name in TABLES if name in TRANSFERS]
