@@ -43,7 +43,7 @@ soak: setup  ## kill, stop and damage runs; N of each (96 kill runs, 30 restarts
 soak-save: setup  ## make soak, added to the committed bench/results/soak.json and docs/reliability.md
 	$(BIN)/python -m bench.soak --save $(if $(N),--n $(N)) $(ARGS)
 
-bench: setup  ## imgs/sec of loader, step, both and the losses beside their alternatives; about 9 minutes, to bench/out/
+bench: setup  ## imgs/sec of loader, step, both, the losses and transfer beside their alternatives; about 9 minutes, to bench/out/
 	$(BIN)/python -m bench.report $(ARGS)
 
 bench-save: setup  ## make bench, written to the committed bench/results/

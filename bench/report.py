@@ -1,7 +1,8 @@
 """make bench: imgs/sec beside the usual alternatives, alternating in one call: a table, a JSON file and a chart.
 
-Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it) and kernels (the
-losses). On the CPU small sizes; on a GPU the paper's. Where it would take longer than --budget-s, it takes fewer rounds.
+Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it), kernels (the
+losses) and transfer (a step of segmentation). On the CPU small sizes; on a GPU the paper's. Where it would take longer than
+--budget-s, it takes fewer rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import end_to_end, loader, losses, published, step
+from bench import end_to_end, loader, losses, published, step, transfer_step
 from bench.budget import CPU_S, Budget
 from bench.chart import draw
 from bench.images import link_images, shrink_images
@@ -40,8 +41,8 @@ from fasttricks.system.monitor import start_monitor
 
 RESULTS, OUT = Path(__file__).parent / "results", Path(__file__).parent / "out"
 Notes = Callable[[list[Row]], list[str]]
-Part = Literal["loader", "step", "end_to_end", "kernels"]
-PARTS: tuple[Part, ...] = ("loader", "step", "end_to_end", "kernels")
+Part = Literal["loader", "step", "end_to_end", "kernels", "transfer"]
+PARTS: tuple[Part, ...] = ("loader", "step", "end_to_end", "kernels", "transfer")
 PAPER_SHARES: dict[Precision, int] = {"fp32": 32, "fp16": 128}
 """Images that each of the paper's 8 GPUs takes a step, by precision."""
 
@@ -234,11 +235,24 @@ def measure_kernels(bench: Bench) -> Iterator[Measured]:
         yield bench.turns(title, "passes/sec", contestants, lambda _, notes=notes: notes, until_s)
 
 
+def measure_transfer(bench: Bench) -> Iterator[Measured]:
+    """A training step of section 6's networks beside torchvision's."""
+    cases = transfer_step.cases(bench.device)
+    for number, case in enumerate(cases):
+        until_s = bench.budget.until_s("transfer", number, len(cases))
+        try:
+            with transfer_step.contestants(case) as steps:
+                yield bench.turns(case.title, "imgs/sec", steps, lambda _: [], until_s)
+        except step.ContestantError as error:
+            bench.console.print(f"skipped: {case.title}: {error}")
+
+
 MEASURES = {
     "loader": measure_loader,
     "step": measure_step,
     "end_to_end": measure_end_to_end,
     "kernels": measure_kernels,
+    "transfer": measure_transfer,
 }
 
 

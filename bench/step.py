@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -100,16 +100,26 @@ def contestants(case: StepCase) -> Iterator[dict[str, Callable[[], float]]]:
     """Name -> a few training steps, returning images a second; the processes end with the context."""
     with ExitStack() as stack:
         names = [name for name in CONTESTANTS if case.compiled or "torch.compile" not in name]
-        yield {name: stack.enter_context(_processes(name, case)) for name in names}
+        yield {name: stack.enter_context(processes_of("bench.step", name, case)) for name in names}
+
+
+class Case(Protocol):
+    """A dataclass of plain values, which a contestant's process is told."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def ranks(self) -> int:
+        """Processes."""
 
 
 @contextmanager
-def _processes(name: str, case: StepCase) -> Iterator[Callable[[], float]]:
-    """One contestant: a process a rank, each of which does a turn for a line of its standard input."""
+def processes_of(module: str, name: str, case: Case) -> Iterator[Callable[[], float]]:
+    """One contestant of `module`: a process a rank, each of which does a turn for a line of its standard input."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bench.step", name, json.dumps(dataclasses.asdict(case))]
+    command = [sys.executable, "-m", module, name, json.dumps(dataclasses.asdict(case))]
     rendezvous = {
         "WORLD_SIZE": case.ranks,
         "LOCAL_WORLD_SIZE": case.ranks,

@@ -15,14 +15,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import compare, end_to_end, images, losses, pairs, published, report, step
+from bench import compare, end_to_end, images, losses, pairs, published, report, step, transfer_step
 from bench.budget import Budget
 from bench.pairs import Row, by_turns
 from bench.report import BenchConfig, BenchData, step_cases
 from fasttricks.config import ConfigError
+from fasttricks.config.recipes import RECIPES
 from fasttricks.data.sources.folder import scan_folder
 from lib.configs import plain
-from lib.tiny import call, write_images
+from lib.tiny import ALONE, call, write_images
 
 
 def scripted(*rates: float) -> Callable[[], float]:
@@ -81,7 +82,7 @@ def test_a_disturbed_turn_is_not_taken_again_when_time_is_up(monkeypatch: pytest
 def test_the_tables_share_the_budget_and_leave_to_the_next_what_they_do_not_take(tmp_path: Path) -> None:
     whole = Budget(100.0, report.PARTS, started_s=1000.0)
     ends = [("loader", 0, 1), ("step", 0, 2), ("step", 1, 2), ("end_to_end", 1, 2), ("kernels", 2, 3)]
-    assert [whole.until_s(*end) for end in ends] == pytest.approx([1020, 1037.5, 1055, 1098, 1100])
+    assert [whole.until_s(*end) for end in ends] == pytest.approx([1017, 1032.5, 1048, 1085, 1087])
     assert Budget(100.0, ["kernels"], started_s=1000.0).until_s("kernels", 2, 3) == pytest.approx(1100)
     assert Budget(math.inf, report.PARTS).until_s("loader") == math.inf
     bench = report.Bench(BenchConfig(), torch.device("cpu"), tmp_path, Console(), whole)
@@ -182,6 +183,53 @@ def test_a_contestant_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(step, "CONTESTANTS", {"fasttricks": step.CONTESTANTS["fasttricks"]})
     with step.contestants(case) as measures, pytest.raises(step.ContestantError, match=r"fasttricks.*exit code"):
         measures["fasttricks"]()
+
+
+@pytest.mark.parametrize("task", transfer_step.RECIPE)
+def test_a_step_of_transfer_is_the_recipes_on_a_gpu_and_small_on_a_cpu(task: transfer_step.Task) -> None:
+    recipe = RECIPES[transfer_step.RECIPE[task]]()
+    (gpu,) = (case for case in transfer_step.cases(torch.device("cuda")) if case.task == task)
+    (cpu,) = (case for case in transfer_step.cases(torch.device("cpu")) if case.task == task)
+    assert gpu.device == "cuda" and "1 GPU" in gpu.title and cpu.device == "cpu"
+    assert (gpu.config.global_batch_size, gpu.image_size) == (recipe.global_batch_size, recipe.data.image_size)
+    assert cpu.batch_size < gpu.batch_size and cpu.image_size < gpu.image_size
+    for case in (gpu, cpu):
+        assert case.config.segment == recipe.segment and case.config.precision == recipe.precision
+
+
+@pytest.mark.slow
+def test_ours_and_torchvisions_segmentation_have_one_loss_and_one_gradient() -> None:
+    """Of the same weights and the same batch, without dropout, whose draws differ."""
+    case = transfer_step.TransferCase(batch_size=2, image_size=64)
+    torch.manual_seed(0)
+    batch = transfer_step.example(case, ALONE)
+    torch.manual_seed(1)
+    theirs = transfer_step.torchvisions(case)
+    torch.manual_seed(1)
+    learner = transfer_step.learner_of(case, ALONE)
+    for model in (theirs, learner.model):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    assert all(torch.equal(ours, theirs.state_dict()[name]) for name, ours in learner.model.state_dict().items())
+    expected = transfer_step.loss_of(theirs(batch.images), batch, case.config.segment.aux_weight)
+    loss, images = learner.task.loss(learner, batch, draw=0)
+    expected.backward()
+    (loss / images).backward()
+    assert images == 2 and float(loss.detach()) / images == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, weight in theirs.named_parameters():
+        found = learner.model.get_parameter(name).grad
+        assert found is not None and weight.grad is not None
+        assert float((found - weight.grad).norm()) <= 1e-3 * float(weight.grad.norm()) + 1e-7, name
+
+
+@pytest.mark.slow
+def test_each_contestant_of_transfer_trains_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    case = transfer_step.TransferCase(batch_size=2, image_size=32)
+    with transfer_step.contestants(case) as measures:
+        assert list(measures) == ["fasttricks", "torchvision, channels-last", "torchvision, default layout"]
+        assert all(measure() > 0 for measure in measures.values())
 
 
 @pytest.mark.slow
