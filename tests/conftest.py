@@ -10,7 +10,6 @@ import gc
 import os
 import shutil
 import signal
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
@@ -185,13 +184,14 @@ def tiny_masks(once: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
-    from lib.tiny import FinishedRun, arguments, on_terminal
+    from lib.forked import on_terminal
+    from lib.tiny import FinishedRun, arguments
 
     def given(folder: Path) -> list[str]:
         return arguments(tiny_data, folder / "run", "--epochs", "3")
 
     def make(folder: Path) -> None:
-        code, shown = on_terminal(sys.executable, "-m", "fasttricks.train", *given(folder))
+        code, shown = on_terminal("fasttricks.train", *given(folder))
         assert code == 0, shown
         (folder / "shown").write_bytes(shown.encode())
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import World
@@ -79,6 +78,8 @@ def check(found: Answered, want: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 6, 10, 300])
 def test_answers_are_those_of_torchmetrics_and_of_the_twin(classes: int) -> None:
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
     logits, labels = data(700, classes)
     found = answer(logits, labels)
     check(found, twin(logits, labels))

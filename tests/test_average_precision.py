@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchmetrics.detection import MeanAveragePrecision
 
 from fasttricks.data.boxes.source import Boxes
 from fasttricks.data.sources.errors import DataError
@@ -214,6 +213,8 @@ def apart(seed: int, count: int) -> list[Image]:
 @pytest.mark.parametrize("form", ["voc07", "area"])
 def test_against_torchmetrics(form: str) -> None:
     """COCO's code at recalls of 0, 0.1, ..., 1, and at each recall that there is, whose mean is the area."""
+    from torchmetrics.detection import MeanAveragePrecision
+
     images = apart(3, 30)
     scores = gathered(images, 2).result(ALONE)
     for label in range(2):

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassCalibrationError
 
 from fasttricks.commands import evaluate, export, predict
 from fasttricks.commands.calibrated import calibrate_checkpoint, fold
@@ -114,6 +113,8 @@ def outputs(count: int, classes: int, scale: float) -> tuple[Outputs, list[str]]
 @pytest.mark.parametrize("classes", [2, 3, 5, 6, 10])
 def test_it_is_fitted_on_one_half_and_judged_on_the_other(classes: int) -> None:
     """Other logits in the half that is judged change its figures and not the temperature; torchmetrics finds the same errors."""
+    from torchmetrics.classification import MulticlassCalibrationError
+
     found, names = outputs(900, classes, 3.0)
     chosen = torch.tensor([to_fit(name) for name in names])
     result = calibrate(found, names)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torchvision.datasets import ImageFolder
 
 from fasttricks.commands import data as data_command
 from fasttricks.commands import evaluate, export, predict, train
@@ -48,6 +46,9 @@ def natural_run(numbered: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("order", ["codepoint", "natural"])
 def test_labels_are_those_of_torchvision_or_timm(order: str, split: str, many: Path) -> None:
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+    from torchvision.datasets import ImageFolder
+
     ours = dict(zip(("train", "val"), find_dataset(DataConfig(root=str(many), class_order=order)), strict=True))[split]
     labels = {ours.name(image): ours.labels[image] for image in range(len(ours))}
     if order == "codepoint":

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from fasttricks.data.batch import Batch
 from fasttricks.system.distributed import World
@@ -127,6 +126,8 @@ def test_metrics_are_exact_whatever_the_batch_size(size: int, flip: bool) -> Non
 )
 def test_the_metrics_are_those_of_the_number_of_classes(classes: int, tops: list[int]) -> None:
     """None is 100 % of every network: top-1, and top-min(5, K - 1) where that is another. Held against torchmetrics and topk."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
     generator = torch.Generator().manual_seed(classes)
     images = torch.randn(300, 3, 20, 20, generator=generator)
     labels = torch.randint(classes, (300,), generator=generator)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
 from fasttricks.commands import data as prepare
 from fasttricks.commands import evaluate, train
@@ -102,6 +101,8 @@ def test_each_layout_is_divided_by_the_rule(
     layout: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels are torchvision's, and the order that of the whole; both parts read, locate and name their own images."""
+    import torchvision
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "place").mkdir()
     place = DataConfig(

@@ -1,9 +1,7 @@
 """The classifier of a network by name, against the layers whose shape follows the number of classes."""
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from fasttricks.config import ModelConfig
@@ -18,8 +16,12 @@ def make(name, num_classes):
     library, _, bare = name.rpartition(":")
     with torch.device("meta"):
         if library == "timm":
+            import timm
+
             return timm.create_model(bare, num_classes=num_classes)
         if library == "torchvision":
+            import torchvision
+
             return torchvision.models.get_model(bare, num_classes=num_classes)
         config = ModelConfig(name=bare.removesuffix("+aux"), aux_head=bare.endswith("+aux"))
         return build_model(config, num_classes)

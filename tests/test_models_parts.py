@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from fasttricks.config import ConfigError, ModelConfig
@@ -27,8 +25,12 @@ FIRST_STAGE = {
 def make(name: str) -> nn.Module:
     library, _, bare = name.rpartition(":")
     if library == "timm":
+        import timm
+
         return timm.create_model(bare, num_classes=3)
     if library == "torchvision":
+        import torchvision
+
         return torchvision.models.get_model(bare, num_classes=3)
     return build_model(ModelConfig(name=bare), 3)
 

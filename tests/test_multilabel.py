@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
 import fasttricks as ft
 from fasttricks.commands import ablate, evaluate, export, plan, predict, report, runs, train
@@ -72,6 +71,8 @@ KINDS = ("plain", "ties", "all the same", "a class without positives", "all posi
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_scores_are_those_of_torchmetrics_and_of_a_twin(kind: str) -> None:
+    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+
     logits, targets = drawn(kind)
     found = score_labels(logits, targets)
     shares, labels = torch.from_numpy(logits).double().sigmoid(), torch.from_numpy(targets).long()

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torchvision
-from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from fasttricks.commands import data as prepare
 from fasttricks.commands import train
@@ -53,6 +51,9 @@ def by_class(source: Source) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_labels_are_those_of_torchvision_and_timm(seed: int, image: Path, tmp_path: Path) -> None:
+    import torchvision
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
     root = tree(tmp_path / "tree", image, seed)
     top = open_split(DataConfig(root=str(root), nested="top"), "train")
     theirs = torchvision.datasets.ImageFolder(str(root))

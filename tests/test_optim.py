@@ -11,7 +11,6 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -77,6 +76,8 @@ def test_convolutions_and_fc_weights_alone_decay(name: str) -> None:
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_groups_name_the_parameters_of_torchvisions_model(depth: int) -> None:
+    import torchvision
+
     with torch.device("meta"):
         model, theirs = (
             build_model(ModelConfig(name=f"resnet{depth}b"), 1000),

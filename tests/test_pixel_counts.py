@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional import jaccard_index
 
 from fasttricks.data.masks.source import IGNORED
 from fasttricks.data.sources.errors import DataError
@@ -69,6 +68,8 @@ def test_worked_out_by_hand(case: str) -> None:
 @pytest.mark.parametrize("num_classes", [2, 11, 150])
 def test_against_torchmetrics_and_a_loop(num_classes: int) -> None:
     """Random images of other sizes; a class in ten is nowhere."""
+    from torchmetrics.functional import jaccard_index
+
     generator = torch.Generator().manual_seed(num_classes)
     counts, predicted, masks = PixelCounts(num_classes, CPU), [], []
     for height, width in ((5, 7), (1, 1), (16, 9)):

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -309,6 +308,8 @@ def test_an_output_that_another_program_makes_is_not_replaced(tmp_path: Path) ->
 )  # fmt: skip
 def test_features_are_those_of_timm(name: str) -> None:
     """Against timm's own forward_head(pre_logits=True), which leaves a map where the classifier is a convolution."""
+    import timm
+
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval()
     images = torch.randn(2, 3, 224 if re.search("vit|deit", name) else 64, 224 if re.search("vit|deit", name) else 64)

@@ -45,6 +45,13 @@ EVERY = [
     for trick in TRICKS
     if trick not in ("zero_gamma", "resnet_d") or RECIPES[recipe]().model.name.startswith("resnet")
 ]
+QUARTER = [
+    pytest.param(
+        recipe, trick, marks=[pytest.mark.slow] * ((OF_CLASSIFIERS.index(recipe) + [*TRICKS].index(trick)) % 4 != 0)
+    )
+    for recipe, trick in EVERY
+]
+"""A quarter of them, with each recipe and each trick; the others are slow."""
 both_ways = pytest.mark.parametrize("ask", [as_python, as_command])
 Ask = Callable[[dict[str, Any], TrainConfig], TrainConfig]
 
@@ -124,8 +131,14 @@ def test_resolving_twice_is_resolving_once(recipe: str, trick: str, switch: str)
     overridden = resolve(once, {path: get_at(other, path)})  # the field as the other switch has it
     assert overridden.tricks == TricksConfig()
     assert resolve(overridden) == overridden
-    if not longer:
-        assert parse_recipe(arguments_of(once), prog="test") == once
+
+
+@pytest.mark.parametrize(("recipe", "trick"), QUARTER)
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_its_arguments_are_read_as_it(recipe: str, trick: str, switch: str) -> None:
+    longer = {"epochs": 120} if (trick, switch) == ("warmup", "on") else {}
+    once = resolve(RECIPES[recipe](), {f"tricks.{switch}": (trick,), **longer})
+    assert parse_recipe(arguments_of(once), prog="test") == once
 
 
 def test_configs_of_other_commands_are_resolved_alike() -> None:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     LambdaLR,
@@ -58,6 +57,8 @@ def test_warmup_and_cosine_are_torchs(steps_per_epoch: int, epochs: int, warmup_
 
 
 def test_cosine_is_timms() -> None:
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+
     sgd = optimizer()
     timms = CosineLRScheduler(sgd, t_initial=110, lr_min=0.0, t_in_epochs=False)
     got = ours(ScheduleConfig(decay="cosine", warmup_epochs=0), 11, 10)

@@ -118,7 +118,7 @@ def running(
             started.process.join()
 
 
-def on_terminal(module: str, *args: str, until: str, keys: bytes) -> tuple[int, str]:
+def on_terminal(module: str, *args: str, until: str = "", keys: bytes = b"") -> tuple[int, str]:
     """(exit code, all that was shown) of the same on a terminal of 120 columns; `keys` are typed once `until` is read."""
     main, terminal = pty.openpty()
     env = environment(COLUMNS="120", LINES="40", TERM="xterm-256color")
