@@ -182,6 +182,20 @@ def tiny_masks(once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def segmented_run(tiny_masks: Path, once: Callable[..., Path]) -> Path:
+    """A run of task segmentation, two epochs on one rank, with an average of the weights. Not to be changed."""
+    from fasttricks.trainer import fit
+    from fasttricks.training.build import build
+    from lib.segmented import config_for
+    from lib.tiny import ALONE
+
+    def make(folder: Path) -> None:
+        fit(build(config_for(tiny_masks, folder / "run"), ALONE))
+
+    return once("segmented", make) / "run"
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
     from lib.forked import on_terminal

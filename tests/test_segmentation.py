@@ -37,21 +37,9 @@ from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from lib.forked import on_ranks
 from lib.runs import final_state, interrupt, records
+from lib.segmented import arguments_for, config_for
 from lib.states import same
-from lib.tiny import ALONE, SHRINK, arguments, call
-
-OPTIONS = [
-    *("--model.name", "resnet8d", "--segment.base-size", "40", "--data.val-resize", "40", "--global-batch-size", "8"),
-    *("--ema-decay", "0.9", "--checkpoint-steps", "1", "--log-steps", "1", "--no-sync-batch-norm"),
-]
-
-
-def arguments_for(data: Path, run_dir: Path, *more: str) -> list[str]:
-    return arguments(data, run_dir, *OPTIONS, *more, recipe="segment-ade20k", shrink=SHRINK)
-
-
-def config_for(data: Path, run_dir: Path, *more: str, **changes: Any) -> TrainConfig:
-    return dataclasses.replace(parse_recipe(arguments_for(data, run_dir, *more), prog="test"), **changes)
+from lib.tiny import ALONE, call
 
 
 def train_on_ranks(run_dir: Path, data: Path, *options: str) -> None:
@@ -61,11 +49,8 @@ def train_on_ranks(run_dir: Path, data: Path, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run_folder(tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs on one rank, with a class of the three in a whole mask of ignored pixels."""
-    folder = tmp_path_factory.mktemp("segmentation") / "run"
-    fit(build(config_for(tiny_masks, folder), ALONE))
-    return folder
+def run_folder(segmented_run: Path) -> Path:
+    return segmented_run
 
 
 # ----------------------------------------------------------------------------------------------------------------- the run
@@ -81,7 +66,7 @@ def test_a_run_learns_and_says_its_metrics(run_folder: Path) -> None:
     assert (run_folder / "curves.png").stat().st_size > 1000 and (run_folder / "checkpoints" / "best.pt").is_file()
     assert load_checkpoint(run_folder)["task"] == "segmentation"
     named = [line.split()[0] for line in next_commands("runs/x", "segmentation")]
-    assert named[-3:] == ["evaluate", "predict", "curves"], "and no export, which is refused"
+    assert named[-4:] == ["evaluate", "predict", "export", "curves"]
 
 
 def test_a_run_resumes_bit_for_bit_within_an_epoch(
@@ -256,7 +241,7 @@ def test_each_class_has_a_colour_of_its_own() -> None:
         (predict.main, ["IMAGE", "--draw", "OLD"], "already exists and is never overwritten; give another --draw"),
         (predict.main, ["IMAGE", "--draw", "NEW", "--output", "x.csv"], "output = 'x.csv': is for classes of images"),
         (report.main, [], "task = 'segmentation': has no answers for a page"),
-        (export.main, [], "task = 'segmentation': cannot be exported yet"),
+        (export.main, ["--output", "NEW", "--calibrated"], "calibrated = True: is for one label an image"),
     ],
 )
 def test_what_a_command_cannot_do_is_refused_by_name(

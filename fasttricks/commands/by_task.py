@@ -58,7 +58,6 @@ COMMANDS: dict[str, TaskCommands] = {
         shown=Shown(text=pixels_text, table=pixels_table),
         no_classes="gives each pixel a class, and an image none; add --draw DIR, for pictures and masks",
         draw=draw,
-        no_export="cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights",
     ),
 }
 """By the name of the task."""

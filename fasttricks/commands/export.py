@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 PROG = prog("export")
 ABOUT = """Write model.safetensors (in timm's and torchvision's key names), model.onnx (from pixels to logits), config.json and a
-model card, README.md. CHECKPOINT is a file, a run folder, of which the newest checkpoint is taken, or another export."""
+model card, README.md. CHECKPOINT is a file, a run folder, of which the newest checkpoint is taken, or another export.
+
+A segmentation's model.onnx takes images of any size, and has logits for each pixel."""
 OPSET = 18
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -60,7 +62,7 @@ def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) ->
 
 
 def from_pixels(model: nn.Module, data: DataConfig) -> nn.Module:
-    """`model` behind the normalisation of `data`: (N, 3, S, S) float32 RGB pixels, 0 to 255, to logits (N, K)."""
+    """`model` behind the normalisation of `data`: (N, 3, H, W) float32 RGB pixels, 0 to 255, to its logits."""
     import torch
     from torch import nn
 
@@ -81,26 +83,34 @@ def from_pixels(model: nn.Module, data: DataConfig) -> nn.Module:
     return FromPixels().eval()
 
 
-def write_onnx(model: nn.Module, path: Path, data: DataConfig, metadata: dict[str, str]) -> None:
+def write_onnx(
+    model: nn.Module, path: Path, data: DataConfig, metadata: dict[str, str], *, any_size: bool = False
+) -> None:
     """`model` behind its normalisation as ONNX, opset 18, of any batch size; held against ONNX Runtime afterwards.
 
-    Input pixels: (N, 3, S, S) float32 RGB, 0 to 255. Output logits: (N, K). Raises ConfigError where the two disagree.
+    Input pixels: (N, 3, S, S) float32 RGB, 0 to 255; any_size: (N, 3, H, W). Output logits: (N, K), of a network of whole images
+    (N, K, H, W). The two are compared on smooth images for any_size, of two sizes and batches, else on noise of two batches.
+    Raises ConfigError where they disagree.
     """
     import onnx
     import onnxruntime
     import torch
 
     network = from_pixels(model, data)
-    pixels = torch.rand(2, 3, data.image_size, data.image_size, generator=torch.Generator().manual_seed(0)) * 255
+    side, dynamic = data.image_size, {0: torch.export.Dim("N", min=1)}
+    inputs = [_noise(2, side, side), _noise(1, side, side)]
+    if any_size:  # no multiples of a stride
+        dynamic |= {2: torch.export.Dim("H", min=1), 3: torch.export.Dim("W", min=1)}
+        inputs = [_smooth(2, side, side * 5 // 4 + 1), _smooth(1, side * 3 // 4 + 1, side)]
     torch.onnx.export(
         network,
-        (pixels,),
+        (inputs[0],),
         path,
         dynamo=True,
         opset_version=OPSET,
         input_names=["pixels"],
         output_names=["logits"],
-        dynamic_shapes={"pixels": {0: torch.export.Dim("N", min=1)}},
+        dynamic_shapes={"pixels": dynamic},
         external_data=False,
         verbose=False,
     )
@@ -108,14 +118,27 @@ def write_onnx(model: nn.Module, path: Path, data: DataConfig, metadata: dict[st
     onnx.helper.set_model_props(graph, metadata)
     onnx.save(graph, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for count in (2, 1):
+    for pixels in inputs:
         with torch.no_grad():
-            wanted = network(pixels[:count]).numpy()
-        (found,) = session.run(None, {"pixels": pixels[:count].numpy()})
+            wanted = network(pixels).numpy()
+        (found,) = session.run(None, {"pixels": pixels.numpy()})
         off = float(abs(found - wanted).max() / max(abs(wanted).max(), 1e-6))
         if not off <= TOLERANCE:
             rule = f"ONNX Runtime's logits are off by {off:.2g} of the largest, more than {TOLERANCE:g}; take --no-onnx"
             raise ConfigError(f"onnx = {str(path)!r}: {rule}")
+
+
+def _noise(count: int, height: int, width: int) -> Tensor:
+    import torch
+
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def _smooth(count: int, height: int, width: int) -> Tensor:
+    """Areas of colour, as a photograph has them: of noise the features of all pixels are alike."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(_noise(count, 6, 8), size=(height, width), mode="bilinear")
 
 
 def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
@@ -145,12 +168,12 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     if calibration is not None:
         fold(model, calibration.temperature, run.data)
         saved = dataclasses.replace(saved, temperature=calibration.temperature)
-    hub = hub_config(run, classes, saved.task)
+    hub, task = hub_config(run, classes, saved.task), find_task(saved.task)
     metadata = {
         "format": "pt",
         "architecture": hub["architecture"],
         "model": run.model.name,
-        "transform": transform_text(run.data),
+        "transform": transform_text(run.data, whole=task.facts.whole_images),
         "classes": json.dumps(list(classes)),
         DESCRIPTION: described(saved),
     }
@@ -161,9 +184,9 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         temporary.mkdir(parents=True)
         write_safetensors(model, temporary / EXPORTED, metadata)
         if config.onnx:
-            write_onnx(model, temporary / "model.onnx", run.data, metadata)
+            write_onnx(model, temporary / "model.onnx", run.data, metadata, any_size=task.facts.whole_images)
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
-        metrics, others = find_task(saved.task).metrics_of(len(classes)), counterparts(run.model)
+        metrics, others = task.metrics_of(len(classes)), counterparts(run.model)
         card = model_card(saved, metrics, others, run_folder, config.onnx, calibration)
         (temporary / "README.md").write_text(card, "utf-8")
         os.rename(temporary, target)

@@ -11,7 +11,7 @@ from fasttricks.config import DataConfig, ModelConfig, model_info
 
 ONNX = "ONNX Runtime"
 """Heading of the block for a folder that has model.onnx."""
-_FILTERS = {"linear": "BILINEAR", "cubic": "BICUBIC", "lanczos3": "LANCZOS"}
+FILTERS = {"linear": "BILINEAR", "cubic": "BICUBIC", "lanczos3": "LANCZOS"}
 _APPLY = """\
 with torch.no_grad():
     logits = model((torch.from_numpy(pixels) - mean) / std)"""
@@ -52,13 +52,15 @@ def snippets(
         found["torchvision"] = _asked(data, "import torchvision", made, loads=True)
     if not counterparts:
         imports = "from fasttricks.config import ModelConfig\nfrom fasttricks.models import build_model"
-        found["fasttricks"] = _asked(data, imports, f"model = build_model({_own(config)}, {num_classes})", loads=True)
+        found["fasttricks"] = _asked(
+            data, imports, f"model = build_model({own_config(config)}, {num_classes})", loads=True
+        )
     asked = {heading: f"{code}\n{_SEVERAL if several else _ONE}" for heading, code in found.items()}
     return {"An image": _prepare(data), **asked, ONNX: f"{_ONNX}\n{_ONNX_SEVERAL if several else _ONNX_ONE}"}
 
 
 def _prepare(data: DataConfig) -> str:
-    size, kind = data.image_size, f"Image.Resampling.{_FILTERS[data.interpolation]}"
+    size, kind = data.image_size, f"Image.Resampling.{FILTERS[data.interpolation]}"
     resize = f"image = image.resize(sides, {kind})"
     if not data.antialias and data.interpolation == "linear":
         resize = f"image = image.transform(sides, Image.Transform.EXTENT, (0, 0, *image.size), {kind})"
@@ -90,7 +92,7 @@ def _asked(data: DataConfig, imports: str, made: str, *, loads: bool = False) ->
     return "\n".join([*heads, "", made, *weights, "model.eval()", *normal, _APPLY])
 
 
-def _own(config: ModelConfig) -> str:
+def own_config(config: ModelConfig) -> str:
     """The config as Python, without the fields at their defaults and those that say nothing of the network's shape."""
     shape = {"name": config.name, **{field: getattr(config, field) for field in model_info(config.name).options}}
     plain = {"num_classes", "zero_gamma"}

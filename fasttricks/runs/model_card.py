@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,46 @@ from fasttricks.runs.calibration import Calibration
 from fasttricks.runs.card_snippets import ONNX, snippets
 from fasttricks.runs.exported import INTERPOLATIONS
 from fasttricks.runs.metric import Metric
+from fasttricks.runs.pixel_snippets import pixel_snippets, torchvision_fcn
 from fasttricks.runs.saved import Saved
 from fasttricks.system.reading import Reader, is_there
-from fasttricks.system.schema import Kind, fields, number, table, text, whole
+from fasttricks.system.schema import Kind as JsonKind
+from fasttricks.system.schema import fields, number, table, text, whole
 
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """The words for the export of a task; the defaults are those of a class for each image."""
+
+    pipeline: str = "image-classification"
+    """The hub's name of the task."""
+    problem: str = ""
+    """problem_type in config.json; empty: none."""
+    several: bool = False
+    """Whether an image may have several classes."""
+    pixels: bool = False
+    """Whether each pixel has a class, by an FCN on the base network."""
+    note: str = ""
+    """The meaning of the logits."""
+
+
+_KINDS = {
+    "multilabel": Kind(
+        problem="multi_label_classification",
+        several=True,
+        note="An image may have several classes: the sigmoid of a logit is the probability of its class. Above 0.5 it is there.",
+    ),
+    "segmentation": Kind(
+        pipeline="image-segmentation",
+        problem="semantic_segmentation",
+        pixels=True,
+        note="The logits have the height and width of the input. Resized to the image, their largest is the class of the pixel.",
+    ),
+}
 _FILES = Reader(ConfigError, "must be as fasttricks.train wrote it", "move it away, and the card is made without it")
 
 
-def summary_kind(metrics: Sequence[Metric]) -> Kind:
+def summary_kind(metrics: Sequence[Metric]) -> JsonKind:
     """The kind of summary.json of a run whose task has these metrics; one of 0.1.0 may have the headline alone of them."""
     headline, *others = (metric.name for metric in metrics)
     numbers = dict.fromkeys(("val_loss", "train_seconds", headline), number())
@@ -43,17 +76,27 @@ def counterparts(config: ModelConfig) -> dict[str, str]:
 
 def hub_config(config: TrainConfig, classes: Sequence[str], task: str = "classification") -> dict[str, Any]:
     """config.json as timm reads it from a folder (`local-dir:`) or the hub; of a network it does not know, the same fields."""
-    data = config.data
+    data, kind = config.data, _KINDS.get(task, Kind())
+    problem = {"problem_type": kind.problem} if kind.problem else {}
+    if kind.pixels:
+        return {
+            "architecture": torchvision_fcn(config) or "fcn",
+            "backbone": config.model.name,
+            "output_stride": config.segment.output_stride,
+            "num_classes": len(classes),
+            "label_names": list(classes),
+            **problem,
+            "short_side": data.val_resize,
+            **_normalisation(data),
+        }
     return {
         "architecture": counterparts(config.model).get("timm", config.model.name),
         "num_classes": len(classes),
         "label_names": list(classes),
-        **({"problem_type": "multi_label_classification"} if task == "multilabel" else {}),
+        **problem,
         "pretrained_cfg": {
             "input_size": [3, data.image_size, data.image_size],
-            "mean": [value / 255 for value in data.mean],
-            "std": [value / 255 for value in data.std],
-            "interpolation": INTERPOLATIONS[data.interpolation],
+            **_normalisation(data),
             "crop_pct": data.image_size / data.val_resize,
             "crop_mode": "center",
             "num_classes": len(classes),
@@ -61,11 +104,19 @@ def hub_config(config: TrainConfig, classes: Sequence[str], task: str = "classif
     }
 
 
-def transform_text(data: DataConfig) -> str:
-    """The validation transform in words."""
+def _normalisation(data: DataConfig) -> dict[str, Any]:
+    mean, std = ([value / 255 for value in values] for values in (data.mean, data.std))
+    return {"mean": mean, "std": std, "interpolation": INTERPOLATIONS[data.interpolation]}
+
+
+def transform_text(data: DataConfig, *, whole: bool = False) -> str:
+    """The validation transform in words. whole: it shows whole images."""
     filters = {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "Lanczos"}
     antialias = "with antialiasing, as PIL does" if data.antialias else "without antialiasing"
     resize = f"{filters[data.interpolation]}, {antialias}; sizes rounded to the nearest pixel"
+    if whole:
+        resize = resize.replace("to the nearest pixel", "down")
+        return f"decode to RGB, upright; resize the short side to {data.val_resize} pixels, keeping the aspect ratio ({resize})"
     return (
         f"decode to RGB, upright; resize the short side to {data.val_resize} pixels, keeping the aspect ratio ({resize}); "
         f"crop the centre {data.image_size} x {data.image_size} (offsets rounded down)"
@@ -86,43 +137,44 @@ def model_card(
     and summary.json; None or without them: the card names the unknown facts. calibration: of the temperature that is folded into
     the classifier; None of another export's, whose figures are not known.
     """
-    config, classes = saved.config, saved.classes
+    config, classes, kind = saved.config, saved.classes, _KINDS.get(saved.task, Kind())
     summary = _read(run_folder, "summary.json", summary_kind(metrics))
     versions = _read(run_folder, "config.json", fields({}, {"versions": table(text())})).get("versions", {})
     parts = [
-        _front_matter(counterparts),
-        f"# {config.model.name}, {len(classes)} classes",
+        _front_matter(counterparts, kind),
+        f"# {'FCN on ' * kind.pixels}{config.model.name}, {len(classes)} classes",
         f"Trained by the recipe `{config.recipe}` of fasttricks, after [Bag of Tricks](https://arxiv.org/abs/1812.01187).",
         "## Result",
         _result(summary, saved, metrics),
         *_calibration(saved.temperature, calibration),
         "## Use",
-        _use(saved, counterparts, with_onnx),
+        _use(saved, kind, counterparts, with_onnx),
         "## How it was trained",
-        _training(config, summary, versions),
+        _training(config, kind, summary, versions),
         "## Classes",
         ", ".join(map(show_name, classes)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _read(folder: Path | None, name: str, kind: Kind) -> dict[str, Any]:
+def _read(folder: Path | None, name: str, kind: JsonKind) -> dict[str, Any]:
     if folder is None or not is_there(folder / name):
         return {}
     values: dict[str, Any] = _FILES.json(folder / name, kind)
     return values
 
 
-def _front_matter(counterparts: Mapping[str, str]) -> str:
-    library = "library_name: timm\n" if "timm" in counterparts else ""
-    return f"---\ntags:\n- image-classification\n{library}pipeline_tag: image-classification\n---"
+def _front_matter(counterparts: Mapping[str, str], kind: Kind) -> str:
+    library = "library_name: timm\n" if "timm" in counterparts and not kind.pixels else ""
+    return f"---\ntags:\n- {kind.pipeline}\n{library}pipeline_tag: {kind.pipeline}\n---"
 
 
 def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric]) -> str:
     if not summary or summary["steps"] != saved.step:
         return f"Not known: the checkpoint is of step {saved.step}, epoch {saved.epoch} of {saved.config.epochs}."
     scores = ", ".join(metric.show(summary[metric.name]) for metric in metrics if metric.name in summary)
-    flip = ", logits averaged with the mirror image's" if saved.config.eval.flip else ""
+    averaged = "probabilities" if _KINDS.get(saved.task, Kind()).pixels else "logits"
+    flip = f", {averaged} averaged with the mirror image's" if saved.config.eval.flip else ""
     how = f"(precision {summary['precision']}{flip})"
     return f"On {summary['val_images']:,} validation images: {scores}, loss {summary['val_loss']:.4f} {how}."
 
@@ -140,25 +192,29 @@ def _calibration(temperature: float | None, found: Calibration | None) -> list[s
     return ["## Calibration", text]
 
 
-def _use(saved: Saved, counterparts: Mapping[str, str], with_onnx: bool) -> str:
-    config, several = saved.config, saved.task == "multilabel"
+def _use(saved: Saved, kind: Kind, counterparts: Mapping[str, str], with_onnx: bool) -> str:
+    config = saved.config
+    theirs = kind.pixels and torchvision_fcn(config)
     mean, std = (" ".join(f"{x:g}" for x in values) for values in (config.data.mean, config.data.std))
     parts = [
-        f"Images: {transform_text(config.data)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
+        f"Images: {transform_text(config.data, whole=kind.pixels)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
         "`model.safetensors` holds the weights, FP32. `config.json` has the names of the classes in the order of the outputs.",
     ]
-    if several:
-        parts.append(
-            "An image may have several classes: the sigmoid of a logit is the probability of its class. Above 0.5 it is there."
-        )
-    if not counterparts:
+    parts += [kind.note] if kind.note else []
+    if theirs:
+        parts.append(f"It is torchvision's `{theirs}`.")
+    elif kind.pixels or not counterparts:
         parts.append("timm and torchvision have no such network, though it uses their names.")
     if with_onnx:
-        parts.append(
-            "`model.onnx` takes RGB pixels, (N, 3, S, S) float32, 0 to 255, normalises them itself and gives logits."
-        )
+        shapes = ("(N, 3, H, W)", ", (N, K, H, W)") if kind.pixels else ("(N, 3, S, S)", "")
+        onnx = f"takes RGB pixels, {shapes[0]} float32, 0 to 255, normalises them itself and gives logits{shapes[1]}."
+        parts.append(f"`model.onnx` {onnx}")
     parts.append("In this folder, with an `image.jpg`:")
-    for heading, code in snippets(config.model, config.data, counterparts, len(saved.classes), several=several).items():
+    if kind.pixels:
+        found = pixel_snippets(config, len(saved.classes))
+    else:
+        found = snippets(config.model, config.data, counterparts, len(saved.classes), several=kind.several)
+    for heading, code in found.items():
         if with_onnx or heading != ONNX:
             parts.append(f"{heading}:\n\n```python\n{code}\n```")
     return "\n\n".join(parts)
@@ -170,8 +226,17 @@ def tricks_used(config: TrainConfig, precision: str) -> list[str]:
     return [name for name in TRICKS if is_on(config, name) and (half or name != "low_precision")]
 
 
-def _training(config: TrainConfig, summary: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    data, schedule = config.data, config.schedule
+def _images(config: TrainConfig, kind: Kind) -> str:
+    data, segment = config.data, config.segment
+    if kind.pixels:
+        factors = f"{segment.scale[0]:g} to {segment.scale[1]:g}"
+        scaled = f"of images whose {segment.base_side} side is {segment.base_size} pixels times {factors}"
+        return f"squares of {data.image_size} pixels {scaled}"
+    return f"{data.image_size} pixels, colour {data.color}, crops of {data.area[0]:g} to {data.area[1]:g} of the area"
+
+
+def _training(config: TrainConfig, kind: Kind, summary: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    schedule = config.schedule
     precision = summary.get("precision", config.precision)
     rows = {
         "tricks": ", ".join(tricks_used(config, precision)) or "none",
@@ -179,7 +244,7 @@ def _training(config: TrainConfig, summary: Mapping[str, Any], versions: Mapping
         "epochs": f"{config.epochs}",
         "global batch": f"{config.global_batch_size} images",
         "learning rate": f"peak {config.peak_lr:g}, warm-up {schedule.warmup_epochs:g} epochs, then {schedule.decay}",
-        "images": f"{data.image_size} pixels, colour {data.color}, crops of {data.area[0]:g} to {data.area[1]:g} of the area",
+        "images": _images(config, kind),
         "average of weights": f"decay {config.ema_decay:g}" if config.ema_decay else "none",
         "seed": f"{config.seed}",
     }

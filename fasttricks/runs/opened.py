@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fasttricks.config import DataConfig, ModelConfig, model_info
+from fasttricks.config import DataConfig, ModelConfig, TrainConfig, model_info
 from fasttricks.data.sources import output_classes
-from fasttricks.models import AUXILIARY, COUNTER, build_model, head_names
+from fasttricks.models import AUXILIARY, COUNTER, build_network, head_names
 from fasttricks.runs.exported import Description, describe
 from fasttricks.runs.saved import Saved, read_saved
 from fasttricks.runs.stored import CheckpointError, find_weights
@@ -42,7 +42,7 @@ def open_saved(path: Path, model: ModelConfig | None = None, data: DataConfig | 
     own, classes = model_info(config.model.name).family == "own", description.classes
     # describe() refuses the name of code in a file that is not settled, so the user gave this one
     trust = config.model.name if own and not description.settled else ""
-    outputs = len(classes or ()) if own and not trust else _outputs(file, weights, config.model)
+    outputs = len(classes or ()) if own and not trust else _outputs(file, weights, config)
     if classes is None:
         classes = output_classes(config.data, outputs)
     if len(classes) != outputs:
@@ -107,10 +107,11 @@ def _fitting(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
     return {**{name: torch.tensor(0) for name in counters}, **kept}
 
 
-def _outputs(file: Path, weights: Mapping[str, Tensor], model: ModelConfig) -> int:
-    """The number of outputs of the classifier among `weights`. Raises CheckpointError where it is not there."""
+def _outputs(file: Path, weights: Mapping[str, Tensor], config: TrainConfig) -> int:
+    """The number of outputs of the classifier, among `weights`. Raises CheckpointError where it is not there."""
+    model = config.model
     with torch.device("meta"):
-        names = head_names(build_model(model, 2))
+        names = head_names(build_network(config, 2))
     found = next((name for name in names if name in weights and weights[name].dim()), "")
     if not found:
         rule = f"has no classifier of {model.name} ({' or '.join(names) or 'which has none'}); check --model.name"
