@@ -6,6 +6,9 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +32,7 @@ from fasttricks.runs.saved import read_saved
 from fasttricks.tasks import find_task
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
-from lib.tiny import ALONE, SHRINK, FinishedRun, call
+from lib.tiny import ALONE, SHRINK, FinishedRun, call, environment
 
 CLASSES = ("sky", "road", "car")
 SMALL = [
@@ -328,3 +331,40 @@ def test_a_place_without_a_test_split_is_refused_before_the_first_run(
     words = ["transfer-segment", *SMALL, "--bases", "random", "--split", "test", "--data.root", str(tiny_masks)]
     assert call(ablate.main, *words, "--run-dir", str(tmp_path / "a")) == 2
     assert "so there is no split test" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_table_continues_and_ends_as_one_that_was_not(
+    masks: Path, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    """Killed in its second run, which starts from a base network: the first is left alone, the second is resumed."""
+
+    def command(folder: Path) -> list[str]:
+        bases = ["--bases", "random", f"plain={finished_run.folder}", "--split", "test", "--epochs", "12"]
+        words = ["transfer-segment", *SMALL, *bases, "--data.root", str(masks), "--run-dir", str(folder)]
+        return [sys.executable, "-m", "fasttricks.ablate", *words, "--checkpoint-steps", "1"]
+
+    def results(folder: Path) -> dict[Path, str]:
+        return {file.relative_to(folder): file.read_text() for file in folder.glob("runs/*/*/result.json")}
+
+    def second() -> bool:
+        saved = {file.parents[1] for file in (tmp_path / "a").glob("runs/*/*/checkpoints/step-*.pt")}
+        return len(results(tmp_path / "a")) == 1 and len(saved) == 2
+
+    process = subprocess.Popen(command(tmp_path / "a"), env=environment(), start_new_session=True)
+    end = time.monotonic() + 240
+    while not second():
+        assert time.monotonic() < end and process.poll() is None, "it was caught in the second run"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (first,) = results(tmp_path / "a").items()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        subprocess.run(command(folder), env=environment(), check=True)
+    ours, whole = results(tmp_path / "a"), results(tmp_path / "b")
+    assert ours[first[0]] == first[1] and ours.keys() == whole.keys() and len(ours) == 2
+    (other,) = ours.keys() - {first[0]}
+    assert "resume   " in (tmp_path / "a" / other).parent.with_suffix(".log").read_text()
+    for file in ours:
+        for name in ("miou", "pixel_accuracy", "val_loss", "validation"):
+            assert json.loads(ours[file])[name] == json.loads(whole[file])[name]
