@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,13 +111,15 @@ def test_each_seed_has_its_own_base(finished_run: FinishedRun, tmp_path: Path) -
 
 def test_a_seed_without_a_base_is_left_out_and_named(finished_run: FinishedRun, tmp_path: Path) -> None:
     copies(finished_run.folder, tmp_path, range(3))
+    copies(finished_run.folder, tmp_path, range(3, 4))
     shutil.rmtree(tmp_path / "plain-1" / "checkpoints")
     shutil.rmtree(tmp_path / "plain-2")
-    (cell,) = planned("transfer-segment", f"{tmp_path}/plain-{{seed}}", seeds=3)
+    (tmp_path / "plain-3" / "summary.json").unlink()
+    (cell,) = planned("transfer-segment", f"{tmp_path}/plain-{{seed}}", seeds=4)
     assert [job.config.seed for job in cell.jobs] == [0]
     keeps = "an ablation keeps those of its runs with --keep-checkpoints"
     said = f"{tmp_path}/plain-1 has no checkpoint; {keeps}; {tmp_path}/plain-2 does not exist"
-    assert cell.notes == (said,)
+    assert cell.notes == (f"{said}; {tmp_path}/plain-3 is not finished; resume it",)
 
 
 def test_other_weights_of_the_same_name_and_another_split_are_other_runs(
@@ -198,7 +201,7 @@ def test_differences_are_paired_by_seed_and_judged_where_the_interval_leaves_0_o
     scores = {("", seed): 30.0 + 5 * seed for seed in range(3)}
     scores |= {(f"{plain}-{seed}", seed): 34.0 + 5 * seed + 0.1 * (seed == 1) for seed in range(3)}
     scores |= {(f"{mixed}-{seed}", seed): 30.5 + 5 * seed + (seed - 1) for seed in range(3)}
-    bases = ["--bases", "random", f"plain={plain}-{{seed}}", f"mixed={mixed}-{{seed}}"]
+    bases = ["--bases", "random", f"plain={plain}-{{seed}}", f"mixed up={mixed}-{{seed}}"]
     words = ["transfer-segment", *SMALL, *bases, "--data.root", str(masks), "--run-dir", str(tmp_path / "a")]
     with pretend(scores):
         assert call(ablate.main, *words, "--seeds", "3", "--split", "test") == 0
@@ -209,7 +212,8 @@ def test_differences_are_paired_by_seed_and_judged_where_the_interval_leaves_0_o
     assert rows[""][:5] == ["mIoU", "pixel accuracy", "seeds", "difference to random weights", ""]
     assert rows["random weights"][:5] == ["35.00 ± 5.00", "80.00 ± 0.00", "3", "", ""]
     assert rows["plain"][3:5] == ["+4.03 (+3.89 to +4.18)", "real"]
-    assert rows["mixed"][3:5] == ["+0.50 (-1.98 to +2.98)", "not decided"]
+    assert rows["mixed up"][3:5] == ["+0.50 (-1.98 to +2.98)", "not decided"]
+    assert f"    python -m fasttricks.ablate {shlex.join([*words, '--seeds', '3', '--split', 'test'])}\n" in f"{text}\n"
     assert "validation image" not in text and "3 seeds or a difference that is the same in every seed." in text
     assert (tmp_path / "a" / "transfer-segment.png").stat().st_size > 5000
     raw = json.loads((tmp_path / "a" / "results.json").read_text())

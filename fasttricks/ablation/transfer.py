@@ -16,7 +16,7 @@ from fasttricks.ablation.paper import PAPERS_BASES, Cell, Table
 from fasttricks.config import TIMM, TORCHVISION, ConfigError, TrainConfig, get_at, require, show_name
 from fasttricks.config.recipes import OF_THE_WEIGHTS, RECIPES
 from fasttricks.runs.fitted import like_weights
-from fasttricks.runs.stored import RAW, CheckpointError, find_weights
+from fasttricks.runs.stored import RAW, CheckpointError, find_weights, is_export, run_of_best
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
 from fasttricks.system.schema import anything, fields, listed, table, text
 
@@ -141,13 +141,16 @@ def of_seed(init: str, seed: int) -> str:
 
 
 def lacks(init: str) -> str:
-    """Why there are no weights `init`; empty where there are, and for a library's, which are not looked for."""
+    """Why there are no weights `init`, or none of a finished run; empty where there are. A library's are not looked for."""
     if not init or init.startswith((TIMM, TORCHVISION)):
         return ""
+    bare = Path(init.removesuffix(RAW))
+    run = run_of_best(bare) or bare
+    if is_there(run / "config.json") and not is_there(run / "summary.json") and not is_export(run):
+        return f"{show_name(init)} is not finished; resume it"
     try:
-        find_weights(Path(init.removesuffix(RAW)))
+        find_weights(bare)
     except CheckpointError:
-        bare = Path(init.removesuffix(RAW))
         why = (
             "has no checkpoint; an ablation keeps those of its runs with --keep-checkpoints"
             if bare.is_dir()

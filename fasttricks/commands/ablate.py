@@ -6,6 +6,7 @@ networks in another task (transfer-segment, transfer-detect).
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def main(args: Sequence[str]) -> None:
     from fasttricks.ablation.queue import ablate
 
     with ended_as_by_ctrl_c():
-        failed = ablate(tables, config, command=f"{PROG} {' '.join(args)}")
+        failed = ablate(tables, config, command=f"{PROG} {shlex.join(args)}")
     if failed:
         print(f"error: {failed} run(s) failed, their cells stay blank; the tables name them", file=sys.stderr)
         raise SystemExit(1)
