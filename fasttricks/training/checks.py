@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from fasttricks.config import (
     ConfigError,
@@ -101,7 +105,7 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
         _try_own(task, config, num_classes, data, min(smallest_batch, 2))
         return
     meta = torch.device("meta")
-    with meta:
+    with meta, _ShapesAlone():
         model = task.make_model(config, num_classes)
         batch = task.example(data, smallest_batch, num_classes, device=meta, dtype=torch.float32)
         try:
@@ -113,6 +117,27 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
             raise ConfigError(f"global_batch_size = {config.global_batch_size}: {rule}; {way_out}") from error
         except _SIZE_ERRORS as error:
             raise _wrong_size(side, config.model, error) from error
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Batch norm in it checks its input, as torch does, and returns it. On tensors without data torch computes it in Python,
+    which takes longer than all the rest of a ResNet."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not functional.batch_norm:
+            return func(*args, **(kwargs or {}))
+        return _checked(*args, **(kwargs or {}))
+
+
+def _checked(
+    input: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any
+) -> Tensor:
+    """`input` of functional.batch_norm. Raises ValueError where a channel has one value, whose variance training would take."""
+    if training and input.numel() == input.size(1):
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+    return input
 
 
 def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig, count: int) -> None:
