@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo(tmp_path_factory.mktemp("small"), num_train=30, num_val=10, workers=1)
 
 
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("smallest"), num_train=10, num_val=10, workers=1)
+
+
 def pixels(root: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Every image of a split, resized to 32x32, as (N, 3072) floats of 0 to 1, and its label."""
     rows, labels = [], []
@@ -90,7 +96,7 @@ def test_bytes_depend_on_the_seed_and_not_on_the_processes(tmp_path: Path, small
     assert three == one
     images = {digest for name, digest in one.items() if name.endswith(".jpg")}
     assert len(images) == 40, "two images are the same"
-    other_seed = digests(make_demo(tmp_path, seed=1, num_train=30, num_val=10))
+    other_seed = digests(make_demo(tmp_path, seed=1, num_train=30, num_val=10, workers=1))
     assert digests(tmp_path / small.name) == one, "the set of another seed lies beside it"
     assert other_seed.keys() == one.keys()
     assert not images & set(other_seed.values())
@@ -158,15 +164,15 @@ def test_a_made_set_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest"])
-def test_a_damaged_set_is_made_again(tmp_path: Path, damage: str) -> None:
-    root = make_demo(tmp_path, num_train=10, num_val=10)
+def test_a_damaged_set_is_made_again(tmp_path: Path, damage: str, smallest: Path) -> None:
+    root = Path(shutil.copytree(smallest, tmp_path / smallest.name))
     whole = digests(root)
     victim = root / "manifest.json" if damage == "no manifest" else next((root / "val" / "ring").iterdir())
     if damage == "truncated":
         victim.write_bytes(victim.read_bytes()[:-1])
     else:
         victim.unlink()
-    assert make_demo(tmp_path, num_train=10, num_val=10) == root
+    assert make_demo(tmp_path, num_train=10, num_val=10, workers=1) == root
     assert digests(root) == whole
 
 
@@ -211,9 +217,9 @@ def test_a_full_disk_says_where_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_default_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert make_demo(num_train=10, num_val=10).parent == tmp_path / "xdg" / "fasttricks"
+    assert make_demo(num_train=10, num_val=10, workers=1).parent == tmp_path / "xdg" / "fasttricks"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification has it ignored
-    assert make_demo(num_train=10, num_val=10).parent == tmp_path / "home" / ".cache" / "fasttricks"
+    assert make_demo(num_train=10, num_val=10, workers=1).parent == tmp_path / "home" / ".cache" / "fasttricks"
 
 
 def test_wrong_arguments_name_the_value_and_the_rule(tmp_path: Path) -> None:
