@@ -31,7 +31,6 @@ from lib.states import same
 from lib.syncs import NoHostCopy, NoHostSync
 from lib.tiny import ALONE, arguments, call, configure
 
-timm = pytest.importorskip("timm")
 K = 3
 
 
@@ -172,6 +171,7 @@ def test_a_student_learns_from_the_teacher_alone(start: Callable[..., Run], teac
 @pytest.fixture
 def timm_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, nn.Module]]:
     """Gives timm a small network's weights, from a file, as it keeps those that it downloads."""
+    timm = pytest.importorskip("timm")
 
     def make(**trained: Any) -> tuple[str, nn.Module]:
         torch.manual_seed(5)
@@ -225,6 +225,7 @@ def test_a_teacher_of_timms_sees_its_own_normalisation(
 
 
 def test_half_precision_is_close_to_full(teacher_run: Path) -> None:
+    timm = pytest.importorskip("timm")
     model = read_saved(teacher_run).network()
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = model(images)
@@ -261,6 +262,7 @@ def test_a_teacher_of_other_classes_is_refused(
 
 
 def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
     refused(r"distill\.teacher: checkpoint = '.*gone': must be a file.*train it first", teacher=str(tmp_path / "gone"))
     refused(r"'timm:resnet50x': is no model of timm", teacher="timm:resnet50x")
     without = next(name for name in timm.list_models("resnet*") if not timm.models.get_pretrained_cfg(name).has_weights)
@@ -270,6 +272,7 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_teacher_that_cannot_take_the_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
     model = timm.create_model("test_vit", num_classes=K)
     monkeypatch.setattr("fasttricks.learning.teacher.pretrained_timm_model", lambda name, field: (model, None))
     refused(r"takes no images of data\.image_size \(40\) pixels", teacher="timm:test_vit", image_size=40)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
 
 from fasttricks.config import DataConfig, SegmentConfig
 from fasttricks.data.annotated.pixels import normalise, short_side_to
@@ -107,6 +106,8 @@ def views(count: int, size: tuple[int, int], **fields: float) -> list[View]:
 
 def test_the_distribution_of_the_views() -> None:
     """3000 of a landscape: the short side is uniform on 20 to 80, the place on its range, coins and deviation as asked."""
+    from scipy import stats
+
     drawn = views(3000, (60, 90), flip=0.25, blur=0.4)
     short = np.array([view.height for view in drawn])
     assert (short.min(), short.max()) == (20, 80)
@@ -149,6 +150,8 @@ def test_a_view_is_a_pure_function_of_seed_epoch_and_place() -> None:
 
 
 def test_a_stand_in_is_any_image() -> None:
+    from scipy import stats
+
     found = np.array([stand_in(SEED, place // 100, place % 100, 10) for place in range(2000)])
     assert stats.chisquare(np.bincount(found, minlength=10)).pvalue > 1e-3
     assert (found.min(), found.max()) == (0, 9)
@@ -166,6 +169,8 @@ def test_the_short_side_as_torchvision_resizes_it(size: tuple[int, int]) -> None
 @pytest.mark.parametrize("size", [(360, 480), (480, 360), (100, 100), (683, 512), (1, 300)])
 def test_the_long_side_as_the_authors_scale_it(size: tuple[int, int]) -> None:
     """gluon-cv, segbase.py: the long side is uniform on 0.5 to 2 times base_size, the short one in proportion, rounded."""
+    from scipy import stats
+
     segment = SegmentConfig(base_size=520, base_side="long", scale=(0.5, 2.0))
     found = [draw_view(size, DATA, segment, seed=SEED, epoch=0, place=place) for place in range(1000)]
     long, short = (np.array([side(view.height, view.width) for view in found]) for side in (max, min))
