@@ -383,7 +383,7 @@ def test_what_another_process_trains_is_waited_for_and_taken_over(
     shutil.rmtree(tmp_path / "a")
     others = contextlib.ExitStack()
     for run in runs[:2]:
-        assert others.enter_context(claimed(Job(SimpleNamespace(run_dir=str(run)), 1, "")))
+        assert others.enter_context(claimed(Job(SimpleNamespace(run_dir=str(run), task="classification"), 1, "")))
 
     def sleep(seconds: float) -> None:
         assert seconds == POLL_S and sorted(ran) == runs[2:], "every other run came first"

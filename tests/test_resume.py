@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from fasttricks.data.sources.files import ImageFiles
 from fasttricks.runs.checkpoint import load_checkpoint, save_checkpoint
 from fasttricks.runs.stored import CheckpointError, checkpoints
 from fasttricks.system.distributed import World
+from fasttricks.tasks import find_task
 from fasttricks.trainer import Stopped, fit
 from fasttricks.training import resume
 from fasttricks.training.build import build
@@ -267,7 +267,7 @@ def test_segmentation_needs_the_releases_that_make_its_images(whole: Run) -> Non
 
     def found(task: str) -> dict[str, Any]:
         images = ImageFiles(["a.jpg"])
-        return conditions(SimpleNamespace(name=task), whole.config, ALONE, images, images)  # type: ignore[arg-type]
+        return conditions(find_task(task), whole.config, ALONE, images, images)
 
     assert not {"torchvision", "pillow"} & found("classification").keys()
     saved = found("segmentation")
