@@ -206,8 +206,8 @@ def _become(
         os.close(1)
     elif stdout:
         os.dup2(os.open(stdout, os.O_WRONLY), 1)
-    if nohup:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # the server may have been started by a fixture of the session, where nohup's deafness still holds
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     os.environ.clear()
     os.environ.update({name: value for name, value in env.items() if value != UNSET})
     if encoding := env.get("PYTHONIOENCODING"):
