@@ -48,6 +48,7 @@ NEEDS = {
     "fasttricks.system.bars": "rich",
     "fasttricks.reporting.charts": "PIL",
     "fasttricks.reporting.page": "PIL",
+    "fasttricks.reporting.pixel_page": "PIL",
 }
 """The modules that cannot be imported on such a machine, and the package that each asks for first. All others can."""
 

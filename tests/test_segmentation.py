@@ -16,8 +16,7 @@ from torch.nn import functional
 from fasttricks.ablation.cells import extend
 from fasttricks.ablation.tables import find_tables
 from fasttricks.commands import evaluate as evaluation
-from fasttricks.commands import export, predict, report
-from fasttricks.commands.drawn import colors
+from fasttricks.commands import export, predict
 from fasttricks.commands.evaluate import EvaluateConfig, answer_checkpoint
 from fasttricks.commands.train import next_commands
 from fasttricks.config import ConfigError, DoesNotApplyError, TrainConfig, get_at, replace_at
@@ -28,6 +27,7 @@ from fasttricks.config.tricks import TRICKS, applies, is_on
 from fasttricks.data.masks.places import open_mask_split
 from fasttricks.learning.learner import count_steps
 from fasttricks.planning.planner import PlanConfig, find_data_size, make_plan
+from fasttricks.reporting.examples import colors
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.fitted import fit_recipe
 from fasttricks.runs.saved import read_saved
@@ -240,7 +240,6 @@ def test_each_class_has_a_colour_of_its_own() -> None:
         (predict.main, ["IMAGE"], "task = 'segmentation': gives each pixel a class, and an image none; add --draw DIR"),
         (predict.main, ["IMAGE", "--draw", "OLD"], "already exists and is never overwritten; give another --draw"),
         (predict.main, ["IMAGE", "--draw", "NEW", "--output", "x.csv"], "output = 'x.csv': is for classes of images"),
-        (report.main, [], "task = 'segmentation': has no answers for a page"),
         (export.main, ["--output", "NEW", "--calibrated"], "calibrated = True: is for one label an image"),
     ],
 )

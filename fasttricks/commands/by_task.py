@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fasttricks.commands.answers_shown import answers_table, answers_text
 from fasttricks.commands.drawn import Drawn, draw
 from fasttricks.commands.labels_shown import labels_table, labels_text
+from fasttricks.commands.pages import Reported, class_page, pixel_page
 from fasttricks.commands.pixels_shown import pixels_table, pixels_text
 from fasttricks.data.masks.places import require_masks
 from fasttricks.data.sources import require_place
@@ -39,8 +40,8 @@ class TaskCommands:
     """None: evaluate shows the metrics alone, and has no --output."""
     calibrated: bool = False
     """Whether a temperature has a meaning: a softmax for each image."""
-    page: bool = False
-    """Whether report has a page of it."""
+    page: Callable[[Reported], str] | None = None
+    """The page of report; None: it has none."""
     no_classes: str = ""
     """Why predict gives an image no classes, as the rule of an error; empty: it does."""
     draw: Callable[..., Iterator[Drawn]] | None = None
@@ -50,7 +51,9 @@ class TaskCommands:
 
 
 COMMANDS: dict[str, TaskCommands] = {
-    "classification": TaskCommands(shown=Shown(text=answers_text, table=answers_table), calibrated=True, page=True),
+    "classification": TaskCommands(
+        shown=Shown(text=answers_text, table=answers_table), calibrated=True, page=class_page
+    ),
     "multilabel": TaskCommands(shown=Shown(text=labels_text, table=labels_table)),
     "segmentation": TaskCommands(
         require_place=require_masks,
@@ -58,6 +61,7 @@ COMMANDS: dict[str, TaskCommands] = {
         shown=Shown(text=pixels_text, table=pixels_table),
         no_classes="gives each pixel a class, and an image none; add --draw DIR, for pictures and masks",
         draw=draw,
+        page=pixel_page,
     ),
 }
 """By the name of the task."""

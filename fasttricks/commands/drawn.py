@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import csv
 import os
 from collections.abc import Iterator, Sequence
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fasttricks.config import ConfigError, require, show_name
+from fasttricks.reporting.examples import colors, masked, paint_classes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor, nn
 
     from fasttricks.commands.predict import PredictConfig
-    from fasttricks.learning.precision import Autocast
+    from fasttricks.config import DataConfig, Precision
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
 
@@ -43,13 +42,6 @@ class Drawn(NamedTuple):
         return show_name(f"{self.path} -> {self.file}: {named}")
 
 
-def colors(count: int) -> list[tuple[int, int, int]]:
-    """A colour for each of `count` classes, 0 to 255: hues a golden ratio apart, in three depths."""
-    depths = ((0.9, 0.95), (0.55, 0.8), (0.75, 0.5))
-    found = [colorsys.hsv_to_rgb(k * 0.618034 % 1, *depths[k % 3]) for k in range(count)]
-    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in found]
-
-
 def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[Drawn]:
     """Make the folder config.draw with the picture and the mask of each image, one at a time, in the order given.
 
@@ -57,20 +49,18 @@ def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World
     the classes, from 0 on. DIR/colors.csv: the class of each value, and its colour. An image is scored at its full size, as
     validation does. One that cannot be read has an error. Raises ConfigError for a folder that is there or cannot be made.
     """
-    from fasttricks.data.annotated.pixels import normalise
-    from fasttricks.data.masks.views import show_whole
     from fasttricks.data.sources.decode import BadImage
-    from fasttricks.learning.placement import place
-    from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
-    from fasttricks.system.determinism import ask_for_one_order
-    from fasttricks.training.checks import check_evaluation_size
 
-    check_precision(config.precision, world.device)
-    check_evaluation_size(saved, config.data.image_size)
-    ask_for_one_order(world.device, on=True)
-    precision = resolve_precision(config.precision, world.device)
-    model = place(saved.network(average=config.average), world, precision)
-    autocast, dtype = make_autocast(precision, world.device), image_dtype(precision, world.device)
+    classes_of = Segmenter(
+        saved,
+        world,
+        config.data,
+        precision=config.precision,
+        average=config.average,
+        flip=config.flip,
+        trust_code=config.trust_code,
+        scales=saved.config.segment.test_scales,
+    )
     palette = colors(len(saved.classes))
     folder = _make(config.draw, saved.classes, palette)
     taken: set[str] = set()
@@ -80,8 +70,7 @@ def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World
         except BadImage as error:
             yield Drawn(path, None, [], str(error))
             continue
-        shown = normalise(show_whole(image, config.data)[None].to(world.device), config.data, dtype)
-        classes = _classes(model, shown, image.shape[:2], saved, config, autocast)
+        classes = classes_of(image)
         name = _free_name(Path(path).stem, taken)
         _write(folder, name, image, classes, palette)
         yield Drawn(path, folder / f"{name}.png", _shares(classes, saved.classes))
@@ -101,23 +90,52 @@ def _pixels(path: str, max_pixels: int) -> NDArray[np.uint8]:
         raise BadImage(why_unreadable(error)) from error
 
 
-def _classes(
-    model: nn.Module,
-    images: Tensor,
-    size: tuple[int, ...],
-    saved: Saved,
-    config: PredictConfig,
-    autocast: Autocast,
-) -> NDArray[np.uint8]:
-    """(H, W): the likeliest class of each pixel."""
-    import numpy as np
+class Segmenter:
+    """The network of `saved`, and the likeliest class of each pixel by it, at the full size of an image as in validation.
 
-    from fasttricks.tasks.pixels import pixel_scores, resized_in_bands
+    flip: as EvalConfig.flip. scales: as SegmentConfig.test_scales. Raises ConfigError for a
+    precision that the device lacks and a size without effect.
+    """
 
-    scales = saved.config.segment.test_scales
-    scores = pixel_scores(model, images, scales=scales, flip=config.flip, autocast=autocast)
-    bands = [band.argmax(1)[0].cpu().numpy() for _, band in resized_in_bands(scores, *size)]
-    return np.concatenate(bands).astype(np.uint8)
+    def __init__(
+        self,
+        saved: Saved,
+        world: World,
+        data: DataConfig,
+        *,
+        precision: Precision,
+        average: bool,
+        flip: bool,
+        trust_code: str,
+        scales: Sequence[float],
+    ) -> None:
+        from fasttricks.learning.placement import place
+        from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
+        from fasttricks.system.determinism import ask_for_one_order
+        from fasttricks.training.checks import check_evaluation_size
+
+        check_precision(precision, world.device)
+        saved = saved.trusting(trust_code)
+        check_evaluation_size(saved, data.image_size)
+        ask_for_one_order(world.device, on=True)
+        resolved = resolve_precision(precision, world.device)
+        self._model = place(saved.network(average=average), world, resolved)
+        self._autocast, self._dtype = make_autocast(precision, world.device), image_dtype(precision, world.device)
+        self._scales, self._flip = scales, flip
+        self._device, self._data = world.device, data
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W), of an image (H, W, 3), RGB."""
+        import numpy as np
+
+        from fasttricks.data.annotated.pixels import normalise
+        from fasttricks.data.masks.views import show_whole
+        from fasttricks.tasks.pixels import pixel_scores, resized_in_bands
+
+        shown = normalise(show_whole(image, self._data)[None].to(self._device), self._data, self._dtype)
+        scores = pixel_scores(self._model, shown, scales=self._scales, flip=self._flip, autocast=self._autocast)
+        bands = [band.argmax(1)[0].cpu().numpy() for _, band in resized_in_bands(scores, *image.shape[:2])]
+        return np.concatenate(bands).astype(np.uint8)
 
 
 def _make(place: str, classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> Path:
@@ -153,10 +171,8 @@ def _write(
 ) -> None:
     from PIL import Image
 
-    mask = Image.fromarray(classes).convert("P")
-    mask.putpalette([value for color in palette for value in color])
-    mask.save(folder / MASKS / f"{name}.png")
-    Image.blend(Image.fromarray(image), mask.convert("RGB"), 0.5).save(folder / f"{name}.png")
+    masked(classes, palette).save(folder / MASKS / f"{name}.png")
+    paint_classes(Image.fromarray(image), classes, palette).save(folder / f"{name}.png")
 
 
 def _shares(classes: NDArray[np.uint8], names: Sequence[str]) -> list[tuple[str, float]]:

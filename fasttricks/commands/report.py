@@ -14,12 +14,14 @@ from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.evaluate import HIDDEN as EVALUATED
 from fasttricks.commands.evaluate import RECORDED as OF_THE_RUN
 from fasttricks.commands.evaluate import EvaluateConfig
+from fasttricks.commands.pages import Reported
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     DataConfig,
     EvalConfig,
     ModelConfig,
     Precision,
+    SegmentConfig,
     TrainConfig,
     UserError,
     check_fields,
@@ -35,12 +37,13 @@ from fasttricks.system.reading import is_there
 
 if TYPE_CHECKING:
     from fasttricks.commands.evaluate import Evaluated
-    from fasttricks.reporting.page import Facts
     from fasttricks.runs.saved import Saved
+    from fasttricks.system.distributed import World
 
 PROG = prog("report")
 ABOUT = f"""One HTML page on a checkpoint and its validation images: scores, curves, calibration, classes, confusions, the most
-confident mistakes as pictures, and the config. It loads nothing and runs no code.
+confident mistakes as pictures, and the config; of a segmentation the IoU of each class, and images with truth and prediction. It
+loads nothing and runs no code.
 
 {FORMS} A field that is not given is as in the run."""
 NAME = "report.html"
@@ -63,6 +66,7 @@ class ReportConfig:
     model: ModelConfig = NOT_SAID
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -77,7 +81,14 @@ RECORDED: Hidden = {
 
 def as_run(run: TrainConfig) -> ReportConfig:
     """Report as `run` validates."""
-    return ReportConfig(device=run.device, precision=run.precision, model=run.model, data=run.data, eval=run.eval)
+    return ReportConfig(
+        device=run.device,
+        precision=run.precision,
+        model=run.model,
+        data=run.data,
+        eval=run.eval,
+        segment=run.segment,
+    )
 
 
 def main(args: Sequence[str]) -> None:
@@ -92,7 +103,7 @@ def main(args: Sequence[str]) -> None:
 
     from fasttricks.commands.evaluate import answer_checkpoint
     from fasttricks.reporting.page import write_page
-    from fasttricks.system.distributed import join_world, keep_freed_memory
+    from fasttricks.system.distributed import World, join_world, keep_freed_memory
 
     saved, config = command.open(asked)
     _require_page(saved.task)
@@ -100,11 +111,11 @@ def main(args: Sequence[str]) -> None:
     given = {one.name: getattr(config, one.name) for one in dataclasses.fields(config) if one.name != "output"}
     with join_world(config.device) as world:
         found = answer_checkpoint(EvaluateConfig(**given), saved, world)
-        device = world.device_name
+        device = World.alone(world.device)
     if read_launch().rank:
         return
     try:
-        size = write_page(file, gather(saved, config, found, folder, device))
+        size = write_page(file, page_of(saved, config, found, folder, device))
     except OSError as error:
         raise UserError(
             f"output = {str(file)!r}: must be a place to write to; give another --output ({error})"
@@ -115,7 +126,7 @@ def main(args: Sequence[str]) -> None:
 def _require_page(task: str) -> None:
     tasks = tasks_with(lambda row: row.page)
     rule = f"has no answers for a page, which are for {tasks} alone; take a checkpoint of that, or evaluate this"
-    require(commands_of(task).page, "task", task, rule)
+    require(commands_of(task).page is not None, "task", task, rule)
 
 
 def run_folder(path: Path) -> Path | None:
@@ -140,72 +151,41 @@ def _place(output: str, folder: Path | None) -> Path:
     return file
 
 
-def gather(saved: Saved, config: ReportConfig, found: Evaluated, folder: Path | None, device: str) -> Facts:
-    """All that the page shows. Reads the run folder, where there is one, and lists the training images."""
-    from fasttricks.commands.calibrated import stored_calibration
+def page_of(saved: Saved, config: ReportConfig, found: Evaluated, folder: Path | None, device: World) -> str:
+    """The page. Reads the run folder, where there is one."""
     from fasttricks.config.resolve import resolve
-    from fasttricks.reporting.page import Facts
     from fasttricks.runs.config_file import config_yaml
     from fasttricks.runs.folder import earlier_starts
     from fasttricks.runs.overview import look_at
     from fasttricks.tasks import find_task
 
+    page = commands_of(saved.task).page
+    assert page is not None, "_require_page was asked"
     run = look_at(folder) if folder is not None else None
     run = None if run is not None and run.problem else run
-    metrics = find_task(saved.task).metrics_of(len(saved.classes))
-    headline = [(one.label, f"{found.metrics[one.name]:.2f} {one.unit}") for one in metrics]
-    headline += [("loss", f"{found.metrics['val_loss']:.4f}"), ("ECE", f"{100 * found.answers.ece:.2f} %")]
-    headline += [("validation images", f"{found.metrics['val_images']:,.0f}"), ("classes", f"{len(saved.classes):,}")]
-    calibration = None
-    if folder is not None and is_there(folder / "calibration.json"):
-        try:
-            network = saved.trusting(config.trust_code).network(average=config.average)
-            calibration = stored_calibration(saved, network, average=config.average)
-        except UserError:
-            pass  # of other weights: the page says that these have none
     recipe = resolve(RECIPES[saved.config.recipe]()) if saved.config.recipe in RECIPES else None
     starts = _starts(folder, earlier_starts)
     averaged = "averaged weights" if config.average and saved.average is not None else "weights"
     about = f"{saved.config.model.name}; the {averaged} of {saved.path}, step {saved.step:,}"
-    return Facts(
-        name=str(folder.name if folder is not None else saved.path),
-        subtitle=f"{about}, on the validation images of {config.data.root} ({device})",
-        headline=headline,
-        notes=_notes(found),
-        rows=run.rows if run is not None else (),
-        metrics=run.metrics if run is not None else (),
-        no_curves="the run has no record yet" if run is not None else "this checkpoint is not in a run folder",
-        answers=found.answers,
-        classes=saved.classes,
-        images=found.images,
-        max_pixels=config.data.max_pixels,
-        train_counts=_train_counts(config.data, saved),
-        calibration=calibration,
-        bad=_bad_images(folder),
-        config=dataclasses.asdict(saved.config),
-        config_text=config_yaml(saved.config),
-        recipe=dataclasses.asdict(recipe) if recipe is not None else None,
-        command=starts[-1].get("command", "") if starts else "",
-        versions=_versions(folder),
-    )
-
-
-def _notes(found: Evaluated) -> list[str]:
-    undecided = int(found.answers.undecided.sum())
-    return [f"{undecided:,} images have a NaN among their logits; they count as wrong."] if undecided else []
-
-
-def _train_counts(data: DataConfig, saved: Saved) -> list[int] | None:
-    """Training images of each class, in the checkpoint's order; None where the data has none, or others."""
-    from fasttricks.data.sources import find_dataset
-    from fasttricks.data.sources.class_counts import class_counts
-
-    try:
-        train, _ = find_dataset(data)
-    except (UserError, OSError):
-        return None
-    counts = dict(zip(train.classes, class_counts(train).tolist(), strict=True))
-    return [counts[name] for name in saved.classes] if counts.keys() == set(saved.classes) else None
+    facts = {
+        "name": str(folder.name if folder is not None else saved.path),
+        "subtitle": f"{about}, on the validation images of {config.data.root} ({device.device_name})",
+        "rows": run.rows if run is not None else (),
+        "metrics": run.metrics if run is not None else (),
+        "no_curves": "the run has no record yet" if run is not None else "this checkpoint is not in a run folder",
+        "classes": saved.classes,
+        "bad": _bad_images(folder),
+        "config": dataclasses.asdict(saved.config),
+        "config_text": config_yaml(saved.config),
+        "recipe": dataclasses.asdict(recipe) if recipe is not None else None,
+        "command": starts[-1].get("command", "") if starts else "",
+        "versions": _versions(folder),
+    }
+    metrics = find_task(saved.task).metrics_of(len(saved.classes))
+    scores = [(one.label, f"{found.metrics[one.name]:.2f} {one.unit}") for one in metrics]
+    scores.append(("loss", f"{found.metrics['val_loss']:.4f}"))
+    counts = [("validation images", f"{found.metrics['val_images']:,.0f}"), ("classes", f"{len(saved.classes):,}")]
+    return page(Reported(saved, config, found, folder, device, facts, scores, counts))
 
 
 def _starts(folder: Path | None, read: Any) -> list[dict[str, str]]:

@@ -21,14 +21,14 @@ from fasttricks.tasks.answers import Answered
 
 TABLE_CLASSES = 30
 """Classes up to which the confusion matrix is a table of numbers; above it is a picture."""
-_PAIRS, _BAD, _LONGEST = 25, 200, 200
+PAIRS, _BAD, _LONGEST = 25, 200, 200
 _SIDE, _QUALITY = 160, 80
 """Pixels of a thumbnail's longer side, and its JPEG quality: about 5 KB."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """All that the page shows."""
+class RunFacts:
+    """The facts that the page of every task shows."""
 
     name: str
     subtitle: str
@@ -41,13 +41,7 @@ class Facts:
     """The names of the scores in `rows`, the headline first."""
     no_curves: str
     """Why there are no rows."""
-    answers: Answered
     classes: Sequence[str]
-    images: Source
-    max_pixels: int
-    train_counts: Sequence[int] | None
-    """Training images of each class; None: not known."""
-    calibration: Calibration | None
     bad: Mapping[str, str]
     """Images that could not be used, by name, and why."""
     config: Mapping[str, Any]
@@ -59,26 +53,30 @@ class Facts:
     versions: Mapping[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts(RunFacts):
+    """All that the page of a classifier shows."""
+
+    answers: Answered
+    images: Source
+    max_pixels: int
+    train_counts: Sequence[int] | None
+    """Training images of each class; None: not known."""
+    calibration: Calibration | None
+
+
 def page(facts: Facts) -> str:
-    """The page. Every name is escaped, by the template and by show_name; it has no script and loads nothing.
+    """The page; as render().
 
     Reads the images of the mistakes, 50 at most. Its size does not grow with the images: tests/test_report.py holds it under
     15 MB for 500 classes and 100,000 images.
     """
-    loader = jinja2.PackageLoader("fasttricks.reporting", "")
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "page.html"
-    )
-    answers, names = facts.answers, [_short(name) for name in facts.classes]
+    answers, names = facts.answers, [short(name) for name in facts.classes]
     classes = _class_rows(facts, names)
     small = len(names) <= TABLE_CLASSES
-    return template.render(
-        name=_short(facts.name),
-        subtitle=_short(facts.subtitle),
-        headline=facts.headline,
-        notes=[_short(note) for note in facts.notes],
-        curves=_curves(facts),
-        no_curves=facts.no_curves,
+    return render(
+        "page.html",
+        facts,
         bins=len(answers.bin_count),
         reliability=Markup(  # numbers and the program's own words
             reliability_chart(answers.bin_count.tolist(), answers.bin_right.tolist(), answers.bin_confidence.tolist())
@@ -92,27 +90,45 @@ def page(facts: Facts) -> str:
         heat="" if small else heat_map(answers.confusion),
         pairs=[] if small else _pairs(answers, names),
         mistakes=[_mistake(facts, names, number) for number in range(len(answers.mistakes.images))],
-        bad=[(_short(file), _short(why)) for file, why in list(facts.bad.items())[:_BAD]],
+    )
+
+
+def render(file: str, facts: RunFacts, **own: Any) -> str:
+    """The page of the template `file`, which has `own` too.
+
+    Every name is escaped, by the template and by show_name; the page has no script and loads nothing.
+    """
+    loader = jinja2.PackageLoader("fasttricks.reporting", "")
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return pages.get_template(file).render(
+        **own,
+        name=short(facts.name),
+        subtitle=short(facts.subtitle),
+        headline=facts.headline,
+        notes=[short(note) for note in facts.notes],
+        curves=_curves(facts),
+        no_curves=facts.no_curves,
+        bad=[(short(file), short(why)) for file, why in list(facts.bad.items())[:_BAD]],
         more_bad=max(0, len(facts.bad) - _BAD),
         changed=_changed(facts),
         recipe_known=facts.recipe is not None,
         config="\n".join(map(show_name, facts.config_text.split("\n"))),
-        command=_short(facts.command, 10_000),
-        versions=sorted((_short(package), _short(version)) for package, version in facts.versions.items()),
+        command=short(facts.command, 10_000),
+        versions=sorted((short(package), short(version)) for package, version in facts.versions.items()),
     )
 
 
-def _short(text: object, longest: int = _LONGEST) -> str:
+def short(text: object, longest: int = _LONGEST) -> str:
     """`text` as one line without control characters, cut where it is very long."""
     shown = show_name(text)
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
 
 
-def _curves(facts: Facts) -> list[tuple[str, Markup, list[str]]]:
+def _curves(facts: RunFacts) -> list[tuple[str, Markup, list[str]]]:
     rows, found = facts.rows, []
     charts = (
         ("Loss", {"training": "train_loss", "validation": "val_loss"}, "nats", False),
-        ("Scores", {_short(name): name for name in facts.metrics[:4]}, "validation", False),
+        ("Scores", {short(name): name for name in facts.metrics[:4]}, "validation", False),
         ("Learning rate", {"learning rate": "lr"}, "lr", True),
     )
     for title, columns, y_label, from_zero in charts:
@@ -176,7 +192,7 @@ def _matrix(answers: Answered) -> list[list[tuple[str, str]]]:
 
 def _pairs(answers: Answered, names: Sequence[str]) -> list[tuple[str, str, str, str]]:
     seen = answers.seen.tolist()
-    return [(names[t], names[p], f"{n:,}", f"{seen[t]:,}") for t, p, n in answers.confusions[:_PAIRS]]
+    return [(names[t], names[p], f"{n:,}", f"{seen[t]:,}") for t, p, n in answers.confusions[:PAIRS]]
 
 
 def _mistake(facts: Facts, names: Sequence[str], number: int) -> dict[str, str]:
@@ -192,16 +208,16 @@ def _mistake(facts: Facts, names: Sequence[str], number: int) -> dict[str, str]:
     except BadImage as error:
         why = str(error)
     return {
-        "file": _short(facts.images.name(image)),
+        "file": short(facts.images.name(image)),
         "true": names[int(mistakes.true[number])],
         "predicted": names[int(mistakes.predicted[number])],
         "confidence": f"{100 * float(mistakes.confidence[number]):.1f}",
         "picture": picture,
-        "why": _short(why),
+        "why": short(why),
     }
 
 
-def _changed(facts: Facts) -> list[tuple[str, str, str]]:
+def _changed(facts: RunFacts) -> list[tuple[str, str, str]]:
     if facts.recipe is None:
         return []
     ours, theirs = flatten(facts.config), flatten(facts.recipe)
@@ -211,13 +227,13 @@ def _changed(facts: Facts) -> list[tuple[str, str, str]]:
 
 
 def _value(value: Any) -> str:
-    return _short("-" if value is None or value == "" else value)
+    return short("-" if value is None or value == "" else value)
 
 
-def write_page(file: Path, facts: Facts) -> int:
+def write_page(file: Path, page: str) -> int:
     """Write the page, whole. Returns its bytes. Raises OSError."""
     from fasttricks.system.files import write_whole
 
-    content = page(facts).encode("utf-8", "backslashreplace")
+    content = page.encode("utf-8", "backslashreplace")
     write_whole(file, content)
     return len(content)

@@ -25,6 +25,10 @@ class PixelScores(NamedTuple):
     """(K,), %: pixels of a class that are found / pixels that are of it or taken for it; NaN for a class that has neither."""
     confusion: NDArray[np.int64]
     """(K, K): confusion[t, p] pixels of class t are taken for class p."""
+    images: NDArray[np.int64] = np.zeros(0, np.int64)
+    """(N,): the numbers of the images in the source, ascending; empty where the batches do not number them."""
+    image_iou: NDArray[np.float64] = np.zeros(0)
+    """(N,), %: of each image alone the mean IoU; NaN for an image whose pixels are all ignored."""
 
 
 class PixelCounts:
@@ -48,6 +52,18 @@ class PixelCounts:
         cell = torch.where(known, masks * k + predicted, torch.where(masks == IGNORED, k * k, k * k + 1)).flatten()
         # bincount would wait for the device, to know the largest
         self._counts.scatter_add_(0, cell, torch.ones_like(cell))
+
+    def add(self, other: PixelCounts) -> None:
+        """Add the counts of `other`. No sync."""
+        self._counts += other._counts
+
+    def mean_iou(self) -> Tensor:
+        """The mean IoU of these counts in percent, of this rank alone, a float64 scalar; NaN without a pixel. No sync."""
+        k = self._num_classes
+        confusion = self._counts[: k * k].view(k, k)
+        right = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - right
+        return (100 * right.double() / union).nanmean()  # 0 / 0 is NaN
 
     def result(self, world: World) -> PixelScores:
         """The scores over the images of all ranks, the same on all. A collective and a sync.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ from fasttricks.tasks.pixels import pixel_loss, pixel_scores, resized_in_bands
 if TYPE_CHECKING:
     from fasttricks.data.masks.loader import MaskLoader
 
-_PANEL = "Validation pixels", "mean IoU, and pixels classified right (%)"
+_PANEL = "Validation pixels", "mean IoU, pixel accuracy (%)"
 METRICS = (Metric("miou", "mIoU", "%", _PANEL), Metric("pixel_accuracy", "pixel accuracy", "%", _PANEL))
 """The first is the headline, by which runs are compared."""
 
@@ -133,33 +135,42 @@ class Segmentation:
         val_loss: the mean over the images of the mean cross-entropy of their valid pixels, in nats. `model`, an FCN, is in
         evaluation mode during it. A whole image is scored at the size of its mask; with eval.flip and segment.test_scales its
         probabilities are averaged. Counts of pixels are whole numbers and the loss is summed in float64, so neither batch size
-        nor ranks change them. Two collectives and one sync, at the end. Raises ValueError where no rank has an image, and as
+        nor ranks change them. Three collectives, at the end. Raises ValueError where no rank has an image, and as
         PixelCounts.result.
         """
         counts = PixelCounts(num_classes, world.device)
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, images
         was_training = model.training
         model.eval()
+        numbers: list[int] = []
+        alone: list[Tensor] = []
         for batch in batches:
             if not len(batch):
                 continue
+            each = [PixelCounts(num_classes, world.device) for _ in range(len(batch))]
             scores = pixel_scores(
                 model, batch.images, scales=config.segment.test_scales, flip=config.eval.flip, autocast=autocast
             )
             loss = torch.zeros(len(batch), dtype=torch.float64, device=world.device)
             for rows, band in resized_in_bands(scores, *batch.masks.shape[1:]):
                 masks = batch.masks[:, rows]
-                counts.update(band.argmax(1), masks)
+                for number, one in enumerate(each):
+                    one.update(band[number].argmax(0), masks[number])
                 valid = masks != IGNORED
                 picked = band.log_softmax(1).gather(1, torch.where(valid, masks, 0)[:, None])[:, 0]
                 loss -= torch.where(valid, picked, 0.0).sum((1, 2), dtype=torch.float64)
             sums[0] += (loss / (batch.masks != IGNORED).sum((1, 2)).clamp(min=1)).sum()
             sums[1] += len(batch)
+            for one in each:
+                counts.add(one)
+            if batch.shown is not None:
+                numbers += batch.shown.tolist()
+                alone += [one.mean_iou() for one in each]
         model.train(was_training)
         total, images = world.sum_(sums).tolist()
         if not images:
             raise ValueError("no image on any rank; open_masks refuses an empty split before this")
-        found = counts.result(world)
+        found = _with_images(counts.result(world), numbers, alone, world)
         metrics = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
         return {**metrics, "val_loss": total / images, "val_images": int(images)}, found
 
@@ -183,6 +194,14 @@ class Segmentation:
         images = torch.randn(batch_size, 3, side, side, device=device, dtype=dtype)
         masks = torch.randint(num_classes, (batch_size, side, side), device=device)
         return MaskBatch(images.contiguous(memory_format=torch.channels_last), masks)
+
+
+def _with_images(found: PixelScores, numbers: list[int], alone: list[Tensor], world: World) -> PixelScores:
+    """`found` with the score of each image of all ranks. A collective and a sync."""
+    mine = pickle.dumps((numbers, torch.stack(alone).tolist() if alone else []))
+    pairs = sorted(pair for part in world.gather(mine) for pair in zip(*pickle.loads(part), strict=True))
+    images, ious = np.array([pair[0] for pair in pairs], np.int64), np.array([pair[1] for pair in pairs], np.float64)
+    return found._replace(images=images, image_iou=ious)
 
 
 def num_classes(model: nn.Module) -> int:
