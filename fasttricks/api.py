@@ -86,7 +86,7 @@ def load(checkpoint: Place, data: Data = "", *, model: Mapping[str, Any] = NOTHI
 
 
 class Evaluation(dict[str, float]):
-    """Metrics by name: accuracies in percent, val_loss in nats, val_images."""
+    """Metrics by name: accuracies in percent, val_loss in nats where the task has one, val_images."""
 
     answers: Any = None
     """As numpy arrays. Confusion matrix, accuracy by class, calibration and mistakes (tasks.answers.Answered); of task multilabel

@@ -196,6 +196,15 @@ def segmented_run(tiny_masks: Path, once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_boxes(once: Callable[..., Path]) -> Path:
+    """A VOCdevkit of 11 training and 5 test images of 40 to 60 pixels with boxes of three classes. Not to be changed."""
+    from lib.boxes import write_boxes
+
+    lists = {"VOC2007/trainval": 11, "VOC2007/test": 5}
+    return once("tiny-boxes", lambda folder: write_boxes(folder, lists, sides=(40, 60)))
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
     from lib.forked import on_terminal

@@ -31,6 +31,7 @@ NEEDS = {
     "fasttricks.data.boxes.samples": "torchvision",
     "fasttricks.data.boxes.views": "torchvision",
     "fasttricks.data.masks.loader": "torchvision",
+    "fasttricks.models.faster_rcnn": "torchvision",
     "fasttricks.data.masks.samples": "torchvision",
     "fasttricks.data.masks.views": "torchvision",
     "fasttricks.data.packing.imagenet": "PIL",

@@ -58,7 +58,7 @@ RANGES = {
     "data.prefetch": "1 to 1024",
     "data.max_bad": "0 to 1",
     "data.max_pixels": "1 or more pixels",
-    "task": "one of classification, multilabel, segmentation",
+    "task": "one of classification, multilabel, segmentation, detection",
     "model.num_classes": "2 or more, or 0 (from the data)",
     "model.stem_stride": "one of 4, 2, 1",
     "model.width": "above 0 and at most 16",
@@ -96,6 +96,18 @@ RANGES = {
     "segment.output_stride": "one of 8, 16, 32",
     "segment.aux_weight": "0 (no auxiliary head) or more",
     "segment.test_scales": "rising and above 0",
+    "detect.base_size": "8 to 8192 pixels",
+    "detect.channels": "8 to 4096",
+    "detect.head_features": "8 to 16384",
+    "detect.anchor_scales": "one number or more, rising and above 0",
+    "detect.anchor_ratios": "one number or more, rising and above 0",
+    "detect.train_proposals": "1 to 100000",
+    "detect.test_proposals": "1 to 100000",
+    "detect.train_samples": "4 to 100000",
+    "detect.score_threshold": "0 or more and below 1",
+    "detect.nms_threshold": "above 0 and at most 1",
+    "detect.most_detections": "1 to 100000",
+    "detect.average": "one of voc07, area",
 }
 """What each field of a run may be; test_ranges.py has what the words mean, and values at their edges."""
 LEAVES = list(leaves(TrainConfig))
@@ -116,7 +128,7 @@ def test_the_ranges_are_these() -> None:
 
 def test_every_field_but_text_and_switches_has_a_range() -> None:
     free = {path for path, cls, name in LEAVES if get_type_hints(cls)[name] in (str, bool, tuple[str, ...])}
-    assert {path for path, _, _ in LEAVES} - free == {*RANGES, "data.val_resize"}
+    assert {path for path, _, _ in LEAVES} - free == {*RANGES, "data.val_resize", "detect.max_size"}
 
 
 @pytest.mark.parametrize(("path", "value"), OUTSIDE, ids=str)

@@ -13,16 +13,19 @@ from fasttricks.config.recipes import RECIPES
 from fasttricks.models import head_names
 from fasttricks.trainer import train_step
 from fasttricks.training.build import build
-from lib.tiny import ALONE, SHRINK, arguments
+from lib.tiny import ALONE, DETECT, SHRINK, arguments
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_takes_a_step(name: str, tiny_data: Path, tiny_masks: Path, teacher_run: Path, tmp_path: Path) -> None:
+def test_takes_a_step(
+    name: str, tiny_data: Path, tiny_masks: Path, tiny_boxes: Path, teacher_run: Path, tmp_path: Path
+) -> None:
     """Shrunk by what the command line offers, with its own network, loss, schedule, precision and augmentation."""
     recipe = RECIPES[name]()
     larger = ["--data.image-size", "75", "--data.val-resize", "75"] if recipe.model.name == "inception_v3" else []
-    data = tiny_masks if recipe.task == "segmentation" else tiny_data
-    args = arguments(data, tmp_path / "run", *larger, recipe=name, shrink=SHRINK)
+    data = {"segmentation": tiny_masks, "detection": tiny_boxes}.get(recipe.task, tiny_data)
+    shrink = [*DETECT, "--model.name", recipe.model.name, "--ema-decay", "0"] if recipe.task == "detection" else SHRINK
+    args = arguments(data, tmp_path / "run", *larger, recipe=name, shrink=shrink)
     config = parse_recipe(args, prog="test")
     assert (config.model.name, config.loss, config.optim) == (recipe.model.name, recipe.loss, recipe.optim)
     assert (config.data.color, config.data.area, config.ema_decay) == (
@@ -39,4 +42,4 @@ def test_takes_a_step(name: str, tiny_data: Path, tiny_masks: Path, teacher_run:
     assert all(bool(value.isfinite().all()) for value in after.values())
     classifiers = [name for name in head_names(run.model) if name.endswith("weight")]
     assert classifiers and not any(torch.equal(before[name], after[name]) for name in classifiers)
-    assert images == 16 and bool(loss.isfinite()) and loss > 0
+    assert images == config.global_batch_size and bool(loss.isfinite()) and loss > 0

@@ -46,7 +46,7 @@ def on_random_images(precision: str, device: torch.device) -> tuple[Learner, lis
     world, shards = World.alone(device), Shards(num_images=48, batch_size=16, world_size=1, source="random")
     learner = make_learner(CLASSIFICATION, config, world, shards, place(build_model(config.model, 3), world, precision))
     dtype = image_dtype(precision, device)
-    return learner, [CLASSIFICATION.example(config.data, 16, 3, device=device, dtype=dtype) for _ in range(3)]
+    return learner, [CLASSIFICATION.example(config, 16, 3, device=device, dtype=dtype) for _ in range(3)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

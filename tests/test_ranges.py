@@ -45,6 +45,7 @@ WORDS: list[tuple[Rule, str, list[Any], list[Any]]] = [
     (Range(32, zero="keep", unit="pixels"), "32 or more pixels, or 0 (keep)", [0, 32], [1, 31]),
     (Span(0, 1), "two numbers with 0 < first <= second <= 1", [(0.1, 1.0), (1.0, 1.0)], [(0.0, 1.0), (0.1,)]),
     (Rising(), "rising and above 0", [(), (1, 2)], [(0, 1), (2, 1), (1, 1)]),
+    (Rising(empty=False), "one number or more, rising and above 0", [(1,), (1, 2)], [(), (2, 1)]),
     (OneOf(("a", 2)), "one of a, 2", ["a", 2], ["b", ""]),
 ]
 """A rule, its words, what is inside and what outside."""

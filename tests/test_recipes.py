@@ -122,6 +122,19 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "segment.output_stride": 8,
     "segment.aux_weight": 0.4,
     "segment.test_scales": (),
+    "detect.base_size": 600,
+    "detect.max_size": 1000,
+    "detect.channels": 256,
+    "detect.head_features": 1024,
+    "detect.anchor_scales": (8.0,),
+    "detect.anchor_ratios": (0.5, 1.0, 2.0),
+    "detect.train_proposals": 2000,
+    "detect.test_proposals": 1000,
+    "detect.train_samples": 512,
+    "detect.score_threshold": 1e-4,
+    "detect.nms_threshold": 0.3,
+    "detect.most_detections": 100,
+    "detect.average": "voc07",
     "run_dir": "",
     "resume": False,
     "data.root": "",
@@ -177,7 +190,7 @@ def test_recipe_is_the_papers_field_by_field(name: str) -> None:
 
 def test_the_recipes_are_these() -> None:
     of_data = ["demo", "cifar10", "cifar10-ablate", "cifar10-teacher", "cifar10-distill"]
-    assert list(RECIPES) == [*of_data, *PAPER, "finetune", "segment-ade20k"]
+    assert list(RECIPES) == [*of_data, *PAPER, "finetune", "segment-ade20k", "detect-voc"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -262,7 +262,8 @@ def test_another_version_is_refused_but_where_it_is_meant(package: str, whole: R
     check(saved, dataclasses.replace(whole.config, allow_other_versions=True), {package: "0.0"})
 
 
-def test_segmentation_needs_the_releases_that_make_its_images(whole: Run) -> None:
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_torchvisions_tasks_need_the_releases_that_make_their_images(task: str, whole: Run) -> None:
     """Other tasks do not, so that an upgrade of torchvision keeps their runs."""
 
     def found(task: str) -> dict[str, Any]:
@@ -270,7 +271,7 @@ def test_segmentation_needs_the_releases_that_make_its_images(whole: Run) -> Non
         return conditions(find_task(task), whole.config, ALONE, images, images)
 
     assert not {"torchvision", "pillow"} & found("classification").keys()
-    saved = found("segmentation")
+    saved = found(task)
     for package in ("torchvision", "pillow"):
         assert saved[package] == metadata.version(package)
         with pytest.raises(ConfigError, match=rf"changed: {package}: '.*' -> '0\.0'; go back, or resume with --allow"):

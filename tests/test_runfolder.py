@@ -18,7 +18,7 @@ from markdown import markdown
 
 import fasttricks
 from fasttricks.config import ConfigError, ModelConfig, TrainConfig, get_at, replace_at, replace_fields
-from fasttricks.config.recipes import resnet50d_tricks, segment_ade20k
+from fasttricks.config.recipes import detect_voc, resnet50d_tricks, segment_ade20k
 from fasttricks.runs import folder as runfolder
 from fasttricks.runs.begin import check_run_dir, is_empty_run
 from fasttricks.runs.folder import differences, open_run, read_config, versions, write_json
@@ -209,6 +209,19 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "segment.output_stride": 16,
     "segment.aux_weight": 0.0,
     "segment.test_scales": (0.5, 1.0),
+    "detect.base_size": 180,
+    "detect.max_size": 800,
+    "detect.channels": 128,
+    "detect.head_features": 256,
+    "detect.anchor_scales": (4.0, 8.0),
+    "detect.anchor_ratios": (1.0,),
+    "detect.train_proposals": 500,
+    "detect.test_proposals": 300,
+    "detect.train_samples": 128,
+    "detect.score_threshold": 0.05,
+    "detect.nms_threshold": 0.5,
+    "detect.most_detections": 300,
+    "detect.average": "area",
     "loss.smoothing": 0.0,
     "loss.smoothing_over": "all",
     "loss.mixup_alpha": 0.0,
@@ -261,6 +274,8 @@ def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> No
         config = replace_at(config, "distill.teacher", "/teacher")
     if path.startswith("segment."):
         config = dataclasses.replace(segment_ade20k(), run_dir=config.run_dir, resume=True)
+    if path.startswith("detect."):
+        config = dataclasses.replace(detect_voc(), run_dir=config.run_dir, resume=True)
     begun(dataclasses.replace(config, resume=False))
     old, new = get_at(config, path), OTHER[path]
     changed = replace_at(config, path, new)

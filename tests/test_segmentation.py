@@ -122,7 +122,7 @@ def test_lower_precisions_follow_float32(precision: str, tiny_masks: Path, tmp_p
 def test_batches_of_no_image_are_a_step_too(tiny_masks: Path, tmp_path: Path) -> None:
     """As a rank has them at the end of an epoch."""
     run = build(config_for(tiny_masks, tmp_path / "run"), ALONE)
-    batch = SEGMENTATION.example(run.config.data, 0, 3, device=torch.device("cpu"), dtype=torch.float32)
+    batch = SEGMENTATION.example(run.config, 0, 3, device=torch.device("cpu"), dtype=torch.float32)
     loss, images = SEGMENTATION.loss(run, batch, draw=0)
     loss.backward()
     assert (float(loss.detach()), images) == (0.0, 0)

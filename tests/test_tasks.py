@@ -27,7 +27,7 @@ from lib.forked import on_ranks
 from lib.layouts import write_sets
 from lib.runs import final_state, interrupt, records
 from lib.states import same
-from lib.tiny import ALONE, REPOSITORY, SEGMENT, configure
+from lib.tiny import ALONE, DETECTING, REPOSITORY, SEGMENT, configure
 from lib.toy import Redness, train
 
 OPTIONS = shlex.split("--ema-decay 0.9 --checkpoint-steps 1 --log-steps 2 --optim.base-lr 0.02 --loss.smoothing 0")
@@ -106,20 +106,22 @@ def test_the_tasks_that_a_config_may_name_are_there() -> None:
 
 @pytest.mark.parametrize("task", [*TASKS.values(), Redness()], ids=lambda task: task.name)
 def test_every_task_has_examples_that_its_loss_takes(
-    task: Task, tiny_data: Path, tiny_masks: Path, tmp_path: Path
+    task: Task, tiny_data: Path, tiny_masks: Path, tiny_boxes: Path, tmp_path: Path
 ) -> None:
     """The size checks, the plan and the timings rest on them. Its metrics are those that evaluate() gives."""
     table = str(write_sets(tiny_data, tmp_path / "sets.csv", ("ant;bee", "cat")))
     options = {
         "multilabel": ["--task", "multilabel", "--data.labels", table, "--data.label-separator", ";"],
         "segmentation": [*SEGMENT, "--data.root", str(tiny_masks)],
+        "detection": [*DETECTING, "--data.root", str(tiny_boxes)],
     }
     run = build(configure(tiny_data, tmp_path / "run", *options.get(task.name, [])), ALONE, task=task)
-    batch = task.example(run.config.data, 5, 3, device=torch.device("cpu"), dtype=torch.float32)
+    batch = task.example(run.config, 5, 3, device=torch.device("cpu"), dtype=torch.float32)
     loss, images = task.loss(run, batch, draw=0)
     assert loss.shape == () and loss.requires_grad and images == 5
     found = task.evaluate(run.model, run.val_loader, ALONE, run.config, run.autocast)
-    assert {metric.name for metric in run.metrics} | {"val_loss", "val_images"} == found.keys()
+    losses = set() if task.name == "detection" else {"val_loss"}
+    assert {metric.name for metric in run.metrics} | losses | {"val_images"} == found.keys()
 
 
 def test_the_config_names_the_task_that_is_built_and_counted(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fasttricks.commands.answers_shown import answers_table, answers_text
+from fasttricks.commands.boxes_shown import boxes_table, boxes_text
 from fasttricks.commands.drawn import Drawn, draw
 from fasttricks.commands.labels_shown import labels_table, labels_text
 from fasttricks.commands.pages import Reported, class_page, pixel_page
 from fasttricks.commands.pixels_shown import pixels_table, pixels_text
+from fasttricks.data.boxes.places import require_boxes
 from fasttricks.data.masks.places import require_masks
 from fasttricks.data.sources import require_place
 
@@ -62,6 +64,13 @@ COMMANDS: dict[str, TaskCommands] = {
         no_classes="gives each pixel a class, and an image none; add --draw DIR, for pictures and masks",
         draw=draw,
         page=pixel_page,
+    ),
+    "detection": TaskCommands(
+        require_place=require_boxes,
+        splits=("val", "test"),
+        shown=Shown(text=boxes_text, table=boxes_table),
+        no_classes="gives each box a class, and an image none; its boxes cannot be drawn yet",
+        no_export="cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights",
     ),
 }
 """By the name of the task."""

@@ -152,7 +152,7 @@ def make_step(name: str, config: CostConfig, precision: Precision, world: World)
         dtype = teacher_dtype(world.device)
         learner.teacher = Teacher(network, name=teacher, digest="", device=world.device, dtype=dtype)
     dtype = image_dtype(precision, world.device)
-    batch = task.example(run.data, size, NUM_CLASSES, device=world.device, dtype=dtype)
+    batch = task.example(run, size, NUM_CLASSES, device=world.device, dtype=dtype)
 
     def step() -> None:
         train_step(learner, [batch])

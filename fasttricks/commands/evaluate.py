@@ -15,6 +15,7 @@ from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
     DataConfig,
+    DetectConfig,
     EvalConfig,
     ModelConfig,
     Precision,
@@ -43,16 +44,20 @@ if TYPE_CHECKING:
 
 PROG = prog("evaluate")
 ABOUT = f"""Accuracy and loss of a checkpoint over the validation images of its run, or of --data.root; the classes that fail
-most, the most frequent confusions and the calibration. Segmentation: mIoU, pixel accuracy, and the IoU of each class.
+most, the most frequent confusions and the calibration. Segmentation: mIoU, pixel accuracy, and the IoU of each class. Detection:
+mAP in both of VOC's forms, and the average precision of each class.
 
 {FORMS} A field that is not given is as in the run."""
 TEST_SCALES = tuple(one.name for one in dataclasses.fields(SegmentConfig) if one.name != "test_scales")
 """The fields of SegmentConfig that trained weights, or the masks' full size, leave without effect."""
+FOUND = ("base_size", "max_size", "test_proposals", "score_threshold", "nms_threshold", "most_detections", "average")
+"""The fields of DetectConfig that change the detections of trained weights, or their score."""
 HIDDEN: Hidden = {
     DataConfig: (*AUGMENTATION, "limit_per_class"),
     ModelConfig: UNREAD,
     EvalConfig: ("every_epochs",),
     SegmentConfig: TEST_SCALES,
+    DetectConfig: tuple(one.name for one in dataclasses.fields(DetectConfig) if one.name not in FOUND),
 }
 
 
@@ -73,11 +78,12 @@ class EvaluateConfig:
     trust_code: str = ""
     """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
     split: Literal["val", "test"] = "val"
-    """Images to evaluate on: of validation, or those of segmentation's layouts for the test."""
+    """Images to evaluate on: of validation, or those for the test that segmentation and detection have."""
     model: ModelConfig = NOT_SAID
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -113,7 +119,8 @@ def answer_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> Eva
 
 
 def evaluate_checkpoint(config: EvaluateConfig, saved: Saved, world: World) -> dict[str, float]:
-    """Metrics of the network of `saved` over the validation images of config.data.root, by name; val_loss and val_images too.
+    """Metrics of the network of `saved` over the validation images of config.data.root, by name; val_images too, and val_loss
+    where its task has one.
 
     Raises DataError where val/ has a class that the checkpoint lacks, and ConfigError for a size that its network cannot take.
     A collective: every rank must call it.
@@ -152,8 +159,14 @@ def _open(config: EvaluateConfig, saved: Saved, world: World) -> _Opened:
     require(config.split in commands_of(saved.task).splits, "split", config.split, rule)
     schedule = ScheduleConfig(warmup_epochs=0)  # whose rules relate to the sizes of training
     run = dataclasses.replace(
-        saved.config, data=config.data, eval=config.eval, segment=config.segment, schedule=schedule
+        saved.config,
+        data=config.data,
+        eval=config.eval,
+        segment=config.segment,
+        detect=config.detect,
+        schedule=schedule,
     )
+    saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, detect=config.detect))
     images = task.open_split(config.data, config.split, saved.classes)
     precision = resolve_precision(config.precision, world.device)
     model = place(saved.network(average=config.average), world, precision)
@@ -176,6 +189,7 @@ def as_run(run: TrainConfig) -> EvaluateConfig:
         data=run.data,
         eval=run.eval,
         segment=run.segment,
+        detect=run.detect,
     )
 
 
@@ -235,10 +249,9 @@ def main(args: Sequence[str]) -> None:
     found = evaluate(saved, config)
     if read_launch().rank == 0:
         row, metrics = commands_of(saved.task), found.metrics
-        scores = (
-            f"{show_all(find_task(saved.task).metrics_of(len(saved.classes)), metrics)}  loss {metrics['val_loss']:.4f}"
-        )
-        print(f"{scores}  {metrics['val_images']} images  {show_name(saved.path)}")
+        scores = show_all(find_task(saved.task).metrics_of(len(saved.classes)), metrics)
+        loss = f"  loss {metrics['val_loss']:.4f}" if "val_loss" in metrics else ""
+        print(f"{scores}{loss}  {metrics['val_images']} images  {show_name(saved.path)}")
         if row.shown is not None:
             print(row.shown.text(found.answers, saved.classes), flush=True)
         if isinstance(found.calibration, Calibration):

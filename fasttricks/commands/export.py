@@ -173,7 +173,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         "format": "pt",
         "architecture": hub["architecture"],
         "model": run.model.name,
-        "transform": transform_text(run.data, whole=task.facts.whole_images),
+        "transform": transform_text(run.data, whole=bool(task.facts.whole_images)),
         "classes": json.dumps(list(classes)),
         DESCRIPTION: described(saved),
     }
@@ -184,7 +184,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         temporary.mkdir(parents=True)
         write_safetensors(model, temporary / EXPORTED, metadata)
         if config.onnx:
-            write_onnx(model, temporary / "model.onnx", run.data, metadata, any_size=task.facts.whole_images)
+            write_onnx(model, temporary / "model.onnx", run.data, metadata, any_size=bool(task.facts.whole_images))
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
         metrics, others = task.metrics_of(len(classes)), counterparts(run.model)
         card = model_card(saved, metrics, others, run_folder, config.onnx, calibration)

@@ -46,7 +46,7 @@ class Trained(NamedTuple):
     summary: dict[str, Any]
     """The content of summary.json."""
     metrics: dict[str, float]
-    """Those of its task, the headline first, and val_loss."""
+    """Those of its task, the headline first, and val_loss where it has one."""
 
 
 def train(config: TrainConfig) -> Trained:
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> Trained:
                 for line in next_commands(config.run_dir, config.task):
                     run.log.print(line)
                 names = [*(metric.name for metric in run.metrics), "val_loss"]
-                return Trained(summary, {name: summary[name] for name in names})
+                return Trained(summary, {name: summary[name] for name in names if name in summary})
             except Stopped as stopped:
                 run.log.print(f"stopped {stopped}")
             except KeyboardInterrupt:

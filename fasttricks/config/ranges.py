@@ -105,14 +105,17 @@ class Span(Rule):
 class Rising(Rule):
     """Any count of numbers, each above the one before, the first above 0."""
 
+    empty: bool = True
+    """Whether there may be none."""
+
     def holds(self, value: tuple[float, ...]) -> bool:
-        """True of none."""
-        return all(a < b < math.inf for a, b in zip((0.0, *value), value, strict=False))
+        """Whether they are so, and finite."""
+        return (self.empty or bool(value)) and all(a < b < math.inf for a, b in zip((0.0, *value), value, strict=False))
 
     @property
     def words(self) -> str:
-        """Rising and above 0."""
-        return "rising and above 0"
+        """Rising and above 0; one number or more, rising and above 0."""
+        return "rising and above 0" if self.empty else "one number or more, rising and above 0"
 
 
 @dataclass(frozen=True)

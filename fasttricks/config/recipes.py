@@ -21,7 +21,7 @@ from fasttricks.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
-from fasttricks.config.transfer_recipes import segment_ade20k
+from fasttricks.config.transfer_recipes import detect_voc, segment_ade20k
 
 
 def demo() -> TrainConfig:
@@ -317,6 +317,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         places365,
         finetune,
         segment_ade20k,
+        detect_voc,
     )
 }
 FITTED: dict[str, Callable[[int], TrainConfig]] = {"finetune": finetune}
@@ -325,6 +326,7 @@ _OF_THE_NETWORK = ("model.name", "model.width", "model.stem_stride", "data.mean"
 OF_THE_WEIGHTS: dict[str, tuple[str, ...]] = {
     "finetune": (*_OF_THE_NETWORK, "data.image_size", "data.val_resize"),
     "segment-ade20k": _OF_THE_NETWORK,
+    "detect-voc": _OF_THE_NETWORK,
 }
 """The recipes whose fields follow the weights of --init: those fields."""
 FITTED_FIELDS = ("epochs", "global_batch_size", "loss.mixup_alpha")

@@ -13,12 +13,12 @@ from fasttricks.config.errors import DoesNotApplyError, require, unknown
 from fasttricks.config.networks import OPTIONS, model_info
 from fasttricks.config.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
-from fasttricks.config.transfer import SegmentConfig, check_transfer
+from fasttricks.config.transfer import DetectConfig, SegmentConfig, check_transfer
 
 Color = Literal["paper", "published", "none"]
 Interpolation = Literal["linear", "cubic", "lanczos3"]
 Nested = Literal["error", "top", "leaf"]
-TaskName = Literal["classification", "multilabel", "segmentation"]
+TaskName = Literal["classification", "multilabel", "segmentation", "detection"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "fused", "apex"]
 Operators = Literal["auto", "fused", "dali"]
@@ -129,7 +129,8 @@ class ModelConfig:
     aux_head: bool = False
     """Inception-V3: also train a second classifier on the 17 x 17 stage (loss.aux_weight); the paper's runs have none."""
     freeze: tuple[str, ...] = ()
-    """Parts that keep their weights and batch-norm statistics: stem (all before the first stage), or a module, as layer1."""
+    """Parts that keep their weights and batch-norm statistics: stem (all before the first stage), batch_norm (all of it), or a
+    module, as layer1."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -149,7 +150,7 @@ class OptimConfig:
     linear_scaling: bool = True
     """Peak lr = base_lr x global_batch_size / 256; off: base_lr whatever the batch."""
     backbone_lr: Annotated[float, Range(0, above=True, note="1 is off, 0.1 is usual")] = 1.0
-    """Factor of the lr for all weights but the classifier's, or but the heads' in segmentation; 1: one lr for all."""
+    """Factor of the lr for all weights but the classifier's, or but the heads' on a base network; 1: one lr for all."""
     momentum: Annotated[float, Range(0, 1, below=True, note="0.9 is usual")] = 0.9
     """Nesterov momentum."""
     weight_decay: Annotated[float, Range(0, 1, below=True)] = 1e-4
@@ -286,7 +287,7 @@ class TrainConfig:
     """Images a step, over all ranks and micro-batches."""
     task: TaskName = "classification"
     """classification: each image has one class; multilabel: any number of them; segmentation: each pixel has one (the section
-    segment)."""
+    segment); detection: each box has one (the section detect)."""
     init: str = ""
     """Weights to start from: a run folder (its averaged weights; RUN:raw the others), a checkpoint, an export, a .pt, .pth or
     .safetensors file, timm:NAME or torchvision:NAME; empty: random ones."""
@@ -343,6 +344,7 @@ class TrainConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
     tricks: TricksConfig = field(default_factory=TricksConfig)
 
     def __post_init__(self) -> None:

@@ -50,7 +50,8 @@ def start_from(
     if bad := first_not_finite(dict(found)):
         raise CheckpointError(f"init = {weights.source!r}: {bad} must be finite; use another one")
     body = {name: tensor for name, tensor in found.items() if name in wanted and name not in head}
-    rows, account = _head(weights, wanted, found, head, classes, of_base=bool(new))
+    before = getattr(model, "background", 0)
+    rows, account = _head(weights, wanted, found, head, classes, before=before, of_base=bool(new))
     model.load_state_dict({**wanted, **body, **rows})
     return f"{weights.source}: {len(body)} tensors; {account}{_otherwise(weights.statistics, (data.mean, data.std))}"
 
@@ -128,9 +129,13 @@ def _head(
     head: Sequence[str],
     classes: Sequence[str],
     *,
+    before: int,
     of_base: bool,
 ) -> tuple[dict[str, Tensor], str]:
-    """(the tensors of the classifiers, which need not be all, the account of them). of_base: the weights are a base network's."""
+    """(the tensors of the classifiers, which need not be all, the account of them).
+
+    before: outputs before the first class. of_base: the weights are a base network's.
+    """
     theirs, count = weights.classes, len(classes)
     if of_base:
         return {}, f"a new head of {count} classes on it"
@@ -141,17 +146,21 @@ def _head(
     rows = [(label, number[name]) for label, name in enumerate(classes) if name in number]
     if theirs is None:
         if any(found[name].shape != wanted[name].shape for name in there):
-            return {}, f"a new classifier of {count} classes: there it has {len(found[there[0]])}"
+            return {}, f"a new classifier of {count} classes: there it has {len(found[there[0]]) - before}"
         return {name: found[name] for name in there}, "its classifier too"
-    if any(len(found[name]) != len(theirs) for name in there):
-        rule = f"names {len(theirs)} classes, and its classifier has {len(found[there[0]])}; use another one"
+    if any(len(found[name]) * (before + count) != len(wanted[name]) * (before + len(theirs)) for name in there):
+        rule = f"names {len(theirs)} classes, and its classifier has {len(found[there[0]]) - before}; use another one"
         raise CheckpointError(f"init = {weights.source!r}: {rule}")
     if not rows:
         return {}, f"a new classifier of {count} classes: none of them is among its {len(theirs)}"
+    rows = [*((label, label) for label in range(before)), *((ours + before, old + before) for ours, old in rows)]
     ours, source = (torch.tensor(numbers) for numbers in zip(*rows, strict=True))
     tensors = {}
     for name in there:
+        each = len(wanted[name]) // (before + count)  # a detector has four numbers of a box for each class
         tensors[name] = wanted[name].clone()
-        tensors[name][ours.to(wanted[name].device)] = found[name][source].to(wanted[name])
-    new = f", {count - len(rows)} new" if len(rows) < count else ""
-    return tensors, f"its classifier by class name: {len(rows)} of {count} classes{new}"
+        by_class = tensors[name].view(before + count, each, *wanted[name].shape[1:])
+        by_class[ours.to(wanted[name].device)] = found[name].view(-1, *by_class.shape[1:])[source].to(wanted[name])
+    known = len(rows) - before
+    new = f", {count - known} new" if known < count else ""
+    return tensors, f"its classifier by class name: {known} of {count} classes{new}"

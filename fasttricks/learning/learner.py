@@ -39,8 +39,10 @@ class TaskFacts:
     """Whether the network turns N images into logits (N, K)."""
     several_labels: bool = False
     """Whether an image has any number of labels, which data.label_separator separates."""
-    whole_images: bool = False
-    """Whether validation shows whole images, so that data.image_size has no effect on it."""
+    least_classes: int = 2
+    """Classes that the data must have, at least."""
+    whole_images: str = ""
+    """The field of the short side of validation's whole images, on which data.image_size has no effect; empty: it shows crops."""
     packages: tuple[str, ...] = ()
     """Packages that decode and resize its images beside DALI, and whose releases round otherwise."""
 
@@ -88,7 +90,8 @@ class Task(Protocol):
     def evaluate(
         self, model: nn.Module, batches: Iterable[Any], world: World, config: TrainConfig, autocast: Autocast
     ) -> dict[str, float]:
-        """Each of metrics_of(), val_loss and val_images, of `model` over the batches of all ranks. A collective and a sync."""
+        """Each of metrics_of(), val_images and, where the task has one, val_loss, of `model` over the batches of all ranks. A
+        collective and a sync."""
 
     def answer(
         self,
@@ -108,7 +111,7 @@ class Task(Protocol):
         """A line of the run's header on the labels of the training data `source`, and the weights of the classes."""
 
     def example(
-        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+        self, config: TrainConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
     ) -> Any:
         """A training batch of random content, its images as `images`: to count or time a step, or to try sizes, with."""
 

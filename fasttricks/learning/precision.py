@@ -54,11 +54,16 @@ def image_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def halve(model: nn.Module) -> nn.Module:
     """Convolutions and linear layers of `model` to FP16, in place, all else left in FP32. Returns `model`.
 
+    A network may have parts `in_fp32`, modules that stay as they are.
+
     Split by the module's type, as the parameter groups are. Rounds to nearest; a weight above 65504 becomes infinite.
     Raises ConfigError for a network with parameters of any other kind than these and batch norm's, such as layer norm's:
     they would meet FP16 activations in FP32, which torch refuses.
     """
+    kept = {module for part in getattr(model, "in_fp32", ()) for module in part.modules()}
     for name, module in model.named_modules():
+        if module in kept:
+            continue
         if isinstance(module, (_ConvNd, nn.Linear)):
             module.half()
         elif not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):

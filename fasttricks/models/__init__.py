@@ -53,7 +53,13 @@ def _fcn(config: TrainConfig, num_classes: int) -> nn.Module:
     return build_fcn(config.model, config.segment, num_classes)
 
 
-_OF_TASKS: dict[str, Callable[[TrainConfig, int], nn.Module]] = {"segmentation": _fcn}
+def _detector(config: TrainConfig, num_classes: int) -> nn.Module:
+    from fasttricks.models.detector import build_detector  # which builds on this
+
+    return build_detector(config.model, config.detect, num_classes)
+
+
+_OF_TASKS: dict[str, Callable[[TrainConfig, int], nn.Module]] = {"segmentation": _fcn, "detection": _detector}
 """The network of a task that is no classifier's."""
 
 

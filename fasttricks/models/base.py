@@ -17,37 +17,37 @@ _DILATED = ("resnet", "mobilenet")
 
 
 class TimmBase(nn.Module):
-    """A network of timm: features() is its last two feature maps."""
+    """A network of timm: features() is its last `maps` feature maps."""
 
-    def __init__(self, name: str, output_stride: int) -> None:
+    def __init__(self, name: str, output_stride: int, maps: int) -> None:
         super().__init__()
-        wrapped = timm_features(name, output_stride)
+        wrapped = timm_features(name, output_stride, maps)
         setattr(self, WRAPPED, wrapped.model)
         self._indices = wrapped.out_indices
         self.feature_channels = tuple(wrapped.feature_info.channels())
         self.feature_strides = tuple(wrapped.feature_info.reduction())
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
-        """The last two feature maps, (N, channels, H / s, W / s), as feature_channels and feature_strides say."""
+        """The feature maps, (N, channels, H / s, W / s), as feature_channels and feature_strides say."""
         found: list[Tensor] = getattr(self, WRAPPED).forward_intermediates(
             images_NCHW, indices=self._indices, output_fmt="NCHW", intermediates_only=True
         )
         return tuple(found)
 
 
-def base_network(config: ModelConfig, output_stride: int) -> nn.Module:
+def base_network(config: ModelConfig, output_stride: int, *, maps: int = 2) -> nn.Module:
     """The network of `config` without its classifier, in FP32 on torch's default device, in training mode.
 
     It has features(), feature_channels and feature_strides. output_stride: the factor by which the last features are smaller than
-    the image, at most. Initial weights as build_model has them. Raises ConfigError for a network that has no features or no such
-    stride, and as build_model.
+    the image, at most. maps: feature maps of a network of timm, its last ones; ours have all. Initial weights as build_model has
+    them. Raises ConfigError for a network that has no features or no such stride, and as build_model.
     """
     name, family = config.name, model_info(config.name).family
     require(
         family != "own", "model.name", name, "has no features that are known here; take a network of ours or of timm"
     )
     if name.startswith(TIMM):
-        return TimmBase(name, output_stride).train()
+        return TimmBase(name, output_stride, maps).train()
     rule = f"{name} has no dilated stages; give 32, or a ResNet or MobileNet as --model.name"
     require(output_stride == 32 or family in _DILATED, "segment.output_stride", output_stride, rule)
     model = build_model(config, 1, **({"output_stride": output_stride} if family in _DILATED else {}))

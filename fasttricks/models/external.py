@@ -34,8 +34,8 @@ def timm_model(name: str, *, num_classes: int) -> nn.Module:
     return model.train()
 
 
-def timm_features(name: str, output_stride: int) -> Any:
-    """timm's network of that name, cut after its last feature map, in timm's FeatureGetterNet: the last two of them.
+def timm_features(name: str, output_stride: int, maps: int) -> Any:
+    """timm's network of that name, cut after its last feature map, in timm's FeatureGetterNet: the last `maps` of them.
 
     name, errors: as timm_model. output_stride: 32, or another where the network takes one. Raises ConfigError for a network that
     has no feature maps or takes no such stride.
@@ -44,7 +44,11 @@ def timm_features(name: str, output_stride: int) -> Any:
     strided = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
         return timm.create_model(
-            name.removeprefix(TIMM), features_only=True, feature_cls="getter", out_indices=(-2, -1), **strided
+            name.removeprefix(TIMM),
+            features_only=True,
+            feature_cls="getter",
+            out_indices=tuple(range(-maps, 0)),
+            **strided,
         )
     except (TypeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

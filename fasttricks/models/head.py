@@ -13,6 +13,8 @@ COUNTER = "num_batches_tracked"
 """End of the keys of batch norm's counters, which old files lack and nothing here reads."""
 BASE = "backbone"
 """The module that is the base network of another task's network, as in torchvision's models of segmentation and detection."""
+PYRAMID = f"{BASE}.body"
+"""The same where a feature pyramid is on it, as in torchvision's Faster R-CNN."""
 WRAPPED = "of_timm"
 """The module in a base network that is timm's."""
 _HEADS = ("fc", "classifier", "head")
@@ -33,18 +35,22 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 def base_prefix(model: nn.Module) -> str:
     """The prefix that the keys of a classifier's weights have in `model`, which is built on it; empty for a classifier."""
-    base = getattr(model, BASE, None)
-    if not isinstance(base, nn.Module) or not hasattr(base, "features"):
-        return ""
-    return f"{BASE}.{WRAPPED}." if hasattr(base, WRAPPED) else f"{BASE}."
+    for path in (BASE, PYRAMID):
+        try:
+            base = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if hasattr(base, "features"):
+            return f"{path}.{WRAPPED}." if hasattr(base, WRAPPED) else f"{path}."
+    return ""
 
 
 def new_names(model: nn.Module) -> tuple[str, ...]:
     """The names of the parameters and buffers of `model` that no classifier's weights have: those of the heads on a base network;
     else, as head_names(), those of the classifier."""
-    if not base_prefix(model):
+    if not (prefix := base_prefix(model)):
         return head_names(model)
-    return tuple(name for name in model.state_dict() if not name.startswith(f"{BASE}."))
+    return tuple(name for name in model.state_dict() if not name.startswith(prefix))
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:

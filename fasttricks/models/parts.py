@@ -6,12 +6,15 @@ import re
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fasttricks.config import require, unknown
 from fasttricks.models.head import base_prefix
 
 STEM = "stem"
 """The part before the first stage."""
+NORMS = "batch_norm"
+"""All batch norm of a network, or of the base network that it is built on."""
 FIRST_STAGES = ("layer1", "blocks", "Mixed_5b")
 """Names of the first stage: of ResNets, MobileNets and Inceptions, here, in torchvision and in timm."""
 
@@ -26,7 +29,8 @@ class Part(NamedTuple):
 
 
 def find_part(model: nn.Module, name: str) -> Part:
-    """The part `name` of `model`: a module by its path, as layer1 or blocks.0; or stem, all before the first stage.
+    """The part `name` of `model`: a module by its path, as layer1 or blocks.0; stem, all before the first stage; or
+    batch_norm, all of it.
 
     stem is the module of that name; where there is none, the group stem of a network with timm's group_matcher(), or the
     modules before the one with a name of FIRST_STAGES. Parts of a base network have their names there, without backbone.
@@ -38,10 +42,13 @@ def find_part(model: nn.Module, name: str) -> Part:
     part = Part((modules[name],), tuple(modules[name].parameters())) if name in modules else None
     if part is None and name == STEM:
         part = _stem(base)
+    if part is None and name == NORMS:
+        norms = [module for module in base.modules() if isinstance(module, _BatchNorm)]
+        part = Part(tuple(norms), tuple(parameter for norm in norms for parameter in norm.parameters()))
     tops = [top for top, module in (*base.named_children(), *model.named_children()) if list(module.parameters())]
     tops = list(dict.fromkeys(tops))
     has = f"the network has {', '.join(tops)}, and modules within them such as {_inner(modules)}"
-    rule = "is no part that is known of this network" if name == STEM else unknown(name, [STEM, *tops])
+    rule = "is no part that is known of this network" if name == STEM else unknown(name, [STEM, NORMS, *tops])
     require(part is not None, "model.freeze", name, f"{rule}; {has}")
     assert part is not None
     require(bool(part.parameters), "model.freeze", name, f"has no weights; {has}")

@@ -147,8 +147,9 @@ def footprint(
         label_state(learner, average, live)
         keep_gradients(learner, live, micro_batches)
         size = shards.batch_size
-        batches = [task.example(config.data, size, num_classes, device=_CPU, dtype=dtype) for _ in range(micro_batches)]
-        live.label((v for batch in batches for v in vars(batch).values() if isinstance(v, Tensor)), "input")
+        batches = [task.example(config, size, num_classes, device=_CPU, dtype=dtype) for _ in range(micro_batches)]
+        inputs = tree_leaves([vars(batch) for batch in batches])
+        live.label((value for value in inputs if isinstance(value, Tensor)), "input")
         live.restart()
         train_step(learner, batches)
     parameters = list(model.parameters())

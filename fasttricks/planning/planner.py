@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from fasttricks.planning.footprint import Footprint
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
-_ASSUMED = {"segment-ade20k": (20_210, 150, "ADE20K"), "places365": (1_803_460, 365, "Places365-Standard")}
+_ASSUMED = {
+    "segment-ade20k": (20_210, 150, "ADE20K"),
+    "detect-voc": (16_551, 20, "VOC 07+12"),
+    "places365": (1_803_460, 365, "Places365-Standard"),
+}
 """Recipe -> images, classes and name of the data set that is assumed; else ImageNet."""
 NODE = 8
 """GPUs of a node."""

@@ -59,7 +59,8 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric],
     from matplotlib.ticker import MaxNLocator
 
     train = [record for record in records if {"train_loss", "lr"} <= record.keys()]
-    validation = [record for record in records if "val_loss" in record]
+    scores = {"val_loss", *(metric.name for metric in metrics)}
+    validation = [record for record in records if scores & record.keys()]
     panels = list(dict.fromkeys(metric.panel for metric in metrics))
     epochs, val_epochs = [r["epoch"] for r in train], [r["epoch"] for r in validation]
     figure = Figure(figsize=(4 * (2 + len(panels)), 3.6), layout="constrained")
@@ -68,8 +69,8 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric],
     dots = {"marker": "o", "markersize": 3}
     loss_axes.plot(epochs, [r["train_loss"] for r in train], label="training, augmented images", **line)
     lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green", **line)
-    if validation:
-        loss_axes.plot(val_epochs, [r["val_loss"] for r in validation], label="validation", **dots)
+    if losses := [(r["epoch"], r["val_loss"]) for r in validation if "val_loss" in r]:
+        loss_axes.plot(*zip(*losses, strict=True), label="validation", **dots)
     for metric in metrics:
         axes = metric_axes[panels.index(metric.panel)]
         if points := [(r["epoch"], r[metric.name]) for r in validation if metric.name in r]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fasttricks.config import ConfigError
 from fasttricks.learning.learner import Task
 from fasttricks.tasks.classification import CLASSIFICATION
+from fasttricks.tasks.detection import DETECTION
 from fasttricks.tasks.multilabel import MULTILABEL
 from fasttricks.tasks.segmentation import SEGMENTATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, MULTILABEL, SEGMENTATION)}
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, MULTILABEL, SEGMENTATION, DETECTION)}
 """By the name that a checkpoint records."""
 
 

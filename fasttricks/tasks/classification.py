@@ -145,10 +145,10 @@ class Classification:
         )
 
     def example(
-        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+        self, config: TrainConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
     ) -> Batch:
         """Normal noise of the images' mean and deviation, and any labels, from torch's global generator."""
-        side = config.image_size
+        side = config.data.image_size
         images = torch.randn(batch_size, 3, side, side, device=device, dtype=dtype)
         labels = torch.randint(num_classes, (batch_size,), device=device)
         return Batch(images.contiguous(memory_format=torch.channels_last), labels)

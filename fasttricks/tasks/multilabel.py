@@ -114,7 +114,7 @@ class Multilabel:
         return CLASSIFICATION.describe(config, source, class_weights)
 
     def example(
-        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+        self, config: TrainConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
     ) -> Batch:
         """Normal noise of the images' mean and deviation, and any labels, from torch's global generator."""
         batch = CLASSIFICATION.example(config, batch_size, num_classes, device=device, dtype=dtype)

@@ -39,7 +39,7 @@ class Segmentation:
     facts = TaskFacts(
         heads="heads'",
         one_output_a_class=False,
-        whole_images=True,
+        whole_images="data.val_resize",
         packages=("torchvision", "pillow"),
     )
 
@@ -187,10 +187,10 @@ class Segmentation:
         return f"{told}; their loss is weighted {least} to {most}, {how}"
 
     def example(
-        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+        self, config: TrainConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
     ) -> MaskBatch:
         """Normal noise of the images' mean and deviation, and any classes, from torch's global generator."""
-        side = config.image_size
+        side = config.data.image_size
         images = torch.randn(batch_size, 3, side, side, device=device, dtype=dtype)
         masks = torch.randint(num_classes, (batch_size, side, side), device=device)
         return MaskBatch(images.contiguous(memory_format=torch.channels_last), masks)

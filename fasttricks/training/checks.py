@@ -87,7 +87,9 @@ def num_classes(config: TrainConfig, train: Source) -> int:
     """Classes of the data. Raises ConfigError where the config asks for another number."""
     found = len(train.classes)
     only = ", ".join(map(show_name, train.classes))
-    require(found >= 2, "data.root", config.data.root, f"must have 2 or more classes, but has only {only}; add others")
+    least = find_task(config.task).facts.least_classes
+    rule = f"must have 2 or more classes, but has only {only}; add others"
+    require(found >= least, "data.root", config.data.root, rule)
     rule = f"must be the {found} classes of {train.root}, or 0 to take them from there"
     asked = config.model.num_classes
     require(asked in (0, found), "model.num_classes", asked, rule)
@@ -100,14 +102,14 @@ def check_sizes(task: Task, config: TrainConfig, num_classes: int, smallest_batc
     smallest_batch: images of the smallest batch of a rank. Asks the network itself, on tensors without data: under a second.
     """
     side = image_size(0, config.schedule, full=config.data.image_size, epochs=config.epochs)  # no later one is smaller
-    data = dataclasses.replace(config.data, image_size=side)
+    config = _of_size(config, side)
     if model_info(config.model.name).family == "own":
-        _try_own(task, config, num_classes, data, min(smallest_batch, 2))
+        _try_own(task, config, num_classes, min(smallest_batch, 2))
         return
     meta = torch.device("meta")
     with meta, _ShapesAlone():
         model = task.make_model(config, num_classes)
-        batch = task.example(data, smallest_batch, num_classes, device=meta, dtype=torch.float32)
+        batch = task.example(config, smallest_batch, num_classes, device=meta, dtype=torch.float32)
         try:
             model(batch.images)
         except ValueError as error:
@@ -140,22 +142,26 @@ def _checked(
     return input
 
 
-def _try_own(task: Task, config: TrainConfig, num_classes: int, data: DataConfig, count: int) -> None:
+def _of_size(config: TrainConfig, side: int) -> TrainConfig:
+    """`config` with images of `side` pixels from the first epoch on."""
+    data = dataclasses.replace(config.data, image_size=side, val_resize=max(side, config.data.val_resize))
+    return dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, first_size=1.0))
+
+
+def _try_own(task: Task, config: TrainConfig, num_classes: int, count: int) -> None:
     """Raise ConfigError where a user's own network does not turn `count` images into logits (count, num_classes).
 
     On real tensors on the CPU: a user's code need not know those without data. Costs a forward pass; keeps torch's generator.
     """
     with torch.random.fork_rng(devices=()):
         model = task.make_model(config, num_classes)
-        images = task.example(data, count, num_classes, device=torch.device("cpu"), dtype=torch.float32).images
+        images = task.example(config, count, num_classes, device=torch.device("cpu"), dtype=torch.float32).images
         try:
             logits = model(images)
         except Exception as error:  # whatever the user's code raises
             last, line = traceback.extract_tb(error.__traceback__)[-1], (str(error).splitlines() or [""])[0]
             found = f"{type(error).__name__}: {line} at {last.filename}:{last.lineno}"
-            rule = (
-                f"fails on {count} training images of {data.image_size} pixels ({found}); mend it, or give other sizes"
-            )
+            rule = f"fails on {count} training images of {config.data.image_size} pixels ({found}); mend it, or give other sizes"
             raise ConfigError(f"model.name = {config.model.name!r}: {rule}") from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     rule = f"must turn {count} images into logits of shape {(count, num_classes)}, but returned {shape}"
@@ -177,16 +183,17 @@ def check_evaluation_size(saved: Saved, image_size: int) -> None:
     """Raise ConfigError where the network of `saved` cannot take images of another size than its run's: under a second."""
     if image_size == saved.config.data.image_size and not saved.foreign:
         return  # check_sizes tried it
-    rule = "has no effect: whole images are shown, their short side at data.val_resize; leave it out"
+    side = find_task(saved.task).facts.whole_images
+    rule = f"has no effect: whole images are shown, their short side at {side}; leave it out"
     task, classes = find_task(saved.task), len(saved.classes)
     require(not task.facts.whole_images, "data.image_size", image_size, rule)
     # a user's code need not know tensors without data
     device = torch.device("cpu" if model_info(saved.config.model.name).family == "own" else "meta")
-    data = dataclasses.replace(saved.config.data, image_size=image_size, val_resize=image_size)
+    config = _of_size(saved.config, image_size)
     with device, torch.no_grad():
-        model = task.make_model(saved.config, classes).eval()
+        model = task.make_model(config, classes).eval()
         try:
-            model(task.example(data, 1, classes, device=device, dtype=torch.float32).images)
+            model(task.example(config, 1, classes, device=device, dtype=torch.float32).images)
         except _SIZE_ERRORS as error:
             raise _wrong_size(image_size, saved.config.model, error) from error
 

@@ -41,7 +41,8 @@ def edges(cls: type, name: str) -> tuple[list[Any], list[Any]]:
         inside: list[Any] = [(low, low), (low, high), (high, high)]
         return inside, [(rule.low, high), (low, over), (high, low), (low,), (low, low, high), (math.nan, high)]
     if isinstance(rule, Rising):
-        return [(), (5e-324,), (1, 2.5)], [(0,), (-1, 30), (30, 30), (60, 30), (30, math.nan), (30, math.inf)]
+        beyond: list[Any] = [(0,), (-1, 30), (30, 30), (60, 30), (30, math.nan), (30, math.inf)]
+        return ([(), (5e-324,), (1, 2.5)], beyond) if rule.empty else ([(5e-324,), (1, 2.5)], [(), *beyond])
     if isinstance(rule, Channels):
         within, beyond = _of_range(Range(rule.low, rule.high), False)
         return [(low, within[1], within[0]) for low in within], [

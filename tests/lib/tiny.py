@@ -33,6 +33,20 @@ SHRINK = shlex.split(
     "--epochs 2 --global-batch-size 16 --schedule.warmup-epochs 0 --data.image-size 32 --data.val-resize 36 "
     "--data.threads 1 --device cpu --model.width 0.125 --log-steps 1"
 )
+DETECT = shlex.split(
+    "--epochs 2 --global-batch-size 4 --schedule.step-epochs 1.5 --data.threads 1 --device cpu --log-steps 1 --ema-decay 0.5 "
+    "--checkpoint-steps 1 --model.name resnet8d --model.width 0.125 --model.freeze --detect.base-size 40 --detect.max-size 60 "
+    "--detect.channels 8 --detect.head-features 16 --detect.train-proposals 40 --detect.test-proposals 40 "
+    "--detect.train-samples 8"
+)
+"""A detection of a few dozen steps a second; from random weights, so nothing is frozen."""
+DETECTING = shlex.split(
+    "--task detection --data.area 0.08 1 --data.aspect 0.75 1.3333333333333333 --data.image-size 224 --data.val-resize 256 "
+    "--loss.smoothing 0 --eval.no-flip --eval.batch-size 0 --global-batch-size 4 --detect.base-size 40 --detect.max-size 60 "
+    "--detect.channels 8 --detect.head-features 8 --detect.train-proposals 40 --detect.test-proposals 40 "
+    "--detect.train-samples 8"
+)
+"""The recipe cifar10 as a detection."""
 NOWHERE = "nowhere"
 SEGMENT = shlex.split(
     "--task segmentation --data.area 0.08 1 --data.aspect 0.75 1.3333333333333333 --segment.base-size 32 --loss.smoothing 0"

@@ -118,9 +118,9 @@ class Redness:
         return "no labels"
 
     def example(
-        self, config: DataConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
+        self, config: TrainConfig, batch_size: int, num_classes: int, *, device: torch.device, dtype: torch.dtype
     ) -> Pictures:
-        side = config.image_size
+        side = config.data.image_size
         return Pictures(
             torch.randn(batch_size, 3, side, side, device=device, dtype=dtype), torch.randn(batch_size, device=device)
         )

@@ -28,7 +28,7 @@ from fasttricks.data.sources.folder import show_names
 from fasttricks.data.sources.walk import why_none
 from fasttricks.system.reading import is_there
 
-BoxSplit = Literal["train", "val"]
+BoxSplit = Literal["train", "val", "test"]
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -106,7 +106,7 @@ def _lists(root: Path, split: BoxSplit) -> tuple[str, ...]:
     there = {f"{year}/ImageSets/Main/{name}.txt" for year in YEARS for name in ("train", "val", "trainval", "test")}
     there = {one for one in there if is_there(root / one)}
     held_out = f"{YEARS[0]}/ImageSets/Main/test.txt"
-    if held_out in there and split == "val":
+    if held_out in there and split != "train":
         return (held_out,)
     name = "trainval" if held_out in there else split
     found = tuple(one for year in YEARS if (one := f"{year}/ImageSets/Main/{name}.txt") in there)
