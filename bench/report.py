@@ -1,8 +1,8 @@
 """make bench: imgs/sec beside the usual alternatives, alternating in one call: a table, a JSON file and a chart.
 
-Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it), kernels (the
-losses) and transfer (a step of segmentation). On the CPU small sizes; on a GPU the paper's. Where it would take longer than
---budget-s, it takes fewer rounds.
+Parts: loader (alone), step (alone, on images that lie on the device), end_to_end (both, as a run does it), kernels (the losses)
+and transfer (a step of segmentation and of detection). On the CPU small sizes; on a GPU the paper's. Where it would take longer
+than --budget-s, it takes fewer rounds.
 """
 
 from __future__ import annotations

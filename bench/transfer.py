@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fasttricks.ablation.transfer import RANDOM, SEED, TRANSFERS
+from fasttricks.ablation.transfer import RANDOM, SEED
 
 VARIABLE = "FASTTRICKS_TEST_DATA"
 MINUTES = 90.0
@@ -174,9 +174,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder for all runs")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which the runs are saved and ended")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
-    parser.add_argument(
-        "--tables", nargs="+", choices=list(TABLES), default=[name for name in TABLES if name in TRANSFERS]
-    )
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--check", action="store_true", help="see that the data is there, and train nothing")
     given = parser.parse_args(args)
     if given.data is None:

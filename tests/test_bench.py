@@ -19,7 +19,7 @@ from bench import compare, end_to_end, images, losses, pairs, published, report,
 from bench.budget import Budget
 from bench.pairs import Row, by_turns
 from bench.report import BenchConfig, BenchData, step_cases
-from fasttricks.config import ConfigError
+from fasttricks.config import ConfigError, get_at
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.sources.folder import scan_folder
 from lib.configs import plain
@@ -191,42 +191,54 @@ def test_a_step_of_transfer_is_the_recipes_on_a_gpu_and_small_on_a_cpu(task: tra
     (gpu,) = (case for case in transfer_step.cases(torch.device("cuda")) if case.task == task)
     (cpu,) = (case for case in transfer_step.cases(torch.device("cpu")) if case.task == task)
     assert gpu.device == "cuda" and "1 GPU" in gpu.title and cpu.device == "cpu"
-    assert (gpu.config.global_batch_size, gpu.image_size) == (recipe.global_batch_size, recipe.data.image_size)
+    side = get_at(recipe, transfer_step.SIDE[task])
+    assert (gpu.config.global_batch_size, gpu.image_size) == (recipe.global_batch_size, side)
     assert cpu.batch_size < gpu.batch_size and cpu.image_size < gpu.image_size
-    for case in (gpu, cpu):
-        assert case.config.segment == recipe.segment and case.config.precision == recipe.precision
+    assert (gpu.config.detect, gpu.config.segment) == (recipe.detect, recipe.segment)
+    assert cpu.config.precision == gpu.config.precision == recipe.precision
 
 
 @pytest.mark.slow
-def test_ours_and_torchvisions_segmentation_have_one_loss_and_one_gradient() -> None:
-    """Of the same weights and the same batch, without dropout, whose draws differ."""
-    case = transfer_step.TransferCase(batch_size=2, image_size=64)
+@pytest.mark.parametrize("task", transfer_step.RECIPE)
+def test_ours_and_torchvisions_transfer_have_one_loss_and_one_gradient(task: transfer_step.Task) -> None:
+    """Of the same weights, batch and samples, without dropout, whose draws differ."""
+    case = transfer_step.TransferCase(task=task, batch_size=2, image_size=64)
     torch.manual_seed(0)
     batch = transfer_step.example(case, ALONE)
     torch.manual_seed(1)
     theirs = transfer_step.torchvisions(case)
     torch.manual_seed(1)
     learner = transfer_step.learner_of(case, ALONE)
+    if task == "detection":
+        theirs.transform = learner.model.transform  # torchvision's own would normalise the images
     for model in (theirs, learner.model):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    assert all(torch.equal(ours, theirs.state_dict()[name]) for name, ours in learner.model.state_dict().items())
-    expected = transfer_step.loss_of(theirs(batch.images), batch, case.config.segment.aux_weight)
+    ours = learner.model.state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.state_dict().items())
+    torch.manual_seed(2)
+    expected = transfer_step.loss_of(theirs, batch, case)
+    torch.manual_seed(2)
     loss, images = learner.task.loss(learner, batch, draw=0)
     expected.backward()
     (loss / images).backward()
     assert images == 2 and float(loss.detach()) / images == pytest.approx(float(expected.detach()), rel=1e-5)
-    for name, weight in theirs.named_parameters():
+    trained = {name: weight for name, weight in theirs.named_parameters() if weight.requires_grad}
+    assert trained.keys() == {name for name, weight in learner.model.named_parameters() if weight.requires_grad}
+    for name, weight in trained.items():
         found = learner.model.get_parameter(name).grad
         assert found is not None and weight.grad is not None
         assert float((found - weight.grad).norm()) <= 1e-3 * float(weight.grad.norm()) + 1e-7, name
 
 
 @pytest.mark.slow
-def test_each_contestant_of_transfer_trains_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", transfer_step.RECIPE)
+def test_each_contestant_of_transfer_trains_in_a_process_of_its_own(
+    task: transfer_step.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    case = transfer_step.TransferCase(batch_size=2, image_size=32)
+    case = transfer_step.TransferCase(task=task, batch_size=2, image_size=64)
     with transfer_step.contestants(case) as measures:
         assert list(measures) == ["fasttricks", "torchvision, channels-last", "torchvision, default layout"]
         assert all(measure() > 0 for measure in measures.values())

@@ -13,7 +13,6 @@ import pytest
 
 from bench import transfer
 from bench.transfer import BASES, TABLES, Work, base_commands, find_data, run_all, table_command
-from fasttricks.ablation.transfer import TRANSFERS
 from fasttricks.commands import ablate
 from fasttricks.config.cli import parse_recipe
 from lib.masks import write_masks
@@ -40,7 +39,7 @@ def test_each_base_is_trained_once_a_seed_and_continued(work: Work, tmp_path: Pa
     assert len(left) == len(configs) - 1 and left[0].resume and not left[1].resume
 
 
-@pytest.mark.parametrize("table", [table for table in TABLES if table in TRANSFERS])
+@pytest.mark.parametrize("table", TABLES)
 def test_a_table_has_random_weights_and_each_base_by_seed(table: str, work: Work, tmp_path: Path) -> None:
     """As fasttricks.ablate reads the command."""
     with mock.patch("fasttricks.ablation.queue.ablate", return_value=0) as called:

@@ -33,7 +33,7 @@ from fasttricks.runs.saved import read_saved
 from fasttricks.tasks import find_task
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
-from lib.tiny import ALONE, SHRINK, FinishedRun, call, environment
+from lib.tiny import ALONE, DETECT, SHRINK, FinishedRun, call, environment
 
 CLASSES = ("sky", "road", "car")
 SMALL = [
@@ -335,6 +335,35 @@ def test_a_place_without_a_test_split_is_refused_before_the_first_run(
     words = ["transfer-segment", *SMALL, "--bases", "random", "--split", "test", "--data.root", str(tiny_masks)]
     assert call(ablate.main, *words, "--run-dir", str(tmp_path / "a")) == 2
     assert "so there is no split test" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_detection_is_compared_by_its_map(tiny_boxes: Path, finished_run: FinishedRun, tmp_path: Path) -> None:
+    """Which has no validation loss; its rows learn from frozen batch norm, and from random weights that learn all."""
+    bases = ["--bases", f"plain={finished_run.folder}", "random", "--seeds", "1", "--keep-checkpoints"]
+    frozen = ["--model.freeze", "stem", "layer1", "batch_norm"]
+    words = [
+        "transfer-detect",
+        *DETECT,
+        *frozen,
+        *bases,
+        "--data.root",
+        str(tiny_boxes),
+        "--run-dir",
+        str(tmp_path / "a"),
+    ]
+    assert call(ablate.main, *words, "--epochs", "1") == 0
+    text = (tmp_path / "a" / "transfer-detect.md").read_text()
+    assert "11 training and 5 validation images of 3 classes" in text
+    rows = rows_of(text)
+    assert rows[""][:4] == ["mAP", "mAP at 11 recalls", "mAP by area", "seeds"]
+    found = {read_config(file.parent).init: file.parent for file in (tmp_path / "a").glob("runs/*/*/result.json")}
+    assert set(found) == {"", str(finished_run.folder)}
+    for folder, row in ((found[""], "random weights"), (found[str(finished_run.folder)], "plain")):
+        saved = read_saved(folder)
+        expected = evaluation.evaluate_checkpoint(evaluation.as_run(saved.config), saved, ALONE)
+        assert rows[row][0] == f"{expected['map']:.2f}"
+        assert saved.config.model.freeze == (("stem", "layer1", "batch_norm") if saved.config.init else ())
 
 
 @pytest.mark.slow

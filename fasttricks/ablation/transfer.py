@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fasttricks.ablation.paper import PAPERS_BASES, Cell, Table
 from fasttricks.config import TIMM, TORCHVISION, ConfigError, TrainConfig, get_at, require, show_name
-from fasttricks.config.recipes import OF_THE_WEIGHTS, RECIPES
+from fasttricks.config.recipes import OF_THE_WEIGHTS
 from fasttricks.runs.fitted import like_weights
 from fasttricks.runs.stored import RAW, CheckpointError, find_weights, is_export, run_of_best
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
@@ -32,12 +32,11 @@ class Transfer(NamedTuple):
     """The splits that its runs can be compared on."""
 
 
-_TRANSFERS = {
+TRANSFERS: Mapping[str, Transfer] = {
     "transfer-segment": Transfer("segmentation", "segment-ade20k", ("val", "test")),
     "transfer-detect": Transfer("detection", "detect-voc"),
 }
-TRANSFERS: Mapping[str, Transfer] = {name: one for name, one in _TRANSFERS.items() if one.recipe in RECIPES}
-"""By name, those whose recipe is there."""
+"""By name."""
 RANDOM = "random"
 """The base of random weights, as --bases names it."""
 SEED = "{seed}"
