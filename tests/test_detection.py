@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fasttricks.ablation.cells import extend
 from fasttricks.ablation.tables import find_tables
@@ -253,10 +255,49 @@ def test_what_evaluate_cannot_do_is_refused_by_name(
     assert says in said and said.count("\n") == 1
 
 
+def test_predict_draws_the_boxes_of_validation(
+    run_folder: Path,
+    tiny_boxes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the pixels of the file, all in the table; an image that cannot be read is named, and the others are drawn."""
+    monkeypatch.setattr("fasttricks.commands.drawn_boxes.LEAST_DRAWN", 0.0)
+    saved, folder, bad = read_saved(run_folder), tmp_path / "pictures", tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    source = open_box_split(saved.config.data, "val")
+    paths = [str(tiny_boxes / name) for name in source.images]
+    assert call(predict.main, str(run_folder), *paths, str(bad), "--draw", str(folder)) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 5 and err.startswith(f"error: {bad}: no image")
+    with open(folder / "boxes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    model = saved.network().eval()
+    for number, batch in enumerate(
+        DETECTION.val_batches(saved.config, source, ALONE, batch_size=1, dtype=torch.float32)
+    ):
+        (found,) = detect(model, batch.images, torch.no_grad)
+        (height, width), shown = batch.sizes[0].tolist(), batch.images[0].shape
+        scale = torch.tensor([width / shown[2], height / shown[1]] * 2)
+        mine = [row for row in rows if row["image"] == paths[number]]
+        edges = torch.tensor([[float(row[e]) for e in ("left", "top", "right", "bottom")] for row in mine])
+        torch.testing.assert_close(edges.reshape(-1, 4), found.xyxy * scale, rtol=0, atol=0.006)
+        assert [row["class"] for row in mine] == [saved.classes[label] for label in found.labels.tolist()]
+        assert [float(row["score"]) for row in mine] == pytest.approx(found.scores.tolist(), abs=1e-6)
+        with Image.open(folder / mine[0]["picture"]) as picture, Image.open(paths[number]) as image:
+            assert picture.size == image.size == (width, height)
+            changed = (np.array(picture) != np.array(image.convert("RGB"))).any(2)
+            left, top = int(edges[0, 0]), int(edges[0, 1])
+            assert changed[min(top, height - 1), min(left, width - 1)], "the corner of the surest box"
+    assert call(predict.main, str(run_folder), *paths, "--draw", str(folder)) == 2
+    assert "already exists and is never overwritten" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("main", "options", "says"),
     [
-        (predict.main, ["IMAGE"], "task = 'detection': gives each box a class, and an image none; "),
+        (predict.main, ["IMAGE"], "task = 'detection': gives each box a class, and an image none; add --draw DIR"),
         (report.main, [], "task = 'detection': has no answers for a page"),
         (export.main, [], "task = 'detection': cannot be exported yet"),
     ],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fasttricks.commands.answers_shown import answers_table, answers_text
 from fasttricks.commands.boxes_shown import boxes_table, boxes_text
 from fasttricks.commands.drawn import Drawn, draw
+from fasttricks.commands.drawn_boxes import DrawnBoxes, draw_boxes
 from fasttricks.commands.labels_shown import labels_table, labels_text
 from fasttricks.commands.pages import Reported, class_page, pixel_page
 from fasttricks.commands.pixels_shown import pixels_table, pixels_text
@@ -46,7 +47,7 @@ class TaskCommands:
     """The page of report; None: it has none."""
     no_classes: str = ""
     """Why predict gives an image no classes, as the rule of an error; empty: it does."""
-    draw: Callable[..., Iterator[Drawn]] | None = None
+    draw: Callable[..., Iterator[Drawn | DrawnBoxes]] | None = None
     """predict --draw: as drawn.draw; None: it is refused."""
     no_export: str = ""
     """Why it cannot be exported, as the rule of an error; empty: it can."""
@@ -69,7 +70,8 @@ COMMANDS: dict[str, TaskCommands] = {
         require_place=require_boxes,
         splits=("val", "test"),
         shown=Shown(text=boxes_text, table=boxes_table),
-        no_classes="gives each box a class, and an image none; its boxes cannot be drawn yet",
+        no_classes="gives each box a class, and an image none; add --draw DIR, for pictures and boxes",
+        draw=draw_boxes,
         no_export="cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights",
     ),
 }

@@ -66,17 +66,17 @@ def draw(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World
     taken: set[str] = set()
     for path in paths:
         try:
-            image = _pixels(path, config.data.max_pixels)
+            image = pixels_of(path, config.data.max_pixels)
         except BadImage as error:
             yield Drawn(path, None, [], str(error))
             continue
         classes = classes_of(image)
-        name = _free_name(Path(path).stem, taken)
+        name = free_name(Path(path).stem, taken)
         _write(folder, name, image, classes, palette)
         yield Drawn(path, folder / f"{name}.png", _shares(classes, saved.classes))
 
 
-def _pixels(path: str, max_pixels: int) -> NDArray[np.uint8]:
+def pixels_of(path: str, max_pixels: int) -> NDArray[np.uint8]:
     """(H, W, 3), RGB, upright. Raises BadImage."""
     import numpy as np
 
@@ -152,7 +152,7 @@ def _make(place: str, classes: Sequence[str], palette: Sequence[tuple[int, int, 
     return folder
 
 
-def _free_name(stem: str, taken: set[str]) -> str:
+def free_name(stem: str, taken: set[str]) -> str:
     """`stem`, or with a number where an image of another folder has it."""
     name, number = stem, 1
     while name.casefold() in taken:

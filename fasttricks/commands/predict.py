@@ -69,7 +69,7 @@ class PredictConfig:
     output: str = ""
     """File to make: .csv, .jsonl or .parquet, a row an image; empty: print. It must not exist."""
     draw: str = ""
-    """Segmentation: folder to make, with each image under the colours of its classes, and its mask."""
+    """Segmentation: folder to make, with each image under the colours of its classes, and its mask. Detection: with its boxes."""
     embed: bool = False
     """Write the features that enter the classifier too, to a .jsonl or .parquet."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
