@@ -48,8 +48,10 @@ TABLES: dict[str, Small] = {
         "seg_small",
         "camvid/ADEChallengeData2016",
         shlex.split(
-            "--split test --epochs 12 --global-batch-size 8 --no-sync-batch-norm --data.image-size 160 --data.val-resize 180 "
-            "--segment.base-size 180 --loss.class-weights balanced"
+            "--split test --epochs 8 --global-batch-size 8 --no-sync-batch-norm --data.image-size 320 --data.val-resize 360 "
+            "--model.stem-stride 4 --segment.base-size 360 --segment.base-side short --segment.scale 0.5 1.5 --segment.blur 0 "
+            "--segment.aux-weight 0 --optim.backbone-lr 1 --optim.no-bias-decay --optim.weight-decay 5e-4 --ema-decay 0.99 "
+            "--schedule.warmup-epochs 1 --eval.every-epochs 4 --loss.class-weights balanced"
         ),
     ),
     "transfer-detect": Small(
