@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import platform
@@ -74,9 +73,7 @@ def releases(*more: str) -> dict[str, str]:
     return found
 
 
-@functools.cache
 def _commit() -> str:
-    """That of the source which this process has imported, however the checkout changes after it."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return "unknown"  # installed: git would answer for whatever repository lies around site-packages
