@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,8 +14,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasttricks.commands import cost, evaluate, predict
-from fasttricks.config import ModelConfig
+from fasttricks.config import ModelConfig, TrainConfig
 from fasttricks.models import build_model
+from fasttricks.runs.saved import Saved
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 from fasttricks.training import build as building
@@ -68,16 +68,18 @@ def start_run(data: Path, folder: Path, deterministic: str) -> None:
 
 def start_evaluation(data: Path, folder: Path, deterministic: str) -> None:
     run = configure(data, folder, precision="fp32", deterministic=deterministic)
-    saved = SimpleNamespace(config=run, task="classification", classes=("ant", "bee", "cat"), network=needs_device)
-    saved.trusting, saved.foreign = lambda code: saved, False
-    evaluate.evaluate_checkpoint(evaluate.as_run(run), saved, World.alone(CUDA))  # type: ignore[arg-type]
+    evaluate.evaluate_checkpoint(evaluate.as_run(run), saved_by(run), World.alone(CUDA))
 
 
 def start_prediction(data: Path, folder: Path, deterministic: str) -> None:
     run = configure(data, folder, precision="fp32", deterministic=deterministic)
-    saved = SimpleNamespace(config=run, task="classification", classes=("ant", "bee", "cat"), network=needs_device)
-    saved.trusting, saved.foreign = lambda code: saved, False
-    next(predict.predict(saved, ["a.jpg"], predict.as_run(run), World.alone(CUDA)))  # type: ignore[arg-type]
+    next(predict.predict(saved_by(run), ["a.jpg"], predict.as_run(run), World.alone(CUDA)))
+
+
+def saved_by(run: TrainConfig) -> Saved:
+    """A checkpoint of that run, without its weights."""
+    about: dict[str, Any] = {"task": run.task, "classes": ("ant", "bee", "cat"), "step": 1, "epoch": 1, "ranks": 1}
+    return Saved(path=Path(run.run_dir), config=run, weights={}, average=None, **about)
 
 
 def start_cost(data: Path, folder: Path, deterministic: str) -> None:
@@ -106,6 +108,7 @@ def test_every_command_that_computes_on_a_gpu_asks_before_its_first_use(
     monkeypatch.setattr(building, "find_state", needs_device)
     monkeypatch.setattr(building, "check_triton", lambda _: None)  # tests/test_triton_build.py
     monkeypatch.setattr(cost, "count", needs_device)
+    monkeypatch.setattr(Saved, "network", needs_device)
     with pytest.raises(DeviceNeeded):
         start(tiny_data, tmp_path / "run", deterministic)
     assert flags() == wanted

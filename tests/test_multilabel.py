@@ -336,7 +336,7 @@ def test_predict_gives_the_sigmoid_of_each_class(
 
 
 REFUSED = {
-    "report": (report.main, (), "task = 'multilabel': has no answers for a page, which are for classification alone"),
+    "report": (report.main, (), "task = 'multilabel': has no answers for a page, which are for classification and segmentation"),
     "evaluate --calibrate": (evaluate.main, ("--calibrate",), "calibrate = True: is for classification alone"),
     "predict --calibrated": (predict.main, ("IMAGE", "--calibrated"), "calibrated = True: is for one label an image"),
     "export --calibrated": (export.main, ("--calibrated", "--no-onnx"), "calibrated = True: is for one label an image"),

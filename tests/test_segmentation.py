@@ -193,9 +193,8 @@ def test_what_evaluate_cannot_do_is_refused_by_name(
 def test_a_classifier_has_no_test_split(finished_run: Any) -> None:
     saved = read_saved(finished_run.folder)
     config = replace_at(evaluation.as_run(saved.config), "split", "test")
-    with pytest.raises(
-        ConfigError, match=r"^split = 'test': is for segmentation, and the checkpoint's task is classif"
-    ):
+    rule = "is for segmentation and detection, and the checkpoint's task is classification"
+    with pytest.raises(ConfigError, match=f"^split = 'test': {rule}"):
         evaluation.evaluate_checkpoint(config, saved, ALONE)
 
 

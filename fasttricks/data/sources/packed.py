@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fasttricks.data.sources.columns import read_columns
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.listed import LARGEST_IMAGE, ListedImages, Where, digest_of
-from fasttricks.data.sources.walk import why_none
+from fasttricks.data.sources.walk import any_in, why_none
 from fasttricks.system.files import write_whole
 from fasttricks.system.reading import Reader, is_there, read_range, regular_file
 from fasttricks.system.schema import fields, listed, table, text, whole
@@ -97,12 +97,7 @@ class PackedImages(ListedImages):
 
 def is_packed(folder: Path) -> bool:
     """Whether a packed split lies there, or a part of one."""
-    try:
-        return is_there(folder / MANIFEST) or is_there(folder / PLAN)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
-            return False  # the folder cannot be entered, which is for open_folder() to say
-        raise
+    return any_in(folder, MANIFEST, PLAN)
 
 
 def require_finished(root: Path) -> None:

@@ -14,6 +14,7 @@ from fasttricks.config import DataConfig, show_name
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import ImageFolder
 from fasttricks.data.sources.table import images_of, plain_path, sorted_rows
+from fasttricks.data.sources.walk import any_in
 from fasttricks.system.reading import Reader, is_there
 
 CATEGORIES = "categories_places365.txt"
@@ -30,8 +31,7 @@ _LINES = Reader(DataError, "must have a name and a number in each line", _MEND)
 def is_places365(config: DataConfig, split: str) -> bool:
     """Whether data.root has the categories and one of the lists, and no folder of the split, whose class folders would count."""
     root = Path(config.root)
-    lists = any(is_there(root / name) for name in LISTS.values())
-    return lists and is_there(root / CATEGORIES) and not is_there(root / split)
+    return any_in(root, *LISTS.values()) and any_in(root, CATEGORIES) and not any_in(root, split)
 
 
 def places365_holds(config: DataConfig, split: str) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.quarantine import QUARANTINE
+from fasttricks.system.reading import is_there
 from fasttricks.system.refusals import way_out
 
 SPLITS = ("train", "val")
@@ -57,6 +58,16 @@ def list_folder(folder: Path | str) -> Listing:
             f"{folder}: {rule}, but: {error.strerror}; change that, or move it out of the data set"
         ) from error
     return Listing(sorted(folders), sorted(files), sorted(hidden), quarantine, (inside.st_dev, inside.st_ino))
+
+
+def any_in(folder: Path, *names: str) -> bool:
+    """Whether `folder` has one of the names. False where it cannot be entered, as list_folder says."""
+    try:
+        return any(is_there(folder / name) for name in names)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise
 
 
 def why_none(folder: Path) -> str:
