@@ -312,7 +312,7 @@ BAD_INPUT: list[tuple[str, type[Exception], dict[str, Any]]] = [
     ("lam must lie", ValueError, {"target_b": torch.zeros(4, dtype=torch.int64), "lam": torch.tensor(-0.5)}),
     ("lam must be a number", ValueError, {"target_b": torch.zeros(4, dtype=torch.int64), "lam": torch.zeros(3)}),
     ("floating", TypeError, {"target_b": torch.zeros(4, dtype=torch.int64), "lam": torch.ones(4, dtype=torch.int64)}),
-    ("smoothing must lie", ValueError, {"smoothing": 1.1}),
+    ("label_smoothing must lie", ValueError, {"label_smoothing": 1.1}),
     ("'all', 'others'", ValueError, {"smoothing_over": "both"}),
     ("'mean', 'sum', 'none'", ValueError, {"reduction": "avg"}),
     ("two classes", ValueError, {"logits": torch.zeros(4, 1), "smoothing": 0.1, "smoothing_over": "others"}),
@@ -325,7 +325,10 @@ BAD_INPUT: list[tuple[str, type[Exception], dict[str, Any]]] = [
 def test_bad_input_is_named(words: str, error: type[Exception], change: dict[str, Any]) -> None:
     arguments = {"logits": torch.zeros(4, 3), "target": torch.zeros(4, dtype=torch.int64), **change}
     with pytest.raises(error, match=words):
-        fk.cross_entropy(**arguments)
+        fk.cross_entropy_loss_and_grad(**arguments)
+    with pytest.raises(error, match=words):  # with a pair or without: what torch's function has not
+        fk.cross_entropy(arguments.pop("logits"), **arguments, ignore_index=None)
+    arguments["logits"] = change.get("logits", torch.zeros(4, 3))
     with pytest.raises(error, match=words):
         fk.distillation_loss(teacher_logits=arguments["logits"].clone(), **arguments)
 
@@ -347,9 +350,16 @@ def test_bad_distillation_input_is_named(words: str, error: type[Exception], cha
         fk.distillation_loss(torch.zeros(4, 3), target=torch.zeros(4, dtype=torch.int64), **arguments)
 
 
-def test_class_weights_are_refused_and_not_ignored() -> None:
-    with pytest.raises(ValueError, match="class weights"):
-        fk.CrossEntropyLoss(torch.ones(3))
+def test_class_weights_of_what_torch_has_not_are_refused_and_not_ignored() -> None:
+    logits, _, target, target_b, _ = draw()
+    beyond: tuple[dict[str, Any], ...] = (
+        {"target_b": target_b, "lam": 0.5},
+        {"smoothing_over": "others"},
+        {"ignore_index": None},
+    )
+    for more in beyond:
+        with pytest.raises(ValueError, match=r"weight together with .* is not supported"):
+            fk.cross_entropy(logits, target, torch.ones(K), **more)
 
 
 def test_the_caller_keeps_its_logits() -> None:

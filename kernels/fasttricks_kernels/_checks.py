@@ -98,18 +98,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
 
 
-def uniform_share(smoothing: float, smoothing_over: str, num_classes: int) -> float:
+def uniform_share(label_smoothing: float, smoothing_over: str, num_classes: int) -> float:
     """The share of the target to spread evenly over all K classes: the smoothing itself, or K / (K - 1) of it for "others".
 
     That may be more than 1: then a label has less than the others.
     """
-    check_share("smoothing", smoothing)
+    check_share("label_smoothing", label_smoothing)
     check_choice("smoothing_over", smoothing_over, ("all", "others"))
-    if smoothing_over == "all" or smoothing == 0:
-        return smoothing
+    if smoothing_over == "all" or label_smoothing == 0:
+        return label_smoothing
     if num_classes == 1:
-        raise ValueError("smoothing_over='others' needs at least two classes; with one class pass smoothing=0")
-    return smoothing * num_classes / (num_classes - 1)
+        raise ValueError("smoothing_over='others' needs at least two classes; with one class pass label_smoothing=0")
+    return label_smoothing * num_classes / (num_classes - 1)
 
 
 def check_label_values(name: str, labels_N: Tensor, num_classes: int, ignore_index: int | None) -> None:

@@ -75,12 +75,23 @@ def named(labels: Labels, weights: Weights | None = None) -> dict[str, Any]:
     return labels.named if weights is None else {**labels.named, **weights._asdict()}
 
 
+def one_smoothing(label_smoothing: float, smoothing: float | None) -> float:
+    """The smoothing under its two names. torch takes a negative one, and NaN, for 0 without a word; here they are refused."""
+    if smoothing is not None:
+        if label_smoothing:
+            raise ValueError(f"label_smoothing = {label_smoothing} and smoothing = {smoothing} are one thing; give one")
+        label_smoothing = smoothing
+    if not label_smoothing >= 0:
+        raise ValueError(f"label_smoothing must lie in [0, 1], but is {label_smoothing}")
+    return label_smoothing
+
+
 def checked_labels(
     logits: Tensor,
     target: Tensor,
     target_b: Tensor | None,
     lam: Tensor | float | None,
-    smoothing: float,
+    label_smoothing: float,
     smoothing_over: SmoothingOver,
     ignore_index: int | None,
     reduction: Reduction,
@@ -90,7 +101,7 @@ def checked_labels(
     _checks.check_labels("target", target, logits)
     _checks.check_pair(target_b, lam, logits)
     _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    uniform = _checks.uniform_share(smoothing, smoothing_over, logits.shape[1])
+    uniform = _checks.uniform_share(label_smoothing, smoothing_over, logits.shape[1])
     if isinstance(lam, Tensor):
         return Labels(target, target_b, lam, 1.0, uniform, ignore_index)
     return Labels(target, target_b, None, 1.0 if lam is None else float(lam), uniform, ignore_index)

@@ -8,25 +8,32 @@ Shape suffixes: N samples, K classes.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn._reduction import legacy_get_string
 
 from .. import _checks, reference
 from .._launch import runs_triton
 from . import _cpu
+from ._forms import fuses
 from ._kernels import launch_cross_entropy
 from ._operators import Loss, make_operators
 from ._options import (
     LABELS,
+    Labels,
     Reduction,
     SmoothingOver,
     checked_labels,
+    one_smoothing,
     reduce_rows,
     scale_in_parts,
 )
 
 OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
+NARROW = (torch.float16, torch.bfloat16)
 NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
 
 # ------------------------------------------------------------------------------------------------------ custom ops
@@ -57,39 +64,48 @@ def torchs_is_faster(logits: Tensor) -> bool:
 
 
 def cross_entropy(
-    logits: Tensor,
+    input: Tensor,
     target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int | None = -100,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
     *,
-    smoothing: float = 0.0,
     target_b: Tensor | None = None,
     lam: Tensor | float | None = None,
-    ignore_index: int | None = -100,
-    reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
+    smoothing: float | None = None,
 ) -> Tensor:
-    """Softmax cross-entropy of smoothed, possibly mixed labels.
+    """torch.nn.functional.cross_entropy, its arguments in its order, and mixup's pair of labels.
 
         loss_n = sum_y w_y (-(1 - s) log p_y - s mean_k log p_k),   p = softmax(logits_n),
-        w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = smoothing.
+        w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing.
 
     Args:
-        logits: (N, K) float16, bfloat16, float32 or float64; not modified. Any row stride; a non-unit class stride
-            is copied first.
-        target: (N,) int64 or int32, in [0, K).
-        smoothing: in [0, 1].
+        input: the logits, (N, K) float16, bfloat16, float32 or float64; not modified. Any row stride; a non-unit class
+            stride is copied first.
+        target: (N,) int64, int32 or uint8, in [0, K).
+        label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
         ignore_index: this label weighs nothing, in the loss, the gradient and the mean. None: there is none; saves
             the launches that count them.
         reduction: "mean" divides by the weight of the labels not ignored (NaN if that is 0, as torch has it).
+        size_average, reduce: torch's deprecated names of the reduction, with torch's warning.
         smoothing_over: "all" takes the mean over all K classes, as torch does (each gets s / K); "others" is the
             paper's form, s / (K - 1) for each of the K - 1 other classes and 1 - s for the label itself.
+        weight, and input and target of torch's other shapes: as torch has them, by torch's operator. Not together with
+            target_b, smoothing_over="others" or ignore_index=None, which torch does not have.
 
     Returns:
-        () or, for reduction="none", (N,); float32, for float64 logits float64. Also under autocast.
+        () or, for reduction="none", the labels' shape; float32, for float64 logits float64. Also under autocast.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape, device, range or name.
+        As torch does, with torch's text, where torch's function has the arguments. And:
+        TypeError, ValueError: a wrong dtype, shape, device, range or name of target_b, lam or smoothing_over; a smoothing
+            that is negative or NaN, which torch takes for 0.
         IndexError: a label out of range, on the CPU. On CUDA that row's loss and gradient are NaN instead; so are
             those of a lam outside [0, 1] (on the CPU a ValueError).
 
@@ -99,30 +115,64 @@ def cross_entropy(
     Source: He et al. 2018 (arXiv:1812.01187), sections 5.2 (smoothing) and 5.4 (mixup). Oracle:
     reference.cross_entropy, and torch.nn.functional.cross_entropy in float64.
     """
-    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
-    if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits):
-        return F.cross_entropy(
-            reference.wide(logits),
-            target.long(),
-            reduction=reduction,
-            label_smoothing=labels.uniform,
-            ignore_index=NO_LABEL if ignore_index is None else ignore_index,
-        )
-    loss_N, _ = _forward(logits, *labels)
+    label_smoothing = one_smoothing(label_smoothing, smoothing)
+    if size_average is not None or reduce is not None:
+        reduction = cast(Reduction, legacy_get_string(size_average, reduce))
+    if target_b is not None or lam is not None or smoothing_over != "all" or ignore_index is None:  # beyond torch's
+        if weight is not None:
+            raise ValueError(
+                "weight together with target_b, smoothing_over='others' or ignore_index=None is not supported"
+            )
+        labels = checked_labels(input, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
+    elif fuses(input, target, weight, reduction, label_smoothing):
+        labels = Labels(target, None, None, 1.0, label_smoothing, ignore_index)
+    else:
+        return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
+    if target_b is None and labels.uniform <= 1 and torchs_is_faster(input):
+        return by_torch(input, target, weight, ignore_index, reduction, labels.uniform)
+    loss_N, _ = _forward(input, *labels)
     return reduce_rows(loss_N, reduction, labels.denominator(reduction))
+
+
+def by_torch(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: Reduction,
+    label_smoothing: float,
+) -> Tensor:
+    """torch's own operator, which raises its own errors; of 16-bit logits in float32, as the fused loss."""
+    if isinstance(input, Tensor) and input.dtype in NARROW:
+        narrow = input.dtype
+        input = input.float()
+        if weight is not None and weight.dtype == narrow:
+            weight = weight.float()
+        if isinstance(target, Tensor) and target.dtype in NARROW:  # torch would round the smoothed ones to it
+            target = target.float()
+    if isinstance(target, Tensor) and (
+        target.dtype == torch.int32 or (target.dtype == torch.uint8 and target.dim() == 1)
+    ):
+        target = target.long()
+    if ignore_index is None:
+        ignore_index = NO_LABEL
+    return F.cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
 def cross_entropy_loss_and_grad(
     logits: Tensor,
     target: Tensor,
     *,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
     target_b: Tensor | None = None,
     lam: Tensor | float | None = None,
     ignore_index: int | None = None,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
     loss_scale: Tensor | float = 1.0,
+    smoothing: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the gradient of loss_scale * loss, reading the logits once: for `logits.backward(grad)`.
 
@@ -138,50 +188,51 @@ def cross_entropy_loss_and_grad(
 
     Costs: one launch for losses and gradient (2 K elements + 12 bytes a row), one more to sum N numbers.
     """
-    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    label_smoothing = one_smoothing(label_smoothing, smoothing)
+    labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
     denominator = labels.denominator(reduction)
     loss_N, grad = _loss_and_grad(logits.detach(), *labels, *scale_in_parts(loss_scale, denominator))
     return reduce_rows(loss_N, reduction, denominator), grad
 
 
-class CrossEntropyLoss(torch.nn.Module):
-    """`cross_entropy` as a module: a drop-in for torch.nn.CrossEntropyLoss on (N, K) logits and N labels.
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """`cross_entropy` as a module: torch.nn.CrossEntropyLoss, its arguments in its order, its attributes and its buffer `weight`.
 
-    Beyond it: `smoothing_over`, and mixup's pair in the call: loss(logits, target, target_b, lam). Short of it: class
-    weights and dense (N, K) targets; for those keep torch's.
+    Beyond it: `smoothing_over`, ignore_index=None, and mixup's pair in the call: loss(input, target, target_b, lam).
     """
 
     def __init__(
         self,
-        weight: None = None,
-        *,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
         ignore_index: int | None = -100,
+        reduce: bool | None = None,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
+        *,
         smoothing_over: SmoothingOver = "all",
+        smoothing: float | None = None,
     ) -> None:
-        super().__init__()
-        if weight is not None:
-            raise ValueError("class weights are not supported; use torch.nn.CrossEntropyLoss(weight=...)")
-        _checks.check_share("label_smoothing", label_smoothing)
+        label_smoothing = one_smoothing(label_smoothing, smoothing)
         _checks.check_choice("smoothing_over", smoothing_over, ("all", "others"))
-        _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
+        if size_average is None and reduce is None:
+            _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
+        super().__init__(weight, size_average, -100, reduce, reduction, label_smoothing)
+        self.ignore_index = ignore_index  # type: ignore[assignment]  # torch's takes no None
         self.smoothing_over = smoothing_over
 
     def forward(
-        self, logits: Tensor, target: Tensor, target_b: Tensor | None = None, lam: Tensor | float | None = None
+        self, input: Tensor, target: Tensor, target_b: Tensor | None = None, lam: Tensor | float | None = None
     ) -> Tensor:
         return cross_entropy(
-            logits,
+            input,
             target,
-            smoothing=self.label_smoothing,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=cast(Reduction, self.reduction),
+            label_smoothing=self.label_smoothing,
             target_b=target_b,
             lam=lam,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
             smoothing_over=self.smoothing_over,
         )
 

@@ -24,6 +24,7 @@ from ._options import (
     SmoothingOver,
     checked_labels,
     checked_weights,
+    one_smoothing,
     reduce_rows,
     scale_in_parts,
 )
@@ -54,12 +55,13 @@ def distillation_loss(
     temperature: float = 20.0,
     hard_weight: float = 1.0,
     soft_weight: float = 1.0,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
     target_b: Tensor | None = None,
     lam: Tensor | float | None = None,
     ignore_index: int | None = -100,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
+    smoothing: float | None = None,
 ) -> Tensor:
     """Distillation loss: the labels' cross-entropy and T^2 times the teacher's, at temperature T.
 
@@ -75,7 +77,7 @@ def distillation_loss(
         temperature: T > 0. The paper's is 20.
         hard_weight, soft_weight: finite, at least 0. The paper's loss is 1 and 1; its authors' code uses 0.5 and 0.5,
             which halves the gradient.
-        target, smoothing, target_b, lam, ignore_index, reduction, smoothing_over: as in `cross_entropy`. A row whose
+        target, label_smoothing, target_b, lam, ignore_index, reduction, smoothing_over: as in `cross_entropy`. A row whose
             labels are ignored loses both terms.
 
     Returns, Raises, Costs: as in `cross_entropy`; on a GPU backward reads logits and teacher again.
@@ -83,7 +85,8 @@ def distillation_loss(
     Source: He et al. 2018 (arXiv:1812.01187), section 5.3; Hinton et al. 2015 (arXiv:1503.02531), section 2. Oracle:
     reference.distillation, and torch.nn.functional.cross_entropy and kl_div in float64.
     """
-    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    label_smoothing = one_smoothing(label_smoothing, smoothing)
+    labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
     _check_teacher(logits, teacher_logits)
     weights = checked_weights(temperature, hard_weight, soft_weight)
     loss_N, _ = _forward(logits, teacher_logits.detach(), *labels, *weights)
@@ -98,13 +101,14 @@ def distillation_loss_and_grad(
     temperature: float = 20.0,
     hard_weight: float = 1.0,
     soft_weight: float = 1.0,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
     target_b: Tensor | None = None,
     lam: Tensor | float | None = None,
     ignore_index: int | None = None,
     reduction: Reduction = "mean",
     smoothing_over: SmoothingOver = "all",
     loss_scale: Tensor | float = 1.0,
+    smoothing: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The distillation loss, and the gradient of loss_scale * loss, in one pass: for `logits.backward(grad)`.
 
@@ -113,7 +117,8 @@ def distillation_loss_and_grad(
 
     Costs: one launch for losses and gradient (3 K elements + 12 bytes a row), one more to sum N numbers.
     """
-    labels = checked_labels(logits, target, target_b, lam, smoothing, smoothing_over, ignore_index, reduction)
+    label_smoothing = one_smoothing(label_smoothing, smoothing)
+    labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
     _check_teacher(logits, teacher_logits)
     weights = checked_weights(temperature, hard_weight, soft_weight)
     denominator = labels.denominator(reduction)
@@ -142,8 +147,10 @@ class DistillationLoss(torch.nn.Module):
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         smoothing_over: SmoothingOver = "all",
+        smoothing: float | None = None,
     ) -> None:
         super().__init__()
+        label_smoothing = one_smoothing(label_smoothing, smoothing)
         checked_weights(temperature, hard_weight, soft_weight)
         _checks.check_share("label_smoothing", label_smoothing)
         _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -154,7 +161,7 @@ class DistillationLoss(torch.nn.Module):
             "soft_weight": soft_weight,
             "ignore_index": ignore_index,
             "reduction": reduction,
-            "smoothing": label_smoothing,
+            "label_smoothing": label_smoothing,
             "smoothing_over": smoothing_over,
         }
 
