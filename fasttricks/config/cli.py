@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fasttricks.config.errors import ConfigError, require
 from fasttricks.config.expected import EXPECTED
-from fasttricks.config.fields import field_docs, field_kinds, get_at
+from fasttricks.config.fields import field_docs, field_kinds, get_at, own_kinds
 from fasttricks.config.launch import read_launch
 from fasttricks.config.networks import model_info
-from fasttricks.config.options import HELP, NOTHING, Hidden, split_arguments, value_of
+from fasttricks.config.options import HELP, NOTHING, Hidden, all_but_given, split_arguments, value_of
 from fasttricks.config.ranges import OneOf, field_rules
 from fasttricks.config.recipes import FITTED, FITTED_FIELDS, OF_THE_WEIGHTS, RECIPES, find_recipe, summary
 from fasttricks.config.resolve import C, resolve
@@ -40,6 +40,9 @@ def parse(config: T, args: Sequence[str], *, prog: str, description: str, hidden
     given, options = split_arguments(args, type(config), prog=prog, hidden=hidden)
     if given:
         raise ConfigError(f"argument = {given[0]!r}: {prog} takes no further one; an option begins with --")
+    # tyro makes a parser of each field that it knows; only the help needs all
+    if not set(options) & set(HELP):
+        hidden = all_but_given(type(config), options)
     console = read_launch().rank == 0
     made: T = _read(config, hidden, args=options, prog=prog, description=description, console_outputs=console)
     return made
@@ -78,7 +81,7 @@ def _with_ranges(hidden: Hidden) -> ConstructorRegistry:
         cls, default = info.type, info.default
         if not (dataclasses.is_dataclass(cls) and isinstance(default, cls)):
             return None
-        kinds, docs, rules = get_type_hints(cls), field_docs(cls), field_rules(cls)
+        kinds, docs, rules = own_kinds(cls), field_docs(cls), field_rules(cls)
         words = {name: f" Must be {rule.words}." for name, rule in rules.items() if not isinstance(rule, OneOf)}
         fields = [
             StructFieldSpec(

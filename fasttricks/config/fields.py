@@ -36,10 +36,16 @@ def replace_at(config: T, path: str, value: Any) -> T:
 
 
 @cache
+def own_kinds(cls: type) -> Mapping[str, Any]:
+    """Field -> type, of the dataclass `cls`; a section's is its dataclass."""
+    return get_type_hints(cls)
+
+
+@cache
 def field_kinds(cls: type, prefix: str = "") -> Mapping[str, Any]:
     """Dotted path -> type, of every field of the dataclass `cls` and its sections that is not itself a section."""
     found: dict[str, Any] = {}
-    for name, kind in get_type_hints(cls).items():
+    for name, kind in own_kinds(cls).items():
         section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
         found |= field_kinds(kind, f"{prefix}{name}.") if section else {prefix + name: kind}
     return found
@@ -90,7 +96,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, unknown, f"is not a field; the fields are {', '.join(known)}")
-    kinds = get_type_hints(cls)
+    kinds = own_kinds(cast(type, cls))
     made = {name: from_plain(kinds[name], value, path + name) for name, value in values.items()}
     try:
         return cls(**made)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from fasttricks.config.errors import ConfigError, nearest, require
-from fasttricks.config.fields import field_docs
+from fasttricks.config.fields import field_docs, own_kinds
 from fasttricks.config.ranges import field_rules
 
 Hidden = Mapping[type, Collection[str]]
@@ -105,7 +105,7 @@ class Option(NamedTuple):
 def options_of(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> Iterator[Option]:
     """Every option of the dataclass `cls`: one a field, two for a bool."""
     docs, rules = field_docs(cls), field_rules(cls)
-    for field, kind in get_type_hints(cls).items():
+    for field, kind in own_kinds(cls).items():
         if field in hidden.get(cls, ()):
             continue
         name = field.replace("_", "-")
@@ -116,6 +116,28 @@ def options_of(cls: type, hidden: Hidden = NOTHING, prefix: str = "") -> Iterato
         rule = rules[field].words if field in rules else ""
         for option in (name, f"no-{name}") if kind is bool else (name,):
             yield Option(prefix + option, kind, docs.get(field, ""), rule)
+
+
+def all_but_given(cls: type, options: Sequence[str]) -> Hidden:
+    """The fields of the dataclass `cls` and its sections that `options`, from split_arguments, do not name."""
+    given = {word.lstrip("-").partition("=")[0].replace("_", "-") for word in options if _is_option(word)}
+    shown: dict[type, set[str]] = {}
+
+    def look(part: type, prefix: str) -> bool:
+        """Whether an option of `part` is given."""
+        found = shown.setdefault(part, set())
+        for field, kind in own_kinds(part).items():
+            name = field.replace("_", "-")
+            if dataclasses.is_dataclass(kind):
+                assert isinstance(kind, type)
+                named = look(kind, f"{prefix}{name}.")
+            else:
+                named = bool({f"{prefix}{name}", f"{prefix}no-{name}"} & given)
+            found |= {field} if named else set()
+        return bool(found)
+
+    look(cls, "")
+    return {part: own_kinds(part).keys() - fields for part, fields in shown.items()}
 
 
 def arities(cls: type, hidden: Hidden = NOTHING) -> dict[str, int]:

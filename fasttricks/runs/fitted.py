@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_type_hints
 
 from fasttricks.config import (
     NETWORKS,
@@ -19,6 +18,7 @@ from fasttricks.config import (
     replace_at,
     replace_fields,
 )
+from fasttricks.config.fields import own_kinds
 from fasttricks.config.recipes import FITTED, OF_THE_WEIGHTS, find_recipe
 from fasttricks.data.sources import find_dataset
 from fasttricks.runs.folder import read_config
@@ -44,7 +44,7 @@ def fit_recipe(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
 
 def _place(value_of: Callable[[str], str]) -> DataConfig:
     """The place that the given values name. Raises ValueError and ConfigError for one that is out of range."""
-    kinds = get_type_hints(DataConfig)
+    kinds = own_kinds(DataConfig)
     given = {name: value for name in PLACE if (value := value_of(f"data.{name}"))}
     read = {name: kinds[name](value) if kinds[name] in (int, float) else value for name, value in given.items()}
     return DataConfig(**read)  # type: ignore[arg-type]
