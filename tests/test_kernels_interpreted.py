@@ -366,11 +366,11 @@ def test_sgd_follows_torch(dtype: torch.dtype) -> None:
     """Three steps, one skipped, on every tail from 1 to 17 and over a block's end, against torch.optim.SGD."""
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(n, generator=generator).to(dtype) for n in (*range(1, 18), 1023, 1024, 2049)]
-    for nesterov in (True, False):
+    for options in ({"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "maximize": True}, {}):
         theirs = [s.float().clone().requires_grad_() for s in starts]
         ours = [s.clone().requires_grad_() for s in starts]
-        sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=nesterov)
-        master = fk.MasterSGD(ours, lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=nesterov)
+        sgd = torch.optim.SGD(theirs, lr=0.1, weight_decay=1e-2, **options)
+        master = fk.MasterSGD(ours, lr=0.1, weight_decay=1e-2, **options)
         for step in range(4):
             grads = [torch.randn(s.shape, generator=generator).to(dtype) for s in starts]
             for a, b, grad in zip(theirs, ours, grads, strict=True):
@@ -395,5 +395,24 @@ def test_sgd_on_misaligned_views() -> None:
     bucket = torch.arange(31.0)
     weights = [torch.zeros(10, requires_grad=True), torch.zeros(21, requires_grad=True)]
     weights[0].grad, weights[1].grad = bucket[:10], bucket[10:]
-    fk.MasterSGD(weights, lr=1.0, momentum=0.0, nesterov=False).step()
+    fk.MasterSGD(weights, lr=1.0).step()
     assert torch.equal(torch.cat([w.detach() for w in weights]), -bucket)
+
+
+@interpreted
+def test_sgd_on_weights_and_gradients_of_every_layout() -> None:
+    """Slices, transposes, expanded and sparse gradients, and dampening, which a first step has not: torch.optim.SGD's."""
+    results = []
+    for kind in (fk.MasterSGD, torch.optim.SGD):
+        params = [torch.ones(4, 6, 2)[..., 0].requires_grad_(), torch.ones(4, 6).t().requires_grad_()]
+        optimizer = kind([*params, last := torch.ones(3, 2, 1, 5, requires_grad=True)], momentum=0.9, dampening=0.5)
+        for step in range(3):
+            draw = torch.arange(48.0).view(4, 12) + step
+            params[0].grad, params[1].grad = draw[:, ::2], draw.t()[:6].contiguous()
+            last.grad = torch.ones(1).expand(3, 2, 1, 5) if step else None
+            optimizer.step()
+        results.append([p.detach() for p in (*params, last)])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6, check_stride=False)
+    grad = torch.full((4, 6), torch.nan)
+    grad[:, ::2] = 1.0
+    assert fk.overflow([grad[:, ::2], grad[:, ::2].contiguous().to_sparse()]) == 0

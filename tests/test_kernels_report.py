@@ -94,6 +94,7 @@ def test_the_report_of_a_kernel(capfd: pytest.CaptureFixture[str]) -> None:
     for part in (code, moved):
         assert [line.split(" | ")[0] for line in part.splitlines() if line.startswith("| sgd")] == [
             "| sgd step",
+            "| sgd step without momentum",
             "| sgd overflow",
         ]
     assert shown.err.count("compiled: ") == shown.err.count("counted: ") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,9 @@ def test_follows_torch(dtype: torch.dtype, nesterov: bool) -> None:
 
 def test_an_overflow_skips_the_whole_step() -> None:
     half, single = parameters(torch.float16), parameters(torch.float32)
-    optimizer = fk.MasterSGD([{"params": half}, {"params": single, "weight_decay": 0.1}], lr=0.1)
+    optimizer = fk.MasterSGD(
+        [{"params": half}, {"params": single, "weight_decay": 0.1}], lr=0.1, momentum=0.9, nesterov=True
+    )
     scale = torch.tensor(2.0)
     step_with(optimizer, half + single, 0, 2.0, loss_scale=scale)
     before = copy.deepcopy([(p.detach(), optimizer.state[p]["momentum_buffer"]) for p in half + single])
@@ -70,7 +73,7 @@ def test_an_overflow_skips_the_whole_step() -> None:
 def test_small_updates_are_not_lost() -> None:
     """1 - 1e-4 is no FP16 number: without a master the weight would stay 1 for ever."""
     weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
-    optimizer = fk.MasterSGD([weight], lr=1e-4, momentum=0.0, nesterov=False)
+    optimizer = fk.MasterSGD([weight], lr=1e-4)
     for _ in range(50):
         weight.grad = torch.ones_like(weight)
         optimizer.step()
@@ -79,7 +82,7 @@ def test_small_updates_are_not_lost() -> None:
 
 def test_a_checkpoint_keeps_float32() -> None:
     ours = parameters(torch.float16)
-    optimizer = fk.MasterSGD(ours, lr=0.1)
+    optimizer = fk.MasterSGD(ours, lr=0.1, momentum=0.9, nesterov=True)
     step_with(optimizer, ours, 0, 1.0)
     saved = copy.deepcopy(optimizer.state_dict())
     others = [p.detach().clone().requires_grad_() for p in ours]
@@ -95,7 +98,7 @@ def test_a_checkpoint_keeps_float32() -> None:
 
 def test_works_with_torchs_grad_scaler() -> None:
     weight = nn.Parameter(torch.ones(4, dtype=torch.float16))
-    optimizer = fk.MasterSGD([weight], lr=0.1, momentum=0.0, nesterov=False)
+    optimizer = fk.MasterSGD([weight], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for grad, expected, scale in ((1.0, 0.9, 8.0), (float("inf"), 0.9, 4.0), (1.0, 0.8, 4.0)):
         optimizer.zero_grad()
@@ -110,8 +113,9 @@ def test_opcheck() -> None:
     weights, grads = torch.ones(2, 4, dtype=torch.float16).unbind()
     ops = torch.ops.fasttricks_kernels
     for scale, found in ((None, None), (torch.tensor(2.0), torch.tensor(0.0))):
-        arguments = ([weights.clone()], [grads.clone()], [torch.ones(4)], [torch.zeros(4)])
-        torch.library.opcheck(ops.sgd_step.default, (*arguments, 0.1, 0.9, 0.0, True, scale, found))
+        for momenta, *options in (([torch.zeros(4)], 0.9, 0.0, 0.0, True, False), ([], 0.0, 0.0, 0.1, False, True)):
+            arguments = ([weights.clone()], [grads.clone()], [torch.ones(4)], momenta)
+            torch.library.opcheck(ops.sgd_step.default, (*arguments, 0.1, *options, scale, found))
     torch.library.opcheck(ops.overflow.default, ([grads.clone()],))
 
 
@@ -123,7 +127,17 @@ def test_opcheck() -> None:
         ("must be torch.float32", TypeError, {"momenta": [torch.zeros(4, dtype=torch.float16)]}),
         ("must be torch.float16", TypeError, {"grads": [torch.zeros(4)]}),
         ("shape", ValueError, {"grads": [torch.zeros(3, dtype=torch.float16)]}),
-        ("strides", ValueError, {"grads": [torch.zeros(8, dtype=torch.float16)[::2]]}),
+        ("strides", ValueError, {"momenta": [torch.zeros(8)[::2]]}),
+        ("dense in memory", ValueError, {"weights": [torch.ones(8, dtype=torch.float16)[::2]]}),
+        ("must be a list of tensors, not Tensor", TypeError, {"grads": torch.zeros(4)}),
+        (r"grads\[0\] must be a torch.Tensor, not numpy.ndarray; torch.as_tensor", TypeError, {"grads": [np.zeros(4)]}),
+        ("where momentum is 0", ValueError, {"momentum": 0.0}),
+        ("momenta must be 1 tensors", ValueError, {"momenta": []}),
+        ("needs momentum above 0", ValueError, {"momentum": 0.0, "nesterov": True}),
+        (r"grad_scale must be \(\) float32", TypeError, {"grad_scale": torch.ones(2)}),
+        (r"found_inf must be \(\) float32", TypeError, {"found_inf": torch.zeros((), dtype=torch.float64)}),
+        ("found_inf is on meta", ValueError, {"found_inf": torch.zeros((), device="meta")}),
+        ("grad_scale must be a torch.Tensor, not float", TypeError, {"grad_scale": 2.0}),
         ("move one", ValueError, {"momenta": [torch.zeros(4, device="meta")]}),
         ("lr must be", ValueError, {"lr": -0.1}),
         ("momentum must be", ValueError, {"momentum": float("nan")}),
@@ -136,11 +150,17 @@ def test_bad_input_is_named(words: str, error: type[Exception], change: dict[str
         "masters": [torch.ones(4)],
         "momenta": [torch.zeros(4)],
         "lr": 0.1,
+        "momentum": 0.9,
         **change,
     }
     with pytest.raises(error, match=words):
         fk.sgd_step(**arguments)
-    with pytest.raises(ValueError, match="lr"):
-        fk.MasterSGD([torch.ones(1, requires_grad=True)], lr=-1.0)
+
+
+def test_overflow_names_bad_gradients() -> None:
     with pytest.raises(ValueError, match="at least one"):
         fk.overflow([])
+    with pytest.raises(TypeError, match=r"grads\[1\] is torch.float16 and grads\[0\] torch.float32"):
+        fk.overflow([torch.ones(1), torch.ones(1, dtype=torch.float16)])
+    with pytest.raises(TypeError, match="must be a list"):
+        fk.overflow(torch.ones(1))  # type: ignore[arg-type]

@@ -10,7 +10,8 @@ from .images.mixup import mixup
 from .losses._cpu import losses_compiled
 from .losses.cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .losses.distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
-from .optim.sgd import MasterSGD, overflow, sgd_step
+from .optim.master import MasterSGD
+from .optim.sgd import overflow, sgd_step
 
 __all__ = [
     "CrossEntropyLoss",

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from numbers import Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABELS = (torch.int64, torch.int32)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        kind = type(value)
+        rule = f"{name} must be a torch.Tensor, not {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
+        raise TypeError(f"{rule}; torch.as_tensor({name}) makes one" if kind.__module__ == "numpy" else rule)
+
+
+def check_tensors(name: str, values: Any) -> None:
+    """A list of tensors."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list of tensors, not {type(values).__name__}")
+    for position, value in enumerate(values):
+        check_tensor(f"{name}[{position}]", value)
+
+
+def check_number(name: str, value: Any) -> None:
+    """A number of the host: int, float or NumPy's. A tensor is none, which a GPU would have to be waited for."""
+    if not isinstance(value, (int, float, Real)):
+        hint = "; float(...) makes one, on a GPU by waiting for it" if isinstance(value, Tensor) else ""
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}{hint}")
 
 
 def check_logits(name: str, logits: Tensor) -> None:
@@ -79,16 +104,19 @@ def check_permutation(permutation: Tensor, images: Tensor) -> None:
 
 
 def check_share(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], but is {value}")
 
 
 def check_positive(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a positive finite number, but is {value}")
 
 
 def check_weight(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least 0, but is {value}")
 

@@ -275,19 +275,26 @@ def sgd_step(
     momenta: list[Tensor],
     lr: float,
     momentum: float,
+    dampening: float,
     weight_decay: float,
     nesterov: bool,
+    maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """g = grad / grad_scale + decay w; v = momentum v + g; w -= lr (g + momentum v if nesterov else v). In place."""
+    """In place, with g negated if maximize; without momenta w -= lr g:
+
+    g = grad / grad_scale + decay w; v = momentum v + (1 - dampening) g; w -= lr (g + momentum v if nesterov else v).
+    """
     if found_inf is not None and bool(found_inf != 0):  # on the CPU, inside the operator: no sync
         return
-    for weight, grad, master, velocity in zip(weights, grads, masters or weights, momenta, strict=True):
+    for i, (weight, grad, master) in enumerate(zip(weights, grads, masters or weights, strict=True)):
         g = wide(grad) if grad_scale is None else wide(grad) / grad_scale
-        g = g.add(master, alpha=weight_decay)
-        velocity.mul_(momentum).add_(g)
-        master.add_(g.add(velocity, alpha=momentum) if nesterov else velocity, alpha=-lr)
+        g = (-g if maximize else g).add(master, alpha=weight_decay)
+        if momenta:
+            velocity = momenta[i].mul_(momentum).add_(g, alpha=1 - dampening)
+            g = g.add(velocity, alpha=momentum) if nesterov else velocity
+        master.add_(g, alpha=-lr)
         if master is not weight:
             weight.copy_(master)
 

@@ -49,19 +49,26 @@ def update_block(
     live_B,
     lr,
     momentum,
+    gain,
     weight_decay,
     NESTEROV: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
     HAS_MASTER: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
 ):
-    """g = grad / grad_scale + weight_decay w; v = momentum v + g; w -= lr (g + momentum v, or v)."""
+    """g = +-grad / grad_scale + weight_decay w; v = momentum v + gain g; w -= lr (g + momentum v, or v, or g)."""
     grad_B = tl.load(grad_ptr + lane_B, mask=live_B).to(tl.float32)
     if grad_scale_ptr is not None:
         grad_B = grad_B / tl.load(grad_scale_ptr)
+    if MAXIMIZE:
+        grad_B = -grad_B
     master_B = tl.load(master_ptr + lane_B, mask=live_B)
     grad_B += weight_decay * master_B
-    momentum_B = momentum * tl.load(momentum_ptr + lane_B, mask=live_B) + grad_B
-    master_B -= lr * (grad_B + momentum * momentum_B if NESTEROV else momentum_B)
-    tl.store(momentum_ptr + lane_B, momentum_B, mask=live_B)
+    if HAS_MOMENTUM:
+        momentum_B = momentum * tl.load(momentum_ptr + lane_B, mask=live_B) + gain * grad_B
+        tl.store(momentum_ptr + lane_B, momentum_B, mask=live_B)
+        grad_B = grad_B + momentum * momentum_B if NESTEROV else momentum_B
+    master_B -= lr * grad_B
     tl.store(master_ptr + lane_B, master_B, mask=live_B)
     if HAS_MASTER:
         tl.store(weight_ptr + lane_B, master_B.to(weight_ptr.dtype.element_ty), mask=live_B)
@@ -75,9 +82,12 @@ def sgd_kernel(
     found_inf_ptr,
     lr,
     momentum,
+    gain,
     weight_decay,
     NESTEROV: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
     HAS_MASTER: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
     WEIGHT: tl.constexpr,
     FIELDS: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -105,9 +115,12 @@ def sgd_kernel(
                 None,
                 lr,
                 momentum,
+                gain,
                 weight_decay,
                 NESTEROV,
+                MAXIMIZE,
                 HAS_MASTER,
+                HAS_MOMENTUM,
             )
         else:
             update_block(
@@ -120,9 +133,12 @@ def sgd_kernel(
                 lane_B < count,
                 lr,
                 momentum,
+                gain,
                 weight_decay,
                 NESTEROV,
+                MAXIMIZE,
                 HAS_MASTER,
+                HAS_MOMENTUM,
             )
 
 
@@ -195,13 +211,15 @@ def launch_sgd(
     momenta: list[Tensor],
     lr: float,
     momentum: float,
+    dampening: float,
     weight_decay: float,
     nesterov: bool,
+    maximize: bool,
     grad_scale: Optional[Tensor],
     found_inf: Optional[Tensor],
 ) -> None:
-    has_master = len(masters) > 0
-    tensors = list(zip(weights, grads, masters if has_master else weights, momenta, strict=True))
+    # A column that the kernel leaves alone repeats the weights'.
+    tensors = list(zip(weights, grads, masters or weights, momenta or weights, strict=True))
     _launch(
         sgd_kernel,
         tensors,
@@ -210,9 +228,12 @@ def launch_sgd(
         found_inf,
         lr,
         momentum,
+        1 - dampening,
         weight_decay,
         NESTEROV=nesterov,
-        HAS_MASTER=has_master,
+        MAXIMIZE=maximize,
+        HAS_MASTER=len(masters) > 0,
+        HAS_MOMENTUM=len(momenta) > 0,
     )
 
 

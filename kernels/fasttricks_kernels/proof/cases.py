@@ -95,8 +95,8 @@ def _mixup_case(pairs: bool, dtype: str) -> Case:
 
 
 def sgd_cases() -> list[Case]:
-    """The step on tensors that fill blocks, leave tails, or are tiny; and the overflow check before it."""
-    return [_sgd_case(kind, dtype) for kind in ("step", "overflow") for dtype in DTYPES]
+    """The step, with momentum and without, on tensors that fill blocks, leave tails, or are tiny; and the overflow check."""
+    return [_sgd_case(kind, dtype) for kind in ("step", "step without momentum", "overflow") for dtype in DTYPES]
 
 
 def _sgd_case(kind: str, dtype: str) -> Case:
@@ -104,17 +104,19 @@ def _sgd_case(kind: str, dtype: str) -> Case:
     low = DTYPES[dtype]
     weights, grads = ([torch.rand(n).to(low) for n in counts] for _ in range(2))
     masters = [] if dtype == "fp32" else [w.float() for w in weights]
-    momenta = [torch.zeros(n) for n in counts]
+    momenta = [torch.zeros(n) for n in counts] if kind == "step" else []
     size = weights[0].element_size()
     if kind == "overflow":
         return Case("sgd overflow", "3 tensors", dtype, sum(counts) * size, lambda: launch_overflow(grads))
-    bytes_each = 20 if masters else 4 + 8 + 8  # FP32: gradient, weight and momentum, of which two are written
+    # FP32: gradient, weight and momentum, of which two are written; 16 bits: the same with a master, and the weight written
+    bytes_each = (12 if masters else 4 + 8) + (8 if momenta else 0)
+    options = 0.1, 0.9 if momenta else 0.0, 0.0, 1e-4, bool(momenta), False
     return Case(
-        "sgd step",
+        f"sgd {kind}",
         "3 tensors",
         dtype,
         sum(counts) * bytes_each,
-        lambda: launch_sgd(weights, grads, masters, momenta, 0.1, 0.9, 1e-4, True, torch.tensor(1.0), torch.zeros(())),
+        lambda: launch_sgd(weights, grads, masters, momenta, *options, torch.tensor(1.0), torch.zeros(())),
     )
 
 
