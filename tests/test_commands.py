@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 import fasttricks
+import fasttricks_kernels
 from fasttricks import commands
 from fasttricks.commands import COMMANDS
 from fasttricks.config import NETWORKS, DataConfig, field_rules
@@ -55,6 +56,7 @@ def test_its_help_lists_every_command(args: list[str], status: int) -> None:
 
 def test_its_version_is_the_packages() -> None:
     assert script("--version").stdout == f"fasttricks {fasttricks.__version__}\n"
+    assert fasttricks_kernels.__version__ == fasttricks.__version__, "one distribution has both packages"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections import Counter
 from unittest import mock
 
 import pytest
@@ -30,7 +31,7 @@ def refused(*args: str) -> int:
         (["--arch", "80", "61"], "error: arch = 61: must be one of 70, 75, 80, 86, 89, 90, 100, 120\n"),
         (
             ["--only", "K=1O00"],
-            "error: only = 'K=1O00': no case of fp16 or fp32 has this in its name; the kernels are ",
+            "error: only = 'K=1O00': no case of fp16 has this in its name; the kernels are ",
         ),
         (["--dtype", "fp8"], "invalid choice: 'fp8'"),
     ],
@@ -58,29 +59,44 @@ def test_a_program_of_cuda_that_is_absent_is_named_with_the_way_out(
     )
 
 
-def test_each_case_is_told_before_the_next_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[str] = []
+def counted(launch: aot.Launch, arch: int) -> aot.MachineCode:
+    """In place of the compiler."""
+    some = Counter({32: 1})
+    parts = {"shared_bytes": 0, "local_accesses": 0, "atomics": 0, "loads": some, "stores": some}
+    return aot.MachineCode(kernel="k", arch=arch, registers=40, warps=4, **parts)  # type: ignore[arg-type]
 
-    def inspect(launch: aot.Launch, arch: int) -> Any:
-        seen.append(capsys.readouterr().err)
-        none = {"shared_bytes": 0, "local_accesses": 0, "atomics": 0, "loads": mock.Mock(), "stores": mock.Mock()}
-        return aot.MachineCode(kernel="k", arch=arch, registers=40, warps=4, **none)  # type: ignore[arg-type]
 
-    widths: Callable[[Any], str] = lambda _: "1 x 32"  # noqa: E731
-    with mock.patch.object(aot, "inspect", inspect), mock.patch.object(report, "_widths", widths):
-        rows = report.machine_code_rows(SGD * 2, [89, 120])
-        assert next(rows).startswith("| kernel") and next(rows).startswith("|---") and not seen, (
-            "the head comes at once"
-        )
-        assert next(rows) == "| sgd step | 3 tensors | fp32 | 89 | 4 | 40 | 0 | 100% | 1 x 32 | 1 x 32 | 0 | 0 |"
-        assert len(seen) == 1, "a row is given before the next is compiled"
-        assert len(list(rows)) == 3
-    assert [line.strip() for line in seen] == [
-        "1/2 compiled: sgd step-3 tensors-fp32",
-        "",
-        "2/2 compiled: sgd step-3 tensors-fp32",
-        "",
-    ]
+def test_rows_come_in_order_and_each_case_is_told_as_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    late = threading.Event()
+
+    def inspect(launch: aot.Launch, arch: int) -> aot.MachineCode:
+        if arch == 89:  # the first is the last to be done
+            late.wait(60)
+        else:
+            late.set()
+        return counted(launch, arch)
+
+    with mock.patch.object(aot, "inspect", inspect), mock.patch.object(report.os, "cpu_count", return_value=2):
+        rows = list(report.machine_code_rows(SGD * 2, [89, 120]))
+    row = "| sgd step | 3 tensors | fp32 | {} | 4 | 40 | 0 | {} | 1 x 32 | 1 x 32 | 0 | 0 |"
+    assert rows[2:] == [row.format(89, "100%"), row.format(120, "100%")] * 2
+    told = [line.strip().rsplit("  ", 1) for line in capsys.readouterr().err.splitlines()]
+    assert [name for name, _ in told] == [f"{number}/2 compiled: sgd step-3 tensors-fp32" for number in (1, 2)]
+    assert all(re.fullmatch(r"\d+ s", spent) for _, spent in told)
+
+
+def test_after_a_case_that_fails_no_other_is_begun() -> None:
+    begun: list[int] = []
+
+    def inspect(launch: aot.Launch, arch: int) -> aot.MachineCode:
+        begun.append(arch)
+        raise RuntimeError("the assembler ended")
+
+    one_thread = mock.patch.object(report.os, "cpu_count", return_value=1)
+    ends = pytest.raises(RuntimeError, match="the assembler ended")
+    with mock.patch.object(aot, "inspect", inspect), one_thread, ends:
+        list(report.machine_code_rows(SGD * 400, [80]))
+    assert 0 < len(begun) < 400
 
 
 @pytest.mark.slow

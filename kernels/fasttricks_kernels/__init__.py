@@ -13,6 +13,9 @@ from .losses.distillation import DistillationLoss, distillation_loss, distillati
 from .optim.master import MasterSGD
 from .optim.sgd import overflow, sgd_step
 
+__version__ = "0.1.0"
+"""That of the distribution `fasttricks`, which holds this package."""
+
 __all__ = [
     "CrossEntropyLoss",
     "DistillationLoss",
