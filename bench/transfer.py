@@ -48,10 +48,10 @@ TABLES: dict[str, Small] = {
         "seg_small",
         "camvid/ADEChallengeData2016",
         shlex.split(
-            "--split test --epochs 8 --global-batch-size 8 --no-sync-batch-norm --data.image-size 320 --data.val-resize 360 "
+            "--split test --epochs 4 --global-batch-size 8 --no-sync-batch-norm --data.image-size 320 --data.val-resize 360 "
             "--model.stem-stride 4 --segment.output-stride 16 --segment.base-size 360 --segment.base-side short "
             "--segment.scale 0.5 1.5 --segment.blur 0 --segment.aux-weight 0 --optim.backbone-lr 1 --optim.no-bias-decay "
-            "--optim.weight-decay 5e-4 --ema-decay 0.99 --schedule.warmup-epochs 1 --eval.every-epochs 4 "
+            "--optim.weight-decay 5e-4 --ema-decay 0.98 --schedule.warmup-epochs 0.5 --eval.every-epochs 4 "
             "--loss.class-weights balanced"
         ),
     ),
@@ -59,10 +59,10 @@ TABLES: dict[str, Small] = {
         "voc_small",
         "raccoon/VOCdevkit",
         shlex.split(
-            "--epochs 15 --global-batch-size 8 --model.freeze --detect.base-size 192 --detect.max-size 256 --detect.channels 32 "
-            "--detect.head-features 256 --detect.train-samples 32 --detect.train-proposals 300 --detect.test-proposals 300 "
-            "--detect.anchor-scales 16 --detect.anchor-ratios 0.7 1.3 --optim.base-lr 0.64 --schedule.decay cosine "
-            "--schedule.warmup-epochs 1 --ema-decay 0.98 --eval.every-epochs 15"
+            "--epochs 15 --global-batch-size 8 --model.stem-stride 4 --model.freeze --detect.base-size 256 --detect.max-size 340 "
+            "--detect.channels 32 --detect.head-features 256 --detect.train-samples 32 --detect.train-proposals 300 "
+            "--detect.test-proposals 300 --detect.anchor-scales 8 --detect.anchor-ratios 0.7 1.3 --optim.base-lr 0.64 "
+            "--schedule.decay cosine --schedule.warmup-epochs 1 --ema-decay 0.98 --eval.every-epochs 15"
         ),
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+import fasttricks_kernels
 
 README = Path(__file__).parents[1] / "kernels" / "README.md"
 
@@ -21,6 +24,62 @@ def example(name: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(found[1], f"{README.name}:{name}", "exec"), names)
     return names
+
+
+def pairs() -> list[tuple[str, str]]:
+    """The table of what a user has and what they write."""
+    text = README.read_text().partition("<!-- example: pairs -->")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`([^`]*)`", line) for line in text.splitlines()[3:]]
+    assert len(rows) == 8 and all(len(row) == 2 for row in rows), rows
+    return [(have, write) for have, write in rows]
+
+
+@pytest.mark.parametrize(("have", "write"), pairs())
+def test_both_sides_of_a_pair_are_the_same(have: str, write: str) -> None:
+    if "timm." in have:
+        pytest.importorskip("timm", reason="timm is not installed")
+    generator = torch.Generator().manual_seed(0)
+    images, labels = separable()
+    data = {
+        "z": torch.randn(32, 10, generator=generator),
+        "t": 3 * torch.randn(32, 10, generator=generator),
+        "a": torch.randint(10, (32,), generator=generator),
+        "b": torch.randint(10, (32,), generator=generator),
+        "w": torch.rand(10, generator=generator),
+        "x": images,
+    }
+    found = [followed(expression, dict(data), labels) for expression in (have, write)]
+    for name, one in found[0].items():
+        if not (name == "value" and "kl_div" in have):  # the teacher's entropy apart
+            torch.testing.assert_close(found[1][name], one, rtol=2e-6, atol=2e-7)
+
+
+def followed(expression: str, data: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+    """The value and the gradients of a loss, images, or the weights after three steps of an optimizer."""
+    data["z"] = data["z"].clone().requires_grad_()
+    names: dict[str, Any] = {
+        "torch": torch,
+        "nn": nn,
+        "F": nn.functional,
+        "lam": 0.3,
+        "T": 4.0,
+        "K": 10,
+        "model": network(),
+    }
+    names |= {name: getattr(fasttricks_kernels, name) for name in fasttricks_kernels.__all__}
+    if "timm." in expression:
+        names["timm"] = importlib.import_module("timm.loss") and importlib.import_module("timm")
+    result = eval(expression, {**names, **data})
+    if isinstance(result, torch.optim.Optimizer):
+        for _ in range(3):
+            result.zero_grad()
+            nn.functional.cross_entropy(names["model"](data["x"]), labels).backward()
+            result.step()
+        return {name: weight.detach() for name, weight in names["model"].named_parameters()}
+    if result.requires_grad:
+        torch.autograd.backward(result)
+        return {"value": result.detach(), "gradient": data["z"].grad}
+    return {"value": result}
 
 
 def separable(num_images: int = 32, size: int = 8) -> tuple[Tensor, Tensor]:

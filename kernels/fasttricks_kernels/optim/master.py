@@ -176,11 +176,11 @@ class MasterSGD(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimizer's, hooks too, but FP32 stays FP32: torch's own casts state to the parameter's FP16.
 
-        Takes a state_dict() of torch.optim.SGD, of FP16 weights or of FP32: what is missing is made at the next step.
+        Takes a state_dict() of torch.optim.SGD, of FP16 weights or of FP32: state that is missing is made at the next step.
         Raises TypeError and ValueError for options or shapes that do not fit, and then changes nothing.
         """
         exact: list[tuple[Tensor, dict[str, Tensor]]] = []
-        # After the caller's own hooks, whose result is what is loaded; and before them, who see what was loaded.
+        # After the caller's own hooks, whose result is loaded; and before those that see the loaded state.
         before = self.register_load_state_dict_pre_hook(lambda _, given: exact.extend(self._exact(given)))
         after = self.register_load_state_dict_post_hook(lambda _: self._restore(exact), prepend=True)
         try:
@@ -247,7 +247,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _on(device: torch.device, scalar: Any) -> Any:
-    """The scalar there; other devices get a copy. What is no tensor is left for sgd_step() to name."""
+    """The scalar there; other devices get a copy. sgd_step() names a scalar that is no tensor."""
     if not isinstance(scalar, Tensor) or scalar.device == device:
         return scalar
     return scalar.to(device, non_blocking=True)
