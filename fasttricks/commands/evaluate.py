@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fasttricks.commands import prog
 from fasttricks.commands.answers_shown import check_json, write_answers
 from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.calibrated import calibrate_checkpoint, calibration_text, check_place, weights_name
+from fasttricks.commands.network_config import ValidationConfig
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
     AUGMENTATION,
@@ -18,19 +19,17 @@ from fasttricks.config import (
     DetectConfig,
     EvalConfig,
     ModelConfig,
-    Precision,
     ScheduleConfig,
     SegmentConfig,
     TrainConfig,
     UserError,
-    check_fields,
     read_launch,
     require,
     show_name,
 )
 from fasttricks.config.options import Hidden, value_of
 from fasttricks.runs.calibration import Calibration, run_of, shown_as, write_calibration
-from fasttricks.runs.exported import NOT_SAID, UNREAD
+from fasttricks.runs.exported import UNREAD
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,31 +61,15 @@ HIDDEN: Hidden = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ValidationConfig):
     """How to evaluate; other fields are those of the checkpoint's run."""
 
     output: str = ""
     """File to make, FILE.json: all answers, with the whole confusion matrix. It must not exist."""
     calibrate: bool = False
     """Fit a temperature on half of the images, judge it on the others and store it in the run, for predict and export."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where a GPU is available, else cpu."""
-    precision: Precision = "auto"
-    """auto: fp16 on CUDA, fp32 on CPU."""
-    average: bool = True
-    """Evaluate the averaged weights where the run kept an average (ema_decay)."""
-    trust_code: str = ""
-    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
     split: Literal["val", "test"] = "val"
     """Images to evaluate on: of validation, or those for the test that segmentation and detection have."""
-    model: ModelConfig = NOT_SAID
-    data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    segment: SegmentConfig = field(default_factory=SegmentConfig)
-    detect: DetectConfig = field(default_factory=DetectConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class Evaluated(NamedTuple):
@@ -180,17 +163,7 @@ RECORDED: Hidden = {EvaluateConfig: ("model",), DataConfig: ("class_order",)}
 """Fields that a run records."""
 
 
-def as_run(run: TrainConfig) -> EvaluateConfig:
-    """Evaluate as `run` validates."""
-    return EvaluateConfig(
-        device=run.device,
-        precision=run.precision,
-        model=run.model,
-        data=run.data,
-        eval=run.eval,
-        segment=run.segment,
-        detect=run.detect,
-    )
+as_run = EvaluateConfig.as_run
 
 
 def evaluate(saved: Saved, config: EvaluateConfig) -> Evaluated:

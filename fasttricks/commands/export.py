@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fasttricks.commands import prog
 from fasttricks.commands.by_task import commands_of
 from fasttricks.commands.calibrated import calibration_to_apply, fold
+from fasttricks.commands.network_config import WeightsConfig
 from fasttricks.commands.saved_run import SavedRunCommand
 from fasttricks.config import ConfigError, require, show_name
 from fasttricks.runs.calibration import shown_as
@@ -38,19 +39,15 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(WeightsConfig):
     """The parts of an export, and its place."""
 
     output: str = ""
     """Folder to make; empty: export/ in the run folder, or beside the checkpoint file. It must not exist."""
     onnx: bool = True
     """Write model.onnx too, and compare its outputs in ONNX Runtime with the network's."""
-    average: bool = True
-    """Use the averaged weights where the run kept an average (ema_decay)."""
     calibrated: bool = False
     """Divide the logits by the temperature that `fasttricks evaluate RUN --calibrate` fitted: the classifier has it then."""
-    trust_code: str = ""
-    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
 
 
 def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:

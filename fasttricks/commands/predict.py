@@ -7,12 +7,13 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from fasttricks.commands import prog
 from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.calibrated import calibration_to_apply
+from fasttricks.commands.network_config import NetworkConfig
 from fasttricks.commands.prediction_files import Output, Prediction, check_output
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
@@ -20,18 +21,16 @@ from fasttricks.config import (
     ConfigError,
     DataConfig,
     ModelConfig,
-    Precision,
     Range,
     TrainConfig,
     UserError,
-    check_fields,
     read_launch,
     require,
     show_name,
 )
 from fasttricks.config.options import Hidden, value_of
 from fasttricks.runs.calibration import shown_as
-from fasttricks.runs.exported import NOT_SAID, UNREAD
+from fasttricks.runs.exported import UNREAD
 from fasttricks.system.command import ended_as_by_ctrl_c
 from fasttricks.system.progress import counted
 
@@ -61,7 +60,7 @@ _PATIENCE_S = 2.0  # before a progress bar is shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(NetworkConfig):
     """How to predict; other fields are those of the checkpoint's run."""
 
     top: Annotated[int, Range(1)] = 5
@@ -72,23 +71,10 @@ class PredictConfig:
     """Segmentation: folder to make, with each image under the colours of its classes, and its mask. Detection: with its boxes."""
     embed: bool = False
     """Write the features that enter the classifier too, to a .jsonl or .parquet."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where a GPU is available, else cpu."""
-    precision: Precision = "auto"
-    """auto: fp16 on CUDA, fp32 on CPU."""
-    average: bool = True
-    """Use the averaged weights where the run kept an average (ema_decay)."""
     calibrated: bool = False
     """Probabilities of logits / T, the temperature that `fasttricks evaluate RUN --calibrate` fitted; the classes stay."""
     flip: bool = False
     """Average the logits, and the features, of the image and its mirror image."""
-    trust_code: str = ""
-    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
-    model: ModelConfig = NOT_SAID
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class Part(NamedTuple):

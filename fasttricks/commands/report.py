@@ -5,33 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fasttricks.commands import prog
 from fasttricks.commands.by_task import commands_of, tasks_with
 from fasttricks.commands.evaluate import HIDDEN as EVALUATED
 from fasttricks.commands.evaluate import RECORDED as OF_THE_RUN
 from fasttricks.commands.evaluate import EvaluateConfig
+from fasttricks.commands.network_config import ValidationConfig
 from fasttricks.commands.pages import Reported
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    Precision,
-    SegmentConfig,
-    TrainConfig,
     UserError,
-    check_fields,
     read_launch,
     require,
     show_name,
 )
 from fasttricks.config.options import Hidden, value_of
 from fasttricks.config.recipes import RECIPES
-from fasttricks.runs.exported import NOT_SAID
 from fasttricks.runs.stored import is_export, run_of_best
 from fasttricks.system.reading import is_there
 
@@ -50,26 +43,11 @@ NAME = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(ValidationConfig):
     """How to report; other fields are those of the checkpoint's run."""
 
     output: str = ""
     """File to make, FILE.html, which must not exist; empty: report.html in the run folder, in the place of an earlier one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where a GPU is available, else cpu."""
-    precision: Precision = "auto"
-    """auto: fp16 on CUDA, fp32 on CPU."""
-    average: bool = True
-    """Report the averaged weights where the run kept an average (ema_decay)."""
-    trust_code: str = ""
-    """PACKAGE.MODULE:FACTORY of a checkpoint whose network is code: it is imported only where this names it too."""
-    model: ModelConfig = NOT_SAID
-    data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    segment: SegmentConfig = field(default_factory=SegmentConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 HIDDEN: Hidden = {cls: names for cls, names in EVALUATED.items() if cls is not EvaluateConfig}
@@ -79,21 +57,9 @@ RECORDED: Hidden = {
 }
 
 
-def as_run(run: TrainConfig) -> ReportConfig:
-    """Report as `run` validates."""
-    return ReportConfig(
-        device=run.device,
-        precision=run.precision,
-        model=run.model,
-        data=run.data,
-        eval=run.eval,
-        segment=run.segment,
-    )
-
-
 def main(args: Sequence[str]) -> None:
     """Write the page of the checkpoint that `args` name."""
-    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ReportConfig(), as_run, HIDDEN, RECORDED)
+    command = SavedRunCommand(PROG, "CHECKPOINT", ABOUT, ReportConfig(), ReportConfig.as_run, HIDDEN, RECORDED)
     asked = command.read(args)
     folder = run_folder(asked.path)
     _require_page(asked.task)
@@ -108,7 +74,7 @@ def main(args: Sequence[str]) -> None:
     saved, config = command.open(asked)
     _require_page(saved.task)
     keep_freed_memory()
-    given = {one.name: getattr(config, one.name) for one in dataclasses.fields(config) if one.name != "output"}
+    given = {one.name: getattr(config, one.name) for one in dataclasses.fields(ValidationConfig)}
     with join_world(config.device) as world:
         found = answer_checkpoint(EvaluateConfig(**given), saved, world)
         device = World.alone(world.device)
