@@ -205,6 +205,20 @@ def tiny_boxes(once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def detected_run(tiny_boxes: Path, once: Callable[..., Path]) -> Path:
+    """A run of task detection, two epochs on one rank, with an average of the weights. Not to be changed."""
+    from fasttricks.trainer import fit
+    from fasttricks.training.build import build
+    from lib.detected import config_for
+    from lib.tiny import ALONE
+
+    def make(folder: Path) -> None:
+        fit(build(config_for(tiny_boxes, folder / "run"), ALONE))
+
+    return once("detected", make) / "run"
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, once: Callable[..., Path]) -> FinishedRun:
     """A run of three epochs by `python -m fasttricks.train`, on a terminal. Not to be changed."""
     from lib.forked import on_terminal

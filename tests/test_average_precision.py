@@ -191,6 +191,18 @@ def test_against_a_loop(seed: int) -> None:
     assert 1 < scores.map_voc07 < 60 and scores.found.sum() > 10  # neither nothing nor all
 
 
+def test_the_score_of_an_image_is_that_of_the_image_alone() -> None:
+    images = drawn(5, 30)
+    numbers = np.random.default_rng(1).permutation(60)[:30].tolist()
+    scores, alone = gathered(images, 3, numbers).result(ALONE), {}
+    for number, image in zip(numbers, images, strict=True):
+        counts = any(not difficult for *_, difficult in image[1])
+        alone[number] = gathered([image], 3).result(ALONE).map_area if counts else NAN
+    assert scores.images.tolist() == sorted(numbers) and len({*alone.values()}) > 6
+    np.testing.assert_allclose(scores.image_ap, [alone[number] for number in sorted(numbers)], rtol=1e-12)
+    assert np.isnan(scores.image_ap).any()
+
+
 def apart(seed: int, count: int) -> list[Image]:
     """Images whose objects are so far apart that a detection is near one at most. There COCO matches as VOC does."""
     draws = np.random.default_rng(seed)

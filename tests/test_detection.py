@@ -16,7 +16,7 @@ from PIL import Image
 from fasttricks.ablation.cells import extend
 from fasttricks.ablation.tables import find_tables
 from fasttricks.commands import evaluate as evaluation
-from fasttricks.commands import export, predict, report
+from fasttricks.commands import export, predict
 from fasttricks.commands.evaluate import EvaluateConfig, answer_checkpoint
 from fasttricks.commands.train import next_commands
 from fasttricks.config import ConfigError, DoesNotApplyError, TrainConfig, get_at, replace_at
@@ -36,18 +36,11 @@ from fasttricks.tasks.detection import DETECTION, detect, truths
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from lib.boxes import annotation, write_boxes
+from lib.detected import arguments_for, config_for
 from lib.forked import on_ranks
 from lib.runs import final_state, interrupt, records
 from lib.states import same
-from lib.tiny import ALONE, DETECT, arguments, call
-
-
-def arguments_for(data: Path, run_dir: Path, *more: str) -> list[str]:
-    return arguments(data, run_dir, *more, recipe="detect-voc", shrink=DETECT)
-
-
-def config_for(data: Path, run_dir: Path, *more: str, **changes: Any) -> TrainConfig:
-    return dataclasses.replace(parse_recipe(arguments_for(data, run_dir, *more), prog="test"), **changes)
+from lib.tiny import ALONE, call
 
 
 def train_on_ranks(run_dir: Path, data: Path, *options: str) -> None:
@@ -57,11 +50,8 @@ def train_on_ranks(run_dir: Path, data: Path, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run_folder(tiny_boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs on one rank."""
-    folder = tmp_path_factory.mktemp("detection") / "run"
-    fit(build(config_for(tiny_boxes, folder), ALONE))
-    return folder
+def run_folder(detected_run: Path) -> Path:
+    return detected_run
 
 
 # ----------------------------------------------------------------------------------------------------------------- the run
@@ -260,15 +250,13 @@ def test_predict_draws_the_boxes_of_validation(
     tiny_boxes: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the pixels of the file, all in the table; an image that cannot be read is named, and the others are drawn."""
-    monkeypatch.setattr("fasttricks.commands.drawn_boxes.LEAST_DRAWN", 0.0)
     saved, folder, bad = read_saved(run_folder), tmp_path / "pictures", tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
     source = open_box_split(saved.config.data, "val")
     paths = [str(tiny_boxes / name) for name in source.images]
-    assert call(predict.main, str(run_folder), *paths, str(bad), "--draw", str(folder)) == 1
+    assert call(predict.main, str(run_folder), *paths, str(bad), "--draw", str(folder), "--draw-score", "0") == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 5 and err.startswith(f"error: {bad}: no image")
     with open(folder / "boxes.csv", newline="") as file:
@@ -298,7 +286,6 @@ def test_predict_draws_the_boxes_of_validation(
     ("main", "options", "says"),
     [
         (predict.main, ["IMAGE"], "task = 'detection': gives each box a class, and an image none; add --draw DIR"),
-        (report.main, [], "task = 'detection': has no answers for a page"),
         (export.main, [], "task = 'detection': cannot be exported yet"),
     ],
 )

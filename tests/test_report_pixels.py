@@ -87,7 +87,7 @@ def test_the_worst_the_middle_and_the_best_are_picked() -> None:
 def test_image_truth_and_prediction_stand_side_by_side() -> None:
     palette, grey = colors(2), Image.new("RGB", (20, 10), (128, 128, 128))
     truth, found = (paint_classes(grey, np.full((10, 20), k, np.uint8), palette) for k in (255, 1))
-    (shown,) = pictures(f'src="{strip(Example("a", "IoU 1 %", grey, truth, found))}"')
+    (shown,) = pictures(f'src="{strip(Example("a", "IoU 1 %", (grey, truth, found)))}"')
     assert shown.size == (72, 10)
     blue = [round(64 + value / 2) for value in palette[1]]
     for x, wanted in ((8, [128] * 3), (35, [64] * 3), (62, blue)):
@@ -117,7 +117,7 @@ def test_many_classes_are_a_picture_and_names_are_text(tmp_path: Path) -> None:
             command=EVIL,
             versions={"torch": "2"},
             scores=PixelScores(50.0, 60.0, iou, confusion),
-            examples={"The worst": [Example(EVIL, "IoU 1 %", grey, grey, grey)]},
+            examples={"The worst": [Example(EVIL, "IoU 1 %", (grey, grey, grey))]},
         )
     )
     assert "<script" not in content and "\x1b" not in content and "1 of 150 classes have no pixel here" in content

@@ -11,8 +11,10 @@ from fasttricks.commands.boxes_shown import boxes_table, boxes_text
 from fasttricks.commands.drawn import Drawn, draw
 from fasttricks.commands.drawn_boxes import DrawnBoxes, draw_boxes
 from fasttricks.commands.labels_shown import labels_table, labels_text
-from fasttricks.commands.pages import Reported, class_page, pixel_page
+from fasttricks.commands.network_config import DRAW_SCORE
+from fasttricks.commands.pages import Reported, box_page, class_page, pixel_page
 from fasttricks.commands.pixels_shown import pixels_table, pixels_text
+from fasttricks.config import require
 from fasttricks.data.boxes.places import require_boxes
 from fasttricks.data.masks.places import require_masks
 from fasttricks.data.sources import require_place
@@ -47,6 +49,8 @@ class TaskCommands:
     """The page of report; None: it has none."""
     no_classes: str = ""
     """Why predict gives an image no classes, as the rule of an error; empty: it does."""
+    boxes: bool = False
+    """Whether its pictures have boxes with scores."""
     draw: Callable[..., Iterator[Drawn | DrawnBoxes]] | None = None
     """predict --draw: as drawn.draw; None: it is refused."""
     no_export: str = ""
@@ -71,7 +75,9 @@ COMMANDS: dict[str, TaskCommands] = {
         splits=("val", "test"),
         shown=Shown(text=boxes_text, table=boxes_table),
         no_classes="gives each box a class, and an image none; add --draw DIR, for pictures and boxes",
+        boxes=True,
         draw=draw_boxes,
+        page=box_page,
         no_export="cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights",
     ),
 }
@@ -86,3 +92,9 @@ def commands_of(task: str) -> TaskCommands:
 def tasks_with(has: Callable[[TaskCommands], Any]) -> str:
     """The tasks of whose rows `has` is true, in words."""
     return " and ".join(name for name, row in COMMANDS.items() if has(row))
+
+
+def require_drawn(draw_score: float, task: str, *, draws: bool = True) -> None:
+    """Raise ConfigError for a draw_score other than the default where there is no picture, or none with boxes."""
+    rule = f"is for pictures of {tasks_with(lambda row: row.boxes)}, and has no effect here; leave it out"
+    require(draw_score == DRAW_SCORE or (draws and commands_of(task).boxes), "draw_score", draw_score, rule)

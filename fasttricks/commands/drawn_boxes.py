@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,33 +11,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fasttricks.commands.drawn import free_name, pixels_of
 from fasttricks.config import ConfigError, require, show_name
+from fasttricks.reporting.boxes import Box, paint_boxes
 from fasttricks.reporting.examples import colors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fasttricks.commands.network_config import NetworkConfig
     from fasttricks.commands.predict import PredictConfig
+    from fasttricks.config import DetectConfig
     from fasttricks.runs.saved import Saved
     from fasttricks.system.distributed import World
+    from fasttricks.tasks.average_precision import Found
 
 BOXES = "boxes.csv"
 """The table of the boxes, in the folder of the pictures."""
-LEAST_DRAWN = 0.5
-"""Score from which on a box is drawn; the table has those of lower scores too."""
 _SHOWN = 3
 """Boxes that are named of an image."""
-
-
-class Box(NamedTuple):
-    """A detection on an image of H x W pixels."""
-
-    name: str
-    """Its class."""
-    score: float
-    """0 to 1."""
-    edges: tuple[float, float, float, float]
-    """Left, top, right, bottom, in the pixels of the file's image, upright; 0 at its left and upper edge."""
 
 
 class DrawnBoxes(NamedTuple):
@@ -51,7 +43,7 @@ class DrawnBoxes(NamedTuple):
 
     def __str__(self) -> str:
         """A line for people."""
-        named = ", ".join(f"{box.name} {100 * box.score:.0f} %" for box in self.boxes[:_SHOWN])
+        named = ", ".join(f"{box.name} {100 * (box.score or 0):.0f} %" for box in self.boxes[:_SHOWN])
         more = f" and {len(self.boxes) - _SHOWN} more" if len(self.boxes) > _SHOWN else ""
         return show_name(f"{self.path} -> {self.file}: {named or 'no box'}{more}")
 
@@ -59,21 +51,17 @@ class DrawnBoxes(NamedTuple):
 def draw_boxes(saved: Saved, paths: Sequence[str], config: PredictConfig, world: World) -> Iterator[DrawnBoxes]:
     """Make the folder config.draw with a picture of each image, one at a time, in the order given.
 
-    DIR/NAME.png: the image with the boxes of a score of LEAST_DRAWN or more, each in the colour of its class, with its name and
-    score. DIR/boxes.csv: all boxes, a row each, the surest of an image first. Detected as in validation. An image that cannot
-    be read has an error. Raises ConfigError for a folder that is there or cannot be made.
+    DIR/NAME.png: the image with the boxes of a score of config.draw_score or more, as paint_boxes(). DIR/boxes.csv: all boxes, a
+    row each, the surest of an image first. Detected as in validation. An image that cannot be read has an error. Raises
+    ConfigError for a folder that is there or cannot be made.
     """
+    from PIL import Image
+
     from fasttricks.data.sources.decode import BadImage
-    from fasttricks.learning.placement import place
-    from fasttricks.learning.precision import check_precision, resolve_precision
-    from fasttricks.system.determinism import ask_for_one_order
 
     rule = "has no effect in detection: the boxes of an image and its mirror image are not joined; leave it out"
     require(not config.flip, "flip", config.flip, rule)
-    check_precision(config.precision, world.device)
-    ask_for_one_order(world.device, on=True)
-    precision = resolve_precision(config.precision, world.device)
-    model = place(saved.trusting(config.trust_code).network(average=config.average), world, precision).eval()
+    find = Finder(saved, world, config, saved.config.detect)
     palette = dict(zip(saved.classes, colors(len(saved.classes)), strict=True))
     folder = _make(config.draw)
     taken: set[str] = set()
@@ -86,14 +74,14 @@ def draw_boxes(saved: Saved, paths: Sequence[str], config: PredictConfig, world:
             except BadImage as error:
                 yield DrawnBoxes(path, None, [], str(error))
                 continue
-            boxes = _boxes(model, image, saved, config, world)
+            boxes = boxes_of(find(image), saved.classes)
             name = f"{free_name(Path(path).stem, taken)}.png"
             for box in boxes:
                 edges = [f"{edge:.2f}" for edge in box.edges]
                 rows.writerow([show_name(path), name, show_name(box.name), f"{box.score:.6f}", *edges])
             file.flush()
-            drawn = [box for box in boxes if box.score >= LEAST_DRAWN]
-            _picture(image, drawn, palette, folder / name)
+            drawn = [box for box in boxes if box.score is not None and box.score >= config.draw_score]
+            paint_boxes(Image.fromarray(image), drawn, palette).save(folder / name)
             yield DrawnBoxes(path, folder / name, drawn)
 
 
@@ -107,46 +95,44 @@ def _make(given: str) -> Path:
     return folder
 
 
-def _boxes(model: object, image: NDArray[np.uint8], saved: Saved, config: PredictConfig, world: World) -> list[Box]:
-    """The detections on `image` (H, W, 3), the surest first."""
-    from typing import cast
+class Finder:
+    """The network of `saved`, and its detections on an image as in validation, by the fields of `detect`.
 
-    import torch
-    from torch import nn
+    Raises ConfigError for a precision that the device lacks.
+    """
 
-    from fasttricks.data.annotated.pixels import normalise, resize
-    from fasttricks.data.boxes.views import shown_size
-    from fasttricks.learning.precision import image_dtype, make_autocast, resolve_precision
-    from fasttricks.tasks.detection import detect
+    def __init__(self, saved: Saved, world: World, config: NetworkConfig, detect: DetectConfig) -> None:
+        from fasttricks.learning.placement import place
+        from fasttricks.learning.precision import check_precision, image_dtype, make_autocast, resolve_precision
+        from fasttricks.system.determinism import ask_for_one_order
 
-    precision = resolve_precision(config.precision, world.device)
-    (height, width), dtype = image.shape[:2], image_dtype(precision, world.device)
-    size = shown_size(height, width, saved.config.detect)
-    pixels = resize(image, size, config.data).permute(1, 2, 0)[None].to(world.device)
-    shown = normalise(pixels, config.data, dtype)
-    (found,) = detect(cast(nn.Module, model), list(shown), make_autocast(precision, world.device))
-    scale = torch.tensor([width / size[1], height / size[0]] * 2, device=world.device)
-    columns = (found.labels.tolist(), found.scores.tolist(), (found.xyxy * scale).tolist())
-    return [Box(saved.classes[label], score, tuple(edges)) for label, score, edges in zip(*columns, strict=True)]
+        check_precision(config.precision, world.device)
+        ask_for_one_order(world.device, on=True)
+        saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, detect=detect))
+        precision = resolve_precision(config.precision, world.device)
+        model = saved.trusting(config.trust_code).network(average=config.average)
+        self._model, self._device = place(model, world, precision).eval(), world.device
+        self._autocast, self._dtype = make_autocast(precision, world.device), image_dtype(precision, world.device)
+        self._data, self._detect = config.data, detect
+
+    def __call__(self, image: NDArray[np.uint8]) -> Found:
+        """The detections on an image (H, W, 3), RGB, in its pixels, the surest first; on the host."""
+        import torch
+
+        from fasttricks.data.annotated.pixels import normalise, resize
+        from fasttricks.data.boxes.views import shown_size
+        from fasttricks.tasks.average_precision import Found
+        from fasttricks.tasks.detection import detect
+
+        height, width = image.shape[:2]
+        size = shown_size(height, width, self._detect)
+        pixels = resize(image, size, self._data).permute(1, 2, 0)[None].to(self._device)
+        (found,) = detect(self._model, list(normalise(pixels, self._data, self._dtype)), self._autocast)
+        scale = torch.tensor([width / size[1], height / size[0]] * 2)
+        return Found(found.xyxy.cpu() * scale, found.scores.cpu(), found.labels.cpu())
 
 
-def _picture(
-    image: NDArray[np.uint8], boxes: Sequence[Box], palette: dict[str, tuple[int, int, int]], file: Path
-) -> None:
-    """The surest box last, so that it is on top."""
-    from PIL import Image, ImageDraw
-
-    picture = Image.fromarray(image)
-    pen, line = ImageDraw.Draw(picture), max(1, round(max(image.shape) / 250))
-    for box in reversed(boxes):
-        color, label = palette[box.name], show_name(f"{box.name} {box.score:.2f}")
-        left, top, right, bottom = box.edges
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=line)
-        try:
-            around = pen.textbbox((left + line, top + line), label)
-        except UnicodeEncodeError:  # Pillow's built-in font, without freetype, has Latin letters alone
-            label = f"{box.score:.2f}"
-            around = pen.textbbox((left + line, top + line), label)
-        pen.rectangle(around, fill=color)
-        pen.text((left + line, top + line), label, fill=(0, 0, 0))
-    picture.save(file)
+def boxes_of(found: Found, classes: Sequence[str]) -> list[Box]:
+    """`found` in plain values."""
+    columns = (found.labels.tolist(), found.scores.tolist(), found.xyxy.tolist())
+    return [Box(classes[label], tuple(edges), score) for label, score, edges in zip(*columns, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fasttricks.config import (
     DataConfig,
@@ -11,6 +11,7 @@ from fasttricks.config import (
     EvalConfig,
     ModelConfig,
     Precision,
+    Range,
     SegmentConfig,
     TrainConfig,
     check_fields,
@@ -18,6 +19,7 @@ from fasttricks.config import (
 from fasttricks.runs.exported import NOT_SAID
 
 T = TypeVar("T", bound="ValidationConfig")
+DRAW_SCORE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,14 @@ class NetworkConfig(WeightsConfig):
     """auto: fp16 on CUDA, fp32 on CPU."""
     model: ModelConfig = NOT_SAID
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingConfig(NetworkConfig):
+    """How it is asked for pictures."""
+
+    draw_score: Annotated[float, Range(0, 1)] = DRAW_SCORE
+    """Detection: least score of a box in a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
+
 from fasttricks.config import UserError
 from fasttricks.system.reading import is_there
 
 if TYPE_CHECKING:
+    from fasttricks.commands.drawn_boxes import Finder
     from fasttricks.commands.evaluate import Evaluated
     from fasttricks.commands.report import ReportConfig
     from fasttricks.config import DataConfig
+    from fasttricks.data.boxes.source import BoxSource
     from fasttricks.data.masks.source import MaskSource
     from fasttricks.reporting.examples import Example
     from fasttricks.runs.saved import Saved
@@ -117,5 +121,56 @@ def _example(source: MaskSource, config: ReportConfig, classes_of: Any, number: 
 
     pair, palette = read_pair(source, number, config.data.max_pixels), colors(len(source.classes))
     image = Image.fromarray(pair.image)
-    truth, found = (paint_classes(image, classes, palette) for classes in (pair.mask, classes_of(pair.image)))
-    return small(Example(source.name(number), f"IoU {iou:.1f} %", image, truth, found))
+    painted = [paint_classes(image, classes, palette) for classes in (pair.mask, classes_of(pair.image))]
+    pictures = tuple(small(picture, 3) for picture in (image, *painted))
+    return Example(source.name(number), f"IoU {iou:.1f} %", pictures)
+
+
+def box_page(reported: Reported) -> str:
+    """The page of a detection. Asks the network again for the images that it shows, 18 at most."""
+    from fasttricks.commands.drawn_boxes import Finder
+    from fasttricks.reporting.box_page import BoxFacts, box_page
+    from fasttricks.reporting.examples import pick
+
+    config, scores, source = reported.config, reported.found.answers, cast("BoxSource", reported.found.images)
+    find = Finder(reported.saved, reported.device, config, config.detect)
+    examples = {
+        kind: [_boxed(source, config, find, int(scores.images[k]), float(scores.image_ap[k])) for k in places]
+        for kind, places in pick(scores.image_ap).items()
+    }
+    headline = [*reported.headline, *reported.counts]
+    facts = BoxFacts(
+        **reported.run, headline=headline, notes=[], scores=scores, examples=examples, least_score=config.draw_score
+    )
+    return box_page(facts)
+
+
+def _boxed(source: BoxSource, config: ReportConfig, find: Finder, number: int, ap: float) -> Example:
+    from PIL import Image
+
+    from fasttricks.commands.drawn_boxes import boxes_of
+    from fasttricks.data.boxes.samples import read_boxed
+    from fasttricks.reporting.boxes import Box, paint_boxes
+    from fasttricks.reporting.examples import Example, colors, small
+    from fasttricks.system.distributed import World
+    from fasttricks.tasks.average_precision import AveragePrecision, Found
+
+    pixels, objects = read_boxed(source, number, config.data.max_pixels)
+    image = small(Image.fromarray(pixels), 2)
+    across, down = image.width / pixels.shape[1], image.height / pixels.shape[0]
+    columns = (objects.labels.tolist(), objects.xyxy.tolist(), objects.difficult.tolist())
+    truth = [Box(source.classes[k], tuple(edges), None, hard) for k, edges, hard in zip(*columns, strict=True)]
+    every = find(pixels)
+    sure = Found(*(column[every.scores >= config.draw_score] for column in every))
+    palette = dict(zip(source.classes, colors(len(source.classes)), strict=True))
+    pictures = tuple(
+        paint_boxes(image, [box.scaled(across, down) for box in boxes], palette)
+        for boxes in (truth, boxes_of(sure, source.classes))
+    )
+    counts = AveragePrecision(len(source.classes))
+    counts.update([sure], [objects], np.zeros(1, np.int64))
+    alone = counts.result(World.alone(every.xyxy.device))
+    right = int(alone.found.sum())
+    wrong = int(alone.detections.sum()) - right
+    told = f"AP {ap:.1f} %, {right:,} of {int(alone.objects.sum()):,} found, {wrong:,} wrong"
+    return Example(source.name(number), told, pictures)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from fasttricks.commands import prog
-from fasttricks.commands.by_task import commands_of, tasks_with
+from fasttricks.commands.by_task import commands_of, require_drawn, tasks_with
 from fasttricks.commands.calibrated import calibration_to_apply
-from fasttricks.commands.network_config import NetworkConfig
+from fasttricks.commands.network_config import DrawingConfig
 from fasttricks.commands.prediction_files import Output, Prediction, check_output
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
@@ -49,8 +49,8 @@ to 1: a class above 50 % is predicted.
 {FORMS} Without that file a class is its number.
 
 PATH is an image, a folder of images, searched with the folders in it, or -, which reads a PATH a line from standard input. An
-image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run. Segmentation: --draw DIR
-makes pictures and masks."""
+image that cannot be read is named, and the exit status is 1. A field that is not given is as in the run. Segmentation and
+detection: --draw DIR makes pictures, and masks or a table of boxes."""
 HIDDEN: Hidden = {
     DataConfig: (*AUGMENTATION, "max_bad", "val_share", "limit_per_class", "label_separator"),
     ModelConfig: UNREAD,
@@ -60,7 +60,7 @@ _PATIENCE_S = 2.0  # before a progress bar is shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(NetworkConfig):
+class PredictConfig(DrawingConfig):
     """How to predict; other fields are those of the checkpoint's run."""
 
     top: Annotated[int, Range(1)] = 5
@@ -110,6 +110,7 @@ def predict(saved: Saved, paths: Sequence[str], config: PredictConfig, world: Wo
 
     answers = commands_of(saved.task)
     require(not answers.no_classes, "task", saved.task, answers.no_classes)
+    require_drawn(config.draw_score, saved.task, draws=False)
     check_precision(config.precision, world.device)
     saved = saved.trusting(config.trust_code)
     check_evaluation_size(saved, config.data.image_size)
@@ -239,6 +240,7 @@ def _draw(saved: Saved, config: PredictConfig, images: Sequence[str]) -> int:
     rule = f"is for {tasks_with(lambda row: row.draw)}, and the checkpoint's task is {saved.task}; leave it out"
     if draw is None:
         raise ConfigError(f"draw = {config.draw!r}: {rule}")
+    require_drawn(config.draw_score, saved.task)
     with join_world(config.device) as world:
         for drawn in draw(saved, images, config, world):
             failed |= bool(drawn.error)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttricks.commands import prog
-from fasttricks.commands.by_task import commands_of, tasks_with
+from fasttricks.commands.by_task import commands_of, require_drawn, tasks_with
 from fasttricks.commands.evaluate import HIDDEN as EVALUATED
 from fasttricks.commands.evaluate import RECORDED as OF_THE_RUN
 from fasttricks.commands.evaluate import EvaluateConfig
-from fasttricks.commands.network_config import ValidationConfig
+from fasttricks.commands.network_config import DrawingConfig, ValidationConfig
 from fasttricks.commands.pages import Reported
 from fasttricks.commands.saved_run import FORMS, SavedRunCommand
 from fasttricks.config import (
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 PROG = prog("report")
 ABOUT = f"""One HTML page on a checkpoint and its validation images: scores, curves, calibration, classes, confusions, the most
-confident mistakes as pictures, and the config; of a segmentation the IoU of each class, and images with truth and prediction. It
-loads nothing and runs no code.
+confident mistakes as pictures, and the config; of a segmentation the IoU of each class, of a detection its average precision, and
+images with truth and prediction. It loads nothing and runs no code.
 
 {FORMS} A field that is not given is as in the run."""
 NAME = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig(ValidationConfig):
+class ReportConfig(DrawingConfig, ValidationConfig):
     """How to report; other fields are those of the checkpoint's run."""
 
     output: str = ""
@@ -73,6 +73,7 @@ def main(args: Sequence[str]) -> None:
 
     saved, config = command.open(asked)
     _require_page(saved.task)
+    require_drawn(config.draw_score, saved.task)
     keep_freed_memory()
     given = {one.name: getattr(config, one.name) for one in dataclasses.fields(ValidationConfig)}
     with join_world(config.device) as world:
@@ -149,7 +150,8 @@ def page_of(saved: Saved, config: ReportConfig, found: Evaluated, folder: Path |
     }
     metrics = find_task(saved.task).metrics_of(len(saved.classes))
     scores = [(one.label, f"{found.metrics[one.name]:.2f} {one.unit}") for one in metrics]
-    scores.append(("loss", f"{found.metrics['val_loss']:.4f}"))
+    if "val_loss" in found.metrics:
+        scores.append(("loss", f"{found.metrics['val_loss']:.4f}"))
     counts = [("validation images", f"{found.metrics['val_images']:,.0f}"), ("classes", f"{len(saved.classes):,}")]
     return page(Reported(saved, config, found, folder, device, facts, scores, counts))
 

@@ -43,6 +43,7 @@ FOREIGN = {
     **dict.fromkeys(("torchcompile", "torch-compile"), "compile"),
     **dict.fromkeys(("no-bias-decay", "norm-weight-decay"), "optim.no-bias-decay"),
     **dict.fromkeys(("topk", "k", "top-k"), "top"),
+    **dict.fromkeys(("conf", "conf-thres", "confidence-threshold", "score-thr", "pred-score-thr"), "draw-score"),
     **dict.fromkeys(("tta",), "flip"),
     **dict.fromkeys(
         ("weights", "pretrained", "checkpoint", "initial-checkpoint", "model-path", "ckpt", "finetune"), "init"

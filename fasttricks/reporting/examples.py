@@ -1,6 +1,6 @@
 """Images with the truth and the prediction beside each: the worst, the middle and the best of a data set. No torch.
 
-A task paints `truth` and `found` over the image in its own way: classes of pixels by paint_classes() here.
+A task paints them over the image in its own way: classes of pixels by paint_classes() here, boxes by boxes.paint_boxes().
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ if TYPE_CHECKING:
 
 EACH = 6
 """Images of each kind, at most."""
-_SIDE, _GAP, _QUALITY = 240, 6, 85
-"""Pixels of a picture's longer side and between two pictures, and their JPEG quality: about 30 KB of the three."""
+_WIDTH, _GAP, _QUALITY = 720, 6, 85
+"""Pixels of a strip of square pictures and between two of them, and their JPEG quality: about 30 KB a strip."""
 
 Color = tuple[int, int, int]
 
 
 class Example(NamedTuple):
-    """An image, and the two pictures of it."""
+    """The pictures of an image."""
 
     name: str
     told: str
     """Its score."""
-    image: Image.Image
-    truth: Image.Image
-    """The truth painted over the image, of the same size as it; so is `found`."""
-    found: Image.Image
+    pictures: tuple[Image.Image, ...]
+    """The image, the truth painted over it, the prediction painted over it, all of one size; a task may leave out the first."""
 
 
 def colors(count: int) -> list[Color]:
@@ -77,23 +75,21 @@ def pick(scores: NDArray[np.float64]) -> dict[str, list[int]]:
     return {kind: places for kind, places in found.items() if places}
 
 
-def small(example: Example) -> Example:
-    """`example` with pictures of at most _SIDE pixels."""
-    scale = min(1.0, _SIDE / max(example.image.size))
-    size = (max(1, round(scale * example.image.width)), max(1, round(scale * example.image.height)))
-    return example._replace(
-        image=example.image.resize(size), truth=example.truth.resize(size), found=example.found.resize(size)
-    )
+def small(image: Image.Image, pictures: int) -> Image.Image:
+    """`image` at the size of one of so many pictures of a strip; never enlarged."""
+    scale = min(1.0, _WIDTH / pictures / max(image.size))
+    return image.resize((max(1, round(scale * image.width)), max(1, round(scale * image.height))))
 
 
 def strip(example: Example) -> str:
-    """A data URI of image, truth and prediction side by side, on white."""
+    """A data URI of its pictures side by side, on white."""
     from PIL import Image
 
     from fasttricks.reporting.charts import data_uri
 
-    width, height = example.image.size
-    canvas = Image.new("RGB", (3 * width + 2 * _GAP, height), (255, 255, 255))
-    for number, picture in enumerate((example.image, example.truth, example.found)):
+    width, height = example.pictures[0].size
+    count = len(example.pictures)
+    canvas = Image.new("RGB", (count * width + (count - 1) * _GAP, height), (255, 255, 255))
+    for number, picture in enumerate(example.pictures):
         canvas.paste(picture, (number * (width + _GAP), 0))
     return data_uri(canvas, "JPEG", quality=_QUALITY)

@@ -16,6 +16,7 @@ from fasttricks.data.sources import Source
 from fasttricks.data.sources.decode import BadImage, decode
 from fasttricks.data.sources.errors import why_unreadable
 from fasttricks.reporting.charts import Line, data_uri, heat_map, line_chart, reliability_chart
+from fasttricks.reporting.examples import Example, strip
 from fasttricks.runs.calibration import Calibration
 from fasttricks.tasks.answers import Answered
 
@@ -124,6 +125,11 @@ def short(text: object, longest: int = _LONGEST) -> str:
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
 
 
+def shown(examples: Mapping[str, Sequence[Example]]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """By kind: the name, the score and the pictures of each image, as a page shows them."""
+    return [(kind, [(short(one.name), short(one.told), strip(one)) for one in some]) for kind, some in examples.items()]
+
+
 def _curves(facts: RunFacts) -> list[tuple[str, Markup, list[str]]]:
     rows, found = facts.rows, []
     charts = (
@@ -132,12 +138,13 @@ def _curves(facts: RunFacts) -> list[tuple[str, Markup, list[str]]]:
         ("Learning rate", {"learning rate": "lr"}, "lr", True),
     )
     for title, columns, y_label, from_zero in charts:
-        lines = [
-            Line(name, [(row["epoch"], row[key]) for row in rows if row.get(key) is not None])
+        points = {
+            name: [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
             for name, key in columns.items()
-        ]
+        }
+        lines = [Line(name, there) for name, there in points.items() if there]
         if chart := line_chart(lines, "epoch", y_label, from_zero=from_zero):
-            found.append((title, Markup(chart), list(columns)))
+            found.append((title, Markup(chart), [line.name for line in lines]))
     return found
 
 

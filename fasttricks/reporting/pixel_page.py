@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fasttricks.reporting.charts import heat_map
-from fasttricks.reporting.examples import Example, colors, strip
-from fasttricks.reporting.page import PAIRS, TABLE_CLASSES, RunFacts, render, short
+from fasttricks.reporting.examples import Example, colors
+from fasttricks.reporting.page import PAIRS, TABLE_CLASSES, RunFacts, render, short, shown
 from fasttricks.tasks.pixel_counts import PixelScores
 
 
@@ -39,10 +39,7 @@ def pixel_page(facts: PixelFacts) -> str:
         matrix_names=names if few else [],
         heat="" if few else heat_map(confusion),
         pairs=[] if few else _pairs(facts.scores, names),
-        examples=[
-            (kind, [(short(one.name), short(one.told), strip(one)) for one in some])
-            for kind, some in facts.examples.items()
-        ],
+        examples=shown(facts.examples),
     )
 
 

@@ -49,6 +49,10 @@ class BoxScores(NamedTuple):
     """(K,): objects that count and that a detection found."""
     detections: Counts
     """(K,): detections, without those of a difficult object."""
+    images: Counts
+    """(N,): the numbers of the images, rising."""
+    image_ap: Floats
+    """(N,), %: the AP by area of an image alone, its mean over the image's classes. NaN: no object on it counts."""
 
 
 class AveragePrecision:
@@ -140,12 +144,26 @@ def _score(parts: list[Any], num_classes: int) -> BoxScores:
         if strange := int(((labels < 0) | (labels >= num_classes)).sum()):
             raise ValueError(f"{strange} {name} have a class outside 0 to {num_classes - 1}")
     classes = [_score_class(found, truths, label) for label in range(num_classes)]
-    objects, hits, detections, voc07, area = (np.array(column) for column in zip(*classes, strict=True))
+    objects, hits, detections, voc07, area = (
+        np.array(column) for column in zip(*(c[:5] for c in classes), strict=True)
+    )
     if not objects.any():
         rule = "at least one must; check the annotations"
         hard = f"{len(truths[1])} are difficult"
         raise DataError(f"validation boxes: no object on the {len(images)} images counts ({hard}): {rule}")
-    return BoxScores(float(np.nanmean(voc07)), float(np.nanmean(area)), voc07, area, objects, hits, detections)
+    means, alone = (float(np.nanmean(voc07)), float(np.nanmean(area))), _by_image([c[5] for c in classes], numbers)
+    return BoxScores(*means, voc07, area, objects, hits, detections, numbers, alone)
+
+
+def _by_image(classes: list[dict[int, float]], numbers: Counts) -> Floats:
+    """(N,): the mean over the classes of the AP that `classes` has for each of N images, in %; NaN where none has one."""
+    sums, counts = np.zeros(len(numbers)), np.zeros(len(numbers))
+    for one in classes:
+        at = numbers.searchsorted(np.array([*one], np.int64))
+        sums[at] += [*one.values()]
+        counts[at] += 1
+    mean: Floats = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return mean
 
 
 def _in_order(parts: list[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
@@ -157,8 +175,8 @@ def _in_order(parts: list[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
 
 def _score_class(
     found: list[NDArray[Any]], truths: list[NDArray[Any]], label: int
-) -> tuple[int, int, int, float, float]:
-    """(objects, found objects, detections that count, 11-point AP, AP by area) of one class, AP in % or NaN."""
+) -> tuple[int, int, int, float, float, dict[int, float]]:
+    """(objects, found objects, detections that count, 11-point AP, AP by area, that of each image) of a class, AP in % or NaN."""
     image, _, score, box = (column[found[1] == label] for column in found)
     at, _, difficult, there = (column[truths[1] == label] for column in truths)
     order = np.argsort(np.where(np.isnan(score), np.inf, -score), kind="stable")
@@ -167,11 +185,16 @@ def _score_class(
     counts = ~(near & difficult[best]) if len(at) else np.ones(len(best), np.bool_)
     right = np.zeros(len(best), np.bool_)
     right[np.flatnonzero(near)[np.unique(best[near], return_index=True)[1]]] = True  # the surest of each object
-    right, objects = right[counts], int((~difficult).sum())
+    right, shown, objects = right[counts], image[order][counts], int((~difficult).sum())
     if not objects:
-        return objects, 0, len(right), float("nan"), float("nan")
+        return objects, 0, len(right), float("nan"), float("nan"), {}
     voc07, area = _average(right, objects)
-    return objects, int(right.sum()), len(right), 100 * voc07, 100 * area
+    rows = shown.argsort(kind="stable")  # by image, and in an image by score
+    there, each = np.unique(at[~difficult], return_counts=True)
+    first, end = shown[rows].searchsorted(there), shown[rows].searchsorted(there, "right")
+    parts = zip(there.tolist(), first, end, each.tolist(), strict=True)
+    alone = {number: 100 * _average(right[rows[a:b]], count)[1] for number, a, b, count in parts}
+    return objects, int(right.sum()), len(right), 100 * voc07, 100 * area, alone
 
 
 def _best(image: Counts, boxes: Floats, at: Counts, there: Floats) -> Counts:
