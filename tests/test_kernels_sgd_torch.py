@@ -330,7 +330,7 @@ def test_names_of_parameters_are_kept_and_loaded() -> None:
 
 
 def test_every_hook_is_called_in_torchs_order() -> None:
-    """Of steps, of state_dict and of load_state_dict; a hook's own result is what is saved, and what is loaded."""
+    """A step's, a save's and a load's; the result of a hook is saved, and loaded."""
     params = draw(torch.float16)
     optimizer = fk.MasterSGD(params, lr=0.1, momentum=0.9)
     steps(optimizer, params, 1)

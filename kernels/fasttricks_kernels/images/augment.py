@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
-from .mixup import partner_of, share_of
+from .._transforms import transformed
+from .mixup import check_transformed, partner_of, share_of
 
 BLOCK = 2048  # pixels of an image a program takes
 OUTPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -225,10 +226,15 @@ def augment(
         _checks.check_device("flip", flip, "images", images)
     if (permutation is None) != (lam is None):
         raise ValueError(f"permutation and lam come together, but {'lam' if lam is None else 'permutation'} is None")
+    if permutation is not None and lam is not None:
+        _checks.check_permutation(permutation, images)
+        _checks.check_lam(lam, images.shape[0], "images", images)
+    if transformed(images, matrix, flip, permutation, lam):
+        if permutation is not None:
+            check_transformed(permutation, lam, pairs)
+        return reference.augment(images, matrix, flip, permutation, 1.0 if lam is None else lam, dtype)
     if permutation is None or lam is None:
         return _augment(images, matrix, flip, None, None, 1.0, False, dtype)
-    _checks.check_permutation(permutation, images)
-    _checks.check_lam(lam, images.shape[0], "images", images)
     if isinstance(lam, Tensor):
         return _augment(images, matrix, flip, permutation, lam, 1.0, pairs, dtype)
     return _augment(images, matrix, flip, permutation, None, float(lam), pairs, dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
+from .._transforms import transformed, untransformed
 
 BLOCK = 2048  # elements of an image a program takes: 16 bytes a lane in FP16, twice that in FP32, at 8 warps
 
@@ -116,6 +117,23 @@ def dense_images(images_NCHW: Tensor) -> Tensor:
     return images_NCHW.contiguous()
 
 
+# ------------------------------------------------------------------------------------------------------ torch.func
+
+
+def check_transformed(permutation: Tensor, lam: "Tensor | float | None", pairs: bool) -> None:
+    """_checks.check_permutation_values() under torch.func's transforms, of each permutation that vmap hides."""
+    if not permutation.is_cpu or torch.compiler.is_compiling():
+        return
+    _checks.check_lam_values(untransformed(lam) if isinstance(lam, Tensor) else None)
+    every = torch.arange(len(permutation))
+    if not untransformed((permutation.long().sort().values == every).all()).all():
+        raise ValueError(
+            f"permutation must hold each of 0 .. {len(every) - 1} once, but does not in each call under vmap"
+        )
+    if pairs and not untransformed((permutation[permutation.long()] == every).all()).all():
+        raise ValueError("pairs=True needs permutations that are their own inverses; pass pairs=False")
+
+
 # ------------------------------------------------------------------------------------------------------ custom ops
 
 
@@ -192,6 +210,9 @@ def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: 
         )
     _checks.check_permutation(permutation, images)
     _checks.check_lam(lam, images.shape[0], "images", images)
+    if transformed(images, permutation, lam):
+        check_transformed(permutation, lam, pairs)
+        return reference.mixup(images, permutation, lam)
     if isinstance(lam, Tensor):
         return _mixup(images, permutation, lam, 1.0, pairs)
     return _mixup(images, permutation, None, float(lam), pairs)

@@ -162,12 +162,8 @@ def _by_c(
     return loss_N, grad_NK
 
 
-def scale_(grad_NK: Tensor, scale_N: Tensor, labels: Labels) -> Tensor:
-    """The gradient of a loss times a number a row, in place; 0, and not 0 * inf, in ignored rows."""
-    if labels.ignore_index is not None:
-        ignored_N, share = labels.target == labels.ignore_index, labels.share
-        if labels.target_b is not None:
-            ignored_b_N = labels.target_b == labels.ignore_index
-            ignored_N = (ignored_N | (share == 0)) & (ignored_b_N | (share == 1))
-        scale_N = torch.where(ignored_N, 0, scale_N)
-    return grad_NK.mul_(scale_N[:, None])
+def scale_(grad_NK: Tensor, scale_N: Tensor, labels: Labels, *, in_place: bool = True) -> Tensor:
+    """The gradient of a loss times a number a row, in place if asked; 0, and not 0 * inf, in ignored rows."""
+    if labels.ignored is not None:
+        scale_N = torch.where(labels.ignored, 0, scale_N)
+    return grad_NK.mul_(scale_N[:, None]) if in_place else grad_NK * scale_N[:, None]

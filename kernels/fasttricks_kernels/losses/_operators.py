@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 
-from .. import reference
+from .. import _checks, reference
 from .._launch import NAMESPACE, runs_triton
+from .._transforms import differentiated, is_batched, transformed, untransformed
 from . import _cpu
 from ._options import LABEL_TENSORS, SCALE, Labels, Weights, named, scale_of_rows
 
@@ -62,12 +63,54 @@ class Loss:
         return arguments[:first], (labels, Weights(*weights)) if weights else (labels,)
 
 
-def make_operators(loss: Loss) -> tuple[CustomOpDef, CustomOpDef]:
-    """Registers all three, once a process; returns the two that a public function calls: forward and loss_and_grad."""
+def make_operators(loss: Loss) -> tuple[Callable[..., tuple[Tensor, Any]], Callable[..., tuple[Tensor, Tensor]]]:
+    """Registers all three, once a process; returns the two that a public function calls: forward and loss_and_grad.
+
+    Both leave the operator for plain PyTorch where torch.func transforms the call.
+    """
     forward, backward = _make_forward(loss), _make_backward(loss)
     _differentiate_forward(loss, forward, backward)
     _differentiate_backward(loss, backward)
-    return forward, _make_loss_and_grad(loss)
+    loss_and_grad = _make_loss_and_grad(loss)
+
+    def either_forward(*arguments: Any) -> tuple[Tensor, Any]:
+        return (_plain_losses(loss, arguments), None) if transformed(*arguments) else forward(*arguments)
+
+    def either_loss_and_grad(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        if transformed(logits, *others):
+            return _plain_loss_and_grad(loss, (logits, *others))
+        return loss_and_grad(logits.detach(), *others)
+
+    return either_forward, either_loss_and_grad
+
+
+# ------------------------------------------------------------------------------------------------------ torch.func
+
+
+def _plain_losses(loss: Loss, arguments: Sequence[Any]) -> Tensor:
+    """forward in plain PyTorch, which every transform sees through: as reference.py has it, labels and lam checked on the CPU."""
+    rows, options = loss.split(arguments)
+    labels = options[0]
+    if rows[0].is_cpu and not torch.compiler.is_compiling():
+        for name, label_N in (("target", labels.target), ("target_b", labels.target_b)):
+            if label_N is not None:
+                _checks.check_label_values(name, untransformed(label_N), rows[0].shape[1], labels.ignore_index)
+        _checks.check_lam_values(None if labels.lam_N is None else untransformed(labels.lam_N))
+    if labels.ignored is not None:  # 0, and not 0 * NaN, is their gradient
+        ignored_N1 = labels.ignored.unsqueeze(1)
+        rows = [row.masked_fill(ignored_N1, 0) for row in rows]
+    return loss.values(*rows, **named(*options))
+
+
+def _plain_loss_and_grad(loss: Loss, arguments: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    logits, *others, device_scale_N, host_scale = arguments
+    if differentiated(logits):
+        name = f"{loss.name}_loss_and_grad"
+        raise RuntimeError(
+            f"{name}() returns no part of a graph: a transform that differentiates it would find 0; take the loss"
+        )
+    losses, pull = torch.func.vjp(lambda z: _plain_losses(loss, (z, *others)), logits)[:2]
+    return losses, pull(scale_of_rows(losses, device_scale_N, host_scale))[0]
 
 
 # ------------------------------------------------------------------------------------------------------ custom ops
@@ -164,11 +207,16 @@ def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpD
         nothing = (None,) * (len(arguments) - 1)
         if grad_loss is None:
             return None, *nothing
+        if transformed(grad_loss):
+            pull = torch.func.vjp(lambda z: _plain_losses(loss, (z, *arguments[1:])), arguments[0])[1]
+            return *pull(grad_loss), *nothing
         if not _may_spend(kept):
             return backward(grad_loss, kept, *arguments), *nothing
         rows, options = loss.split(arguments)
         logits = rows[0]
         grad = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
+        if is_batched(grad_loss):
+            return _cpu.scale_(grad, grad_loss, options[0], in_place=False).to(logits.dtype), *nothing
         ctx.spent = True
         return _cpu.scale_(grad, grad_loss, options[0]).to(logits.dtype), *nothing
 

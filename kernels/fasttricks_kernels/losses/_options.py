@@ -50,6 +50,16 @@ class Labels(NamedTuple):
             "ignore_index": self.ignore_index,
         }
 
+    @property
+    def ignored(self) -> Tensor | None:
+        """Rows whose labels all weigh nothing, for they are ignored; None without an ignore_index."""
+        if self.ignore_index is None:
+            return None
+        ignored_N, share = self.target == self.ignore_index, self.share
+        if self.target_b is None:
+            return ignored_N
+        return (ignored_N | (share == 0)) & ((self.target_b == self.ignore_index) | (share == 1))
+
     def denominator(self, reduction: Reduction) -> Tensor | int:
         """Divisor of the summed loss: for a mean the weight of the labels that are not ignored, on their device."""
         if reduction != "mean":
