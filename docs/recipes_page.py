@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fasttricks.config import TrainConfig
 from fasttricks.config.expected import EXPECTED, SOURCES
 from fasttricks.config.recipes import RECIPES, summary
 from fasttricks.config.tricks import TRICKS, is_on
@@ -42,8 +43,22 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _settings(name: str) -> list[str]:
     config = RECIPES[name]()
-    numbers = (config.data.image_size, config.epochs, config.global_batch_size)
-    return [f"`{name}`", config.model.name, *(f"{number:,}" for number in numbers), f"{config.peak_lr:g}"]
+    numbers = (config.epochs, config.global_batch_size)
+    return [
+        f"`{name}`",
+        config.model.name,
+        _pixels(config),
+        *(f"{number:,}" for number in numbers),
+        f"{config.peak_lr:g}",
+    ]
+
+
+def _pixels(config: TrainConfig) -> str:
+    """The side of a training image; a detection has whole images."""
+    sizes = config.detect
+    if config.task == "detection":
+        return f"short side {sizes.base_size:,}, long side {sizes.max_size:,} at most"
+    return f"{config.data.image_size:,}"
 
 
 def _accuracy(name: str) -> list[str]:

@@ -26,9 +26,11 @@ from fasttricks.config.transfer import HAS
 from fasttricks.config.tricks import TRICKS, applies, is_on
 from fasttricks.data.boxes.places import open_box_split
 from fasttricks.data.sources.errors import DataError
+from fasttricks.models.faster_rcnn import LOSSES
 from fasttricks.planning.planner import PlanConfig, find_data_size, make_plan
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.runs.fitted import fit_recipe
+from fasttricks.runs.overview import look_at
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
 from fasttricks.tasks.average_precision import AveragePrecision, BoxScores
@@ -61,6 +63,15 @@ def test_a_run_learns_and_says_its_metrics(run_folder: Path) -> None:
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train_loss"] for row in rows if "train_loss" in row]
     assert len(losses) == 6 and losses[-1] < losses[0]
+    names = [f"train_loss_{name}" for name in ("objectness", "rpn_box_reg", "classifier", "box_reg")]
+    parts = [[row[name] for name in names] for row in rows if "train_loss" in row]
+    assert [sum(some) for some in parts] == pytest.approx(losses, rel=1e-6) and min(map(min, parts)) > 0
+    table = list(csv.DictReader((run_folder / "metrics.csv").read_text().splitlines()))
+    assert [*table[0]][:9] == ["epoch", "step", "lr", "train_loss", "images_per_sec", *names]
+    for place, name in enumerate(names):
+        means = [np.mean([some[place] for some in parts[first : first + 3]]) for first in (0, 3)]
+        assert [float(row[name]) for row in table] == pytest.approx(means)
+    assert look_at(run_folder).metrics == ("map", "map_voc07", "map_area")
     validated = [row for row in rows if "map" in row]
     assert [row["epoch"] for row in validated] == [1, 2]
     assert {"map", "map_voc07", "map_area"} < summary.keys() and summary["val_images"] == 5
@@ -114,15 +125,15 @@ def test_lower_precisions_follow_float32(precision: str, tiny_boxes: Path, tmp_p
         batch = next(iter(run.train_loader))
         torch.manual_seed(0)
         loss, images = DETECTION.loss(run, batch, draw=0)
-        loss.backward()
-        losses[one] = float(loss.detach() / images)
+        loss.sum().backward()
+        losses[one] = float(loss.detach().sum() / images)
         gradient = run.model.roi_heads.box_predictor.cls_score.weight.grad
         assert gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.1)
     assert losses["fp32"] < 5
 
 
-def test_the_loss_is_the_sum_of_the_detectors_times_the_images(tiny_boxes: Path, tmp_path: Path) -> None:
+def test_the_losses_are_the_detectors_times_the_images(tiny_boxes: Path, tmp_path: Path) -> None:
     """Of images without boxes too, and 0 of no image, as a rank has them at the end of an epoch."""
     run = build(config_for(tiny_boxes, tmp_path / "run"), ALONE)
     batch = next(iter(run.train_loader))
@@ -132,7 +143,8 @@ def test_the_loss_is_the_sum_of_the_detectors_times_the_images(tiny_boxes: Path,
     objects = zip(batch.boxes, batch.labels, strict=True)
     parts = run.model(batch.images, [{"boxes": boxes, "labels": labels + 1} for boxes, labels in objects])
     assert images == len(batch) == 4
-    assert float(loss.detach()) == pytest.approx(4 * sum(float(part.detach()) for part in parts.values()), rel=1e-6)
+    assert tuple(f"loss_{name}" for name in DETECTION.facts.loss_parts) == LOSSES and {*parts} == {*LOSSES}
+    assert loss.tolist() == pytest.approx([4 * float(parts[name].detach()) for name in LOSSES], rel=1e-6)
     for count, empty in ((2, True), (0, False)):
         some = DETECTION.example(run.config, count, 3, device=torch.device("cpu"), dtype=torch.float32)
         if empty:
@@ -141,8 +153,9 @@ def test_the_loss_is_the_sum_of_the_detectors_times_the_images(tiny_boxes: Path,
             )
         run.model.zero_grad()
         loss, images = DETECTION.loss(run, some, draw=0)
-        loss.backward()
-        assert images == count and bool(loss.isfinite()) and (float(loss.detach()) > 0) == empty
+        loss.sum().backward()
+        assert images == count and bool(loss.isfinite().all()) and (float(loss.detach().sum()) > 0) == empty
+        assert loss.shape == (4,) and all(p.grad is not None for p in run.model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluation

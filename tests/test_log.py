@@ -16,6 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from fasttricks.learning.divergence import LossGuard
 from fasttricks.runs import log
 from fasttricks.runs import log as log_module
 from fasttricks.runs.log import TIMINGS, RunLog, plot_curves
@@ -27,8 +28,10 @@ CPU = torch.device("cpu")
 MAIN = World.alone(CPU)
 
 
-def open_log(folder: Path, world: World = MAIN, *, first_step: int = 0, state: dict[str, Any] | None = None) -> RunLog:
-    log = RunLog(folder, world, CLASSIFICATION.metrics_of(10), num_steps=20, steps_per_epoch=5)
+def open_log(
+    folder: Path, world: World = MAIN, *, first_step: int = 0, state: dict[str, Any] | None = None, **more: Any
+) -> RunLog:
+    log = RunLog(folder, world, CLASSIFICATION.metrics_of(10), num_steps=20, steps_per_epoch=5, **more)
     if state is not None:
         log.load_state_dict(state)
     log.start(first_step)
@@ -112,6 +115,31 @@ def test_the_mean_is_over_the_images_of_all_ranks_and_one_of_them_writes(tmp_pat
         log.close()
     assert list((tmp_path / "1").iterdir()) == []
     assert read_metrics(tmp_path / "0")[0]["train_loss"] == (6 * 1 + 2 * 10) / 8
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_parts_of_a_loss_are_means_over_the_images_of_all_ranks(
+    skip: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of micro-batches of 6 and 2 images; a bad one that is skipped counts in none. A resumed log has those before the save."""
+    log = open_log(tmp_path, loss_parts=("near", "far"))
+    guard = LossGuard(MAIN, limit=0.0, skip=skip)
+    for images, parts in [(6, [1.0, 2.0]), *([(3, [float("nan"), 1.0])] if skip else []), (2, [9.0, 10.0])]:
+        loss, counted = guard.judge(torch.tensor(parts, requires_grad=True) * images, images, step=0)
+        assert loss.shape == () and bool(loss.isfinite()) == (sum(parts) == sum(parts))
+        log.add(*counted)
+        state = log.state_dict()
+    log.flush(1, 0.1)
+    log.close()
+    (record,) = read_metrics(tmp_path)
+    near, far = (6 * 1 + 2 * 9) / 8, (6 * 2 + 2 * 10) / 8
+    assert [record[name] for name in ("train_loss", "train_loss_near", "train_loss_far")] == [near + far, near, far]
+    assert "  near 3.000  far 4.000  step 1 of 20" in capsys.readouterr().out
+    (tmp_path / "again").mkdir()
+    resumed = open_log(tmp_path / "again", state=state, loss_parts=("near", "far"))
+    resumed.flush(1, 0.1)
+    resumed.close()
+    assert read_metrics(tmp_path / "again")[0]["train_loss_far"] == far
 
 
 def test_float64_sums_lose_nothing_over_a_long_interval(tmp_path: Path) -> None:

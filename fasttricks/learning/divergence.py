@@ -19,7 +19,7 @@ MOST_SKIPPED = 100
 
 
 Counted = tuple[Tensor, int | Tensor]
-"""A micro-batch's share of the log: its loss summed over its images, a scalar without a graph, and its images."""
+"""A micro-batch's share of the log: its loss or losses, as Task.loss gives them, without a graph; and its images."""
 
 
 class DivergedError(UserError):
@@ -56,8 +56,9 @@ class LossGuard:
         self._loss = torch.zeros((), dtype=torch.float32, device=world.device)
 
     def judge(self, loss_sum: Tensor, num_images: int, step: int) -> tuple[Tensor, Counted]:
-        """The loss for the backward pass, and the log's (loss, images). loss_sum: over so many images."""
+        """The loss for the backward pass, a scalar, and the log's (loss, images). loss_sum: as Task.loss, over so many images."""
         self._judged += 1
+        parts, loss_sum = loss_sum.detach(), loss_sum.sum()
         with torch.no_grad():
             good = (loss_sum <= self._limit * num_images) & loss_sum.isfinite()
             keep = good | (self._count > 0)
@@ -65,8 +66,8 @@ class LossGuard:
             self._step = torch.where(keep, self._step, step)
             self._count += ~good
         if not self.skip:
-            return loss_sum, (loss_sum.detach(), num_images)
-        counted = torch.where(good, loss_sum.detach(), 0.0), torch.where(good, num_images, 0)
+            return loss_sum, (parts, num_images)
+        counted = torch.where(good, parts, 0.0), torch.where(good, num_images, 0)
         return loss_sum * torch.where(good, 1.0, math.nan), counted
 
     def look(self) -> BadLoss | None:

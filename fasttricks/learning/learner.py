@@ -43,6 +43,8 @@ class TaskFacts:
     """Classes that the data must have, at least."""
     whole_images: str = ""
     """The field of the short side of validation's whole images, on which data.image_size has no effect; empty: it shows crops."""
+    loss_parts: tuple[str, ...] = ()
+    """The names of the losses whose sum is the training loss, as the log shows them; empty: it has no parts."""
     packages: tuple[str, ...] = ()
     """Packages that decode and resize its images beside DALI, and whose releases round otherwise."""
 
@@ -82,9 +84,10 @@ class Task(Protocol):
         """The network, in FP32 on torch's default device, in training mode. Raises ConfigError."""
 
     def loss(self, learner: Learner, batch: Any, draw: int) -> tuple[Tensor, int]:
-        """(loss summed over the images of a micro-batch, a scalar with its graph; how many images).
+        """(loss summed over the images of a micro-batch, with its graph; how many images).
 
-        draw: the number of the micro-batch in the run, for the random numbers of the loss. Never waits for the device.
+        It is a scalar, or (P,) where facts.loss_parts has P names: each of these losses. draw: the number of the micro-batch in
+        the run, for the random numbers of the loss. Never waits for the device.
         """
 
     def evaluate(

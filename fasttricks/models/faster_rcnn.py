@@ -19,6 +19,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from fasttricks.config import DetectConfig
 
 T = TypeVar("T")
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+"""The losses of training, by torchvision's names."""
 DIVISOR = 32
 """The sides of a batch are multiples of it, in pixels, as in torchvision."""
 _ROI = 7
@@ -141,7 +143,7 @@ class Detector(FasterRCNN):  # type: ignore[misc]  # torchvision has no types
     def forward(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None) -> Any:
         """As the class says; for images without data as outline()."""
         if not len(images):
-            return {"loss_nothing": _nothing(self)} if self.training else []
+            return dict.fromkeys(LOSSES, _nothing(self)) if self.training else []
         if images[0].is_meta or isinstance(images[0], FakeTensor):
             return self.outline(images)
         return super().forward(list(images), targets)

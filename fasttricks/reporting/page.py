@@ -18,6 +18,7 @@ from fasttricks.data.sources.errors import why_unreadable
 from fasttricks.reporting.charts import Line, data_uri, heat_map, line_chart, reliability_chart
 from fasttricks.reporting.examples import Example, strip
 from fasttricks.runs.calibration import Calibration
+from fasttricks.runs.epochs import LOSS, PART
 from fasttricks.tasks.answers import Answered
 
 TABLE_CLASSES = 30
@@ -132,8 +133,10 @@ def shown(examples: Mapping[str, Sequence[Example]]) -> list[tuple[str, list[tup
 
 def _curves(facts: RunFacts) -> list[tuple[str, Markup, list[str]]]:
     rows, found = facts.rows, []
+    parts = dict.fromkeys(name for row in rows for name in row if name.startswith(PART))
     charts = (
-        ("Loss", {"training": "train_loss", "validation": "val_loss"}, "nats", False),
+        ("Loss", {"training": LOSS, "validation": "val_loss"}, "sum of its parts" if parts else "nats", False),
+        ("Parts of the loss", {short(name.removeprefix(PART)): name for name in [*parts][:4]}, "training", False),
         ("Scores", {short(name): name for name in facts.metrics[:4]}, "validation", False),
         ("Learning rate", {"learning rate": "lr"}, "lr", True),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fasttricks.runs.epochs import PART
 from fasttricks.runs.metric import Metric
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric],
     dots = {"marker": "o", "markersize": 3}
     loss_axes.plot(epochs, [r["train_loss"] for r in train], label="training, augmented images", **line)
     lr_axes.plot(epochs, [r["lr"] for r in train], color="tab:green", **line)
+    parts = dict.fromkeys(name for record in train for name in record if name.startswith(PART))
+    for name in parts:
+        points = [(r["epoch"], r[name]) for r in train if name in r]
+        loss_axes.plot(*zip(*points, strict=True), label=name.removeprefix(PART), linewidth=0.7)
     if losses := [(r["epoch"], r["val_loss"]) for r in validation if "val_loss" in r]:
         loss_axes.plot(*zip(*losses, strict=True), label="validation", **dots)
     for metric in metrics:
@@ -81,7 +86,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric],
         if not axes.lines:
             axes.text(0.5, 0.5, "no validation yet", ha="center", va="center", transform=axes.transAxes)
     loss_axes.legend(fontsize=9)
-    loss_axes.set(title="Loss (better \N{DOWNWARDS ARROW})", ylabel="mean cross-entropy (nats)")
+    loss_axes.set(
+        title="Loss (better \N{DOWNWARDS ARROW})", ylabel="sum and parts" if parts else "mean cross-entropy (nats)"
+    )
     lr_axes.set(title="Learning rate", ylabel="learning rate of a step", ylim=(0, None))
     for axes, (head, ylabel) in zip(metric_axes, panels, strict=True):
         axes.set(title=f"{head} (better \N{UPWARDS ARROW})", ylabel=ylabel)

@@ -61,20 +61,22 @@ class RunLog:
         *,
         num_steps: int,
         steps_per_epoch: int,
+        loss_parts: Sequence[str] = (),
         config_text: str = "",
         loggers: Loggers | None = None,
     ) -> None:
         """Writes nothing before start().
 
-        metrics: validated() is given them, and curves.png shows them. config_text: Markdown, for TensorBoard. loggers: get
-        each record too; whoever made them ends them.
+        metrics: validated() is given them, and curves.png shows them. loss_parts: as TaskFacts has them. config_text: Markdown,
+        for TensorBoard. loggers: get each record too; whoever made them ends them.
         """
         from rich.console import Console
 
         self.folder, self.world = folder, world
         self.steps_per_epoch = steps_per_epoch
-        self._metrics, self._config_text = metrics, config_text
-        self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss over images, images
+        self._metrics, self._loss_parts, self._config_text = metrics, loss_parts, config_text
+        # loss over images, images, the parts of the loss
+        self._sums = torch.zeros(2 + len(loss_parts), dtype=torch.float64, device=world.device)
         self._started = time.perf_counter()
         self._seconds, self._records, self._pending = 0.0, 0, False  # of the interval, seconds of an earlier process
         self.console = Console(quiet=not world.is_main, soft_wrap=True)
@@ -153,9 +155,11 @@ class RunLog:
             self._excepthook(args)
 
     def add(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
-        """Take in a micro-batch: the loss summed over its images, a scalar on the device. No sync."""
-        self._sums[0] += loss_sum
+        """Take in a micro-batch: the loss summed over its images, a scalar or its parts, on the device. No sync."""
+        self._sums[0] += loss_sum.sum()
         self._sums[1] += num_images
+        if self._loss_parts:
+            self._sums[2:] += loss_sum
         self._pending = True
 
     def resume_clock(self) -> None:
@@ -185,7 +189,7 @@ class RunLog:
         `step` counts the updates done; more() gives further values to record, and may wait for the device. Returns the
         seconds that these steps took.
         """
-        loss_sum, images = self.world.sum_(self._sums.clone()).tolist()
+        loss_sum, images, *parts = self.world.sum_(self._sums.clone()).tolist()
         seconds = self._seconds + time.perf_counter() - self._started
         self._sums.zero_()
         self._seconds, self._pending = 0.0, False
@@ -193,12 +197,15 @@ class RunLog:
             return seconds
         loss = loss_sum / images
         rate = images / seconds
-        self._write(step, {"train_loss": loss, "lr": lr, "images_per_sec": rate, **more()})
+        named = {name: part / images for name, part in zip(self._loss_parts, parts, strict=True)}
+        losses = {"train_loss": loss, **{f"train_loss_{name}": part for name, part in named.items()}}
+        self._write(step, {**losses, "lr": lr, "images_per_sec": rate, **more()})
         epoch = step / self.steps_per_epoch
         text = f"epoch {epoch:5.1f}  loss {loss:.3f}  lr {lr:.4g}  {rate:,.0f} imgs/sec"
         self._progress.update(self._task, completed=step, description=text)
         if self._shows_lines:
-            self.print(f"{text}  step {step:,} of {self._bar.total:,.0f}  ETA {time_left(self._bar)}")
+            shown = "".join(f"  {name} {part:.3f}" for name, part in named.items())
+            self.print(f"{text}{shown}  step {step:,} of {self._bar.total:,.0f}  ETA {time_left(self._bar)}")
         self.resume_clock()
         return seconds
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fasttricks.config import TrainConfig, UserError, flatten
 from fasttricks.runs.begin import LOCK
-from fasttricks.runs.epochs import EpochTable
+from fasttricks.runs.epochs import PART, EpochTable
 from fasttricks.runs.folder import CONFIGS, earlier_starts, read_config
 from fasttricks.runs.records import METRICS, each_record
 from fasttricks.system.ownership import InUseError, require_free
@@ -107,7 +107,8 @@ def look_at(folder: Path) -> Overview:
         config = read_config(folder)
         rows = _rows(folder)
         starts = earlier_starts(folder)
-        named = (tuple(n for n in row if n not in (*_TRAINING, *_NOT_A_SCORE)) for row in reversed(rows))
+        other = (*_TRAINING, *_NOT_A_SCORE)
+        named = (tuple(n for n in row if n not in other and not n.startswith(PART)) for row in reversed(rows))
         return Overview(
             folder=folder,
             config=config,

@@ -42,6 +42,7 @@ class Detection:
         one_output_a_class=False,
         least_classes=1,  # it tells objects from the background too
         whole_images="detect.base_size",
+        loss_parts=("objectness", "rpn_box_reg", "classifier", "box_reg"),
         packages=("torchvision", "pillow"),
     )
 
@@ -97,7 +98,7 @@ class Detection:
         return build_detector(config.model, config.detect, num_classes)
 
     def loss(self, learner: Learner, batch: BoxBatch, draw: int) -> tuple[Tensor, int]:
-        """The sum of torchvision's four losses, means over the samples of the batch, times its images.
+        """(4,): torchvision's losses, means over the samples of the batch, times its images; named by facts.loss_parts.
 
         torch's global generator draws the samples; the trainer seeds it with (seed, step, rank) before each step, so draw has no
         effect. Other than those of the other tasks it waits for the device.
@@ -107,7 +108,7 @@ class Detection:
         ]
         with learner.autocast():
             losses: dict[str, Tensor] = learner.forward(batch.images, targets)
-        return torch.stack(list(losses.values())).sum() * len(batch), len(batch)
+        return torch.stack([losses[f"loss_{name}"] for name in self.facts.loss_parts]) * len(batch), len(batch)
 
     def evaluate(
         self,

@@ -77,6 +77,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         task.metrics_of(len(train.classes)),
         num_steps=config.epochs * steps,
         steps_per_epoch=steps,
+        loss_parts=task.facts.loss_parts,
         config_text=config_table(config),
         loggers=Loggers(config.loggers, folder, flatten(dataclasses.asdict(config)), resumed=bool(resumed)),
     )
