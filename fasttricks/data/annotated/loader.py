@@ -93,7 +93,10 @@ class AnnotatedLoader(ABC, Generic[C, D, B]):
         self._named = {*source.bad} if rank else set()  # each rank knows those; one names them
         self._strays_named = bool(rank)
         self._batches: Iterator[Drawn[D]] | None = None
-        self._loader: DataLoader[Any] | None = None
+        self._loaders: list[DataLoader[Any]] = []
+        """torch's, once it is started."""
+        # torch's part outlives self: where the collector took both at once, the workers would never be told to end
+        weakref.finalize(self, self._loaders.clear).atexit = False  # see _close
         self._require_few_bad()
 
     @abstractmethod
@@ -170,7 +173,8 @@ class AnnotatedLoader(ABC, Generic[C, D, B]):
 
     def close(self) -> None:
         """End the workers; the next batch starts others."""
-        self._batches = self._loader = None
+        self._batches = None
+        self._loaders.clear()
 
     def _next(self) -> B:
         self._name_bad()  # those that the source knows, before the first batch
@@ -190,14 +194,14 @@ class AnnotatedLoader(ABC, Generic[C, D, B]):
         """Batches from the present position on, made ahead by the workers."""
         self._turns.epoch, self._turns.step = self._epoch, self._step
         with workers_started():
-            if self._loader is None:
-                join = partial(collate, join=self._join)
-                self._loader = start_workers(
-                    self._samples(), self._turns, join, workers=self._workers, prefetch=self._config.prefetch
+            if not self._loaders:
+                join, ahead = partial(collate, join=self._join), self._config.prefetch
+                self._loaders.append(
+                    start_workers(self._samples(), self._turns, join, workers=self._workers, prefetch=ahead)
                 )
                 if self._workers:
                     atexit.register(_close, weakref.ref(self))
-            return iter(self._loader)
+            return iter(self._loaders[0])
 
     def _require_few_bad(self) -> None:
         files = len(self._source) + len(self._source.strays)
