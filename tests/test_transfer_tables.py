@@ -25,9 +25,11 @@ from fasttricks.ablation.transfer import TRANSFERS
 from fasttricks.ablation.worker import _on_split
 from fasttricks.commands import ablate
 from fasttricks.commands import evaluate as evaluation
-from fasttricks.config import ConfigError
+from fasttricks.config import ConfigError, get_at
 from fasttricks.config.cli import parse_recipe
-from fasttricks.config.recipes import RECIPES
+from fasttricks.config.recipes import OF_THE_WEIGHTS, RECIPES
+from fasttricks.runs.config_file import load_config
+from fasttricks.runs.fitted import fit_recipe
 from fasttricks.runs.folder import read_config, write_json
 from fasttricks.runs.saved import read_saved
 from fasttricks.tasks import find_task
@@ -87,6 +89,37 @@ def test_a_row_is_the_recipe_with_its_base_network(table: str, finished_run: Fin
             expected = dataclasses.replace(expected, optim=optim, model=model)
         assert one == expected
         assert one.data == dataclasses.replace(plain.data, mean=one.data.mean, std=one.data.std)
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ([], {}),
+        (["--model.stem-stride", "4"], {"model.stem_stride": 4}),  # the recipe's own
+        (
+            ["--model.stem-stride=1", "--data.mean", "1", "2", "3"],
+            {"model.stem_stride": 1, "data.mean": (1.0, 2.0, 3.0)},
+        ),
+        (["--config", "FILE"], {"model.width": 0.25}),
+    ],
+)
+@pytest.mark.parametrize("table", TRANSFERS)
+def test_fields_that_are_given_do_not_follow_the_weights(
+    table: str, words: list[str], changed: dict[str, Any], finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    """In every row, that of random weights too; the others do. As of train --init, by which the first row is found."""
+    write_json(tmp_path / "file.json", {"model": {"width": 0.25}})
+    words = [str(tmp_path / "file.json") if word == "FILE" else word for word in words]
+    bases = ["--bases", f"plain={finished_run.folder}", "random", "--run-dir", str(tmp_path / "a"), "--seeds", "1"]
+    with mock.patch("fasttricks.ablation.queue.ablate", return_value=0) as ablation:
+        ablate.main([table, *words, *bases, "--data.root", "demo"])
+    (found,), config = ablation.call_args.args
+    plain, random = (job.config for cell in plan_cells(found, config, CLASSES) for job in cell.jobs)
+    recipe = [TRANSFERS[table].recipe, "--init", str(finished_run.folder), "--data.root", "demo"]
+    train = parse_recipe([*recipe, *words], prog="train", fit=fit_recipe, load=load_config)
+    for path in OF_THE_WEIGHTS[TRANSFERS[table].recipe]:
+        right = changed.get(path, get_at(read_config(finished_run.folder), path))
+        assert get_at(plain, path) == get_at(random, path) == get_at(train, path) == right, path
 
 
 def test_each_seed_has_its_own_base(finished_run: FinishedRun, tmp_path: Path) -> None:

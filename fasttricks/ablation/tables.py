@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from fasttricks.ablation.cells import DESIGNS, AblateConfig
 from fasttricks.ablation.paper import PAPER_TABLES, Table
@@ -13,13 +13,13 @@ TABLES = (*PAPER_TABLES, *DESIGNS, *TRANSFERS)
 """The names of all tables."""
 
 
-def find_tables(names: Iterable[str], config: AblateConfig) -> list[Table]:
-    """The tables called `names`, for `config`. Raises ConfigError with the nearest right name for an unknown one, and for one
-    that is of another task than the recipe."""
-    return [_find_table(check_name(name), config) for name in names]
+def find_tables(names: Iterable[str], config: AblateConfig, given: Collection[str] = ()) -> list[Table]:
+    """The tables called `names`, for `config`. given: as for transfer(). Raises ConfigError with the nearest right name for an
+    unknown one, and for one that is of another task than the recipe."""
+    return [_find_table(check_name(name), config, given) for name in names]
 
 
-def _find_table(name: str, config: AblateConfig) -> Table:
+def _find_table(name: str, config: AblateConfig, given: Collection[str]) -> Table:
     task = TRANSFERS[name].task if name in TRANSFERS else "classification"
     of_task = [table for table, one in TRANSFERS.items() if one.task == config.task]
     rule = f"cannot be ablated by {name}, which is of {task}; take {of_task[0] if of_task else f'a recipe of {task}'}"
@@ -28,7 +28,7 @@ def _find_table(name: str, config: AblateConfig) -> Table:
         splits = TRANSFERS[name].splits
         rule = f"is not there in {task}, which has {' and '.join(splits)}"
         require(config.split in splits, "split", config.split, rule)
-        return transfer(name, config.bases, config.seed, config)
+        return transfer(name, config.bases, config.seed, config, given)
     rule = f"has no effect on {name}, and is for {' and '.join(TRANSFERS)}; leave it out"
     require(not config.bases, "bases", " ".join(config.bases), rule)
     require(config.split == "val", "split", config.split, rule)

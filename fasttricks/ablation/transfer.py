@@ -7,7 +7,7 @@ the base's own run with seed s. fasttricks/ablation/cells.py makes trainings of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +60,9 @@ class Base:
     """The row of the paper's table 6 that trained it; empty: another."""
 
 
-def transfer(name: str, words: Sequence[str], seed: int, config: TrainConfig) -> Table:
-    """The table called `name` of the bases that `words` name, as AblateConfig.bases has them. seed: the first of a row's.
+def transfer(name: str, words: Sequence[str], seed: int, config: TrainConfig, given: Collection[str] = ()) -> Table:
+    """The table called `name` of the bases that `words` name, as AblateConfig.bases has them. seed: the first of a row's. given:
+    the fields that have the value of `config` in each row, whichever network the weights are of, as those of a command line do.
 
     Raises ConfigError where no base is named, a name comes twice, or a folder of an ablation has none.
     """
@@ -73,7 +74,7 @@ def transfer(name: str, words: Sequence[str], seed: int, config: TrainConfig) ->
     twice = next((one for one in names if names.count(one) > 1), "")
     require(not twice, "bases", twice, "is the name of two rows; give each a name of its own, as NAME=RUN")
     require(not config.init, "init", config.init, "is given by the rows of the table; name it in --bases")
-    networks = {base: _network(base, seed, config) for base in bases}
+    networks = {base: _network(base, seed, config, given) for base in bases}
     first = next((networks[base] for base in bases if base.init), {})
     figures = PAPERS_BASES.get(task, {})
     cells = [
@@ -90,9 +91,9 @@ def transfer(name: str, words: Sequence[str], seed: int, config: TrainConfig) ->
     return Table(name, f"{task} on base networks", tuple(cells))
 
 
-def _network(base: Base, seed: int, config: TrainConfig) -> Mapping[str, Any]:
-    """The fields of the network that follow the weights of the base."""
-    follows = OF_THE_WEIGHTS.get(config.recipe, ())
+def _network(base: Base, seed: int, config: TrainConfig, given: Collection[str]) -> Mapping[str, Any]:
+    """The fields of the network that follow the weights of the base, but for those given."""
+    follows = [path for path in OF_THE_WEIGHTS.get(config.recipe, ()) if path not in given]
     like = like_weights(config, of_seed(base.init, seed))
     return {path: get_at(like, path) for path in follows} if base.init else {}
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fasttricks.ablation.cells import DESIGNS, PAPERS_RECIPE, extend
 from fasttricks.ablation.paper import PAPER_TABLES
 from fasttricks.ablation.tables import TABLES, check_name, find_tables
 from fasttricks.ablation.transfer import TRANSFERS
 from fasttricks.commands import prog
-from fasttricks.config import ConfigError, read_launch
+from fasttricks.config import ConfigError, TrainConfig, read_launch
 from fasttricks.config.cli import split_recipe
-from fasttricks.config.recipes import RECIPES
+from fasttricks.config.recipes import OF_THE_WEIGHTS, RECIPES
 from fasttricks.runs.config_file import load_config
 from fasttricks.runs.fitted import fit_recipe
 from fasttricks.system.command import ended_as_by_ctrl_c
@@ -38,10 +38,16 @@ def main(args: Sequence[str]) -> None:
             "WORLD_SIZE is set: an ablation starts the ranks of its runs itself; give --ranks, without torchrun"
         )
     names, recipe, rest = split(args)
-    config = parse_extended(
-        [recipe, *rest], prog=f"{PROG} {' '.join(names)}", extend=extend, fit=fit_recipe, load=load_config
-    )
-    tables = find_tables(names, config)
+    given: set[str] = set()
+
+    def fit(recipe: str, value_of: Callable[[str], str]) -> TrainConfig:
+        """As fit_recipe; keeps the fields that would follow the weights, were they not given."""
+        given.update(filter(value_of, OF_THE_WEIGHTS.get(recipe, ())))
+        return fit_recipe(recipe, value_of)
+
+    command = f"{PROG} {' '.join(names)}"
+    config = parse_extended([recipe, *rest], prog=command, extend=extend, fit=fit, load=load_config)
+    tables = find_tables(names, config, given)
 
     from fasttricks.ablation.queue import ablate
 
