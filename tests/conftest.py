@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 DATA_VARIABLE = "FASTTRICKS_TEST_DATA"
 LONG = (
     *("soak", "kernels_interpreted", "demo", "trainer", "resume", "ranks", "plan", "models", "every_model", "ablate"),
-    *(
-        "kernels_compile",
-        "kernels_bytes",
-        "models_other",
-        "resolve",
-        "kernels_losses",
-        "data_bad",
-        "bench",
-        "data_loader",
-    ),
+    *("detection", "kernels_compile", "kernels_bytes", "models_other", "data_augment", "tasks", "hostile_runs"),
+    *("resolve", "data_bad", "api", "calibration", "distill", "plots", "transfer_tables", "bench", "data_loader"),
 )
 """Files that take ten seconds or more, the longest first: no worker shall be left alone with one at the end."""
 

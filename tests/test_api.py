@@ -49,7 +49,7 @@ def test_the_import_is_without_torch_and_the_functions_stay_functions() -> None:
 
 def test_what_it_lists_is_there() -> None:
     assert ft.list_recipes() == list(RECIPES)
-    for name in ft.list_models():
+    for name in ft.list_models()[::7]:  # test_every_model.py builds all
         with torch.device("meta"):
             assert isinstance(ft.create_model(name, num_classes=7), torch.nn.Module)
 
@@ -140,6 +140,7 @@ def test_other_wrong_arguments(tmp_path: Path, finished_run: FinishedRun) -> Non
         ft.create_model("resnet50")
 
 
+@pytest.mark.slow
 def test_the_example_runs(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["example.py", str(tiny_data), json.dumps(TINY)])

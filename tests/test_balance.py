@@ -18,6 +18,7 @@ from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources.class_counts import class_counts, describe_counts
 from fasttricks.data.sources.folder import ImageFolder, scan_folder
 from fasttricks.learning.class_weights import class_weights
+from lib.tables import mostly_slow
 from lib.tiny import SHRINK, call
 
 SIZES = {"ant": 40, "bee": 11, "cow": 2}
@@ -207,15 +208,15 @@ def test_what_corrects_twice_or_needs_the_same_images_is_refused() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- whole runs
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ((), "2 to 40 images a class (fewest: cow, most: ant); rare classes count little: --data.balance 1 draws,"),
-        (("--data.balance", "1"), "(fewest: cow, most: ant); drawn alike"),
-        (("--data.balance", "0.5"), "(fewest: cow, most: ant); drawn by n^0.5"),
-        (("--loss.class-weights", "balanced"), "; their loss is weighted 0.442 to 8.83 (balanced)"),
-    ],
-)
+SAID: list[tuple[tuple[str, ...], str]] = [
+    ((), "2 to 40 images a class (fewest: cow, most: ant); rare classes count little: --data.balance 1 draws,"),
+    (("--data.balance", "1"), "(fewest: cow, most: ant); drawn alike"),
+    (("--data.balance", "0.5"), "(fewest: cow, most: ant); drawn by n^0.5"),
+    (("--loss.class-weights", "balanced"), "; their loss is weighted 0.442 to 8.83 (balanced)"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), mostly_slow(SAID, SAID[2], SAID[3]))
 def test_a_run_says_it_and_resumes_with_its_own(
     options: tuple[str, ...], said: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

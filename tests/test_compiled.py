@@ -39,12 +39,7 @@ slow = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("backend", "accumulate"),
-    [
-        ("aot_eager", 1),
-        pytest.param("aot_eager", 2, marks=slow),
-        pytest.param("inductor", 1, marks=slow),
-        pytest.param("inductor", 2, marks=slow),
-    ],
+    [("eager", 1), pytest.param("inductor", 1, marks=slow), pytest.param("inductor", 2, marks=slow)],
 )
 def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
     backend: str,
@@ -54,7 +49,7 @@ def test_a_compiled_run_is_the_eager_run_and_compiles_in_its_first_epoch_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """aot_eager traces and differentiates as inductor does, and leaves the half minute of code generation away."""
+    """eager traces as inductor does, and leaves out derivatives and code generation, half a minute."""
     compile_ = torch.compile
     if backend != "inductor":
         monkeypatch.setattr(torch, "compile", lambda model, mode: compile_(model, backend=backend))

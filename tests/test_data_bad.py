@@ -19,6 +19,7 @@ from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import scan_folder
 from lib.images import JPEG, KINDS, encoded, put, smooth
+from lib.tables import covering
 
 CPU = torch.device("cpu")
 CONFIG = DataConfig(image_size=32, val_resize=32, threads=2, max_bad=0.2)
@@ -132,8 +133,7 @@ def test_ranks_and_batches_do_not_change_what_stands_for_a_bad_file(good: Path, 
         assert all(torch.equal(got[key], image) for key, image in want.items())
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("damage", ["vanished", "text", "cut", "damaged PNG"])
+@pytest.mark.parametrize(("damage", "training"), covering(["vanished", "text", "cut", "damaged PNG"], [True, False]))
 def test_what_happens_to_a_file_during_the_run(good: Path, tmp_path: Path, damage: str, training: bool) -> None:
     """It is met in a later epoch, named and replaced; the order of the others goes on; a resume knows it even if mended."""
     root = tmp_path / "train"

@@ -19,6 +19,7 @@ from fasttricks.data.sources import Source, find_dataset, open_split
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.listed import is_numbered
 from lib.layouts import copied_with, write_parquets, write_table, write_tars
+from lib.tables import mostly_slow
 from lib.tiny import FinishedRun, arguments, call
 
 LAYOUTS: dict[str, tuple[Callable[[Path, Path], object], tuple[str, ...]]] = {
@@ -62,7 +63,7 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
     return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", mostly_slow(LAYOUTS, "csv", "tars", "parquet"))
 def test_order_and_pixels_are_those_of_the_folder_and_a_resume_is_exact(
     layout: str, tiny_data: Path, tmp_path: Path
 ) -> None:

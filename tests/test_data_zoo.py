@@ -102,7 +102,7 @@ def sampled(seed: int, every: int = 1) -> dict[str, bytes]:
 
 
 def test_the_commands_agree_and_none_dies(tmp_path: Path) -> None:
-    check(tmp_path, sampled(0, every=24))
+    check(tmp_path, sampled(0, every=48))
 
 
 @pytest.mark.slow

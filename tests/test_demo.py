@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from fasttricks.data.sources.demo import CLASSES, make_demo
+from lib.tables import mostly_slow
 
 SMALL = "num_train=30, num_val=10"
 
@@ -163,7 +164,7 @@ def test_a_made_set_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest"])
+@pytest.mark.parametrize("damage", mostly_slow(["truncated", "missing", "no manifest"], "truncated"))
 def test_a_damaged_set_is_made_again(tmp_path: Path, damage: str, smallest: Path) -> None:
     root = Path(shutil.copytree(smallest, tmp_path / smallest.name))
     whole = digests(root)
@@ -176,6 +177,7 @@ def test_a_damaged_set_is_made_again(tmp_path: Path, damage: str, smallest: Path
     assert digests(root) == whole
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_no_set_and_no_process_and_is_made_again(tmp_path: Path) -> None:
     call = f"make_demo(Path({str(tmp_path)!r}), num_train=100, num_val=10)"
     builder = start(call)

@@ -156,6 +156,7 @@ def test_an_empty_batch_has_no_loss(start: Callable[..., Run], teacher_run: Path
     assert training_loss(logits, Targets(torch.empty(0, dtype=torch.int64), teacher_logits=logits), LossConfig()) == 0
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_the_teacher_alone(start: Callable[..., Run], teacher_run: Path) -> None:
     """With no weight on the labels, its outputs approach the teacher's: the loss is what is left of their difference."""
     args = ["--distill.teacher", str(teacher_run), "--distill.hard-weight", "0", "--optim.base-lr", "0.2"]
@@ -281,6 +282,7 @@ def test_a_teacher_that_cannot_take_the_images_is_refused(monkeypatch: pytest.Mo
 # ------------------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_a_distilled_run_goes_on_bit_for_bit_wherever_its_teacher_lies(
     start: Callable[..., Run], teacher_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -341,6 +343,7 @@ def test_the_header_names_teacher_and_weights(
     assert line in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_teacher(teacher_run: Path, tiny_data: Path) -> None:
     def plan(*more: str) -> Any:
         values = vars(configure(tiny_data, Path("x"), *more))

@@ -23,6 +23,11 @@ from lib.networks import on_meta, without_norms
 from lib.tiny import ALONE, configure
 
 every_model = pytest.mark.parametrize("name", MODELS)
+DEEP = ("resnet101", "resnet152")
+"""A second in each test, of the blocks of ResNet-50."""
+every_model_the_deep_ones_slow = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith(DEEP) else name for name in MODELS]
+)
 KINDS = ("resnet8d", "resnet50d", "inception_v3", "mobilenet_v1")
 """One of each family, with both blocks of the ResNets: for what takes long and does not depend on the depth."""
 every_kind = pytest.mark.parametrize("name", KINDS)
@@ -68,7 +73,7 @@ def test_an_option_that_it_has_no_use_for_is_refused(name: str) -> None:
                 ModelConfig(name=name, **{option: value})
 
 
-@every_model
+@every_model_the_deep_ones_slow
 @pytest.mark.parametrize(("bf16", "zero_gamma"), [(False, False), (True, True)], ids=["fp32", "bf16-zero_gamma"])
 def test_finite_gradients_reach_every_parameter(name: str, bf16: bool, zero_gamma: bool) -> None:
     torch.manual_seed(0)
@@ -107,7 +112,7 @@ def test_channels_last_goes_through_every_layer(name: str, precision: str) -> No
         assert feature.is_contiguous(memory_format=torch.channels_last)
 
 
-@every_model
+@every_model_the_deep_ones_slow
 def test_features_are_as_the_model_says(name: str) -> None:
     side = model_info(name).image_size
     images = torch.empty(2, 3, side, side, device="meta")
@@ -120,7 +125,14 @@ def test_features_are_as_the_model_says(name: str) -> None:
         assert model.num_features == model.feature_channels[-1]
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if model_info(name).timm])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith(DEEP) else name
+        for name in MODELS
+        if model_info(name).timm
+    ],
+)
 def test_features_are_those_that_timm_says(name: str) -> None:
     """Our last ones: timm's networks give the stem's besides."""
     timm = pytest.importorskip("timm")
@@ -159,9 +171,8 @@ def test_weight_decay_is_for_convolutions_and_classifiers_alone(name: str) -> No
     assert {id(p) for p in rest} == {id(p) for p in model.parameters() if p.dim() == 1}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("inception_v3", marks=pytest.mark.slow), "mobilenet_v1"]
-)  # test_plan.py counts ResNets
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inception_v3", "mobilenet_v1"])  # test_plan.py counts ResNets
 def test_a_training_step_is_counted_on_paper(name: str, tiny_data: Path, tmp_path: Path) -> None:
     """Forward, and backward the same for the weights and, but in the first layer, for the input."""
     side = smallest_side(name)

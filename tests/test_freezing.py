@@ -263,7 +263,7 @@ def trained(folder: Path) -> str:
     return str(folder / "base.pt")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_a_resumed_run_is_the_same_run(precision: str, start: Callable[..., Run], tmp_path: Path) -> None:
     options = (*OPTIONS, trained(tmp_path), "--precision", precision, "--checkpoint-steps", "2")
     whole = start(*options, run_dir=tmp_path / "a")

@@ -23,6 +23,7 @@ from fasttricks.runs.records import read_metrics
 from fasttricks.system.ownership import InUseError, require_free
 from fasttricks.tasks.classification import CLASSIFICATION
 from lib.hostile import DEEP, NO_FILES, NO_TABLES, Change, content
+from lib.tables import mostly_slow
 from lib.tiny import ALONE, FinishedRun, call
 
 
@@ -147,7 +148,7 @@ NOT_CHECKPOINTS = {
 }
 
 
-@pytest.mark.parametrize("kind", NOT_CHECKPOINTS)
+@pytest.mark.parametrize("kind", mostly_slow(NOT_CHECKPOINTS, "a pipe"))
 def test_what_is_no_file_under_a_checkpoints_name(
     kind: str, run: Path, finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import fasttricks_kernels as fk
 from fasttricks_kernels import reference
 from lib.interpreter import interpreted
+from lib.tables import covering
 
 # One class; a part of one program's tile; a tile of several rows; 16-byte rows; none; a row of several chunks.
 CLASSES = [1, 10, 100, 1000, 1001, 4099]
@@ -65,8 +66,7 @@ def torch_pair(target: Tensor, target_b: Tensor, lam: Tensor, smoothing: float) 
     return loss
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("num_classes", CLASSES)
+@pytest.mark.parametrize(("num_classes", "dtype"), covering(CLASSES, FLOATS), ids=str)
 @interpreted
 def test_cross_entropy(num_classes: int, dtype: torch.dtype) -> None:
     logits, target, target_b, lam = draw(5, num_classes, dtype)
@@ -97,8 +97,7 @@ def test_cross_entropy_of_long_rows(num_classes: int) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("num_classes", [1, 10, 1000, 1001, pytest.param(4099, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("num_classes", "dtype"), covering([1, 10, 1000, 1001, 4099], FLOATS), ids=str)
 @interpreted
 def test_distillation(num_classes: int, dtype: torch.dtype) -> None:
     logits, target, target_b, lam = draw(4, num_classes, dtype)
@@ -300,7 +299,7 @@ def test_twice_differentiable_and_reusable() -> None:
     assert torch.equal(leaf.detach(), logits) and not torch.equal(both, again)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", SAMPLE, ids=str)
 @interpreted
 def test_mixup(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -335,7 +334,7 @@ def test_mixup_marks_what_it_cannot_blend() -> None:
     ]
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", SAMPLE, ids=str)
 @interpreted
 def test_augment(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -197,12 +197,12 @@ def test_opcheck() -> None:
             )
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [n if n == "pair" else pytest.param(n, marks=pytest.mark.slow) for n in losses()])
-def test_compiles_whole_with_any_batch(name: str, backend: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", losses())
+def test_compiles_whole_with_any_batch(name: str) -> None:
     torch._dynamo.reset()
     loss, others = losses()[name]
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
     for rows in (6, 4):
         logits = draw(dtype=torch.float32)[0][:rows]
         ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()

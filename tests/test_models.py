@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fasttricks.models import MODELS
-from fasttricks.models.resnet import LAYOUTS, Block, ResNet, ResNetSpec, resnet_a, resnet_d
+from fasttricks.models.resnet import LAYOUTS, Block, ResNet
 from lib.networks import multiply_adds, on_meta, with_random_norms, without_norms
+from lib.tables import covering
 
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
@@ -42,9 +42,12 @@ REFERENCES: dict[str, Callable[[int], nn.Module]] = {
     "d": lambda depth: timm.create_model(f"resnet{depth}d"),
 }
 PUBLISHED_DEPTHS = (18, 34, 50, 101, 152)
-EVERY_REFERENCE = [(depth, letter) for depth in PUBLISHED_DEPTHS for letter in REFERENCES]
+EVERY_REFERENCE = covering(PUBLISHED_DEPTHS, list(REFERENCES))
 # One class makes all depths: 18 and 50 try both blocks in every variant, 34 the longer stages.
-OUTPUT_REFERENCES = [(18, letter) for letter in "abcd"] + [(34, "d")] + [(50, letter) for letter in "abcd"]
+OUTPUT_REFERENCES = [
+    *[(18, "b"), (18, "c"), (50, "a"), (50, "d")],
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in ((18, "a"), (18, "d"), (34, "d"), (50, "b"), (50, "c"))),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -247,11 +250,3 @@ def test_width_scales_every_channel_count_to_a_multiple_of_8(width: float, stem:
 def test_width_does_not_go_below_8_channels() -> None:
     model = on_meta(lambda: MODELS["resnet8d"](width=0.01))
     assert {m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)} == {8}
-
-
-@pytest.mark.parametrize("spec", [resnet_d(8), replace(resnet_a(50), depths=(2, 1))], ids=["basic", "bottleneck"])
-def test_compiles_into_one_graph(spec: ResNetSpec) -> None:
-    model = ResNet(spec, num_classes=10, width=0.25)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    images = torch.randn(4, 3, 64, 64)
-    assert torch.equal(compiled(images), model(images))

@@ -40,8 +40,8 @@ REFERENCES: dict[str, Callable[[], nn.Module]] = {
     "inception_v3": reference_inception,
     "mobilenet_v1": lambda: with_random_norms(timm.create_model("mobilenetv1_100")),
 }
-# the published size, and sides that are odd and even at other stages
-SIDES = {"inception_v3": (299, 100), "mobilenet_v1": (224, 49)}
+# sides that are odd and even at other stages; at the published ones test_every_model.py has the features' sides
+SIDES = {"inception_v3": (123, 100), "mobilenet_v1": (64, 49)}
 
 
 @pytest.fixture(autouse=True)
@@ -105,18 +105,15 @@ def test_sizes_are_the_published_ones() -> None:
     assert round(multiply_adds(mobilenet) / 1e6) == 569
 
 
-FEATURES: dict[str, tuple[list[str], list[tuple[int, int]]]] = {
-    "inception_v3": (
-        ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"],
-        [(192, 71), (288, 35), (768, 17), (2048, 8)],
-    ),
-    "mobilenet_v1": ([f"blocks.{i}" for i in (1, 2, 3, 4)], [(128, 56), (256, 28), (512, 14), (1024, 7)]),
+FEATURES: dict[str, tuple[list[str], list[int]]] = {
+    "inception_v3": (["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"], [192, 288, 768, 2048]),
+    "mobilenet_v1": ([f"blocks.{i}" for i in (1, 2, 3, 4)], [128, 256, 512, 1024]),
 }
 
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_are_the_references_stage_outputs(name: str) -> None:
-    nodes, shapes = FEATURES[name]
+    nodes, channels = FEATURES[name]
     reference, ours = REFERENCES[name]().eval(), MODELS[name]().eval()
     ours.load_state_dict(reference.state_dict())
     found: list[Tensor] = []
@@ -129,8 +126,8 @@ def test_features_are_the_references_stage_outputs(name: str) -> None:
     # compared after the whole pass: no stage may have written into the output of the one before
     for feature, expected in zip(features, found, strict=True):
         torch.testing.assert_close(feature, expected, rtol=1e-5, atol=1e-5)
-    assert [tuple(f.shape[1:]) for f in features] == [(channels, side, side) for channels, side in shapes]
-    assert ours.num_features == shapes[-1][0]
+    assert [f.shape[1] for f in features] == channels
+    assert ours.num_features == channels[-1]
 
 
 def test_width_scales_every_channel_count_to_a_multiple_of_8() -> None:

@@ -26,6 +26,7 @@ from fasttricks.learning.optim import (
 from fasttricks.learning.precision import halve
 from fasttricks.models import MODELS, build_model
 from fasttricks_kernels import MasterSGD
+from lib.tables import mostly_slow
 
 
 def names_by_decay(model: nn.Module, *, bias_decay: bool = False) -> dict[float, list[str]]:
@@ -60,7 +61,9 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(MODELS, *(name for name in MODELS if not name.startswith(("resnet101", "resnet152"))))
+)
 def test_convolutions_and_fc_weights_alone_decay(name: str) -> None:
     """By count, and by number of dimensions: in these networks a kernel or matrix is a weight, a vector is not."""
     with torch.device("meta"):

@@ -18,6 +18,7 @@ import pytest
 
 from fasttricks.runs.stored import newest_checkpoint
 from lib.forked import CLOSED, Running, python_m, running
+from lib.tables import covering, mostly_slow
 from lib.tiny import FinishedRun, arguments, environment
 
 REASONS = {"pipe": "Broken pipe", "full": "No space left on device", "closed": "Bad file descriptor"}
@@ -110,8 +111,7 @@ def test_under_nohup_training_outlives_its_terminal(tiny_data: Path, tmp_path: P
     assert told.count("step 12 of 12  ETA 0:00:00\n") == 1, "a line each step where no bar is seen"
 
 
-@pytest.mark.parametrize("kind", REASONS)
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize(("command", "kind"), covering(["evaluate", "predict"], list(REASONS)))
 def test_a_result_that_cannot_be_said_is_an_error(
     command: str, kind: str, finished_run: FinishedRun, tmp_path: Path
 ) -> None:
@@ -130,7 +130,7 @@ def test_a_result_that_cannot_be_said_is_an_error(
     assert (ended.returncode, ended.stderr) == (2, f"error: standard output: {rule} ({REASONS[kind]})\n")
 
 
-@pytest.mark.parametrize("kind", ["full", "closed"])
+@pytest.mark.parametrize("kind", mostly_slow(["full", "closed"], "full"))
 def test_scan_leaves_its_list_though_nobody_hears_of_it(kind: str, finished_run: FinishedRun, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jpg").write_text("no image")

@@ -36,6 +36,7 @@ from fasttricks.trainer import train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
 from lib.configs import plain
+from lib.tables import covering, mostly_slow
 from lib.tiny import ALONE, REPOSITORY, call
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ RESNET18 += ["--model.name", "resnet18d", "--model.width", "1"]
 @pytest.mark.parametrize(
     ("args", "tolerance"),
     [
-        (["demo"], 0.1),
+        pytest.param(["demo"], 0.1, marks=pytest.mark.slow),
         # a CPU without AVX-512 converts bfloat16 in the workspace
         pytest.param(
             ["demo", "--precision", "bf16"],
@@ -167,7 +168,7 @@ def alone_in_gloo() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone_in_gloo")
-@pytest.mark.parametrize("accumulate", ["1", "2"])
+@pytest.mark.parametrize("accumulate", mostly_slow(["1", "2"], "2"))
 def test_buckets_are_counted_as_ddp_holds_them(tiny_data: Path, tmp_path: Path, accumulate: str) -> None:
     config = configure(
         "demo", "--data.root", str(tiny_data), "--run-dir", str(tmp_path / "run"), "--accumulate", accumulate
@@ -317,10 +318,10 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 MACHINES = [(card, precision) for card, has in CARDS.items() for precision in has.peak_flops]
 
 
-@pytest.mark.parametrize(("card", "precision"), MACHINES)
-@pytest.mark.parametrize("gpus", [1, 64])
-def test_every_card_has_a_plan_whose_command_starts_that_run(card: str, precision: Any, gpus: int, paper: Plan) -> None:
+@pytest.mark.parametrize(("machine", "gpus"), covering(MACHINES, [1, 64]))
+def test_every_card_has_a_plan_whose_command_starts_that_run(machine: tuple[str, Any], gpus: int, paper: Plan) -> None:
     """The command is read as fasttricks.train reads it, and is the training that was planned."""
+    card, precision = machine
     changes = {"gpu": card, "precision": precision, "gpus": gpus, "epochs": 90, "seed": 3, "accumulate": 64 // gpus}
     plan = dataclasses.replace(paper, config=dataclasses.replace(paper.config, **changes))
     assert plan.seconds["compute"] == pytest.approx(plan.footprint.flops / (0.2 * CARDS[card].peak_flops[precision]))

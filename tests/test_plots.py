@@ -130,7 +130,9 @@ def test_its_bars_and_points_can_be_seen(picture: Picture) -> None:
     assert seen
 
 
-@pytest.mark.parametrize("name", ["a$b$c", r"a$\x$b", r"a\$b$", "_a", "a_{b}^c"])
+@pytest.mark.parametrize(
+    "name", [r"a$\x$b", "_a", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a$b$c", r"a\$b$", "a_{b}^c"))]
+)
 def test_a_name_is_shown_letter_by_letter(name: str) -> None:
     """The name of a folder or a score is no mathematics, which a picture would show in other letters, or end with an error."""
     rows = [

@@ -248,6 +248,7 @@ def two_hundred_steps() -> Steps:
     return Steps(losses, distance(masters, twin, start), distance(list(bare.parameters()), twin, start))
 
 
+@pytest.mark.slow
 def test_with_masters_200_steps_stay_within_3_percent_of_float64(two_hundred_steps: Steps) -> None:
     assert two_hundred_steps.with_masters < 0.03
     losses = torch.tensor(two_hundred_steps.losses)
@@ -255,6 +256,7 @@ def test_with_masters_200_steps_stay_within_3_percent_of_float64(two_hundred_ste
     assert losses[-20:, 1].mean() < losses[:20, 1].mean() - 0.05, "the twin hardly learned: nothing was shown"
 
 
+@pytest.mark.slow
 def test_without_masters_small_updates_are_lost(two_hundred_steps: Steps) -> None:
     """The same steps on FP16 weights alone end far from float64: an update below half a unit in the last place rounds away."""
     assert two_hundred_steps.without_masters > 0.2

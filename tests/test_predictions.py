@@ -27,6 +27,7 @@ from fasttricks.data.sources.files import Paths, find_images
 from fasttricks.models import Embedder
 from lib.forked import running
 from lib.refusing import no_file_beyond
+from lib.tables import mostly_slow
 from lib.tiny import FinishedRun, call
 
 NOT_UTF8 = os.fsdecode(b"im\xe4ge.jpg")
@@ -303,8 +304,11 @@ def test_an_output_that_another_program_makes_is_not_replaced(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050",
-     "efficientnet_b0", "levit_128s", "regnetx_002", "resnetv2_50x1_bit"],
+    mostly_slow(
+        ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050",
+         "efficientnet_b0", "levit_128s", "regnetx_002", "resnetv2_50x1_bit"],
+        "resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050", "levit_128s",
+    ),
 )  # fmt: skip
 def test_features_are_those_of_timm(name: str) -> None:
     """Against timm's own forward_head(pre_logits=True), which leaves a map where the classifier is a convolution."""

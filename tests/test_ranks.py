@@ -1,4 +1,4 @@
-"""Several ranks under torchrun, on CPUs through gloo: one model, one writer, one message where something is wrong."""
+"""Several ranks on CPUs through gloo: one model, one writer, one message where something is wrong."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import copy
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from fasttricks import trainer
+from fasttricks.commands import train
 from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.config import ConfigError
 from fasttricks.data.pipeline.loader import Loader
@@ -20,41 +23,38 @@ from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
 from fasttricks.tasks.losses import draw_lam
 from fasttricks.training.build import build
+from fasttricks.training.run import Run
+from lib.forked import on_ranks
 from lib.tiny import ALONE, arguments, configure, torchrun, write_images
 
-# The command of a user, and after it what each rank was left with.
-WITNESS = """
-import sys, torch
-from fasttricks.training import build
-from fasttricks import trainer
-from fasttricks.commands.train import main
 
-def witness(run):
-    summary = fit(run)
-    average = run.average.model.state_dict()
-    sizes = [len(batch) for batch in run.train_loader]
-    torch.save({"model": run.model.state_dict(), "average": average, "summary": summary, "sizes": sizes,
-                "optimizer": run.optimizer.state_dict()}, f"{sys.argv[1]}/rank-{run.world.rank}.pt")
-    return summary
+def witnessed(folder: Path, *args: str) -> None:
+    """The command of a user, and after it what its rank was left with."""
 
-fit, trainer.fit = trainer.fit, witness
-main(sys.argv[2:])
-"""
+    def witness(run: Run) -> dict[str, Any]:
+        summary = fit(run)
+        assert run.average is not None
+        left = {"model": run.model, "average": run.average.model, "optimizer": run.optimizer}
+        more = {"summary": summary, "sizes": [len(batch) for batch in run.train_loader]}
+        states = {name: part.state_dict() for name, part in left.items()}
+        torch.save(states | more, folder / f"rank-{run.world.rank}.pt")
+        return summary
+
+    fit, trainer.fit = trainer.fit, witness
+    train.main(args)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two ranks of 41 images, 20 and 21 a rank, in batches of 10: the third step has no image, and one image."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "witness.py").write_text(WITNESS)
     data = write_images(folder / "data", train=41, val=5)
     args = arguments(
         data, folder / "run", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2", "--accumulate", "1"
     )
-    done = torchrun(2, "witness", str(folder), *args, path=folder)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
-    (folder / "stdout").write_text(done.stdout)
+    said = on_ranks(2, witnessed, folder, *args)
+    assert not any("Warning" in errors for _, errors in said), said
+    (folder / "stdout").write_text("".join(output for output, _ in said))
     return folder
 
 

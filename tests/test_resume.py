@@ -66,9 +66,7 @@ def whole(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 # ------------------------------------------------------------------------------------------------------ bit for bit
-@pytest.mark.parametrize(
-    "at_step", [1, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 8]
-)
+@pytest.mark.parametrize("at_step", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 5, 8))])
 def test_a_run_goes_on_from_within_an_epoch(
     at_step: int, whole: Run, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_run_learns_and_says_its_metrics(run_folder: Path) -> None:
     assert named[-4:] == ["evaluate", "predict", "export", "curves"]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_within_an_epoch(
     tiny_masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +385,7 @@ def test_the_recipe_is_the_tables_field_by_field() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- on paper, refused
+@pytest.mark.slow
 def test_a_run_is_counted_on_paper(tiny_masks: Path) -> None:
     recipe = RECIPES["segment-ade20k"]()
     plan = PlanConfig(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}, gpus=4, gpu="v100-32gb")

@@ -131,9 +131,8 @@ def test_a_network_of_real_photographs_is_the_same_in_its_onnx(
         assert found.shape == (1, 11, *pixels.shape[2:]) and abs(found - wanted).max() < 1e-4 * abs(wanted).max()
 
 
-@pytest.mark.parametrize(
-    ("name", "stride"), [("resnet8d", 8), pytest.param("mobilenet_v1", 16, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stride"), [("resnet8d", 8), ("mobilenet_v1", 16)])
 def test_onnx_takes_any_size(name: str, stride: int, tmp_path: Path) -> None:
     """write_onnx compares two batches and sizes by itself; here a third, and the names of its axes."""
     onnxruntime = pytest.importorskip("onnxruntime")

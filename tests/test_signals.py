@@ -15,6 +15,7 @@ from fasttricks.commands import train
 from fasttricks.runs.stored import checkpoints, step_of
 from fasttricks.system.signals import StopRequest
 from fasttricks.tasks import classification
+from lib.tables import mostly_slow
 from lib.tiny import ALONE, arguments, call, environment
 
 # Main thread in a call that does not return, as in a collective whose other rank is gone.
@@ -96,7 +97,7 @@ def test_a_second_ctrl_c_ends_a_process_that_hears_nothing() -> None:
     process.stderr.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
 def test_a_signal_saves_at_the_end_of_its_step_and_exits_0(
     number: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_run_of_it_goes_on_bit_for_bit(tiny_data: Path, tmp_path: Path, monkey
     assert [record["epoch"] for record in records(whole) if "explained" in record] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_step_of_it_is_counted_on_paper(tiny_data: Path, tmp_path: Path) -> None:
     config = configure(tiny_data, tmp_path / "run", "--precision", "fp32")
     shards = Shards(num_images=64, batch_size=16, world_size=1, source="")

@@ -138,8 +138,11 @@ def on_terminal(module: str, *args: str, until: str = "", keys: bytes = b"") -> 
     return process.exitcode or 0, shown.decode()
 
 
-def on_ranks(count: int, function: Callable[..., object], *args: object) -> None:
-    """function(*args), found by its name in its module, on `count` ranks; fails with what a rank said that failed."""
+def on_ranks(count: int, function: Callable[..., object], *args: object) -> list[tuple[str, str]]:
+    """function(*args), found by its name in its module, on `count` ranks; fails with what a rank said that failed.
+
+    Returns (standard output, standard error) of each rank.
+    """
     ranks = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     with tempfile.TemporaryDirectory() as folder:
         started = []
@@ -148,8 +151,10 @@ def on_ranks(count: int, function: Callable[..., object], *args: object) -> None
             (Path(folder) / str(rank)).mkdir()
             started.append(_start(function, args, environment(**own), f"{folder}/{rank}"))
         _end(started)
-        said = {rank: (Path(folder) / str(rank) / "stderr").read_text() for rank in range(count)}
-    assert [process.exitcode for process in started] == [0] * count, said
+        files = [[Path(folder) / str(rank) / name for name in ("stdout", "stderr")] for rank in range(count)]
+        said = [(out.read_text(), err.read_text()) for out, err in files]
+    assert [process.exitcode for process in started] == [0] * count, [err for _, err in said]
+    return said
 
 
 def forked(function: Callable[..., object], *args: object) -> BaseProcess:

@@ -133,13 +133,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PATH": commands, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def torchrun(ranks: int, module: str, *args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`module`, found in the folder `path` too, on so many ranks of this machine, on a port of its own."""
+def torchrun(ranks: int, module: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """`module` on so many ranks of this machine, on a port of its own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*launcher, "-m", module, *args]
-    env = environment()
-    env["PYTHONPATH"] += f"{os.pathsep}{path}" if path else ""
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
 
 
 def on_terminal(*command: str, until: str = "", keys: bytes = b"") -> tuple[int, str]:
