@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -19,24 +25,62 @@ from lib.configs import plain, words_of
 from lib.forked import said_by
 from lib.tiny import REPOSITORY, FinishedRun, environment
 
+# A process in which the module `absent` cannot be imported; of each line of its input it forks a command, which starts at once.
 WITHOUT = """
-import sys
-from fasttricks.commands import main
+import json, os, sys
 
 class Without:
     def find_spec(self, name, path=None, target=None):
         assert name != {absent!r}, f"{{name}} is imported"
 
 sys.meta_path.insert(0, Without())
-sys.argv[0] = "fasttricks"
+import tyro
+import fasttricks.config.cli
+from fasttricks.commands import main
+
+for line in sys.stdin:
+    if not (child := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+args, *files = json.loads(line)
+for number, file in enumerate(files):
+    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+sys.argv = ["fasttricks", *args]
 main()
 """
+Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def script(*args: str, absent: str = "torch") -> subprocess.CompletedProcess[str]:
-    """`fasttricks args` where the module `absent` cannot be imported."""
-    command = [sys.executable, "-W", "error", "-c", WITHOUT.format(absent=absent), *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False)
+@contextmanager
+def without(absent: str) -> Iterator[Script]:
+    """script(*args) is `fasttricks args` where the module `absent` cannot be imported."""
+    command = [sys.executable, "-W", "error", "-c", WITHOUT.format(absent=absent)]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment(), cwd=REPOSITORY) as server,
+    ):
+        assert server.stdin and server.stdout
+
+        def script(*args: str) -> subprocess.CompletedProcess[str]:
+            said = [Path(folder) / name for name in ("stdout", "stderr")]
+            for file in said:
+                file.unlink(missing_ok=True)
+            server.stdin.write(json.dumps([args, os.devnull, *map(str, said)]) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+            return subprocess.CompletedProcess(args, code, *(file.read_text() for file in said))
+
+        yield script
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Script]:
+    with without("torch") as run:
+        yield run
 
 
 def test_every_command_is_a_module_too() -> None:
@@ -47,14 +91,14 @@ def test_every_command_is_a_module_too() -> None:
 
 
 @pytest.mark.parametrize(("args", "status"), [([], 2), (["--help"], 0), (["-h"], 0)])
-def test_its_help_lists_every_command(args: list[str], status: int) -> None:
+def test_its_help_lists_every_command(args: list[str], status: int, script: Script) -> None:
     done = script(*args)
     assert (done.returncode, done.stderr) == (status, "")
     listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
     assert listed == list(COMMANDS)
 
 
-def test_its_version_is_the_packages() -> None:
+def test_its_version_is_the_packages(script: Script) -> None:
     assert script("--version").stdout == f"fasttricks {fasttricks.__version__}\n"
     assert fasttricks_kernels.__version__ == fasttricks.__version__, "one distribution has both packages"
 
@@ -95,7 +139,9 @@ def test_what_there_is_is_listed(kind: str, names: dict[str, object]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_argument_is_answered_without_torch(args: list[str], words: str, finished_run: FinishedRun) -> None:
+def test_a_wrong_argument_is_answered_without_torch(
+    args: list[str], words: str, finished_run: FinishedRun, script: Script
+) -> None:
     places = {"RUN": str(finished_run.folder), "TRAIN": str(finished_run.data / "train")}
     done = script(*(places.get(arg, arg) for arg in args))
     assert (done.returncode, done.stdout) == (2, "")
@@ -106,7 +152,7 @@ def test_a_wrong_argument_is_answered_without_torch(args: list[str], words: str,
 @pytest.mark.parametrize("path", ["RUN", "/nowhere"])
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
 def test_the_help_of_a_command_needs_no_checkpoint_and_no_torch(
-    name: str, path: str, finished_run: FinishedRun
+    name: str, path: str, finished_run: FinishedRun, script: Script
 ) -> None:
     done = script(name, str(finished_run.folder) if path == "RUN" else path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -121,6 +167,7 @@ def test_the_help_of_a_command_needs_no_checkpoint_and_no_torch(
 def test_predict_spares_itself_the_import_of_torch_compile(finished_run: FinishedRun) -> None:
     """torch._dynamo takes two seconds to import, more than all that predict does besides torch's own import."""
     image = next((finished_run.data / "val").rglob("*.jpg"))
-    done = script("predict", str(finished_run.folder), str(image), absent="torch._dynamo")
+    with without("torch._dynamo") as script:
+        done = script("predict", str(finished_run.folder), str(image))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{image}\n")
