@@ -174,6 +174,14 @@ def test_mix_batch_is_numpys_in_float64(count: int, lam: float) -> None:
     assert torch.equal(images, kept)
 
 
+@pytest.mark.parametrize("labels", [torch.eye(4), torch.eye(4, dtype=torch.int64), torch.zeros(4)], ids=str)
+def test_mix_batch_refuses_labels_of_another_form(labels: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"labels must be \(N,\) whole numbers.* but are \(4,.* torch\.(float32|int64)"
+    ):
+        mix_batch(torch.zeros(4, 3, 8, 8), labels, 0.3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_mix_batch_keeps_dtype_and_channels_last(dtype: torch.dtype) -> None:
     images = torch.randn(4, 3, 8, 8).to(dtype=dtype, memory_format=torch.channels_last)

@@ -39,9 +39,19 @@ def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targe
 
     images: (N, C, H, W) of a float type; labels: (N,) int64; lam in [0, 1]. One lambda a batch and the reversed batch
     follow the authors' published code. Out of place, deterministic, no sync. The oracle is in tests/test_losses.py.
+    Raises ValueError for labels of another shape or kind.
     """
-    reverse = torch.arange(len(labels) - 1, -1, -1, device=labels.device)
-    return mixup(images, reverse, lam, pairs=True), Targets(labels, labels.flip(0), lam)
+    if labels.dim() != 1 or labels.is_floating_point():
+        kind = f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(
+            f"labels must be (N,) whole numbers, one label an image, but are {kind}; mix_images() takes none"
+        )
+    return mix_images(images, lam), Targets(labels, labels.flip(0), lam)
+
+
+def mix_images(images: Tensor, lam: float) -> Tensor:
+    """The images of mix_batch(), for targets that are blended elsewhere."""
+    return mixup(images, torch.arange(len(images) - 1, -1, -1, device=images.device), lam, pairs=True)
 
 
 def training_loss(

@@ -18,7 +18,7 @@ from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import CLASSIFICATION, evaluation_logits
 from fasttricks.tasks.label_answers import LabelAnswered, LabelScores
-from fasttricks.tasks.losses import draw_lam, mix_batch
+from fasttricks.tasks.losses import draw_lam, mix_images
 
 if TYPE_CHECKING:
     from fasttricks.data.pipeline.loader import Loader
@@ -64,7 +64,7 @@ class Multilabel:
         config, images, targets = learner.config, batch.images, batch.labels
         if config.loss.mixup_alpha > 0:
             lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=learner.world.rank)
-            images, _ = mix_batch(images, targets, lam)
+            images = mix_images(images, lam)
             targets = lam * targets + (1 - lam) * targets.flip(0)
         with learner.autocast():
             outputs = learner.forward(images)

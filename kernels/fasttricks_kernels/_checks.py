@@ -35,6 +35,7 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_logits(name: str, logits: Tensor) -> None:
+    check_tensor(name, logits)
     if logits.dim() != 2:
         raise ValueError(
             f"{name} must be (N, K), the class dimension last, but has shape {tuple(logits.shape)}; "
@@ -48,6 +49,7 @@ def check_logits(name: str, logits: Tensor) -> None:
 
 def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """The same shape and device as `other`."""
+    check_tensor(name, tensor)
     if tensor.shape != other.shape:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}, but {other_name} has {tuple(other.shape)}; they must be equal"
@@ -61,6 +63,7 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
 
 
 def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
+    check_tensor(name, labels)
     if labels.dtype not in LABELS:
         hint = "; for soft targets pass the pair: target, target_b and lam" if labels.is_floating_point() else ""
         raise TypeError(f"{name} must hold int64 or int32 labels, not {labels.dtype}{hint}")
@@ -94,6 +97,7 @@ def check_lam(lam: Tensor | float, num_samples: int, other_name: str, other: Ten
 
 
 def check_permutation(permutation: Tensor, images: Tensor) -> None:
+    check_tensor("permutation", permutation)
     if permutation.dtype not in LABELS:
         raise TypeError(f"permutation must be int64 or int32, not {permutation.dtype}")
     if permutation.shape != images.shape[:1]:
@@ -121,6 +125,11 @@ def check_weight(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, but is {value}")
 
 
+def check_ignore_index(value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or not -(2**63) <= value < 2**63):
+        raise ValueError(f"ignore_index must be None or an int64, but is {value!r}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
@@ -144,6 +153,7 @@ def check_label_values(name: str, labels_N: Tensor, num_classes: int, ignore_ind
     """CPU only: every label in [0, K), or the ignored one. On a GPU such a row becomes NaN instead, without a sync."""
     if labels_N.is_cuda:
         return
+    labels_N = labels_N.long()
     bad_N = (labels_N < 0) | (labels_N >= num_classes)
     if ignore_index is not None:
         bad_N &= labels_N != ignore_index

@@ -30,7 +30,9 @@ def wide(x: Tensor) -> Tensor:
 
 def label_weight(label_N: Tensor, share: Share, num_classes: int, ignore_index: int | None) -> Tensor:
     """Weight of a label in its row: its share; 0 where it is ignored; NaN where label or share is out of range."""
-    share_N = torch.as_tensor(share, device=label_N.device)
+    label_N = label_N.long()  # in int32, torch takes 2^31 for -2^31
+    dtype = None if isinstance(share, Tensor) else torch.float64
+    share_N = torch.as_tensor(share, dtype=dtype, device=label_N.device)
     good_N = (label_N >= 0) & (label_N < num_classes) & (share_N >= 0) & (share_N <= 1)
     weight_N = torch.where(good_N, share_N, torch.nan)
     return weight_N if ignore_index is None else torch.where(label_N == ignore_index, 0, weight_N)
@@ -41,6 +43,7 @@ def labels_and_weights(
 ) -> list[tuple[Tensor, Tensor]]:
     """One or two (label_N, weight_N), the labels clamped to where they can index."""
     num_classes = logits_NK.shape[1]
+    lam = lam.to(wide_dtype(logits_NK.dtype)) if isinstance(lam, Tensor) else lam  # before 1 - lam
     pairs = [(target_N, lam)] if target_b_N is None else [(target_N, lam), (target_b_N, 1 - lam)]
     return [
         (

@@ -206,6 +206,9 @@ def augment(
 
     Source: He et al. 2018 (arXiv:1812.01187), sections 2.1 and 5.4. Oracle: reference.augment, and NumPy in float64.
     """
+    for name, tensor in (("images", images), ("matrix", matrix), ("flip", flip)):
+        if name != "flip" or tensor is not None:
+            _checks.check_tensor(name, tensor)
     if images.dim() != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be (N, H, W, 3), the channels last, but have shape {tuple(images.shape)}")
     if images.dtype != torch.uint8:

@@ -202,6 +202,7 @@ def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: 
     Source: He et al. 2018 (arXiv:1812.01187), section 5.4; Zhang et al. 2017 (arXiv:1710.09412). Oracle:
     reference.mixup, and NumPy in float64.
     """
+    _checks.check_tensor("images", images)
     if images.dim() != 4:
         raise ValueError(f"images must be (N, C, H, W), but have shape {tuple(images.shape)}")
     if images.dtype not in _checks.FLOATS:

@@ -96,10 +96,13 @@ def _plain_losses(loss: Loss, arguments: Sequence[Any]) -> Tensor:
             if label_N is not None:
                 _checks.check_label_values(name, untransformed(label_N), rows[0].shape[1], labels.ignore_index)
         _checks.check_lam_values(None if labels.lam_N is None else untransformed(labels.lam_N))
-    if labels.ignored is not None:  # 0, and not 0 * NaN, is their gradient
-        ignored_N1 = labels.ignored.unsqueeze(1)
-        rows = [row.masked_fill(ignored_N1, 0) for row in rows]
-    return loss.values(*rows, **named(*options))
+    return loss.values(*_without_ignored(rows, labels), **named(*options))
+
+
+def _without_ignored(rows: Sequence[Tensor], labels: Labels) -> Sequence[Tensor]:
+    """Zeros in the rows that weigh nothing: 0 times them is 0, though they be NaN."""
+    ignored_N = labels.ignored
+    return rows if ignored_N is None else [row.masked_fill(ignored_N.unsqueeze(1), 0) for row in rows]
 
 
 def _plain_loss_and_grad(loss: Loss, arguments: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -244,6 +247,7 @@ def _differentiate_backward(loss: Loss, backward: CustomOpDef) -> None:
         grad_loss, *tensors = ctx.saved_tensors
         arguments = *tensors, *ctx.numbers
         rows, options = loss.split(arguments)
+        rows = _without_ignored(rows, options[0])
         d_grad_loss, d_logits = loss.grad_vjp(grad_grad, grad_loss, *rows, **named(*options))
         return d_grad_loss, None, d_logits, *[None] * (len(arguments) - 1)
 

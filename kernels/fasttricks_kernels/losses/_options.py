@@ -55,10 +55,10 @@ class Labels(NamedTuple):
         """Rows whose labels all weigh nothing, for they are ignored; None without an ignore_index."""
         if self.ignore_index is None:
             return None
-        ignored_N, share = self.target == self.ignore_index, self.share
+        ignored_N, share = self.target.long() == self.ignore_index, self.share
         if self.target_b is None:
             return ignored_N
-        return (ignored_N | (share == 0)) & ((self.target_b == self.ignore_index) | (share == 1))
+        return (ignored_N | (share == 0)) & ((self.target_b.long() == self.ignore_index) | (share == 1))
 
     def denominator(self, reduction: Reduction) -> Tensor | int:
         """Divisor of the summed loss: for a mean the weight of the labels that are not ignored, on their device."""
@@ -66,10 +66,12 @@ class Labels(NamedTuple):
             return 1
         if self.ignore_index is None:
             return self.target.shape[0]
-        kept_N = self.target != self.ignore_index
+        kept_N = self.target.long() != self.ignore_index  # in int32, torch takes 2^31 for -2^31
         if self.target_b is None:
             return kept_N.sum()
-        return (self.share * kept_N + (1 - self.share) * (self.target_b != self.ignore_index)).sum()
+        kept_b_N = self.target_b.long() != self.ignore_index
+        share = self.share.double() if isinstance(self.share, Tensor) else self.share
+        return (share * kept_N.double() + (1 - share) * kept_b_N.double()).sum()
 
 
 class Weights(NamedTuple):
@@ -111,6 +113,7 @@ def checked_labels(
     _checks.check_labels("target", target, logits)
     _checks.check_pair(target_b, lam, logits)
     _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    _checks.check_ignore_index(ignore_index)
     uniform = _checks.uniform_share(label_smoothing, smoothing_over, logits.shape[1])
     if isinstance(lam, Tensor):
         return Labels(target, target_b, lam, 1.0, uniform, ignore_index)
@@ -127,6 +130,8 @@ def checked_weights(temperature: float, hard_weight: float, soft_weight: float) 
 def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int) -> Tensor:
     if reduction == "none":
         return loss_N
+    if isinstance(denominator, Tensor):
+        denominator = denominator.to(loss_N.dtype)  # or a float64 lam makes the loss float64
     return loss_N.sum() / denominator if reduction == "mean" else loss_N.sum()
 
 

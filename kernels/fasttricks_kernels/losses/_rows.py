@@ -163,7 +163,8 @@ def label_and_weight(labels_ptr, share_R, row_R, N, K: tl.constexpr, IGNORE: tl.
 
     The NaN makes the row's loss and gradient NaN: an error that shows, without a sync and without a wild read.
     """
-    label_R = tl.load(labels_ptr + row_R, mask=row_R < N, other=0)
+    # in 64 bits: an int32 label of -2^31 is not an IGNORE of 2^31, which Triton takes for a uint32
+    label_R = tl.load(labels_ptr + row_R, mask=row_R < N, other=0).to(tl.int64)
     good_R = (label_R >= 0) & (label_R < K) & (share_R >= 0) & (share_R <= 1)
     weight_R = tl.where(good_R, share_R, float("nan"))
     if IGNORE is not None:

@@ -17,6 +17,7 @@ from torch.nn._reduction import legacy_get_string
 
 from .. import _checks, reference
 from .._launch import runs_triton
+from .._transforms import transformed
 from . import _cpu
 from ._forms import fuses
 from ._kernels import launch_cross_entropy
@@ -34,7 +35,7 @@ from ._options import (
 
 OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
 NARROW = (torch.float16, torch.bfloat16)
-NO_LABEL = -(2**31)  # an ignore_index that no label is, for torch's function, which must have one
+NO_LABEL = -(2**62)  # an ignore_index that no label is, for torch's function, which must have one
 
 # ------------------------------------------------------------------------------------------------------ custom ops
 
@@ -134,6 +135,21 @@ def cross_entropy(
     return reduce_rows(loss_N, reduction, labels.denominator(reduction))
 
 
+def may_ignore(input: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """Whether there is an ignored row whose gradient counts; where a value cannot be read, whether there might be one."""
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor) or target.is_floating_point():
+        return False
+    if not input.is_floating_point() or input.dim() == 0 or target.dim() != max(0, input.dim() - 1):
+        return False  # for torch to refuse
+    if target.shape != (input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()):
+        return False
+    if torch.compiler.is_compiling() or transformed(input, target) or type(target) is not Tensor:
+        return True
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return False
+    return not target.is_cpu or bool((target.numpy() == ignore_index).any())  # a third of the time of torch's
+
+
 def by_torch(
     input: Tensor,
     target: Tensor,
@@ -156,6 +172,10 @@ def by_torch(
         target = target.long()
     if ignore_index is None:
         ignore_index = NO_LABEL
+        if isinstance(target, Tensor) and target.dtype == torch.int64:
+            target = target.clamp(min=NO_LABEL + 1)  # out of range as before
+    elif may_ignore(input, target, ignore_index):  # 0, and not 0 * NaN, is the gradient of ignored rows
+        input = input.masked_fill((target == ignore_index).unsqueeze(min(1, target.dim())), 0)
     return F.cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )

@@ -152,6 +152,7 @@ def checked_numbers(
         lr = lr.item()
     for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
         _checks.check_weight(name, value)
+    _checks.check_number("dampening", dampening)
     _checks.check_weight("the magnitude of dampening", abs(dampening))
     if nesterov and (momentum == 0 or dampening != 0):
         rule = "nesterov=True needs momentum above 0 and dampening 0"
