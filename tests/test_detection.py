@@ -16,7 +16,7 @@ from PIL import Image
 from fasttricks.ablation.cells import extend
 from fasttricks.ablation.tables import find_tables
 from fasttricks.commands import evaluate as evaluation
-from fasttricks.commands import export, predict
+from fasttricks.commands import predict
 from fasttricks.commands.evaluate import EvaluateConfig, answer_checkpoint
 from fasttricks.commands.train import next_commands
 from fasttricks.config import ConfigError, DoesNotApplyError, TrainConfig, get_at, replace_at
@@ -80,7 +80,7 @@ def test_a_run_learns_and_says_its_metrics(run_folder: Path) -> None:
     assert (run_folder / "curves.png").stat().st_size > 1000 and (run_folder / "checkpoints" / "best.pt").is_file()
     assert load_checkpoint(run_folder)["task"] == "detection"
     named = [line.split()[0] for line in next_commands("runs/x", "detection")]
-    assert named[-3:] == ["evaluate", "predict", "curves"], "and no export, which is refused"
+    assert named[-4:] == ["evaluate", "predict", "export", "curves"]
 
 
 def test_a_run_resumes_bit_for_bit_within_an_epoch(
@@ -299,7 +299,6 @@ def test_predict_draws_the_boxes_of_validation(
     ("main", "options", "says"),
     [
         (predict.main, ["IMAGE"], "task = 'detection': gives each box a class, and an image none; add --draw DIR"),
-        (export.main, [], "task = 'detection': cannot be exported yet"),
     ],
 )
 def test_what_a_command_cannot_do_is_refused_by_name(

@@ -10,6 +10,7 @@ from fasttricks.commands.answers_shown import answers_table, answers_text
 from fasttricks.commands.boxes_shown import boxes_table, boxes_text
 from fasttricks.commands.drawn import Drawn, draw
 from fasttricks.commands.drawn_boxes import DrawnBoxes, draw_boxes
+from fasttricks.commands.export_boxes import write_boxes_onnx
 from fasttricks.commands.labels_shown import labels_table, labels_text
 from fasttricks.commands.network_config import DRAW_SCORE
 from fasttricks.commands.pages import Reported, box_page, class_page, pixel_page
@@ -53,8 +54,8 @@ class TaskCommands:
     """Whether its pictures have boxes with scores."""
     draw: Callable[..., Iterator[Drawn | DrawnBoxes]] | None = None
     """predict --draw: as drawn.draw; None: it is refused."""
-    no_export: str = ""
-    """Why it cannot be exported, as the rule of an error; empty: it can."""
+    onnx: Callable[..., None] | None = None
+    """export: writes model.onnx, as export_boxes.write_boxes_onnx; None: from pixels to logits."""
 
 
 COMMANDS: dict[str, TaskCommands] = {
@@ -78,7 +79,7 @@ COMMANDS: dict[str, TaskCommands] = {
         boxes=True,
         draw=draw_boxes,
         page=box_page,
-        no_export="cannot be exported yet; torch.save(fasttricks.load(RUN).network().state_dict(), FILE) writes its weights",
+        onnx=write_boxes_onnx,
     ),
 }
 """By the name of the task."""

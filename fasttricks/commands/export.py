@@ -31,7 +31,8 @@ PROG = prog("export")
 ABOUT = """Write model.safetensors (in timm's and torchvision's key names), model.onnx (from pixels to logits), config.json and a
 model card, README.md. CHECKPOINT is a file, a run folder, of which the newest checkpoint is taken, or another export.
 
-A segmentation's model.onnx takes images of any size, and has logits for each pixel."""
+A segmentation's model.onnx takes images of any size, and has logits for each pixel; a detection's takes one image of any size,
+and has boxes, labels and scores."""
 OPSET = 18
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -98,7 +99,7 @@ def write_onnx(
     inputs = [_noise(2, side, side), _noise(1, side, side)]
     if any_size:  # no multiples of a stride
         dynamic |= {2: torch.export.Dim("H", min=1), 3: torch.export.Dim("W", min=1)}
-        inputs = [_smooth(2, side, side * 5 // 4 + 1), _smooth(1, side * 3 // 4 + 1, side)]
+        inputs = [smooth(2, side, side * 5 // 4 + 1), smooth(1, side * 3 // 4 + 1, side)]
     torch.onnx.export(
         network,
         (inputs[0],),
@@ -131,7 +132,7 @@ def _noise(count: int, height: int, width: int) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
 
 
-def _smooth(count: int, height: int, width: int) -> Tensor:
+def smooth(count: int, height: int, width: int) -> Tensor:
     """Areas of colour, as a photograph has them: of noise the features of all pixels are alike."""
     from torch.nn.functional import interpolate
 
@@ -150,7 +151,6 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
     from fasttricks.tasks import find_task
 
     row = commands_of(saved.task)
-    require(not row.no_export, "task", saved.task, row.no_export)
     target = Path(config.output or (run_folder or saved.path.parent) / "export")
     if target.exists():
         raise ConfigError(f"output = {str(target)!r}: already exists and is never overwritten; give another --output")
@@ -170,7 +170,7 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         "format": "pt",
         "architecture": hub["architecture"],
         "model": run.model.name,
-        "transform": transform_text(run.data, whole=bool(task.facts.whole_images)),
+        "transform": transform_text(run, saved.task),
         "classes": json.dumps(list(classes)),
         DESCRIPTION: described(saved),
     }
@@ -181,7 +181,11 @@ def export(saved: Saved, config: ExportConfig, run_folder: Path | None) -> Path:
         temporary.mkdir(parents=True)
         write_safetensors(model, temporary / EXPORTED, metadata)
         if config.onnx:
-            write_onnx(model, temporary / "model.onnx", run.data, metadata, any_size=bool(task.facts.whole_images))
+            file = temporary / "model.onnx"
+            if row.onnx is not None:
+                row.onnx(model, file, run, metadata, OPSET)
+            else:
+                write_onnx(model, file, run.data, metadata, any_size=bool(task.facts.whole_images))
         (temporary / "config.json").write_text(json.dumps(hub, indent=2) + "\n", "utf-8")
         metrics, others = task.metrics_of(len(classes)), counterparts(run.model)
         card = model_card(saved, metrics, others, run_folder, config.onnx, calibration)

@@ -28,7 +28,7 @@ def next_commands(run_dir: str, task: str = "classification") -> list[str]:
         *([f"first    {activate}"] if activate else []),
         f"evaluate {prog('evaluate')} {folder}",
         f"predict  {prog('predict')} {folder} IMAGE...{' --draw DIR' if row.no_classes and row.draw else ''}",
-        *([f"export   {prog('export')} {folder}"] if not row.no_export else []),
+        f"export   {prog('export')} {folder}",
         f"curves   tensorboard --logdir {folder}",
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info, show_name
 from fasttricks.config.tricks import TRICKS, is_on
+from fasttricks.runs.box_snippets import box_snippets
 from fasttricks.runs.calibration import Calibration
 from fasttricks.runs.card_snippets import ONNX, snippets
 from fasttricks.runs.exported import INTERPOLATIONS
@@ -32,6 +33,10 @@ class Kind:
     """Whether an image may have several classes."""
     pixels: bool = False
     """Whether each pixel has a class, by an FCN on the base network."""
+    boxes: bool = False
+    """Whether it gives boxes, by a Faster R-CNN on the base network."""
+    title: str = ""
+    """The words before the base network."""
     note: str = ""
     """The meaning of the logits."""
 
@@ -46,7 +51,15 @@ _KINDS = {
         pipeline="image-segmentation",
         problem="semantic_segmentation",
         pixels=True,
+        title="FCN on ",
         note="The logits have the height and width of the input. Resized to the image, their largest is the class of the pixel.",
+    ),
+    "detection": Kind(
+        pipeline="object-detection",
+        problem="object_detection",
+        boxes=True,
+        title="Faster R-CNN on ",
+        note="Boxes are left, top, right and bottom edge in pixels of the input. A class counts from 0. The surest come first.",
     ),
 }
 _FILES = Reader(ConfigError, "must be as fasttricks.train wrote it", "move it away, and the card is made without it")
@@ -55,10 +68,10 @@ _FILES = Reader(ConfigError, "must be as fasttricks.train wrote it", "move it aw
 def summary_kind(metrics: Sequence[Metric]) -> JsonKind:
     """The kind of summary.json of a run whose task has these metrics; one of 0.1.0 may have the headline alone of them."""
     headline, *others = (metric.name for metric in metrics)
-    numbers = dict.fromkeys(("val_loss", "train_seconds", headline), number())
+    numbers = dict.fromkeys(("train_seconds", headline), number())
     return fields(
         {"steps": whole(), "val_images": whole(), "ranks": whole(1), "precision": text(), "device": text(), **numbers},
-        dict.fromkeys(others, number()),
+        dict.fromkeys(("val_loss", *others), number()),
     )
 
 
@@ -89,6 +102,17 @@ def hub_config(config: TrainConfig, classes: Sequence[str], task: str = "classif
             "short_side": data.val_resize,
             **_normalisation(data),
         }
+    if kind.boxes:
+        return {
+            "architecture": "faster_rcnn",
+            "backbone": config.model.name,
+            "num_classes": len(classes),
+            "label_names": list(classes),
+            **problem,
+            "short_side": config.detect.base_size,
+            "long_side": config.detect.max_size,
+            **_normalisation(data),
+        }
     return {
         "architecture": counterparts(config.model).get("timm", config.model.name),
         "num_classes": len(classes),
@@ -109,14 +133,18 @@ def _normalisation(data: DataConfig) -> dict[str, Any]:
     return {"mean": mean, "std": std, "interpolation": INTERPOLATIONS[data.interpolation]}
 
 
-def transform_text(data: DataConfig, *, whole: bool = False) -> str:
-    """The validation transform in words. whole: it shows whole images."""
+def transform_text(config: TrainConfig, task: str = "classification") -> str:
+    """The validation transform in words."""
+    data, kind = config.data, _KINDS.get(task, Kind())
     filters = {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "Lanczos"}
     antialias = "with antialiasing, as PIL does" if data.antialias else "without antialiasing"
     resize = f"{filters[data.interpolation]}, {antialias}; sizes rounded to the nearest pixel"
-    if whole:
+    if kind.pixels or kind.boxes:
         resize = resize.replace("to the nearest pixel", "down")
-        return f"decode to RGB, upright; resize the short side to {data.val_resize} pixels, keeping the aspect ratio ({resize})"
+        side = f"short side to {data.val_resize} pixels"
+        if kind.boxes:
+            side = f"short side to {config.detect.base_size} pixels, the long one to {config.detect.max_size} at most"
+        return f"decode to RGB, upright; resize the {side}, keeping the aspect ratio ({resize})"
     return (
         f"decode to RGB, upright; resize the short side to {data.val_resize} pixels, keeping the aspect ratio ({resize}); "
         f"crop the centre {data.image_size} x {data.image_size} (offsets rounded down)"
@@ -142,7 +170,7 @@ def model_card(
     versions = _read(run_folder, "config.json", fields({}, {"versions": table(text())})).get("versions", {})
     parts = [
         _front_matter(counterparts, kind),
-        f"# {'FCN on ' * kind.pixels}{config.model.name}, {len(classes)} classes",
+        f"# {kind.title}{config.model.name}, {len(classes)} classes",
         f"Trained by the recipe `{config.recipe}` of fasttricks, after [Bag of Tricks](https://arxiv.org/abs/1812.01187).",
         "## Result",
         _result(summary, saved, metrics),
@@ -165,7 +193,7 @@ def _read(folder: Path | None, name: str, kind: JsonKind) -> dict[str, Any]:
 
 
 def _front_matter(counterparts: Mapping[str, str], kind: Kind) -> str:
-    library = "library_name: timm\n" if "timm" in counterparts and not kind.pixels else ""
+    library = "library_name: timm\n" if "timm" in counterparts and not kind.title else ""
     return f"---\ntags:\n- {kind.pipeline}\n{library}pipeline_tag: {kind.pipeline}\n---"
 
 
@@ -176,7 +204,8 @@ def _result(summary: Mapping[str, Any], saved: Saved, metrics: Sequence[Metric])
     averaged = "probabilities" if _KINDS.get(saved.task, Kind()).pixels else "logits"
     flip = f", {averaged} averaged with the mirror image's" if saved.config.eval.flip else ""
     how = f"(precision {summary['precision']}{flip})"
-    return f"On {summary['val_images']:,} validation images: {scores}, loss {summary['val_loss']:.4f} {how}."
+    loss = f", loss {summary['val_loss']:.4f}" if "val_loss" in summary else ""
+    return f"On {summary['val_images']:,} validation images: {scores}{loss} {how}."
 
 
 def _calibration(temperature: float | None, found: Calibration | None) -> list[str]:
@@ -197,21 +226,26 @@ def _use(saved: Saved, kind: Kind, counterparts: Mapping[str, str], with_onnx: b
     theirs = kind.pixels and torchvision_fcn(config)
     mean, std = (" ".join(f"{x:g}" for x in values) for values in (config.data.mean, config.data.std))
     parts = [
-        f"Images: {transform_text(config.data, whole=kind.pixels)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
+        f"Images: {transform_text(config, saved.task)}; then subtract {mean} and divide by {std} (RGB, 0 to 255).",
         "`model.safetensors` holds the weights, FP32. `config.json` has the names of the classes in the order of the outputs.",
     ]
     parts += [kind.note] if kind.note else []
     if theirs:
         parts.append(f"It is torchvision's `{theirs}`.")
-    elif kind.pixels or not counterparts:
+    elif kind.title or not counterparts:
         parts.append("timm and torchvision have no such network, though it uses their names.")
     if with_onnx:
         shapes = ("(N, 3, H, W)", ", (N, K, H, W)") if kind.pixels else ("(N, 3, S, S)", "")
-        onnx = f"takes RGB pixels, {shapes[0]} float32, 0 to 255, normalises them itself and gives logits{shapes[1]}."
+        gives = f"logits{shapes[1]}"
+        if kind.boxes:
+            shapes, gives = ("(1, 3, H, W)", ""), "boxes (M, 4), labels (M,) and scores (M,)"
+        onnx = f"takes RGB pixels, {shapes[0]} float32, 0 to 255, normalises them itself and gives {gives}."
         parts.append(f"`model.onnx` {onnx}")
     parts.append("In this folder, with an `image.jpg`:")
     if kind.pixels:
         found = pixel_snippets(config, len(saved.classes))
+    elif kind.boxes:
+        found = box_snippets(config, len(saved.classes))
     else:
         found = snippets(config.model, config.data, counterparts, len(saved.classes), several=kind.several)
     for heading, code in found.items():
@@ -232,6 +266,8 @@ def _images(config: TrainConfig, kind: Kind) -> str:
         factors = f"{segment.scale[0]:g} to {segment.scale[1]:g}"
         scaled = f"of images whose {segment.base_side} side is {segment.base_size} pixels times {factors}"
         return f"squares of {data.image_size} pixels {scaled}"
+    if kind.boxes:
+        return f"whole, the short side {config.detect.base_size} pixels, the long one {config.detect.max_size} at most"
     return f"{data.image_size} pixels, colour {data.color}, crops of {data.area[0]:g} to {data.area[1]:g} of the area"
 
 

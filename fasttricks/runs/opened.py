@@ -108,12 +108,13 @@ def _fitting(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Ten
 
 
 def _outputs(file: Path, weights: Mapping[str, Tensor], config: TrainConfig) -> int:
-    """The number of outputs of the classifier, among `weights`. Raises CheckpointError where it is not there."""
+    """The number of classes of the classifier, among `weights`. Raises CheckpointError where it is not there."""
     model = config.model
     with torch.device("meta"):
-        names = head_names(build_network(config, 2))
+        network = build_network(config, 2)
+    names = head_names(network)
     found = next((name for name in names if name in weights and weights[name].dim()), "")
     if not found:
         rule = f"has no classifier of {model.name} ({' or '.join(names) or 'which has none'}); check --model.name"
         raise CheckpointError(f"weights = {str(file)!r}: {rule}")
-    return len(weights[found])
+    return len(weights[found]) - getattr(network, "background", 0)
