@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import _checks
@@ -135,12 +136,14 @@ def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int)
     return loss_N.sum() / denominator if reduction == "mean" else loss_N.sum()
 
 
-def scale_in_parts(loss_scale: Tensor | float, denominator: Tensor | int) -> tuple[Tensor | None, float]:
-    """SCALE, loss_scale / denominator: the factor that only the device knows, and the factor that the host knows."""
+def scale_in_parts(
+    loss_scale: Tensor | float, denominator: Tensor | int, dtype: torch.dtype
+) -> tuple[Tensor | None, float]:
+    """SCALE, loss_scale / denominator: the factor that only the device knows, in the losses' dtype, and the host's."""
     if isinstance(denominator, int):
         number = 1.0 / max(denominator, 1)  # an empty batch has no gradient to scale
         return (loss_scale, number) if isinstance(loss_scale, Tensor) else (None, loss_scale * number)
-    return loss_scale / denominator, 1.0
+    return loss_scale / denominator.to(dtype), 1.0  # by whole numbers, torch would divide in float32
 
 
 def scale_of_rows(loss_N: Tensor, device_scale_N: Tensor | None, host_scale: float) -> Tensor:

@@ -211,7 +211,9 @@ def cross_entropy_loss_and_grad(
     label_smoothing = one_smoothing(label_smoothing, smoothing)
     labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
     denominator = labels.denominator(reduction)
-    loss_N, grad = _loss_and_grad(logits, *labels, *scale_in_parts(loss_scale, denominator))
+    loss_N, grad = _loss_and_grad(
+        logits, *labels, *scale_in_parts(loss_scale, denominator, reference.wide_dtype(logits.dtype))
+    )
     return reduce_rows(loss_N, reduction, denominator), grad
 
 

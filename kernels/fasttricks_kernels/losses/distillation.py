@@ -123,7 +123,11 @@ def distillation_loss_and_grad(
     weights = checked_weights(temperature, hard_weight, soft_weight)
     denominator = labels.denominator(reduction)
     loss_N, grad = _loss_and_grad(
-        logits, teacher_logits.detach(), *labels, *weights, *scale_in_parts(loss_scale, denominator)
+        logits,
+        teacher_logits.detach(),
+        *labels,
+        *weights,
+        *scale_in_parts(loss_scale, denominator, reference.wide_dtype(logits.dtype)),
     )
     return reduce_rows(loss_N, reduction, denominator), grad
 
