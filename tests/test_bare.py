@@ -47,6 +47,7 @@ NEEDS = {
     "fasttricks.data.sources.demo": "PIL",
     "fasttricks.data.sources.demo_images": "PIL",
     "fasttricks.system.bars": "rich",
+    "fasttricks.reporting.box_page": "PIL",
     "fasttricks.reporting.charts": "PIL",
     "fasttricks.reporting.page": "PIL",
     "fasttricks.reporting.pixel_page": "PIL",

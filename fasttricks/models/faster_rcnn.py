@@ -23,6 +23,8 @@ LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_re
 """The losses of training, by torchvision's names."""
 DIVISOR = 32
 """The sides of a batch are multiples of it, in pixels, as in torchvision."""
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+"""The names of the losses, as torchvision has them."""
 _ROI = 7
 """Side of the features of a region, as in torchvision."""
 
@@ -156,8 +158,10 @@ class Detector(FasterRCNN):  # type: ignore[misc]  # torchvision has no types
         regions = maps["0"].new_zeros(len(images) * self.roi_heads.fg_bg_sampler.batch_size_per_image, 5)
         pooled = roi_align(maps["0"], regions, _ROI, sampling_ratio=2)
         scores, boxes = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
-        parts = (*logits, *deltas, scores, boxes)
-        return {"outline": torch.stack([part.sum() for part in parts]).sum()}
+        judged = (logits, deltas, [scores], [boxes])
+        return {
+            name: torch.stack([part.sum() for part in parts]).sum() for name, parts in zip(LOSSES, judged, strict=True)
+        }
 
 
 def _nothing(model: nn.Module) -> Tensor:

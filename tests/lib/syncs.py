@@ -30,11 +30,13 @@ class NoHostSync(TorchDispatchMode):
 
 
 class NoHostCopy(TorchFunctionMode):
-    """Fails on calls that copy to the host: on the CPU they copy nothing, so that the dispatcher does not see them."""
+    """Fails on calls that copy to the host: on the CPU they copy nothing, so that the dispatcher does not see them.
+
+    numpy() is not among them: it is an error on a GPU's tensor, so code that both devices run takes it after cpu() or not at all.
+    """
 
     COPYING = (
         "cpu",
-        "numpy",
         "tolist",
         "item",
         "__bool__",

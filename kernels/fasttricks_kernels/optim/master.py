@@ -12,7 +12,7 @@ from .. import _checks, reference
 from ._memory import is_dense
 from .sgd import checked_numbers, overflow, sgd_step
 
-BUFFERS = ("momentum_buffer", "master")
+BUFFERS = ("master", "momentum_buffer")
 """A parameter's state, in the wide dtype: torch.optim.SGD's name, and ours."""
 OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 ABSENT: dict[str, Any] = {
