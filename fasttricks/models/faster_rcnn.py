@@ -23,8 +23,6 @@ LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_re
 """The losses of training, by torchvision's names."""
 DIVISOR = 32
 """The sides of a batch are multiples of it, in pixels, as in torchvision."""
-LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-"""The names of the losses, as torchvision has them."""
 _ROI = 7
 """Side of the features of a region, as in torchvision."""
 
