@@ -23,9 +23,9 @@ from fasttricks.reporting.examples import Example, colors
 from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.average_precision import AveragePrecision, BoxScores, Found
 from fasttricks.tasks.detection import DETECTION, detect, truths
+from lib.pages import EVIL, evil_facts
 from lib.tiny import ALONE, FinishedRun, call
 
-EVIL = "<script>document.title='ran'</script>\x1b[31m"
 Rect = tuple[int, int, int, int]
 
 
@@ -150,20 +150,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     counts = some.astype(np.int64)
     content = box_page(
         BoxFacts(
-            name=EVIL,
-            subtitle=EVIL,
-            headline=[],
-            notes=[],
-            rows=(),
-            metrics=(),
-            no_curves="there are none",
-            classes=[f"{EVIL}{k}" for k in range(150)],
-            bad={EVIL: EVIL},
-            config={},
-            config_text=EVIL,
-            recipe=None,
-            command=EVIL,
-            versions={"torch": "2"},
+            **evil_facts(150),
             scores=BoxScores(50.0, 60.0, ap, ap, counts, counts, counts, counts, ap),
             examples={"The worst": [Example(EVIL, "AP 1 %", (grey, grey))]},
             least_score=0.5,

@@ -20,9 +20,8 @@ from fasttricks.reporting.pixel_page import PixelFacts, pixel_page
 from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.pixel_counts import PixelCounts, PixelScores
 from fasttricks.tasks.segmentation import SEGMENTATION
+from lib.pages import EVIL, evil_facts
 from lib.tiny import ALONE, call
-
-EVIL = "<script>document.title='ran'</script>\x1b[31m"
 
 
 def pictures(content: str) -> list[Image.Image]:
@@ -102,20 +101,7 @@ def test_many_classes_are_a_picture_and_names_are_text(tmp_path: Path) -> None:
     grey = Image.new("RGB", (20, 10))
     content = pixel_page(
         PixelFacts(
-            name=EVIL,
-            subtitle=EVIL,
-            headline=[],
-            notes=[],
-            rows=(),
-            metrics=(),
-            no_curves="there are none",
-            classes=[f"{EVIL}{k}" for k in range(150)],
-            bad={EVIL: EVIL},
-            config={},
-            config_text=EVIL,
-            recipe=None,
-            command=EVIL,
-            versions={"torch": "2"},
+            **evil_facts(150),
             scores=PixelScores(50.0, 60.0, iou, confusion),
             examples={"The worst": [Example(EVIL, "IoU 1 %", (grey, grey, grey))]},
         )

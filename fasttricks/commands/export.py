@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fasttricks.commands import prog
 from fasttricks.commands.by_task import commands_of
@@ -60,7 +60,7 @@ def write_safetensors(model: nn.Module, path: Path, metadata: dict[str, str]) ->
 
 
 def from_pixels(model: nn.Module, data: DataConfig) -> nn.Module:
-    """`model` behind the normalisation of `data`: (N, 3, H, W) float32 RGB pixels, 0 to 255, to its logits."""
+    """`model` behind the normalisation of `data`, evaluating: (N, 3, H, W) float32 RGB pixels, 0 to 255, to its outputs."""
     import torch
     from torch import nn
 
@@ -74,9 +74,8 @@ def from_pixels(model: nn.Module, data: DataConfig) -> nn.Module:
             for name, values in (("mean", data.mean), ("std", data.std)):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
-        def forward(self, pixels: Tensor) -> Tensor:
-            logits: Tensor = self.model((pixels - self.mean) / self.std)
-            return logits
+        def forward(self, pixels: Tensor) -> Any:
+            return self.model((pixels - self.mean) / self.std)
 
     return FromPixels().eval()
 

@@ -25,24 +25,22 @@ def from_pixels(model: nn.Module, config: TrainConfig) -> nn.Module:
     """`model`, a Detector, behind its normalisation, in evaluation mode: (1, 3, H, W) float32 RGB pixels, 0 to 255, to boxes
     (M, 4) in them, labels (M,) int64 from 0, scores (M,), the surest first.
     """
-    import torch
     from torch import nn
 
-    class FromPixels(nn.Module):
-        mean: Tensor
-        std: Tensor
+    from fasttricks.commands import export
+
+    class OfOne(nn.Module):
+        """The detections on one image, as three tensors."""
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            for name, values in (("mean", config.data.mean), ("std", config.data.std)):
-                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
-        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            (found,) = self.model([(pixels[0] - self.mean) / self.std])
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            (found,) = self.model([images[0]])
             return found["boxes"], found["labels"] - 1, found["scores"]
 
-    return FromPixels().eval()
+    return export.from_pixels(OfOne(), config.data)
 
 
 def write_boxes_onnx(model: nn.Module, path: Path, config: TrainConfig, metadata: dict[str, str], opset: int) -> None:

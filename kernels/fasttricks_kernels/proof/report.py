@@ -60,9 +60,7 @@ def _compiled(chosen: list[Case], architectures: list[int]) -> Iterator[tuple[Ca
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = []
         for case in chosen:
-            launches = record_launches(
-                case.run
-            )  # here: the recorder takes the place of Triton's launch for all threads
+            launches = record_launches(case.run)  # not in a thread: it takes the place of Triton's launch in all
             waiting.append([pool.submit(inspect, launch, arch) for launch in launches for arch in architectures])
         try:
             for case, codes in zip(chosen, waiting, strict=True):
