@@ -15,10 +15,11 @@ from fasttricks.data.boxes.places import BoxSplit, open_box_split, open_boxes
 from fasttricks.data.boxes.source import Boxes, BoxSource
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Learner, TaskFacts
-from fasttricks.learning.precision import Autocast, image_dtype
+from fasttricks.learning.precision import Autocast
 from fasttricks.models.detector import build_detector
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+from fasttricks.tasks.annotated import training_options, validation_options
 from fasttricks.tasks.average_precision import AveragePrecision, BoxScores, Found
 
 if TYPE_CHECKING:
@@ -62,18 +63,7 @@ class Detection:
         """Whole images, mirrored at random."""
         from fasttricks.data.boxes.loader import BoxLoader  # torchvision, which networks and losses can do without
 
-        return BoxLoader(
-            cast(BoxSource, source),
-            config.data,
-            config.detect,
-            training=True,
-            batch_size=config.micro_batch_size(world.size),
-            device=world.device,
-            dtype=image_dtype(config.precision, world.device),
-            seed=config.seed,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        return BoxLoader(cast(BoxSource, source), config.data, config.detect, **training_options(config, world))
 
     def val_batches(
         self, config: TrainConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
@@ -81,17 +71,7 @@ class Detection:
         """Whole images, one a batch. batch_size: has no effect."""
         from fasttricks.data.boxes.loader import BoxLoader
 
-        return BoxLoader(
-            cast(BoxSource, source),
-            config.data,
-            config.detect,
-            training=False,
-            batch_size=1,
-            device=world.device,
-            dtype=dtype,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        return BoxLoader(cast(BoxSource, source), config.data, config.detect, **validation_options(world, dtype))
 
     def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """As models.detector.build_detector."""

@@ -17,10 +17,11 @@ from fasttricks.data.masks.source import IGNORED, MaskSource
 from fasttricks.data.sources import Source
 from fasttricks.learning.class_weights import BALANCED
 from fasttricks.learning.learner import Learner, TaskFacts
-from fasttricks.learning.precision import Autocast, image_dtype
+from fasttricks.learning.precision import Autocast
 from fasttricks.models.fcn import build_fcn
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
+from fasttricks.tasks.annotated import training_options, validation_options
 from fasttricks.tasks.pixel_counts import PixelCounts, PixelScores
 from fasttricks.tasks.pixels import pixel_loss, pixel_scores, resized_in_bands
 
@@ -59,18 +60,7 @@ class Segmentation:
         """Squares of data.image_size, cut out of images that were scaled at random."""
         from fasttricks.data.masks.loader import MaskLoader  # torchvision, which networks and losses can do without
 
-        return MaskLoader(
-            cast(MaskSource, source),
-            config.data,
-            config.segment,
-            training=True,
-            batch_size=config.micro_batch_size(world.size),
-            device=world.device,
-            dtype=image_dtype(config.precision, world.device),
-            seed=config.seed,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        return MaskLoader(cast(MaskSource, source), config.data, config.segment, **training_options(config, world))
 
     def val_batches(
         self, config: TrainConfig, source: Source, world: World, *, batch_size: int, dtype: torch.dtype
@@ -78,18 +68,7 @@ class Segmentation:
         """Whole images, one a batch, and their masks at full size. batch_size: has no effect."""
         from fasttricks.data.masks.loader import MaskLoader
 
-        return MaskLoader(
-            cast(MaskSource, source),
-            config.data,
-            config.segment,
-            training=False,
-            batch_size=1,
-            device=world.device,
-            dtype=dtype,
-            seed=0,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        return MaskLoader(cast(MaskSource, source), config.data, config.segment, **validation_options(world, dtype))
 
     def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """As models.fcn.build_fcn."""

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,8 +22,24 @@ from fasttricks.data.sources.bad import name_bad, require_few_bad
 from fasttricks.data.sources.errors import DataError
 from fasttricks.system.process import threads_per_rank
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired, Unpack  # in typing from Python 3.11 on
+
 B = TypeVar("B")
 """A batch on the device."""
+
+
+class LoaderOptions(TypedDict):
+    """The arguments by name of an AnnotatedLoader, which describes them."""
+
+    training: bool
+    batch_size: int
+    device: torch.device
+    dtype: NotRequired[torch.dtype]
+    seed: NotRequired[int]
+    rank: NotRequired[int]
+    world_size: NotRequired[int]
+    workers: NotRequired[int | None]
 
 
 class AnnotatedLoader(ABC, Generic[C, D, B]):
@@ -41,9 +57,9 @@ class AnnotatedLoader(ABC, Generic[C, D, B]):
         training: as above.
         batch_size: images of this rank a step in training, 1 or more. Validation has one.
         device: the device of the batches.
-        dtype: the dtype of the images.
-        seed: of order and views, 0 or more, equal on all ranks.
-        rank, world_size: which of how many equal parts of each epoch this is.
+        dtype: the dtype of the images; float32 by default.
+        seed: of order and views, 0 or more, equal on all ranks; 0 by default.
+        rank, world_size: which of how many equal parts of each epoch this is; 0 of 1 by default.
         workers: processes that decode and transform, 0 for this process; None: config.threads, or the cores of this rank.
 
     Raises DataError for fewer images than ranks, and for more bad files than config.max_bad allows, while iterating too;
@@ -56,27 +72,16 @@ class AnnotatedLoader(ABC, Generic[C, D, B]):
     note = ""
     operators = "torchvision"
 
-    def __init__(
-        self,
-        source: AnnotatedSource,
-        config: DataConfig,
-        *,
-        training: bool,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        seed: int,
-        rank: int,
-        world_size: int,
-        workers: int | None,
-    ) -> None:
+    def __init__(self, source: AnnotatedSource, config: DataConfig, **options: Unpack[LoaderOptions]) -> None:
+        training, seed, rank = options["training"], options.get("seed", 0), options.get("rank", 0)
+        world_size, workers = options.get("world_size", 1), options.get("workers")
         rule = f"must be {' or '.join(INTERPOLATIONS)} for masks and boxes"
         require(config.interpolation in INTERPOLATIONS, "data.interpolation", config.interpolation, rule, ConfigError)
-        batch_size = batch_size if training else 1
+        batch_size = options["batch_size"] if training else 1
         self.shards = Shards(num_images=len(source), batch_size=batch_size, world_size=world_size, source=source.place)
         self._source, self._config = source, config
         self._training, self._seed, self._rank = training, seed, rank
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype = options["device"], options.get("dtype", torch.float32)
         self._workers = (config.threads or threads_per_rank()) if workers is None else workers
         self._must_agree: dict[str, Any] = {
             "training": training,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fasttricks.config import DataConfig, DetectConfig
-from fasttricks.data.annotated.loader import AnnotatedLoader
+from fasttricks.data.annotated.loader import AnnotatedLoader, LoaderOptions
 from fasttricks.data.annotated.pixels import normalise
 from fasttricks.data.annotated.samples import Drawn
 from fasttricks.data.boxes.batch import BoxBatch
@@ -15,6 +17,9 @@ from fasttricks.data.boxes.samples import BoxSamples, Shown
 from fasttricks.data.boxes.source import BoxSource
 from fasttricks.data.sources.bad import name_bad
 from fasttricks.system.transfer import to_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class BoxLoader(AnnotatedLoader[Shown, list[Shown], BoxBatch]):
@@ -28,32 +33,9 @@ class BoxLoader(AnnotatedLoader[Shown, list[Shown], BoxBatch]):
     """
 
     def __init__(
-        self,
-        source: BoxSource,
-        config: DataConfig,
-        detect: DetectConfig,
-        *,
-        training: bool,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int | None = None,
+        self, source: BoxSource, config: DataConfig, detect: DetectConfig, **options: Unpack[LoaderOptions]
     ) -> None:
-        super().__init__(
-            source,
-            config,
-            training=training,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            workers=workers,
-        )
+        super().__init__(source, config, **options)
         self._boxes, self._detect = source, detect
 
     @property

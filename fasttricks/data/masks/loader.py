@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fasttricks.config import DataConfig, SegmentConfig, show_name
-from fasttricks.data.annotated.loader import AnnotatedLoader
+from fasttricks.data.annotated.loader import AnnotatedLoader, LoaderOptions
 from fasttricks.data.annotated.pixels import normalise
 from fasttricks.data.annotated.samples import Drawn
 from fasttricks.data.masks.batch import MaskBatch
 from fasttricks.data.masks.samples import MaskSamples, Shown, join
 from fasttricks.data.masks.source import MaskSource
 from fasttricks.system.transfer import to_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MaskLoader(AnnotatedLoader[Shown, Shown | None, MaskBatch]):
@@ -30,36 +33,13 @@ class MaskLoader(AnnotatedLoader[Shown, Shown | None, MaskBatch]):
     """
 
     def __init__(
-        self,
-        source: MaskSource,
-        config: DataConfig,
-        segment: SegmentConfig,
-        *,
-        training: bool,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int | None = None,
+        self, source: MaskSource, config: DataConfig, segment: SegmentConfig, **options: Unpack[LoaderOptions]
     ) -> None:
-        super().__init__(
-            source,
-            config,
-            training=training,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            workers=workers,
-        )
+        super().__init__(source, config, **options)
         self._masks, self._segment = source, segment
         self._classes: NDArray[np.bool_] | None = None
         """The classes that the masks of this epoch have, from its first batch on; None: not to be told."""
-        self._tells = training and not rank
+        self._tells = self._training and not self._rank
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As AnnotatedLoader.load_state_dict."""
