@@ -7,6 +7,7 @@ torch's list in a slow test. The properties are those of torch's test_optim.py a
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 import warnings
@@ -403,6 +404,34 @@ REFUSED: list[tuple[str, type[BaseException], str, Any, Options]] = [
 def test_bad_arguments_are_refused(error: type[BaseException], words: str, params: Any, options: Options) -> None:
     with pytest.raises(error, match=words):
         fk.MasterSGD([one()] if params is None else params, **options)
+
+
+@every_input
+def test_a_parameter_that_is_listed_twice_is_updated_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One update after the other: within a launch the programs run at once, and would write it in any order.
+
+    torch's own has two momentum buffers in the first step, of which it keeps the last; so it is compared with two of its steps.
+    """
+    master = importlib.import_module("fasttricks_kernels.optim.master")
+    launched: list[list[int]] = []
+
+    def spy(weights: list[Tensor], *args: Any, **options: Any) -> None:
+        launched.append([w.data_ptr() for w in weights])
+        sgd_step(weights, *args, **options)
+
+    sgd_step = master.sgd_step
+    monkeypatch.setattr(master, "sgd_step", spy)
+    ours, theirs = draw(), draw()
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = fk.MasterSGD([*ours, ours[0]], **INPUTS[name])
+    sgd = torch.optim.SGD(theirs, **INPUTS[name])
+    for seed in range(3):
+        steps(optimizer, ours, 1, seed)
+        steps(sgd, theirs, 1, seed)
+        theirs[1].grad = None
+        sgd.step()
+    assert_equal(ours, theirs)
+    assert sum(map(len, launched)) == 3 * 3 and all(len(set(one)) == len(one) for one in launched)
 
 
 def test_a_group_that_is_refused_is_not_added() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -254,8 +255,10 @@ def _on(device: torch.device, scalar: Any) -> Any:
 
 
 def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """By dtype and device."""
-    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    """By dtype and device; a parameter that comes again is in a list of its own, as the programs of a launch run at once."""
+    groups: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
+    times: Counter[Tensor] = Counter()
     for param in params:
-        groups.setdefault((param.dtype, param.device), []).append(param)
+        groups.setdefault((param.dtype, param.device, times[param]), []).append(param)
+        times[param] += 1
     return list(groups.values())

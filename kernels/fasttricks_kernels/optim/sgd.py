@@ -78,7 +78,7 @@ def sgd_step(
 
     Args:
         weights: the model's parameters, of one dtype (float16, bfloat16, float32 or float64) and on one device; each
-            dense in memory, in any dimension order.
+            dense in memory, in any dimension order. No two share memory: on a GPU all are updated at once.
         grads: like weights, in shape, dtype and device; copied first where their strides are others, or sparse.
         masters: float32, like weights, strides included; or [] for float32 and float64 weights, which are then their own.
         momenta: float32 (float64 for float64 weights), like weights, strides included; zeros before the first step.
