@@ -181,13 +181,19 @@ def test_another_number_of_classes_is_refused(
 
 
 @pytest.mark.usefixtures("no_run")
-@pytest.mark.parametrize("more", [("--ranks", "2"), ("--accumulate", "2")])
-def test_cuda_graphs_are_refused_before_the_first_run(
-    more: tuple[str, str], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ("--compile reduce-overhead --ranks 2", "compile = 'reduce-overhead': "),
+        ("--compile reduce-overhead --accumulate 2", "compile = 'reduce-overhead': "),
+        ("--ranks 3", "global_batch_size = 16: must be a multiple of ranks x accumulate (3 x 1); the nearest is 15"),
+    ],
+)
+def test_a_run_that_would_fail_is_refused_before_the_first(
+    more: str, words: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = arguments(tiny_data, tmp_path / "a", "--compile", "reduce-overhead", *more)
-    assert call(ablate.main, *args) == 2
-    assert "error: compile = 'reduce-overhead': " in capsys.readouterr().err
+    assert call(ablate.main, *arguments(tiny_data, tmp_path / "a", *more.split())) == 2
+    assert f"error: {words}" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fasttricks.commands import export, predict
-from fasttricks.config import DataConfig, ModelConfig, TrainConfig
+from fasttricks.config import DataConfig, ModelConfig, TrainConfig, replace_fields
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.pipeline.reference import validation_pixels
 from fasttricks.models import build_model
@@ -129,6 +129,22 @@ def test_a_card_without_a_run_folder_does_not_claim_half_precision() -> None:
     assert "low_precision" not in card
     assert "| precision | not known: auto is fp16 on CUDA and fp32 on the CPU |" in card
     assert "```python" in card and "onnx" not in card
+
+
+@pytest.mark.parametrize(
+    "teacher, named",
+    [
+        ("/home/me/runs/big", "big"),
+        ("runs/big/", "big"),
+        ("../big/best.pt", "best.pt"),
+        ("timm:hf_hub:timm/resnet50.a1_in1k", "timm:hf_hub:timm/resnet50.a1_in1k"),
+    ],
+)
+def test_a_card_names_the_teacher_without_its_folders(teacher: str, named: str) -> None:
+    config = replace_fields(RECIPES["resnet50d-tricks"](), {"distill.teacher": teacher, "distill.digest": "abc"})
+    source = dataclasses.replace(saved(ModelConfig(name="resnet18d"), 40), config=config)
+    card = model_card(source, CLASSIFICATION.metrics_of(40), {}, None, with_onnx=False)
+    assert f"| teacher | {named}, weights abc |" in card
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -54,10 +54,11 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def check_runs(jobs: Sequence[Job]) -> None:
-    """Raise ConfigError as check_compile where it would refuse one of the runs, and for early stopping."""
+    """Raise ConfigError where a run's ranks do not divide its batch, as check_compile, and for early stopping."""
     rule = "would give the cells of a table runs of unlike length; leave it at 0"
     for job in jobs:
         require(job.config.eval.patience == 0, "eval.patience", job.config.eval.patience, rule)
+        job.config.micro_batch_size(job.ranks)
         check_compile(job.config.compile, ranks=job.ranks, accumulate=job.config.accumulate)
 
 

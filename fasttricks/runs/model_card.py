@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttricks.config import ConfigError, DataConfig, ModelConfig, TrainConfig, model_info, show_name
+from fasttricks.config import (
+    TIMM,
+    TORCHVISION,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    model_info,
+    show_name,
+)
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.runs.box_snippets import box_snippets
 from fasttricks.runs.calibration import Calibration
@@ -271,6 +280,11 @@ def _images(config: TrainConfig, kind: Kind) -> str:
     return f"{data.image_size} pixels, colour {data.color}, crops of {data.area[0]:g} to {data.area[1]:g} of the area"
 
 
+def _name_of(weights: str) -> str:
+    """`weights` without the folders of this machine, which a published card must not tell."""
+    return weights if weights.startswith((TIMM, TORCHVISION)) else Path(weights).name
+
+
 def _training(config: TrainConfig, kind: Kind, summary: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     schedule = config.schedule
     precision = summary.get("precision", config.precision)
@@ -285,7 +299,7 @@ def _training(config: TrainConfig, kind: Kind, summary: Mapping[str, Any], versi
         "seed": f"{config.seed}",
     }
     if config.distill.teacher:
-        rows["teacher"] = f"{config.distill.teacher}, weights {config.distill.digest}"
+        rows["teacher"] = f"{_name_of(config.distill.teacher)}, weights {config.distill.digest}"
     if summary:
         rows["hardware"] = f"{summary['ranks']} x {summary['device']}, {summary['train_seconds']:,.0f} s of training"
     if versions:
