@@ -156,7 +156,7 @@ def check_label_values(name: str, labels_N: Tensor, num_classes: int, ignore_ind
     labels_N = labels_N.long()
     bad_N = (labels_N < 0) | (labels_N >= num_classes)
     if ignore_index is not None:
-        bad_N &= labels_N != ignore_index
+        bad_N = bad_N & (labels_N != ignore_index)  # not in place, which torch.func.functionalize refuses
     if bad_N.any():
         row = int(bad_N.nonzero()[0])
         ignored = "" if ignore_index is None else f", or ignore_index = {ignore_index}"

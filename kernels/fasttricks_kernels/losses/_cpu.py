@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import _checks, native, reference
 from .._launch import dense_rows
 from ..reference import wide
-from ._options import Labels, Weights, named
+from ._options import Ignored, Labels, Weights, named
 
 SOURCE = Path(__file__).with_name("losses.c")
 LOGITS_A_THREAD = 32_768  # as torch has it
@@ -37,6 +37,8 @@ class Batch(ctypes.Structure):
         ("stride", ctypes.c_int64),
         ("target", ctypes.c_void_p),
         ("target_b", ctypes.c_void_p),
+        ("target_bytes", ctypes.c_int32),
+        ("target_b_bytes", ctypes.c_int32),
         ("lam", ctypes.c_void_p),
         ("lam_stride", ctypes.c_int64),
         ("ignore", ctypes.c_int64),
@@ -50,8 +52,14 @@ class Batch(ctypes.Structure):
         ("grad", ctypes.c_void_p),
         ("chunk", ctypes.c_int64),
         ("next", ctypes.c_int64),
+        ("ignored", ctypes.c_int64),
+        ("ignored_b", ctypes.c_int64),
+        ("weightless", ctypes.c_int64),
         ("status", ctypes.c_int32),
     )
+
+
+Result = tuple[Tensor, Tensor, Ignored | None]
 
 
 @functools.cache
@@ -91,15 +99,17 @@ def checked(labels: Labels, num_classes: int) -> Labels:
     return labels._replace(ignore_index=used)
 
 
-def cross_entropy(logits_NK: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-    """(N,) losses, and (N, K) the gradient of their sum, in the losses' dtype."""
-    return _loss_and_grad(reference.cross_entropy, reference.cross_entropy_grad, (logits_NK,), labels)
+def cross_entropy(logits_NK: Tensor, labels: Labels, *, want_grad: bool = True) -> Result:
+    """(N,) losses; (N, K) the gradient of their sum, in the losses' dtype, empty if not wanted; counts, where C has counted."""
+    return _loss_and_grad(reference.cross_entropy, reference.cross_entropy_grad, (logits_NK,), labels, None, want_grad)
 
 
-def distillation(logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights) -> tuple[Tensor, Tensor]:
+def distillation(
+    logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights, *, want_grad: bool = True
+) -> Result:
     """As cross_entropy."""
     rows = logits_NK, teacher_NK
-    return _loss_and_grad(reference.distillation, reference.distillation_grad, rows, labels, weights)
+    return _loss_and_grad(reference.distillation, reference.distillation_grad, rows, labels, weights, want_grad)
 
 
 def _loss_and_grad(
@@ -107,63 +117,77 @@ def _loss_and_grad(
     grad: Callable[..., Tensor],
     rows: tuple[Tensor, ...],
     labels: Labels,
-    weights: Weights | None = None,
-) -> tuple[Tensor, Tensor]:
+    weights: Weights | None,
+    want_grad: bool,
+) -> Result:
     """In C where that can be had, else by reference.py's `loss` and `grad`."""
-    _checks.check_lam_values(labels.lam_N)
     logits_NK = rows[0]
     function = compiled() if logits_NK.dtype != torch.float64 else None
     if function is not None:
-        return _by_c(function, rows, labels, weights or NO_TEACHER)
+        return _by_c(function, rows, labels, weights or NO_TEACHER, want_grad)
+    _checks.check_lam_values(labels.lam_N)
     by_name = named(checked(labels, logits_NK.shape[1]), weights)
     loss_N = loss(*rows, **by_name)
-    return loss_N, grad(torch.ones_like(loss_N), wide(logits_NK), *rows[1:], **by_name)
+    if not want_grad:
+        return loss_N, loss_N.new_empty(0), None
+    return loss_N, grad(torch.ones_like(loss_N), wide(logits_NK), *rows[1:], **by_name), None
 
 
 def _by_c(
-    function: Callable[[Batch, int], int], rows: tuple[Tensor, ...], labels: Labels, weights: Weights
-) -> tuple[Tensor, Tensor]:
+    function: Callable[[Batch, int], int], rows: tuple[Tensor, ...], labels: Labels, weights: Weights, want_grad: bool
+) -> Result:
     # named, to live as long as their addresses are in use
     rows_NK = dense_rows(wide(rows[0]))
     teacher_NK = wide(rows[1]).contiguous() if len(rows) > 1 else None
-    target_N = labels.target.long().contiguous()
-    target_b_N = None if labels.target_b is None else labels.target_b.long().contiguous()
+    target_N = labels.target.contiguous()
+    target_b_N = None if labels.target_b is None else labels.target_b.contiguous()
     lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
     lam = ctypes.c_float(labels.lam)
     num_rows, num_classes = rows_NK.shape
-    loss_N, grad_NK = rows_NK.new_empty(num_rows), rows_NK.new_empty(num_rows, num_classes)
+    if labels.lam_N is not None and (
+        num_rows == 0 or labels.lam_N.dtype == torch.float64
+    ):  # rounded, it may be in range
+        _checks.check_lam_values(labels.lam_N)
+    loss_N, grad_NK = rows_NK.new_empty(num_rows), rows_NK.new_empty(rows_NK.shape if want_grad else 0)
     batch = Batch(
         N=num_rows,
         K=num_classes,
         logits=rows_NK.data_ptr(),
         stride=rows_NK.stride(0),
         target=target_N.data_ptr(),
-        target_b=None if target_b_N is None else target_b_N.data_ptr(),
+        target_bytes=target_N.element_size(),
         lam=ctypes.addressof(lam) if lam_N is None else lam_N.data_ptr(),
-        lam_stride=0 if lam_N is None else lam_N.dim(),
         ignore=labels.ignore_index or 0,
         has_ignore=labels.ignore_index is not None,
         uniform=labels.uniform,
-        teacher=None if teacher_NK is None else teacher_NK.data_ptr(),
-        temperature=weights.temperature,
-        hard=weights.hard_weight,
-        soft=weights.soft_weight,
         loss=loss_N.data_ptr(),
-        grad=grad_NK.data_ptr(),
+        grad=grad_NK.data_ptr() if want_grad else None,
         chunk=max(1, LOGITS_A_THREAD // 4 // num_classes),
     )
-    threads = min(torch.get_num_threads(), rows_NK.numel() // LOGITS_A_THREAD)
-    status = function(batch, threads)
+    if target_b_N is not None:
+        batch.target_b, batch.target_b_bytes = target_b_N.data_ptr(), target_b_N.element_size()
+        batch.lam_stride = 0 if lam_N is None else lam_N.dim()
+    if teacher_NK is not None:
+        batch.teacher = teacher_NK.data_ptr()
+        batch.temperature, batch.hard, batch.soft = weights
+    status = function(batch, min(torch.get_num_threads(), rows_NK.numel() // LOGITS_A_THREAD))
     if status == 1:
+        _checks.check_lam_values(labels.lam_N)
         checked(labels, num_classes)
-        raise AssertionError("a label is out of range by losses.c, but not by _checks")
+        raise AssertionError("a label or lam is out of range by losses.c, but not by _checks")
     if status:
-        raise MemoryError(f"no room for two rows of {num_classes} numbers a thread")
-    return loss_N, grad_NK
+        raise MemoryError(f"no room for three rows of {num_classes} numbers a thread")
+    return loss_N, grad_NK, Ignored(batch.ignored, batch.ignored_b, batch.weightless)
 
 
-def scale_(grad_NK: Tensor, scale_N: Tensor, labels: Labels, *, in_place: bool = True) -> Tensor:
-    """The gradient of a loss times a number a row, in place if asked; 0, and not 0 * inf, in ignored rows."""
-    if labels.ignored is not None:
-        scale_N = torch.where(labels.ignored, 0, scale_N)
-    return grad_NK.mul_(scale_N[:, None]) if in_place else grad_NK * scale_N[:, None]
+def scale_(
+    grad_NK: Tensor, scale: Tensor | float, labels: Labels, ignored: Ignored | None = None, *, in_place: bool = True
+) -> Tensor:
+    """The gradient of a loss times a number, or one a row, in place if asked; 0, and not 0 * inf, in ignored rows."""
+    if ignored is None or ignored.rows:
+        zero_N = labels.ignored
+        if zero_N is not None:
+            scale = torch.where(zero_N, 0, torch.as_tensor(scale, dtype=grad_NK.dtype))
+    if isinstance(scale, Tensor) and scale.dim():
+        scale = scale[:, None]
+    return grad_NK.mul_(scale) if in_place else grad_NK * scale

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class Loss:
     """Their schema."""
     launch: Callable[..., tuple[Tensor, Tensor]]
     """The kernel: (*rows, *options, *SCALE) -> losses, scaled gradient; want_loss or want_grad=False leaves one out."""
-    on_cpu: Callable[..., tuple[Tensor, Tensor]]
-    """(*rows, *options) -> losses, gradient of their sum in their dtype."""
+    on_cpu: Callable[..., _cpu.Result]
+    """(*rows, *options) -> losses, gradient of their sum in their dtype, counts; want_grad=False leaves the gradient out."""
     values: Callable[..., Tensor]
     """reference.py's losses: (*rows, **named(*options))."""
     grad: Callable[..., Tensor]
@@ -63,13 +63,20 @@ class Loss:
         return arguments[:first], (labels, Weights(*weights)) if weights else (labels,)
 
 
-def make_operators(loss: Loss) -> tuple[Callable[..., tuple[Tensor, Any]], Callable[..., tuple[Tensor, Tensor]]]:
-    """Registers all three, once a process; returns the two that a public function calls: forward and loss_and_grad.
+class Operators(NamedTuple):
+    """What _eager.py calls where it does not launch itself."""
 
-    Both leave the operator for plain PyTorch where torch.func transforms the call.
-    """
+    forward: Callable[..., tuple[Tensor, Any]]
+    loss_and_grad: Callable[..., tuple[Tensor, Tensor]]
+    pull: Callable[..., Tensor]
+    """The gradient of the logits, differentiable itself: (ctx, grad_loss_N, kept, arguments)."""
+
+
+def make_operators(loss: Loss) -> Operators:
+    """Registers all three, once a process. Where torch.func transforms the call, plain PyTorch takes the operator's place."""
     forward, backward = _make_forward(loss), _make_backward(loss)
-    _differentiate_forward(loss, forward, backward)
+    pull = _make_pull(loss, backward)
+    _differentiate_forward(loss, forward, pull)
     _differentiate_backward(loss, backward)
     loss_and_grad = _make_loss_and_grad(loss)
 
@@ -81,7 +88,7 @@ def make_operators(loss: Loss) -> tuple[Callable[..., tuple[Tensor, Any]], Calla
             return _plain_loss_and_grad(loss, (logits, *others))
         return loss_and_grad(logits.detach(), *others)
 
-    return either_forward, either_loss_and_grad
+    return Operators(either_forward, either_loss_and_grad, pull)
 
 
 # ------------------------------------------------------------------------------------------------------ torch.func
@@ -127,7 +134,7 @@ def _make_forward(loss: Loss) -> CustomOpDef:
         if runs_triton(logits):
             return loss.launch(*rows, *options, want_grad=False)[0], logits.new_empty(0)
         if logits.is_cpu:
-            return loss.on_cpu(*rows, *options)
+            return loss.on_cpu(*rows, *options)[:2]
         return loss.values(*rows, **named(*options)), logits.new_empty(0)
 
     @forward.register_fake
@@ -164,23 +171,27 @@ def _make_loss_and_grad(loss: Loss) -> CustomOpDef:
     @custom_op(f"{NAMESPACE}::{loss.name}_loss_and_grad", mutates_args=(), schema=schema)
     def loss_and_grad(*arguments) -> tuple[Tensor, Tensor]:
         *inputs, device_scale_N, host_scale = arguments
-        rows, options = loss.split(inputs)
-        logits = rows[0]
-        if runs_triton(logits):
-            return loss.launch(*rows, *options, device_scale_N, host_scale)
-        if logits.is_cpu:
-            losses, grad = loss.on_cpu(*rows, *options)
-            scale_N = scale_of_rows(losses, device_scale_N, host_scale)
-            return losses, _cpu.scale_(grad, scale_N, options[0]).to(logits.dtype)
-        losses = loss.values(*rows, **named(*options))
-        scale_N = scale_of_rows(losses, device_scale_N, host_scale)
-        return losses, loss.grad(scale_N, *rows, **named(*options))
+        return in_one_pass(loss, *loss.split(inputs), device_scale_N, host_scale)
 
     @loss_and_grad.register_fake
     def _(logits, *others) -> tuple[Tensor, Tensor]:
         return _empty_losses(logits), _empty_grad(logits)
 
     return loss_and_grad
+
+
+def in_one_pass(
+    loss: Loss, rows: Sequence[Tensor], options: Options, device_scale_N: Tensor | None, host_scale: float
+) -> tuple[Tensor, Tensor]:
+    logits = rows[0]
+    if runs_triton(logits):
+        return loss.launch(*rows, *options, device_scale_N, host_scale)
+    if logits.is_cpu:
+        losses, grad, _ = loss.on_cpu(*rows, *options)
+        scale_N = scale_of_rows(losses, device_scale_N, host_scale)
+        return losses, _cpu.scale_(grad, scale_N, options[0]).to(logits.dtype)
+    losses = loss.values(*rows, **named(*options))
+    return losses, loss.grad(scale_of_rows(losses, device_scale_N, host_scale), *rows, **named(*options))
 
 
 def _empty_losses(logits: Tensor) -> Tensor:
@@ -194,7 +205,25 @@ def _empty_grad(logits: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- autograd
 
 
-def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpDef) -> None:
+def _make_pull(loss: Loss, backward: CustomOpDef) -> Callable[..., Tensor]:
+    def pull(ctx: Any, grad_loss: Tensor, kept: Tensor, arguments: Sequence[Any]) -> Tensor:
+        logits = arguments[0]
+        if transformed(grad_loss):
+            (grad,) = torch.func.vjp(lambda z: _plain_losses(loss, (z, *arguments[1:])), logits)[1](grad_loss)
+            return grad
+        if not _may_spend(kept):
+            return backward(grad_loss, kept, *arguments)
+        rows, options = loss.split(arguments)
+        grad = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
+        if is_batched(grad_loss):
+            return _cpu.scale_(grad, grad_loss, options[0], in_place=False).to(logits.dtype)
+        ctx.spent = True
+        return _cpu.scale_(grad, grad_loss, options[0]).to(logits.dtype)
+
+    return pull
+
+
+def _differentiate_forward(loss: Loss, forward: CustomOpDef, pull: Callable[..., Tensor]) -> None:
     num_tensors = len(loss.rows) + LABEL_TENSORS  # come first; the other arguments are numbers
 
     def save(ctx, inputs, output) -> None:
@@ -207,21 +236,8 @@ def _differentiate_forward(loss: Loss, forward: CustomOpDef, backward: CustomOpD
     def vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
         kept, *tensors = ctx.saved_tensors
         arguments = *tensors, *ctx.numbers
-        nothing = (None,) * (len(arguments) - 1)
-        if grad_loss is None:
-            return None, *nothing
-        if transformed(grad_loss):
-            pull = torch.func.vjp(lambda z: _plain_losses(loss, (z, *arguments[1:])), arguments[0])[1]
-            return *pull(grad_loss), *nothing
-        if not _may_spend(kept):
-            return backward(grad_loss, kept, *arguments), *nothing
-        rows, options = loss.split(arguments)
-        logits = rows[0]
-        grad = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
-        if is_batched(grad_loss):
-            return _cpu.scale_(grad, grad_loss, options[0], in_place=False).to(logits.dtype), *nothing
-        ctx.spent = True
-        return _cpu.scale_(grad, grad_loss, options[0]).to(logits.dtype), *nothing
+        grad = None if grad_loss is None else pull(ctx, grad_loss, kept, arguments)
+        return grad, *[None] * (len(arguments) - 1)
 
     forward.register_autograd(vjp, setup_context=save)
 

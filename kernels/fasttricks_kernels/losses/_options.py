@@ -36,6 +36,11 @@ class Labels(NamedTuple):
     ignore_index: int | None = None
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The first LABEL_TENSORS fields."""
+        return self.target, self.target_b, self.lam_N
+
+    @property
     def share(self) -> Tensor | float:
         """The weight of `target`."""
         return self.lam if self.lam_N is None else self.lam_N
@@ -61,18 +66,36 @@ class Labels(NamedTuple):
             return ignored_N
         return (ignored_N | (share == 0)) & ((self.target_b.long() == self.ignore_index) | (share == 1))
 
-    def denominator(self, reduction: Reduction) -> Tensor | int:
-        """Divisor of the summed loss: for a mean the weight of the labels that are not ignored, on their device."""
+    def denominator(self, reduction: Reduction, ignored: Ignored | None = None) -> Tensor | float:
+        """Divisor of the summed loss: for a mean the weight of the labels that are not ignored, on their device.
+
+        A number of the host where that is known: without an ignore_index, and on the CPU where losses.c has counted.
+        """
         if reduction != "mean":
             return 1
-        if self.ignore_index is None:
-            return self.target.shape[0]
+        num_rows = self.target.shape[0]
+        if self.ignore_index is None or (ignored is not None and not ignored.target and not ignored.target_b):
+            return num_rows
+        if ignored is not None and self.target_b is None:
+            return num_rows - ignored.target
+        if ignored is not None and self.lam_N is None:
+            return self.lam * (num_rows - ignored.target) + (1 - self.lam) * (num_rows - ignored.target_b)
         kept_N = self.target.long() != self.ignore_index  # in int32, torch takes 2^31 for -2^31
         if self.target_b is None:
             return kept_N.sum()
         kept_b_N = self.target_b.long() != self.ignore_index
         share = self.share.double() if isinstance(self.share, Tensor) else self.share
-        return (share * kept_N.double() + (1 - share) * kept_b_N.double()).sum()
+        if isinstance(share, Tensor) and share.dim():
+            return (share * kept_N.double() + (1 - share) * kept_b_N.double()).sum()
+        return share * kept_N.sum(dtype=torch.float64) + (1 - share) * kept_b_N.sum(dtype=torch.float64)
+
+
+class Ignored(NamedTuple):
+    """How much is ignored, as losses.c counts it in passing; torch would launch an operator or more for each."""
+
+    target: int  # labels that are ignored
+    target_b: int
+    rows: int  # rows whose labels all weigh nothing
 
 
 class Weights(NamedTuple):
@@ -128,7 +151,7 @@ def checked_weights(temperature: float, hard_weight: float, soft_weight: float) 
     return Weights(float(temperature), float(hard_weight), float(soft_weight))
 
 
-def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int) -> Tensor:
+def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | float) -> Tensor:
     if reduction == "none":
         return loss_N
     if isinstance(denominator, Tensor):
@@ -137,10 +160,10 @@ def reduce_rows(loss_N: Tensor, reduction: Reduction, denominator: Tensor | int)
 
 
 def scale_in_parts(
-    loss_scale: Tensor | float, denominator: Tensor | int, dtype: torch.dtype
+    loss_scale: Tensor | float, denominator: Tensor | float, dtype: torch.dtype
 ) -> tuple[Tensor | None, float]:
     """SCALE, loss_scale / denominator: the factor that only the device knows, in the losses' dtype, and the host's."""
-    if isinstance(denominator, int):
+    if not isinstance(denominator, Tensor):
         number = 1.0 / max(denominator, 1)  # an empty batch has no gradient to scale
         return (loss_scale, number) if isinstance(loss_scale, Tensor) else (None, loss_scale * number)
     return loss_scale / denominator.to(dtype), 1.0  # by whole numbers, torch would divide in float32

@@ -19,9 +19,10 @@ from .. import _checks, reference
 from .._launch import runs_triton
 from .._transforms import transformed
 from . import _cpu
+from ._eager import make_losses
 from ._forms import fuses
 from ._kernels import launch_cross_entropy
-from ._operators import Loss, make_operators
+from ._operators import Loss
 from ._options import (
     LABELS,
     Labels,
@@ -29,17 +30,16 @@ from ._options import (
     SmoothingOver,
     checked_labels,
     one_smoothing,
-    reduce_rows,
-    scale_in_parts,
 )
 
-OWN_FROM = 125_000  # logits a thread, from where on an exponential saved outweighs an operator called from Python
+OWN_FROM = 125_000  # logits, from where on an exponential saved outweighs a Function in Python; without C, a thread's
+OWN_FROM_ROWS = 512  # torch takes longer for a short row
 NARROW = (torch.float16, torch.bfloat16)
 NO_LABEL = -(2**62)  # an ignore_index that no label is, for torch's function, which must have one
 
 # ------------------------------------------------------------------------------------------------------ custom ops
 
-_forward, _loss_and_grad = make_operators(
+_loss, _loss_and_grad = make_losses(
     Loss(
         "cross_entropy",
         rows=("logits",),
@@ -55,13 +55,17 @@ _forward, _loss_and_grad = make_operators(
 # ------------------------------------------------------------------------------------------------ public functions
 
 
-def torchs_is_faster(logits: Tensor) -> bool:
-    """On the CPU, of one label: where torch.compile sees through it, without a backward pass, and of few logits."""
-    if logits.device.type != "cpu" or runs_triton(logits):
+def torchs_is_faster(logits: Tensor, uniform: float) -> bool:
+    """Of one label on the CPU: where torch.compile sees through it, and of few logits, without smoothing or a backward pass."""
+    if not logits.is_cpu or runs_triton(logits):
         return False
-    if torch.compiler.is_compiling() or not (logits.requires_grad and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling():
         return True
-    return logits.numel() < OWN_FROM * torch.get_num_threads()
+    trains = logits.requires_grad and torch.is_grad_enabled()
+    if logits.dtype == torch.float64 or _cpu.compiled() is None:
+        return not trains or logits.numel() < OWN_FROM * torch.get_num_threads()
+    few = logits.numel() < OWN_FROM and logits.shape[0] < OWN_FROM_ROWS
+    return few and (uniform == 0 or not trains)
 
 
 def cross_entropy(
@@ -129,10 +133,9 @@ def cross_entropy(
         labels = Labels(target, None, None, 1.0, label_smoothing, ignore_index)
     else:
         return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
-    if target_b is None and labels.uniform <= 1 and torchs_is_faster(input):
+    if target_b is None and labels.uniform <= 1 and torchs_is_faster(input, labels.uniform):
         return by_torch(input, target, weight, ignore_index, reduction, labels.uniform)
-    loss_N, _ = _forward(input, *labels)
-    return reduce_rows(loss_N, reduction, labels.denominator(reduction))
+    return _loss((input,), (labels,), reduction)
 
 
 def may_ignore(input: Tensor, target: Tensor, ignore_index: int) -> bool:
@@ -210,11 +213,7 @@ def cross_entropy_loss_and_grad(
     """
     label_smoothing = one_smoothing(label_smoothing, smoothing)
     labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
-    denominator = labels.denominator(reduction)
-    loss_N, grad = _loss_and_grad(
-        logits, *labels, *scale_in_parts(loss_scale, denominator, reference.wide_dtype(logits.dtype))
-    )
-    return reduce_rows(loss_N, reduction, denominator), grad
+    return _loss_and_grad((logits,), (labels,), reduction, loss_scale)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):

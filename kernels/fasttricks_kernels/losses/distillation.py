@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .. import _checks, reference
 from . import _cpu
+from ._eager import make_losses
 from ._kernels import launch_distillation
-from ._operators import Loss, make_operators
+from ._operators import Loss
 from ._options import (
     LABELS,
     WEIGHTS,
@@ -25,13 +26,11 @@ from ._options import (
     checked_labels,
     checked_weights,
     one_smoothing,
-    reduce_rows,
-    scale_in_parts,
 )
 
 # ------------------------------------------------------------------------------------------------------ custom ops
 
-_forward, _loss_and_grad = make_operators(
+_loss, _loss_and_grad = make_losses(
     Loss(
         "distillation",
         rows=("logits", "teacher_logits"),
@@ -89,8 +88,7 @@ def distillation_loss(
     labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
     _check_teacher(logits, teacher_logits)
     weights = checked_weights(temperature, hard_weight, soft_weight)
-    loss_N, _ = _forward(logits, teacher_logits.detach(), *labels, *weights)
-    return reduce_rows(loss_N, reduction, labels.denominator(reduction))
+    return _loss((logits, teacher_logits.detach()), (labels, weights), reduction)
 
 
 def distillation_loss_and_grad(
@@ -121,15 +119,7 @@ def distillation_loss_and_grad(
     labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
     _check_teacher(logits, teacher_logits)
     weights = checked_weights(temperature, hard_weight, soft_weight)
-    denominator = labels.denominator(reduction)
-    loss_N, grad = _loss_and_grad(
-        logits,
-        teacher_logits.detach(),
-        *labels,
-        *weights,
-        *scale_in_parts(loss_scale, denominator, reference.wide_dtype(logits.dtype)),
-    )
-    return reduce_rows(loss_N, reduction, denominator), grad
+    return _loss_and_grad((logits, teacher_logits.detach()), (labels, weights), reduction, loss_scale)
 
 
 def _check_teacher(logits: Tensor, teacher_logits: Tensor) -> None:

@@ -123,7 +123,8 @@ typedef struct {
     int64_t N, K;
     const float *logits;
     int64_t stride;                   /* from row to row */
-    const int64_t *target, *target_b; /* target_b may be NULL: then `target` alone counts */
+    const void *target, *target_b;    /* target_b may be NULL: then `target` alone counts */
+    int32_t target_bytes, target_b_bytes; /* 8, 4: int64, int32; 1: uint8 */
     const float *lam;                 /* the weight of `target`, of one of two */
     int64_t lam_stride;               /* 0 where one serves all rows */
     int64_t ignore;                   /* a label that weighs nothing, if has_ignore */
@@ -131,10 +132,11 @@ typedef struct {
     float uniform; /* share of the target that is spread evenly over all K classes */
     const float *teacher; /* rows K apart, or NULL: no distillation */
     float temperature, hard, soft;
-    float *loss, *grad; /* N, and rows K apart */
+    float *loss, *grad; /* N, and rows K apart; grad may be NULL: then none is wanted */
     /* of the work */
     int64_t chunk, next; /* rows a thread takes at a time, and the first that none has taken */
-    int32_t status;      /* 0; 1: a label is neither in [0, K) nor ignored; 2: no memory. The results are then invalid */
+    int64_t ignored, ignored_b, weightless; /* counted: labels that are ignored, of target and target_b; rows of weight 0 */
+    int32_t status;      /* 0; 1: a label is neither in [0, K) nor ignored, or lam not in [0, 1]; 2: no memory. Then the results are invalid */
 } Batch;
 
 typedef struct {
@@ -142,15 +144,29 @@ typedef struct {
     float weight[2], total;
 } Weighed;
 
-/* The labels of row n; 0 where one is out of range. */
-INLINE int weigh(const Batch *b, int64_t n, Weighed *out) {
+typedef struct {
+    int64_t labels[2], rows;
+} Ignored;
+
+INLINE int64_t label_at(const void *labels, int32_t bytes, int64_t n) {
+    return bytes == 8 ? ((const int64_t *)labels)[n] : bytes == 4 ? ((const int32_t *)labels)[n] : ((const uint8_t *)labels)[n];
+}
+
+/* The labels of row n, those ignored counted; 0 where a label or lam is out of range. */
+INLINE int weigh(const Batch *b, int64_t n, Weighed *out, Ignored *ignored) {
+    const int labels = b->target_b ? 2 : 1;
     const float share = b->target_b ? b->lam[n * b->lam_stride] : 1.0f;
-    *out = (Weighed){{b->target[n], b->target_b ? b->target_b[n] : 0}, {share, 1.0f - share}, 0.0f};
-    for (int i = 0; i < 2; i++) {
-        if (b->has_ignore && out->label[i] == b->ignore) out->weight[i] = 0;
-        else if (out->label[i] < 0 || out->label[i] >= b->K) return 0;
+    *out = (Weighed){{label_at(b->target, b->target_bytes, n), 0}, {share, 1.0f - share}, 0.0f};
+    if (b->target_b) out->label[1] = label_at(b->target_b, b->target_b_bytes, n);
+    if (!(share >= 0 && share <= 1)) return 0;
+    for (int i = 0; i < labels; i++) {
+        if (b->has_ignore && out->label[i] == b->ignore) {
+            out->weight[i] = 0;
+            ignored->labels[i]++;
+        } else if (out->label[i] < 0 || out->label[i] >= b->K) return 0;
         out->total += out->weight[i];
     }
+    ignored->rows += out->total == 0;
     return 1;
 }
 
@@ -166,10 +182,9 @@ INLINE double at_labels(const Weighed *row, float uniform, const float *x, float
     return cross;
 }
 
-static void cross_entropy(const Batch *b, int64_t n, const Weighed *row) {
+static void cross_entropy(const Batch *b, int64_t n, const Weighed *row, float *g) {
     const int64_t K = b->K;
     const float *x = b->logits + n * b->stride;
-    float *g = b->grad + n * K;
     const float max = max_of(x, K);
     double sum_d;
     const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
@@ -180,10 +195,10 @@ static void cross_entropy(const Batch *b, int64_t n, const Weighed *row) {
 }
 
 /* scratch: 2 K numbers. */
-static void distillation(const Batch *b, int64_t n, const Weighed *row, float *scratch) {
+static void distillation(const Batch *b, int64_t n, const Weighed *row, float *g, float *scratch) {
     const int64_t K = b->K;
     const float *x = b->logits + n * b->stride, *t = b->teacher + n * K;
-    float *g = b->grad + n * K, *s = scratch, *q = scratch + K; /* s, q: exp(d / T), and the teacher's */
+    float *s = scratch, *q = scratch + K; /* exp(d / T), and the teacher's */
     const float max = max_of(x, K), teacher_max = max_of(t, K), coldness = 1 / b->temperature;
     double sum_d, unused;
     const double sum = exponentials(x, K, max, 1.0f, g, &sum_d);
@@ -202,27 +217,33 @@ static void distillation(const Batch *b, int64_t n, const Weighed *row, float *s
 /* The work of a thread: takes rows until none is left. */
 static void work(void *batch) {
     Batch *b = batch;
-    float *scratch = b->teacher ? malloc(2 * b->K * sizeof *scratch) : NULL;
-    if (b->teacher && !scratch) {
+    const int64_t rows = (b->teacher ? 2 : 0) + (b->grad ? 0 : 1);
+    float *scratch = rows ? malloc(rows * b->K * sizeof *scratch) : NULL;
+    if (rows && !scratch) {
         __atomic_store_n(&b->status, 2, __ATOMIC_RELAXED);
         return;
     }
+    Ignored ignored = {{0, 0}, 0};
     int64_t first;
     while ((first = __atomic_fetch_add(&b->next, b->chunk, __ATOMIC_RELAXED)) < b->N) {
         for (int64_t n = first; n < first + b->chunk && n < b->N; n++) {
+            float *grad = b->grad ? b->grad + n * b->K : scratch + (rows - 1) * b->K;
             Weighed row;
-            if (!weigh(b, n, &row)) {
+            if (!weigh(b, n, &row, &ignored)) {
                 __atomic_store_n(&b->status, 1, __ATOMIC_RELAXED);
             } else if (row.total == 0) {
                 b->loss[n] = 0;
-                memset(b->grad + n * b->K, 0, b->K * sizeof *b->grad);
+                memset(grad, 0, b->K * sizeof *grad);
             } else if (b->teacher) {
-                distillation(b, n, &row, scratch);
+                distillation(b, n, &row, grad, scratch);
             } else {
-                cross_entropy(b, n, &row);
+                cross_entropy(b, n, &row, grad);
             }
         }
     }
+    __atomic_fetch_add(&b->ignored, ignored.labels[0], __ATOMIC_RELAXED);
+    __atomic_fetch_add(&b->ignored_b, ignored.labels[1], __ATOMIC_RELAXED);
+    __atomic_fetch_add(&b->weightless, ignored.rows, __ATOMIC_RELAXED);
     free(scratch);
 }
 

@@ -1,0 +1,51 @@
+"""Whether a call needs torch's dispatcher. An operator called from Python costs 100 us; an eager call goes past it.
+
+torch.compile, export, tracing, torch.func, fake tensors, subclasses and modes of Python need the operator to see the call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch.autograd import forward_ad
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def _bits(*keys: Any) -> int:
+    bits = 0
+    for key in keys:
+        bits |= DispatchKeySet(key).raw_repr()
+    return bits
+
+
+# A tensor with another key is fake, wrapped by a transform, sparse, on another device, or its memory is not its values
+# (a negative view, a zero without memory).
+OTHER_KEYS = ~_bits(
+    *(DispatchKey.CPU, DispatchKey.AutogradCPU, DispatchKey.AutocastCPU),
+    *(DispatchKey.CUDA, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA),
+    DispatchKey.ADInplaceOrView,
+)
+# Of a thread: a mode of Python, a tracer, a transform and functionalization each include a key of their own.
+OTHER_THREAD_KEYS = ~_bits(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView)
+
+
+def runs_directly(*tensors: Tensor | None) -> bool:
+    """Whether these are plain tensors on a CPU or GPU, and nothing but autograd watches what is done with them."""
+    if torch.compiler.is_compiling():
+        return False
+    if (
+        torch._C._dispatch_tls_local_include_set().raw_repr() & OTHER_THREAD_KEYS
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in PLAIN_TYPES or torch._C._dispatch_keys(tensor).raw_repr() & OTHER_KEYS:
+            return False
+    return True

@@ -1,0 +1,149 @@
+"""A loss in eager mode: one torch.autograd.Function that launches directly, from forward and from backward.
+
+The operators of _operators.py serve where torch's dispatcher is needed (_direct.py): they launch the same code, so the bits are
+the same. So is the derivative of the gradient, which the backward operator has.
+
+Shape suffixes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from types import new_class
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._direct import runs_directly
+from .._launch import runs_triton
+from .._transforms import transformed
+from ..reference import wide_dtype
+from . import _cpu
+from ._operators import Loss, Operators, Options, in_one_pass, make_operators
+from ._options import LABEL_TENSORS, Ignored, Reduction, named, reduce_rows, scale_in_parts
+
+Rows = tuple[Tensor, ...]
+
+
+def make_losses(loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+    """The two that a public function calls, arguments checked:
+
+    (rows, options, reduction) -> the reduced loss; (rows, options, reduction, loss_scale) -> that and the scaled gradient.
+    """
+    operators = make_operators(loss)
+    function = _make_function(loss, operators)
+
+    def reduced(rows: Rows, options: Options, reduction: Reduction) -> Tensor:
+        options = _without_graph(options)
+        if not runs_directly(*rows, *options[0].tensors):
+            loss_N, _ = operators.forward(*rows, *chain.from_iterable(options))
+            return reduce_rows(loss_N, reduction, options[0].denominator(reduction))
+        if rows[0].requires_grad and torch.is_grad_enabled():
+            return function.apply(rows[0], rows[1:], options, reduction)
+        return _forward(loss, rows, options, reduction, want_grad=False)[0]
+
+    def loss_and_grad(
+        rows: Rows, options: Options, reduction: Reduction, loss_scale: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        options = _without_graph(options)
+        tensors = *rows, *options[0].tensors, loss_scale if isinstance(loss_scale, Tensor) else None
+        if runs_directly(*tensors):
+            return _loss_and_grad(loss, tuple(row.detach() for row in rows), options, reduction, loss_scale)
+        denominator = options[0].denominator(reduction)
+        scale = scale_in_parts(loss_scale, denominator, wide_dtype(rows[0].dtype))
+        loss_N, grad = operators.loss_and_grad(*rows, *chain.from_iterable(options), *scale)
+        return reduce_rows(loss_N, reduction, denominator), grad
+
+    return reduced, loss_and_grad
+
+
+def _without_graph(options: Options) -> Options:
+    """No gradient flows to lam, nor through the mean's denominator; torch.func's transforms differentiate it."""
+    labels, *weights = options
+    if labels.lam_N is None or not labels.lam_N.requires_grad or transformed(labels.lam_N):
+        return options
+    return labels._replace(lam_N=labels.lam_N.detach()), *weights  # type: ignore[return-value]
+
+
+def _forward(
+    loss: Loss, rows: Rows, options: Options, reduction: Reduction, *, want_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | float, Ignored | None]:
+    """The reduced loss; what the CPU keeps for backward; the mean's denominator; what is ignored, if it was counted."""
+    logits, kept, ignored = rows[0], None, None
+    if runs_triton(logits):
+        loss_N = loss.launch(*rows, *options, want_grad=False)[0]
+    elif logits.is_cpu:
+        loss_N, kept, ignored = loss.on_cpu(*rows, *options, want_grad=want_grad)
+    else:
+        loss_N = loss.values(*rows, **named(*options))
+    denominator = options[0].denominator(reduction, ignored)
+    return reduce_rows(loss_N, reduction, denominator), kept, denominator, ignored
+
+
+def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Function]:
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor, others: Rows, options: Options, reduction: Reduction) -> Tensor:
+            value, kept, denominator, ctx.ignored = _forward(
+                loss, (logits, *others), options, reduction, want_grad=True
+            )
+            on_device = denominator if isinstance(denominator, Tensor) else None
+            labels, *weights = options
+            ctx.save_for_backward(kept, on_device, logits, *others, *labels.tensors)
+            ctx.numbers = *labels[LABEL_TENSORS:], *chain.from_iterable(weights)
+            ctx.denominator = None if on_device is denominator else denominator
+            ctx.reduction, ctx.spent = reduction, False
+            ctx.set_materialize_grads(False)
+            return value
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+            kept, denominator, *tensors = ctx.saved_tensors  # raises where one was changed in place
+            if grad is None:
+                return None, None, None, None
+            arguments = *tensors, *ctx.numbers
+            if ctx.reduction == "mean":
+                grad = reduced_gradient(grad, ctx.denominator if denominator is None else denominator)
+            if runs_directly(grad) and not torch.is_grad_enabled():
+                return launched(ctx, grad, kept, arguments), None, None, None
+            grad_N = grad if ctx.reduction == "none" else grad.expand(tensors[0].shape[0])
+            kept = tensors[0].new_empty(0) if kept is None else kept
+            return operators.pull(ctx, grad_N, kept, arguments), None, None, None
+
+    def reduced_gradient(grad: Tensor, denominator: Tensor | float) -> Tensor:
+        return grad / (denominator.to(grad.dtype) if isinstance(denominator, Tensor) else denominator)
+
+    def launched(ctx: Any, scale: Tensor, kept: Tensor | None, arguments: tuple[Any, ...]) -> Tensor:
+        """The gradient times a number, or one a row."""
+        rows, options = loss.split(arguments)
+        logits = rows[0]
+        if runs_triton(logits):
+            return loss.launch(*rows, *options, scale, want_loss=False)[1]
+        if kept is None:
+            return loss.grad(scale.expand(logits.shape[0]), *rows, **named(*options))
+        # In the memory that forward kept, past its version counter: a second backward computes it again.
+        grad_NK = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
+        ctx.spent = True
+        return _cpu.scale_(grad_NK, scale, options[0], ctx.ignored).to(logits.dtype)
+
+    return new_class(loss.name, (Fused,))  # its name in a profile and in a graph
+
+
+def _loss_and_grad(
+    loss: Loss, rows: Rows, options: Options, reduction: Reduction, loss_scale: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    logits, labels = rows[0], options[0]
+    dtype = wide_dtype(logits.dtype)
+    if not logits.is_cpu or runs_triton(logits):
+        denominator = labels.denominator(reduction)
+        loss_N, grad = in_one_pass(loss, rows, options, *scale_in_parts(loss_scale, denominator, dtype))
+        return reduce_rows(loss_N, reduction, denominator), grad
+    loss_N, grad, ignored = loss.on_cpu(*rows, *options)
+    denominator = labels.denominator(reduction, ignored)
+    if labels.ignore_index is not None and reduction == "mean":  # divided by a tensor, as the operator has it
+        denominator = torch.as_tensor(denominator, dtype=dtype, device="cpu")
+    device_scale, host_scale = scale_in_parts(loss_scale, denominator, dtype)
+    scale = host_scale if device_scale is None else (host_scale * device_scale).to(dtype)
+    return reduce_rows(loss_N, reduction, denominator), _cpu.scale_(grad, scale, labels, ignored).to(logits.dtype)
