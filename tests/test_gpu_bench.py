@@ -107,10 +107,10 @@ def test_the_walk_on_the_cpu_is_killed_in_its_third_part(tmp_path: Path) -> None
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--output", str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL) as process:
         found = killed_in(tmp_path, PARTS[2].name, process)
-    names = [part.name for part in PARTS[:3]]
-    assert {name: part["status"] for name, part in found.items()} == dict(
-        zip(names, ["measured", "measured", "running"], strict=True)
-    )
+    assert list(found) == [part.name for part in PARTS[:3]]
+    *ended, killed = (part["status"] for part in found.values())
+    assert set(ended) <= {"measured", "cut short"}, "on a busy machine a part may have reached its time"
+    assert killed == "running"
     assert all(part["rows"] and not any("error" in row for row in part["rows"]) for part in found.values())
     page = both(tmp_path)[1]
     assert report.WALK in page and page.count("\n## ") == 3

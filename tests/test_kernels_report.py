@@ -113,4 +113,4 @@ def test_the_report_of_a_kernel(capfd: pytest.CaptureFixture[str]) -> None:
             "| sgd step without momentum",
             "| sgd overflow",
         ]
-    assert shown.err.count("compiled: ") == shown.err.count("counted: ") == 2
+    assert shown.err.count("compiled: ") == shown.err.count("counted: ") == 3
