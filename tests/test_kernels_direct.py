@@ -147,6 +147,40 @@ def test_the_operators_bits_in_one_pass(reduction: Any, dtype: torch.dtype) -> N
                 assert torch.equal(ours, its) and ours.dtype == its.dtype and not ours.requires_grad
 
 
+IMAGES = torch.rand(4, 3, 5, 2, generator=GENERATOR)
+BYTES = torch.randint(256, (4, 5, 2, 3), generator=GENERATOR, dtype=torch.uint8)
+MATRIX = torch.randn(4, 3, 4, generator=GENERATOR)
+REVERSE = torch.arange(3, -1, -1)
+IMAGE_FORMS: dict[str, Callable[[Tensor | float], Tensor]] = {
+    "mixup": lambda lam: fk.mixup(IMAGES, REVERSE, lam, pairs=True),
+    "mixup, channels-last": lambda lam: fk.mixup(IMAGES.contiguous(memory_format=torch.channels_last), REVERSE, lam),
+    "augment": lambda lam: fk.augment(BYTES, MATRIX, permutation=REVERSE, lam=lam),
+    "augment, no partner": lambda lam: fk.augment(BYTES, MATRIX, flip=torch.tensor([True, False, True, False])),
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_FORMS)
+def test_the_operators_bits_of_images(name: str) -> None:
+    assert_the_operators_bits_of_images(name)
+
+
+@pytest.mark.parametrize("name", IMAGE_FORMS)
+@interpreted
+def test_the_operators_bits_of_the_kernels_of_images(name: str) -> None:
+    assert_the_operators_bits_of_images(name)
+
+
+def assert_the_operators_bits_of_images(name: str) -> None:
+    for lam in (0.3, torch.tensor(0.3), torch.rand(4, generator=GENERATOR), torch.rand(4).requires_grad_()):
+        direct = IMAGE_FORMS[name](lam)
+        with Watch() as watch:
+            by_operator = IMAGE_FORMS[name](lam)
+        assert watch.seen == [name.partition(",")[0]]
+        assert torch.equal(direct, by_operator) and direct.stride() == by_operator.stride()
+    leaf = IMAGES.clone().requires_grad_()
+    assert fk.mixup(leaf, REVERSE, 0.3).requires_grad and not fk.mixup(IMAGES, REVERSE, 0.3).requires_grad
+
+
 def test_a_gradient_of_any_layout_and_none_at_all() -> None:
     """From above: expanded, every other element, none where another output of the graph is asked for."""
     leaf = LOGITS.float().requires_grad_()

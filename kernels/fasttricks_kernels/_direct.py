@@ -5,13 +5,16 @@ torch.compile, export, tracing, torch.func, fake tensors, subclasses and modes o
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import forward_ad
+from torch.library import CustomOpDef
 
+Result = TypeVar("Result")
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -49,3 +52,15 @@ def runs_directly(*tensors: Tensor | None) -> bool:
         if type(tensor) not in PLAIN_TYPES or torch._C._dispatch_keys(tensor).raw_repr() & OTHER_KEYS:
             return False
     return True
+
+
+def past_dispatcher(operator: CustomOpDef, body: Callable[..., Result]) -> Callable[..., Result]:
+    """The operator; its body alone where no gradient is asked for and nobody needs the operator. Both by position."""
+
+    def either(*arguments: Any) -> Result:
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        if (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or not runs_directly(*tensors):
+            return operator(*arguments)
+        return body(*arguments)
+
+    return either

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 from torch import Tensor
@@ -43,7 +45,12 @@ def tile_of_rows(rows: Tensor, rows_held: int = 1) -> dict[str, int | bool]:
     A contiguous long row whose length is no multiple of 16 bytes is SHIFTED: lane 0 sits on the 16-byte boundary at
     or before it, because otherwise every access is as narrow as one element.
     """
-    num_columns, stride, size = rows.shape[1], rows.stride(0), rows.element_size()
+    return _tile(rows.shape[1], rows.stride(0), rows.element_size(), rows_held)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tile(num_columns: int, stride: int, size: int, rows_held: int) -> dict[str, int | bool]:
+    """Kept: it takes as long as all else that a launch does here."""
     group = WIDEST_BYTES // size
     shifted = stride == num_columns and num_columns % group != 0 and num_columns * size >= SHIFTED_ROW_BYTES
     lanes = num_columns + (group - 1 if shifted else 0)

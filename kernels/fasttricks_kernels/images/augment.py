@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _checks, reference
+from .._direct import past_dispatcher
 from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
 from .._transforms import transformed
 from .mixup import check_transformed, partner_of, share_of
@@ -147,8 +148,7 @@ def launch_augment(
 # No autograd: the input is uint8, and the matrix is drawn.
 
 
-@torch.library.custom_op(f"{NAMESPACE}::augment", mutates_args=())
-def _augment(
+def _colour_and_blend(
     images: Tensor,
     matrix: Tensor,
     flip: Optional[Tensor],
@@ -163,6 +163,10 @@ def _augment(
     if permutation is not None:
         _checks.check_permutation_values(permutation, lam_N, pairs)
     return reference.augment(images, matrix, flip, permutation, lam if lam_N is None else lam_N, dtype)
+
+
+_augment = torch.library.custom_op(f"{NAMESPACE}::augment", _colour_and_blend, mutates_args=())
+_either = past_dispatcher(_augment, _colour_and_blend)
 
 
 @_augment.register_fake
@@ -237,7 +241,7 @@ def augment(
             check_transformed(permutation, lam, pairs)
         return reference.augment(images, matrix, flip, permutation, 1.0 if lam is None else lam, dtype)
     if permutation is None or lam is None:
-        return _augment(images, matrix, flip, None, None, 1.0, False, dtype)
+        return _either(images, matrix, flip, None, None, 1.0, False, dtype)
     if isinstance(lam, Tensor):
-        return _augment(images, matrix, flip, permutation, lam, 1.0, pairs, dtype)
-    return _augment(images, matrix, flip, permutation, None, float(lam), pairs, dtype)
+        return _either(images, matrix, flip, permutation, lam, 1.0, pairs, dtype)
+    return _either(images, matrix, flip, permutation, None, float(lam), pairs, dtype)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _checks, reference
+from .._direct import past_dispatcher
 from .._launch import NAMESPACE, PINNED, broadcast_stride, on_device_of, runs_triton
 from .._transforms import transformed, untransformed
 
@@ -137,12 +138,14 @@ def check_transformed(permutation: Tensor, lam: "Tensor | float | None", pairs: 
 # ------------------------------------------------------------------------------------------------------ custom ops
 
 
-@torch.library.custom_op(f"{NAMESPACE}::mixup", mutates_args=())
-def _mixup(images: Tensor, permutation: Tensor, lam_N: Optional[Tensor], lam: float, pairs: bool) -> Tensor:
+def _blend(images: Tensor, permutation: Tensor, lam_N: Optional[Tensor], lam: float, pairs: bool) -> Tensor:
     if runs_triton(images):
         return launch_mixup(images, permutation, lam_N, lam, pairs)
     _checks.check_permutation_values(permutation, lam_N, pairs)
     return reference.mixup(dense_images(images), permutation, lam if lam_N is None else lam_N)
+
+
+_mixup = torch.library.custom_op(f"{NAMESPACE}::mixup", _blend, mutates_args=())
 
 
 @_mixup.register_fake
@@ -171,6 +174,7 @@ def _vjp(ctx, grad: Tensor):
 
 
 _mixup.register_autograd(_vjp, setup_context=_save)
+_either = past_dispatcher(_mixup, _blend)
 
 # ------------------------------------------------------------------------------------------------ public functions
 
@@ -215,5 +219,5 @@ def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: 
         check_transformed(permutation, lam, pairs)
         return reference.mixup(images, permutation, lam)
     if isinstance(lam, Tensor):
-        return _mixup(images, permutation, lam, 1.0, pairs)
-    return _mixup(images, permutation, None, float(lam), pairs)
+        return _either(images, permutation, lam, 1.0, pairs)
+    return _either(images, permutation, None, float(lam), pairs)

@@ -78,8 +78,13 @@ def _forward(
         loss_N, kept, ignored = loss.on_cpu(*rows, *options, want_grad=want_grad)
     else:
         loss_N = loss.values(*rows, **named(*options))
+    if reduction == "none":
+        return loss_N, kept, 1, ignored
     denominator = options[0].denominator(reduction, ignored)
-    return reduce_rows(loss_N, reduction, denominator), kept, denominator, ignored
+    if isinstance(denominator, Tensor):
+        denominator = denominator.to(loss_N.dtype)
+    value = loss_N.sum()
+    return value.div_(denominator) if reduction == "mean" else value, kept, denominator, ignored
 
 
 def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Function]:
@@ -105,15 +110,12 @@ def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Func
                 return None, None, None, None
             arguments = *tensors, *ctx.numbers
             if ctx.reduction == "mean":
-                grad = reduced_gradient(grad, ctx.denominator if denominator is None else denominator)
+                grad = grad / (ctx.denominator if denominator is None else denominator)
             if runs_directly(grad) and not torch.is_grad_enabled():
                 return launched(ctx, grad, kept, arguments), None, None, None
             grad_N = grad if ctx.reduction == "none" else grad.expand(tensors[0].shape[0])
             kept = tensors[0].new_empty(0) if kept is None else kept
             return operators.pull(ctx, grad_N, kept, arguments), None, None, None
-
-    def reduced_gradient(grad: Tensor, denominator: Tensor | float) -> Tensor:
-        return grad / (denominator.to(grad.dtype) if isinstance(denominator, Tensor) else denominator)
 
     def launched(ctx: Any, scale: Tensor, kept: Tensor | None, arguments: tuple[Any, ...]) -> Tensor:
         """The gradient times a number, or one a row."""

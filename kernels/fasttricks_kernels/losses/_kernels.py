@@ -233,14 +233,14 @@ def distillation_kernel(
 # ---------------------------------------------------------------------------------------------------------- launch
 
 
-def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Tensor, Tensor]:
+def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Any, Any]:
     """As `_launch`."""
     return _launch(cross_entropy_kernel, (dense_rows(logits_NK),), labels, (), *scale, **wanted)
 
 
 def launch_distillation(
     logits_NK: Tensor, teacher_NK: Tensor, labels: Labels, weights: Weights, *scale: Any, **wanted: Any
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Any, Any]:
     """As `_launch`."""
     rows = dense_rows(logits_NK), teacher_NK.contiguous()
     return _launch(distillation_kernel, rows, labels, weights, *scale, **wanted)
@@ -256,12 +256,12 @@ def _launch(
     *,
     want_loss: bool = True,
     want_grad: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Loss (N,) float32 and gradient (N, K), scaled; the one not wanted comes back empty. rows: logits, and a teacher's."""
+) -> tuple[Any, Any]:
+    """Loss (N,) float32 and gradient (N, K), scaled; None for the one not wanted. rows: logits, and a teacher's."""
     logits_NK = rows[0]
     num_rows = logits_NK.shape[0]
-    loss_N = logits_NK.new_empty(num_rows if want_loss else 0, dtype=torch.float32)
-    grad_NK = torch.empty(logits_NK.shape if want_grad else 0, dtype=logits_NK.dtype, device=logits_NK.device)
+    loss_N = logits_NK.new_empty(num_rows, dtype=torch.float32) if want_loss else None
+    grad_NK = logits_NK.new_empty(logits_NK.shape) if want_grad else None
     if num_rows == 0:  # a grid of 0 programs is an error
         return loss_N, grad_NK
     tile = tile_of_rows(logits_NK, rows_held=len(rows))
@@ -272,8 +272,8 @@ def _launch(
             None if labels.target_b is None else labels.target_b.contiguous(),
             labels.lam_N,
             device_scale_N,
-            loss_N if want_loss else None,
-            grad_NK if want_grad else None,
+            loss_N,
+            grad_NK,
             num_rows,
             labels.lam,
             labels.uniform,

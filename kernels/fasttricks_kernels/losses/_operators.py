@@ -39,7 +39,7 @@ class Loss:
     """Their names in a schema, the logits first."""
     options: str
     """Their schema."""
-    launch: Callable[..., tuple[Tensor, Tensor]]
+    launch: Callable[..., tuple[Any, Any]]
     """The kernel: (*rows, *options, *SCALE) -> losses, scaled gradient; want_loss or want_grad=False leaves one out."""
     on_cpu: Callable[..., _cpu.Result]
     """(*rows, *options) -> losses, gradient of their sum in their dtype, counts; want_grad=False leaves the gradient out."""

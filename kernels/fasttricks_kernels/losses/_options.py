@@ -79,7 +79,8 @@ class Labels(NamedTuple):
         if ignored is not None and self.target_b is None:
             return num_rows - ignored.target
         if ignored is not None and self.lam_N is None:
-            return self.lam * (num_rows - ignored.target) + (1 - self.lam) * (num_rows - ignored.target_b)
+            kept, kept_b = (self.target.new_tensor(num_rows - n, dtype=torch.float64) for n in ignored[:2])
+            return torch.lerp(kept_b, kept, self.lam)  # as below
         kept_N = self.target.long() != self.ignore_index  # in int32, torch takes 2^31 for -2^31
         if self.target_b is None:
             return kept_N.sum()
@@ -87,7 +88,7 @@ class Labels(NamedTuple):
         share = self.share.double() if isinstance(self.share, Tensor) else self.share
         if isinstance(share, Tensor) and share.dim():
             return (share * kept_N.double() + (1 - share) * kept_b_N.double()).sum()
-        return share * kept_N.sum(dtype=torch.float64) + (1 - share) * kept_b_N.sum(dtype=torch.float64)
+        return torch.lerp(kept_b_N.sum(dtype=torch.float64), kept_N.sum(dtype=torch.float64), share)
 
 
 class Ignored(NamedTuple):
