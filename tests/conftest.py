@@ -12,6 +12,7 @@ import shutil
 import signal
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -143,10 +144,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_collectstart() -> None:
+    """What imports make stays: the collector of garbage would look through it for a fifth of the time and find none."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What the imports left behind is never garbage: the collector need not look through its half million objects again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -245,19 +252,23 @@ def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
 def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
     from fasttricks.training.build import build
-    from lib.runs import let_go
+    from lib.runs import let_go, own_convolutions
     from lib.tiny import ALONE, configure
 
     runs: list[Run] = []
     monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)  # half a second each, tested elsewhere
 
-    def make(*more: str, **changes: Any) -> Run:
-        let_go(runs)
-        run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")
-        data = changes.pop("data_dir", tiny_data)
-        runs.append(build(configure(data, Path(run_dir), *more, **changes), ALONE))
-        return runs[-1]
+    with ExitStack() as until_the_end:
 
-    yield make
+        def make(*more: str, **changes: Any) -> Run:
+            let_go(runs)
+            run_dir = changes.pop("run_dir", tmp_path / f"run-{len(runs)}")
+            config = configure(changes.pop("data_dir", tiny_data), Path(run_dir), *more, **changes)
+            if config.precision == "fp16":
+                until_the_end.enter_context(own_convolutions())
+            runs.append(build(config, ALONE))
+            return runs[-1]
+
+        yield make
     for run in runs:
         run.log.close()

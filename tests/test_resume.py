@@ -29,7 +29,7 @@ from fasttricks.training import resume
 from fasttricks.training.build import build
 from fasttricks.training.resume import check_conditions, conditions, find_state
 from fasttricks.training.run import Run
-from lib.runs import final_state, interrupt, let_go, records
+from lib.runs import final_state, interrupt, let_go, own_convolutions, records
 from lib.states import same
 from lib.tiny import ALONE, configure
 
@@ -37,6 +37,12 @@ EVERYTHING = shlex.split(
     "--loss.mixup-alpha 0.2 --ema-decay 0.9 --data.color paper --accumulate 2 --precision fp16 "
     "--optim.loss-scale-steps 2 --checkpoint-steps 2 --eval.every-epochs 2 --log-steps 2"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fp16_in_time() -> Iterator[None]:
+    with own_convolutions():
+        yield
 
 
 @pytest.fixture
