@@ -120,7 +120,7 @@ def cpu_report(pairs: int) -> str:
 
 
 def _seconds(loss: Callable[[], Tensor], logits: Tensor) -> float:
-    """Of this thread, which does all of the work: what other programs take meanwhile is not counted."""
+    """By the clock of this thread, which does all of the work: other programs do not count."""
     logits.grad = None
     start = time.thread_time()
     loss().backward()

@@ -32,12 +32,12 @@ OTHER_KEYS = ~_bits(
     *(DispatchKey.CUDA, DispatchKey.AutogradCUDA, DispatchKey.AutocastCUDA),
     DispatchKey.ADInplaceOrView,
 )
-# Of a thread: a mode of Python, a tracer, a transform and functionalization each include a key of their own.
+# A mode of Python, a tracer, a transform and functionalization each include a key of their own in the thread's.
 OTHER_THREAD_KEYS = ~_bits(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView)
 
 
 def runs_directly(*tensors: Tensor | None) -> bool:
-    """Whether these are plain tensors on a CPU or GPU, and nothing but autograd watches what is done with them."""
+    """Whether these are plain tensors on a CPU or GPU, and nothing but autograd watches the call."""
     if torch.compiler.is_compiling():
         return False
     if (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -28,8 +30,13 @@ def runs_triton(tensor: Tensor) -> bool:
     return tensor.dtype != torch.float64 and (tensor.is_cuda or INTERPRETED)
 
 
-def on_device_of(tensor: Tensor) -> torch.cuda.device_of:
-    """Context: launch on the tensor's GPU, not on the current one (does nothing for a CPU tensor)."""
+NO_CHANGE: AbstractContextManager[None] = nullcontext()
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Context: launch on the tensor's GPU, not on the current one. Does nothing for that one, and for a CPU tensor."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return NO_CHANGE
     return torch.cuda.device_of(tensor)
 
 

@@ -70,7 +70,7 @@ def _without_graph(options: Options) -> Options:
 def _forward(
     loss: Loss, rows: Rows, options: Options, reduction: Reduction, *, want_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | float, Ignored | None]:
-    """The reduced loss; what the CPU keeps for backward; the mean's denominator; what is ignored, if it was counted."""
+    """The reduced loss; the gradient that the CPU keeps for backward; the mean's denominator; ignored labels, if counted."""
     logits, kept, ignored = rows[0], None, None
     if runs_triton(logits):
         loss_N = loss.launch(*rows, *options, want_grad=False)[0]

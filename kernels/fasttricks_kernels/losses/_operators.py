@@ -64,7 +64,7 @@ class Loss:
 
 
 class Operators(NamedTuple):
-    """What _eager.py calls where it does not launch itself."""
+    """For _eager.py, where it does not launch itself."""
 
     forward: Callable[..., tuple[Tensor, Any]]
     loss_and_grad: Callable[..., tuple[Tensor, Tensor]]

@@ -56,7 +56,7 @@ _loss, _loss_and_grad = make_losses(
 
 
 def torchs_is_faster(logits: Tensor, uniform: float) -> bool:
-    """Of one label on the CPU: where torch.compile sees through it, and of few logits, without smoothing or a backward pass."""
+    """With one label on the CPU: where torch.compile sees through it; for few logits without smoothing or a backward pass."""
     if not logits.is_cpu or runs_triton(logits):
         return False
     if torch.compiler.is_compiling():
