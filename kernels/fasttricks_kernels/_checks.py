@@ -24,7 +24,8 @@ def check_tensors(name: str, values: Any) -> None:
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{name} must be a list of tensors, not {type(values).__name__}")
     for position, value in enumerate(values):
-        check_tensor(f"{name}[{position}]", value)
+        if not isinstance(value, Tensor):
+            check_tensor(f"{name}[{position}]", value)
 
 
 def check_number(name: str, value: Any) -> None:

@@ -22,12 +22,11 @@ def is_dense(tensor: Tensor) -> bool:
 
 def lies_like(tensor: Tensor, other: Tensor) -> bool:
     """Whether both have one shape, and each element the same offset; the stride of a single element is none."""
-    if tensor.shape != other.shape or tensor.layout != other.layout:
+    shape = tensor.shape
+    if shape != other.shape or tensor.layout is not other.layout:
         return False
-    strides = tensor.stride(), other.stride()
-    return strides[0] == strides[1] or all(
-        size == 1 or a == b for size, a, b in zip(tensor.shape, *strides, strict=True)
-    )
+    strides, others = tensor.stride(), other.stride()
+    return strides == others or all(size == 1 or a == b for size, a, b in zip(shape, strides, others, strict=True))
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:

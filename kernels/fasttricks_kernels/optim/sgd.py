@@ -12,7 +12,8 @@ from ._kernels import launch_overflow, launch_sgd
 from ._memory import is_dense, lies_like, placed_like
 
 # ------------------------------------------------------------------------------------------------------ custom ops
-# No autograd: the step is under no_grad, and changes its arguments.
+# No autograd: the step is under no_grad, and changes its arguments. Eager calls go through the dispatcher too: to look at
+# each of hundreds of tensors (_direct.py) takes as long, 0.3 us of 0.35 (480 tensors).
 
 
 @torch.library.custom_op(f"{NAMESPACE}::sgd_step", mutates_args=("weights", "masters", "momenta"))
@@ -127,7 +128,10 @@ def overflow(grads: list[Tensor]) -> Tensor:
     _checks.check_tensors("grads", grads)
     if not grads:
         raise ValueError("overflow() needs at least one gradient")
+    dtype, device = grads[0].dtype, grads[0].device
     for position, grad in enumerate(grads):
+        if grad.dtype is dtype and dtype in _checks.FLOATS and grad.device == device:
+            continue
         if grad.dtype != grads[0].dtype or grad.dtype not in _checks.FLOATS:
             rule = "float16, bfloat16, float32 or float64, and all of them alike"
             raise TypeError(
@@ -172,7 +176,7 @@ def _check_scalar(name: str, scalar: Optional[Tensor], weight: Tensor) -> None:
 def _check_step(
     weights: list[Tensor], grads: list[Tensor], masters: list[Tensor], momenta: Optional[list[Tensor]]
 ) -> None:
-    dtype = weights[0].dtype
+    dtype, device = weights[0].dtype, weights[0].device
     wide = reference.wide_dtype(dtype)
     if dtype not in _checks.FLOATS:
         raise TypeError(f"weights must be float16, bfloat16, float32 or float64, not {dtype}")
@@ -191,6 +195,9 @@ def _check_step(
         if len(tensors) != len(weights):
             raise ValueError(f"{name} must be {len(weights)} tensors, one a weight, but are {len(tensors)}")
         for position, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+            # one test where all is well, which it is hundreds of times a step
+            if tensor.dtype is wanted and (tensor is weight or lies_like(tensor, weight)) and tensor.device == device:
+                continue
             if tensor.dtype != wanted:
                 raise TypeError(f"{name}[{position}] must be {wanted}, not {tensor.dtype}")
             if not lies_like(tensor, weight):
