@@ -201,7 +201,7 @@ def mixup(images: Tensor, permutation: Tensor, lam: "Tensor | float", *, pairs: 
             image becomes NaN, without a sync. A repeated partner is not looked for there.
 
     Costs: one launch, no sync. Bytes an image of E bytes: 2 E with `pairs` (the floor), else 3 E of which a cache may
-    serve one. Deterministic. Differentiable in images.
+    serve one. Deterministic. Differentiable in images; where no gradient is asked for, an eager call launches directly.
 
     Source: He et al. 2018 (arXiv:1812.01187), section 5.4; Zhang et al. 2017 (arXiv:1710.09412). Oracle:
     reference.mixup, and NumPy in float64.

@@ -96,7 +96,7 @@ def cross_entropy(
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
         ignore_index: this label weighs nothing, in the loss, the gradient and the mean. None: there is none; saves
-            the launches that count them.
+            the launches that count them on a GPU.
         reduction: "mean" divides by the weight of the labels not ignored (NaN if that is 0, as torch has it).
         size_average, reduce: torch's deprecated names of the reduction, with torch's warning.
         smoothing_over: "all" takes the mean over all K classes, as torch does (each gets s / K); "others" is the
@@ -115,7 +115,8 @@ def cross_entropy(
             those of a lam outside [0, 1] (on the CPU a ValueError).
 
     Costs: no sync, no copy, no dense target. Saves the logits for backward; a GPU nothing else of size N K, the CPU the
-    gradient too, in the loss's dtype. Deterministic. Twice differentiable.
+    gradient too, in the loss's dtype. Deterministic. Twice differentiable. An eager call is one torch.autograd.Function that
+    launches directly; under torch.compile, export, torch.func, fake tensors and modes it is an operator, or plain PyTorch.
 
     Source: He et al. 2018 (arXiv:1812.01187), sections 5.2 (smoothing) and 5.4 (mixup). Oracle:
     reference.cross_entropy, and torch.nn.functional.cross_entropy in float64.

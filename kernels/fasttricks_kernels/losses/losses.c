@@ -47,11 +47,37 @@ INLINE vf exp_of(vf x) {
 
 INLINE vf load(const float *x) { return *(const vf_anywhere *)x; }
 
+/* The first `left` of LANES: all bits set. */
+INLINE vi first_lanes(int64_t left) {
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return lane < (int32_t)left;
+}
+
 /* The last `left` < LANES numbers of a row, the other lanes `fill`. */
 INLINE vf load_part(const float *x, int64_t left, float fill) {
     vf part = fill - (vf){0};
-    memcpy(&part, x, left * sizeof *x);
+    switch (left) {
+        case 7: part[6] = x[6]; /* fall through */
+        case 6: part[5] = x[5]; /* fall through */
+        case 5: part[4] = x[4]; /* fall through */
+        case 4: part[3] = x[3]; /* fall through */
+        case 3: part[2] = x[2]; /* fall through */
+        case 2: part[1] = x[1]; /* fall through */
+        case 1: part[0] = x[0];
+    }
     return part;
+}
+
+INLINE void store_part(float *x, int64_t left, vf part) {
+    switch (left) {
+        case 7: x[6] = part[6]; /* fall through */
+        case 6: x[5] = part[5]; /* fall through */
+        case 5: x[4] = part[4]; /* fall through */
+        case 4: x[3] = part[3]; /* fall through */
+        case 3: x[2] = part[2]; /* fall through */
+        case 2: x[1] = part[1]; /* fall through */
+        case 1: x[0] = part[0];
+    }
 }
 
 INLINE double sum_of(vf v) {
@@ -91,8 +117,10 @@ INLINE double exponentials(const float *x, int64_t K, float max, float coldness,
         }
         if (k < end) { /* the row's last few */
             vf d = load_part(x + k, end - k, max) - max, exp_d = exp_of(coldness * d);
-            memcpy(e + k, &exp_d, (end - k) * sizeof *e);
-            for (int64_t lane = end - k; lane < LANES; lane++) exp_d[lane] = d[lane] = 0;
+            store_part(e + k, end - k, exp_d);
+            const vi live = first_lanes(end - k);
+            exp_d = (vf)((vi)exp_d & live);
+            d = (vf)((vi)d & live);
             total += exp_d;
             total_d += d;
         }
