@@ -32,8 +32,9 @@ from ._options import (
     one_smoothing,
 )
 
-OWN_FROM = 125_000  # logits, from where on an exponential saved outweighs a Function in Python; without C, a thread's
-OWN_FROM_ROWS = 512  # torch takes longer for a short row
+OWN_FROM = 90_000  # logits, from where on an exponential saved outweighs a Function in Python; without C, a thread's
+SHORT, MANY = 16, 256  # classes of a row below which torch's softmax is slow; so many of them are ours
+
 NARROW = (torch.float16, torch.bfloat16)
 NO_LABEL = -(2**62)  # an ignore_index that no label is, for torch's function, which must have one
 
@@ -56,16 +57,15 @@ _loss, _loss_and_grad = make_losses(
 
 
 def torchs_is_faster(logits: Tensor, uniform: float) -> bool:
-    """With one label on the CPU: where torch.compile sees through it; for few logits without smoothing or a backward pass."""
+    """With one label on the CPU: where torch.compile sees through it, and for few logits without smoothing; more without C."""
     if not logits.is_cpu or runs_triton(logits):
         return False
     if torch.compiler.is_compiling():
         return True
-    trains = logits.requires_grad and torch.is_grad_enabled()
     if logits.dtype == torch.float64 or _cpu.compiled() is None:
+        trains = logits.requires_grad and torch.is_grad_enabled()
         return not trains or logits.numel() < OWN_FROM * torch.get_num_threads()
-    few = logits.numel() < OWN_FROM and logits.shape[0] < OWN_FROM_ROWS
-    return few and (uniform == 0 or not trains)
+    return uniform == 0 and logits.numel() < OWN_FROM and (logits.shape[1] >= SHORT or logits.shape[0] < MANY)
 
 
 def cross_entropy(
@@ -152,7 +152,7 @@ def may_ignore(input: Tensor, target: Tensor, ignore_index: int) -> bool:
         return False
     if unread or not target.is_cpu:
         return True
-    if target.dim() == 1 and target.shape[0] <= OWN_FROM_ROWS:
+    if target.dim() == 1 and target.shape[0] <= 512:
         return ignore_index in target.tolist()  # 3 us, where NumPy's two calls take 15 from a cold cache
     return bool((target.numpy() == ignore_index).any())
 
