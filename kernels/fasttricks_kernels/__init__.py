@@ -1,4 +1,4 @@
-"""Fused training kernels: losses, mixup, augmentation and SGD. Needs torch, triton and numpy; no GPU to import.
+"""Fused training kernels: losses, mixup, augmentation, batch norm and SGD. Needs torch, triton and numpy; no GPU to import.
 
 Public beside the names below: `native` (C compiled at first use), `reference` (the maths in plain PyTorch), `images.color`
 (the published constants too) and `proof` (machine code and bytes, without a GPU). A name with an underscore may change.
@@ -10,6 +10,7 @@ from .images.mixup import mixup
 from .losses._cpu import losses_compiled
 from .losses.cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .losses.distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
+from .norm.batch_norm_act import batch_norm_act
 from .optim.master import MasterSGD
 from .optim.sgd import overflow, sgd_step
 
@@ -21,6 +22,7 @@ __all__ = [
     "DistillationLoss",
     "MasterSGD",
     "augment",
+    "batch_norm_act",
     "color_matrix",
     "cross_entropy",
     "cross_entropy_loss_and_grad",

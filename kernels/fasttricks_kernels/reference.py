@@ -235,6 +235,82 @@ def distillation_grad_vjp(
     )
 
 
+# ------------------------------------------------------------------------------------------------------ batch norm
+
+
+def activation(y: Tensor, act: str) -> Tensor:
+    """act: "none", "relu" or "relu6"."""
+    return y if act == "none" else F.relu(y) if act == "relu" else F.hardtanh(y, 0.0, 6.0)
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    running_mean_C: Tensor | None,
+    running_var_C: Tensor | None,
+    residual: Tensor | None,
+    *,
+    act: str,
+    training: bool,
+    momentum: Tensor | float,
+    eps: float,
+) -> Tensor:
+    """act(batch_norm(x) + residual), in float32 (float64 for float64), rounded once; moves the running statistics in place."""
+    running: list[Tensor | None] = [running_mean_C, running_var_C]
+    later = isinstance(momentum, Tensor) and training and running_mean_C is not None and x.numel() > 0
+    if later:  # torch takes no tensor for the momentum: the batch's own statistics first
+        running = [torch.zeros_like(statistic) for statistic in running]  # type: ignore[arg-type]
+    share = 1.0 if isinstance(momentum, Tensor) else momentum
+    y = F.batch_norm(wide(x), running[0], running[1], weight_C, bias_C, training, share, eps)
+    if later:
+        for statistic, of_batch in zip((running_mean_C, running_var_C), running, strict=True):
+            statistic.lerp_(of_batch, momentum.to(of_batch.dtype))  # type: ignore[union-attr, arg-type]
+    if residual is not None:
+        y = y + wide(residual)
+    return activation(y, act).to(x.dtype)
+
+
+def batch_norm_act_grad(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    mean_C: Tensor,
+    rstd_C: Tensor,
+    *,
+    act: str,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and residual; themselves differentiable in grad, x and weight.
+
+    The mask is that of the output as stored: y, or without a residual y computed again. With g the masked gradient and
+    h = (x - mean) rstd, that of x is weight rstd (g - mean(g) - h mean(g h)), and weight rstd g in evaluation.
+    """
+    axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
+    x_wide, g = wide(x), wide(grad)
+    mean, rstd = mean_C.view(shape), rstd_C.view(shape)
+    scale = 1.0 if weight_C is None else weight_C.view(shape)
+    if act != "none":
+        if y is None:
+            y = (x_wide - mean) * (scale * rstd) + (0.0 if bias_C is None else bias_C.view(shape))
+            y = activation(y, act).to(x.dtype)
+        y = y.detach()
+        shut = (y <= 0) if act == "relu" else (y <= 0) | (y >= 6)
+        g = g.masked_fill(shut, 0.0)
+    if training:  # as functions of x
+        var, mean = torch.var_mean(x_wide, axes, correction=0, keepdim=True)
+        rstd = (var + eps).rsqrt()
+    h = (x_wide - mean) * rstd
+    grad_weight_C, grad_bias_C = (g * h).sum(axes), g.sum(axes)
+    grad_x = g
+    if training:
+        grad_x = g - g.mean(axes, keepdim=True) - h * (g * h).mean(axes, keepdim=True)
+    return (scale * rstd * grad_x).to(x.dtype), grad_weight_C, grad_bias_C, g.to(x.dtype)
+
+
 # ----------------------------------------------------------------------------------------------------------- mixup
 
 

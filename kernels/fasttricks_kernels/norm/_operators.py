@@ -1,0 +1,182 @@
+"""batch_norm_act's operators, and the torch.autograd.Function that an eager call takes past them; both launch the same code.
+
+    batch_norm_act(...) -> y, mean, rstd, and the running statistics as moved, or nothing for them
+    batch_norm_act_backward(...) -> gradients of x, weight, bias and residual
+
+The operators change none of their inputs, so that torch.compile may reorder them: the caller copies the running statistics.
+
+Shape suffixes: C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from .. import reference
+from .._direct import runs_directly
+from .._launch import NAMESPACE, runs_triton
+from ._kernels import Options, launch_backward, launch_forward
+from ._layout import empty_pixels, pixel_stride
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+OPTIONS = "str act, bool training, float momentum, float eps"
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether a kernel takes it: not float64, channels-last, and not empty."""
+    return runs_triton(x) and x.numel() > 0 and pixel_stride(x) is not None
+
+
+def keeps_y(residual: Tensor | None, act: str) -> bool:
+    """Whether backward reads the mask from y; without a residual it computes y again from x."""
+    return residual is not None and act != "none"
+
+
+# ------------------------------------------------------------------------------------------------------ custom ops
+
+
+@custom_op(
+    f"{NAMESPACE}::batch_norm_act",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? residual, "
+    f"Tensor? device_momentum, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(x, weight, bias, running_mean, running_var, residual, device_momentum, *options):
+    mean, var = (None if s is None else s.clone() for s in (running_mean, running_var))
+    results = launch_forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
+    return *results, *(results[1].new_empty(0) if s is None else s for s in (mean, var))
+
+
+@_forward.register_fake
+def _(x, weight, bias, running_mean, running_var, residual, device_momentum, *options):
+    numbers = [x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2)]
+    moved = [numbers[0].new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
+    return empty_pixels(x), *numbers, *moved
+
+
+@custom_op(
+    f"{NAMESPACE}::batch_norm_act_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, {OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(grad, x, y, weight, bias, mean, rstd, *options):
+    grads = launch_backward(grad, x, y, weight, bias, mean, rstd, Options(*options))
+    return *grads[:3], x.new_empty(0) if grads[3] is None else grads[3]
+
+
+@_backward.register_fake
+def _(grad, x, y, weight, bias, mean, rstd, *options):
+    numbers = [torch.empty_like(mean) for _ in range(2)]
+    return empty_pixels(x), *numbers, x.new_empty(0) if y is None else empty_pixels(x)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, bias, _, _, residual, _, *options = inputs
+    ctx.options = Options(*options)
+    y = output[0] if keeps_y(residual, ctx.options.act) else None
+    ctx.save_for_backward(x, y, weight, bias, output[1], output[2])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _vjp(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 11
+    x, y, weight, bias, mean, rstd = saved = ctx.saved_tensors
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        grad_x, grad_weight, grad_bias, grad_residual = _backward(grad, *saved, *ctx.options)
+        grad_residual = grad if y is None else grad_residual
+    else:
+        grad_x, grad_weight, grad_bias, grad_residual = plain_gradients(
+            grad, x, y, weight, bias, mean, rstd, ctx.options
+        )
+    wanted = [
+        value if needed else None
+        for value, needed in zip(
+            (grad_x, grad_weight, grad_bias, None, None, grad_residual), ctx.needs_input_grad, strict=False
+        )
+    ]
+    return *wanted, *(None,) * 5
+
+
+_forward.register_autograd(_vjp, setup_context=_save)
+
+
+def plain_gradients(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_C: Tensor,
+    rstd_C: Tensor,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By reference.py, which is differentiable again."""
+    act, training, _, eps = options
+    numbers = None if weight is None else weight, None if bias is None else bias.detach(), mean_C, rstd_C
+    return reference.batch_norm_act_grad(grad, x, y, *numbers, act=act, training=training, eps=eps)
+
+
+# -------------------------------------------------------------------------------------------------------- autograd
+
+
+class _BatchNormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options: Options):
+        y, mean_C, rstd_C = launch_forward(
+            x, weight, bias, running_mean, running_var, residual, device_momentum, options
+        )
+        ctx.options = options
+        ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, weight, bias, mean_C, rstd_C)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        x, y, weight, bias, mean_C, rstd_C = ctx.saved_tensors  # raises where one was changed in place
+        saved = x, y, weight, bias, mean_C, rstd_C
+        needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+        grads: Gradients
+        if torch.is_grad_enabled() or not runs_directly(grad):
+            grads = plain_gradients(grad, *saved, ctx.options)
+        else:
+            grads = launch_backward(grad, *saved, ctx.options, needs_x, needs_weight or needs_bias)
+        grad_residual = grad if y is None else grads[3]
+        return (
+            grads[0] if needs_x else None,
+            grads[1] if needs_weight else None,
+            grads[2] if needs_bias else None,
+            grad_residual if needs_residual else None,
+            *(None,) * 4,
+        )
+
+
+def fused(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    momentum: Tensor | float,
+    *,
+    act: str,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """The function by kernels, of arguments that are checked and that fuses() takes."""
+    device_momentum = momentum if isinstance(momentum, Tensor) else None
+    options = Options(act, training, 0.0 if isinstance(momentum, Tensor) else float(momentum), float(eps))
+    running = running_mean, running_var
+    if runs_directly(x, weight, bias, *running, residual, device_momentum):
+        return _BatchNormAct.apply(x, weight, bias, residual, *running, device_momentum, options)
+    y, _, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, *options)
+    if training and running_mean is not None and running_var is not None:
+        running_mean.copy_(moved[0])
+        running_var.copy_(moved[1])
+    return y
