@@ -178,7 +178,7 @@ def test_nothing_is_written_beside_the_outputs(num_classes: int, distill: bool) 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target, target_b, lam = draw(7, 1001)
-    labels, found = Labels(target, target_b, lam, 1.0, 0.1, -100), []
+    labels, found = Labels(target, target_b, lam, uniform=0.1, ignore_index=-100), []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 16):

@@ -28,6 +28,7 @@ LOGITS, TEACHER, DIRECTION = (torch.randn(N, K, dtype=torch.float64, generator=G
 TARGET, TARGET_B = torch.tensor([0, 1, 2, -100]), torch.tensor([2, 1, 0, 1])
 LAM = torch.rand(N, dtype=torch.float64, generator=GENERATOR)
 IMAGES = torch.rand(N, 2, 3, 1, dtype=torch.float64, generator=GENERATOR)
+CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 CYCLE = torch.tensor([1, 2, 3, 0])
 
 
@@ -37,12 +38,15 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "OWN_FROM", 0)
 
 
-def plain(target: Tensor, target_b: Tensor, lam: Any, smoothing: float) -> Function:
+def plain(target: Tensor, target_b: Tensor, lam: Any, smoothing: float, weight: Tensor | None = None) -> Function:
     """The mean loss of mixup's pair, by torch alone."""
+    options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": "none"}
+    of_class = torch.ones(K, dtype=torch.float64) if weight is None else weight
+    kept, kept_b = (of_class[t.clamp(min=0)] * (t != -100) for t in (target, target_b))
 
     def loss(z: Tensor) -> Tensor:
-        a, b = (F.cross_entropy(z, t, label_smoothing=smoothing, reduction="none") for t in (target, target_b))
-        return (lam * a + (1 - lam) * b).sum() / (lam * (target != -100) + (1 - lam) * (target_b != -100)).sum()
+        a, b = (F.cross_entropy(z, t, weight, **options) for t in (target, target_b))
+        return (lam * a + (1 - lam) * b).sum() / (lam * kept + (1 - lam) * kept_b).sum()
 
     return loss
 
@@ -75,6 +79,10 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
     "pair, one lam": (
         lambda z: fk.cross_entropy(z, TARGET, target_b=TARGET_B, lam=0.25),
         plain(TARGET, TARGET_B, 0.25, 0.0),
+    ),
+    "class weights": (
+        lambda z: fk.cross_entropy(z, TARGET, CLASS_WEIGHTS, target_b=TARGET_B, lam=LAM, label_smoothing=0.1),
+        plain(TARGET, TARGET_B, LAM, 0.1, CLASS_WEIGHTS),
     ),
     "distillation": (
         lambda z: fk.distillation_loss(z, TEACHER, TARGET, label_smoothing=0.1, temperature=2.0, soft_weight=0.5),

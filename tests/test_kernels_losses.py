@@ -128,12 +128,16 @@ def losses() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
     def pair(z: Tensor, target: Tensor, target_b: Tensor, lam: Tensor) -> Tensor:
         return fk.cross_entropy(z, target, smoothing=0.1, target_b=target_b, lam=lam)
 
+    def weighted(z: Tensor, target: Tensor, target_b: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
+        return fk.cross_entropy(z, target, weight.to(z.dtype), smoothing=0.1, target_b=target_b, lam=lam)
+
     def distilled(z: Tensor, teacher: Tensor, target: Tensor, target_b: Tensor, lam: Tensor) -> Tensor:
         return fk.distillation_loss(z, teacher.to(z.dtype), target, smoothing=0.1, target_b=target_b, lam=lam)
 
     return {
         "one label": (lambda z, t: fk.cross_entropy(z, t, smoothing=0.1), (target,)),
         "pair": (pair, (target, target_b, lam)),
+        "class weights": (weighted, (target, target_b, lam, torch.rand(K, dtype=torch.float64))),
         "distillation": (distilled, (teacher, target, target_b, lam)),
     }
 
@@ -181,14 +185,17 @@ def test_opcheck() -> None:
         lam = lam.float()
         leaf = logits.clone().requires_grad_()
         for z in (leaf, logits):
-            for pair in ((None, None, 1.0), (target_b, None, 0.3), (target_b, lam, 1.0)):
+            for pair in ((None, None, None, 1.0), (target_b, None, None, 0.3), (target_b, lam, None, 1.0)):
                 options = (*pair, 0.1, -100)
                 soft = (2.0, 0.5, 0.5)
                 torch.library.opcheck(ops.cross_entropy.default, (z, target, *options))
+                weighted = (*pair[:2], torch.rand(K), *options[3:])
+                torch.library.opcheck(ops.cross_entropy.default, (z, target, *weighted))
                 torch.library.opcheck(ops.distillation.default, (z, teacher, target, *options, *soft))
         grad = torch.ones(6)
         kept = torch.rand_like(logits.float())
         torch.library.opcheck(ops.cross_entropy_backward.default, (grad, kept, logits, target, *options))
+        torch.library.opcheck(ops.cross_entropy_backward.default, (grad, kept, logits, target, *weighted))
         torch.library.opcheck(ops.distillation_backward.default, (grad, kept, logits, teacher, target, *options, *soft))
         for scale in (None, torch.tensor(8.0)):
             torch.library.opcheck(ops.cross_entropy_loss_and_grad.default, (logits, target, *options, scale, 0.5))
@@ -348,18 +355,6 @@ def test_bad_distillation_input_is_named(words: str, error: type[Exception], cha
     arguments: dict[str, Any] = {"teacher_logits": torch.zeros(4, 3), **change}
     with pytest.raises(error, match=words):
         fk.distillation_loss(torch.zeros(4, 3), target=torch.zeros(4, dtype=torch.int64), **arguments)
-
-
-def test_class_weights_of_what_torch_has_not_are_refused_and_not_ignored() -> None:
-    logits, _, target, target_b, _ = draw()
-    beyond: tuple[dict[str, Any], ...] = (
-        {"target_b": target_b, "lam": 0.5},
-        {"smoothing_over": "others"},
-        {"ignore_index": None},
-    )
-    for more in beyond:
-        with pytest.raises(ValueError, match=r"weight together with .* is not supported"):
-            fk.cross_entropy(logits, target, torch.ones(K), **more)
 
 
 def test_the_caller_keeps_its_logits() -> None:

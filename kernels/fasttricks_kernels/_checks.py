@@ -76,6 +76,24 @@ def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
     check_device(name, labels, "logits", logits)
 
 
+def check_class_weights(weight: Tensor, logits: Tensor) -> None:
+    check_tensor("weight", weight)
+    num_classes = logits.shape[1]
+    if weight.shape != (num_classes,):
+        raise ValueError(f"weight must be ({num_classes},), one a class, but has shape {tuple(weight.shape)}")
+    if weight.dtype not in weight_dtypes(logits):
+        wanted = " or ".join(map(str, dict.fromkeys(weight_dtypes(logits))))
+        raise TypeError(f"weight must be {wanted} for {logits.dtype} logits, not {weight.dtype}; weight.to(...) casts it")
+    if weight.requires_grad:
+        raise ValueError("weight must not require grad, for it gets no gradient; pass weight.detach()")
+    check_device("weight", weight, "logits", logits)
+
+
+def weight_dtypes(logits: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Of class weights and dense targets: the logits', and float32 for narrower ones."""
+    return logits.dtype, torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
 def check_pair(target_b: Tensor | None, lam: Tensor | float | None, logits: Tensor) -> None:
     if (target_b is None) != (lam is None):
         missing = "target_b" if target_b is None else "lam"

@@ -1,7 +1,7 @@
 """C compiled on the user's machine at first use and kept in a cache: ctypes and a C compiler, nothing of Python's or torch's.
 
-The file's name in the cache is a fingerprint of the source, the compiler, its flags and the CPU, so that an edit or another
-machine on a shared home folder never meets old code. It is written under another name and renamed: ranks that start at once
+The file's name in the cache is a fingerprint of the source, the headers beside it, the compiler, its flags and the CPU, so that an
+edit or another machine on a shared home folder never meets old code. It is written under another name and renamed: ranks that start at once
 may each compile, half a second, and none sees half a file.
 """
 
@@ -87,7 +87,8 @@ def find_compiler() -> list[str]:
 
 
 def _fingerprint(source: Path, command: list[str]) -> str:
-    parts = [source.read_text("utf-8"), " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
+    sources = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [*sources, " ".join(command), _run([command[0], "--version"]), platform.platform(), _cpu()]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 

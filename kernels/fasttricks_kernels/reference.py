@@ -3,7 +3,7 @@
 This is the one definition. The Triton kernels are tested against it; it is itself tested against
 torch.nn.functional in float64, torch.optim.SGD, NumPy and PIL.
 
-Shape suffixes: N samples, K classes, C channels, H rows, W columns; 1 an axis to broadcast along.
+Shape suffixes: N samples, K classes, P pixels, C channels, H rows, W columns; 1 an axis to broadcast along.
 """
 
 from __future__ import annotations
@@ -59,6 +59,20 @@ def total_weight(labels: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.stack([weight_N for _, weight_N in labels]).sum(0)
 
 
+def class_weights(weight_K: Tensor | None, logits_NK: Tensor) -> Tensor | None:
+    """The class weights in the loss's dtype, (K,), or (K, 1) for (N, K, P) logits."""
+    if weight_K is None:
+        return None
+    return weight_K.to(wide_dtype(logits_NK.dtype)).view(-1, *[1] * (logits_NK.dim() - 2))
+
+
+def weighed(labels: list[tuple[Tensor, Tensor]], weight_K: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Each label's weight in the row times its class's."""
+    if weight_K is None:
+        return labels
+    return [(label_N, share_N * weight_K.flatten()[label_N]) for label_N, share_N in labels]
+
+
 # --------------------------------------------------------------------------------------------------- cross-entropy
 
 
@@ -70,20 +84,44 @@ def cross_entropy(
     *,
     uniform: float = 0.0,
     ignore_index: int | None = None,
+    weight_K: Tensor | None = None,
 ) -> Tensor:
     """(N,) losses: the sum over a row's labels y, of weight w_y, of
 
-    w_y (-(1 - uniform) log p_y - uniform mean_k log p_k),    p = softmax(logits):
+    w_y (-(1 - uniform) c_y log p_y - uniform mean_k c_k log p_k),    p = softmax(logits), c_k = weight_K, or 1:
 
-    `uniform` is the share of the target that is spread evenly over all K classes.
+    `uniform` is the share of the target that is spread evenly over all K classes. Logits of (N, K, P) have (N, P) labels.
+    A target of the logits' shape is a distribution t: -sum_k q_k log p_k,    q_k = c_k ((1 - uniform) t_k + uniform / K).
     """
     log_p_NK = F.log_softmax(wide(logits_NK), dim=1)
-    mean_log_p_N = log_p_NK.sum(1) / log_p_NK.shape[1] if uniform else 0  # mean(1) is 2.5 x as slow on the CPU
-    loss_N = log_p_NK.new_zeros(log_p_NK.shape[0])
+    if target_N.is_floating_point():
+        q_NK = dense_target(logits_NK, target_N, uniform, weight_K)
+        return -torch.where(q_NK == 0, 0, q_NK * log_p_NK).sum(1)
+    weight_K = class_weights(weight_K, logits_NK)
+    # mean(1) is 2.5 x as slow on the CPU
+    even_N = even_log_p(log_p_NK, weight_K) / log_p_NK.shape[1] if uniform else 0
+    loss_N = torch.zeros_like(log_p_NK.select(1, 0))
     for label_N, weight_N in labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index):
-        label_loss_N = -(1 - uniform) * log_p_NK.gather(1, label_N[:, None])[:, 0] - uniform * mean_log_p_N
+        log_p_N = log_p_NK.gather(1, label_N.unsqueeze(1)).squeeze(1)
+        if weight_K is not None:
+            log_p_N = log_p_N * weight_K.flatten()[label_N]
+        label_loss_N = -(1 - uniform) * log_p_N - uniform * even_N
         loss_N = loss_N + torch.where(weight_N == 0, 0, weight_N * label_loss_N)
     return loss_N
+
+
+def even_log_p(log_p_NK: Tensor, weight_K: Tensor | None) -> Tensor:
+    """sum_k c_k log p_k; a c_k of 0 counts nothing."""
+    return log_p_NK.sum(1) if weight_K is None else torch.where(weight_K == 0, 0, weight_K * log_p_NK).sum(1)
+
+
+def dense_target(logits_NK: Tensor, target_NK: Tensor, uniform: float, weight_K: Tensor | None) -> Tensor:
+    """q_NK: the target, smoothed, then weighed by class."""
+    q_NK = (1 - uniform) * target_NK.to(wide_dtype(logits_NK.dtype))
+    if uniform:
+        q_NK = q_NK + uniform / q_NK.shape[1]
+    weight_K = class_weights(weight_K, logits_NK)
+    return q_NK if weight_K is None else q_NK * weight_K
 
 
 def cross_entropy_grad(
@@ -95,24 +133,40 @@ def cross_entropy_grad(
     *,
     uniform: float = 0.0,
     ignore_index: int | None = None,
+    weight_K: Tensor | None = None,
 ) -> Tensor:
     """The gradient of sum_n scale_n loss_n: scale (W p - q), rounded once to the logits' dtype.
 
-    W is the sum of the row's weights and q its targets: w_y (1 - uniform) at label y, plus W uniform / K.
+    q are the row's targets, of each label w_y (1 - uniform) c_y at y and w_y uniform c_k / K everywhere; W is their sum.
     """
+    scale_N1 = scale_N.unsqueeze(1)
+    if target_N.is_floating_point():
+        q_NK = dense_target(logits_NK, target_N, uniform, weight_K)
+        grad_NK = wide(logits_NK).softmax(1).mul_(q_NK.sum(1, keepdim=True)).sub_(q_NK).mul_(scale_N1)
+        return grad_NK.to(logits_NK.dtype)
     labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
-    total_N = total_weight(labels) * scale_N
+    weight_K = class_weights(weight_K, logits_NK)
+    total_N, even_N = totals(labels, weight_K, uniform)
     # In place, because passes over N K elements dominate: 3 passes of 35 us behind the softmax's 180 (256 x 1000, one core);
     # addcmul with two broadcast columns does the first two in one, and takes 2.4 x as long.
-    grad_NK = wide(logits_NK).softmax(1).mul_(total_N[:, None])
+    grad_NK = wide(logits_NK).softmax(1).mul_((total_N * scale_N).unsqueeze(1))
     if uniform:
-        grad_NK.sub_((uniform / grad_NK.shape[1] * total_N)[:, None])
-    for label_N, weight_N in labels:
-        grad_NK.scatter_add_(1, label_N[:, None], (-(1 - uniform) * scale_N * weight_N)[:, None])
+        even_N1 = (uniform / grad_NK.shape[1] * even_N * scale_N).unsqueeze(1)
+        grad_NK.sub_(even_N1 if weight_K is None else even_N1 * weight_K)
+    for label_N, weight_N in weighed(labels, weight_K):
+        grad_NK.scatter_add_(1, label_N.unsqueeze(1), (-(1 - uniform) * scale_N * weight_N).unsqueeze(1))
     if ignore_index is not None:  # 0, and not 0 * NaN, in the rows that are ignored
         ignored_N = torch.stack([weight_N == 0 for _, weight_N in labels]).all(0)
-        grad_NK.masked_fill_(ignored_N[:, None], 0)
+        grad_NK.masked_fill_(ignored_N.unsqueeze(1), 0)
     return grad_NK.to(logits_NK.dtype)
+
+
+def totals(labels: list[tuple[Tensor, Tensor]], weight_K: Tensor | None, uniform: float) -> tuple[Tensor, Tensor]:
+    """The sum of the row's targets, and that of its labels' weights; without class weights one and the same."""
+    even_N = total_weight(labels)
+    if weight_K is None:
+        return even_N, even_N
+    return (1 - uniform) * total_weight(weighed(labels, weight_K)) + uniform * weight_K.mean() * even_N, even_N
 
 
 def cross_entropy_grad_vjp(
@@ -125,20 +179,26 @@ def cross_entropy_grad_vjp(
     *,
     uniform: float,
     ignore_index: int | None,
+    weight_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of sum(v * cross_entropy_grad) with respect to scale and logits; itself differentiable.
 
     d/d scale = sum_k v (W p - q),    d/d logits = scale W p (v - sum_k p v).
     """
-    labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
-    total_N = total_weight(labels)
     p_NK, v_NK = wide(logits_NK).softmax(1), wide(v_NK)
     mean_v_N1 = (p_NK * v_NK).sum(1, keepdim=True)
-    vq_N = uniform * total_N * v_NK.mean(1)
-    for label_N, weight_N in labels:
-        vq_N = vq_N + (1 - uniform) * weight_N * v_NK.gather(1, label_N[:, None])[:, 0]
-    d_logits_NK = (scale_N * total_N)[:, None] * p_NK * (v_NK - mean_v_N1)
-    return total_N * mean_v_N1[:, 0] - vq_N, d_logits_NK.to(logits_NK.dtype)
+    if target_N.is_floating_point():
+        q_NK = dense_target(logits_NK, target_N, uniform, weight_K)
+        total_N, vq_N = q_NK.sum(1), (v_NK * q_NK).sum(1)
+    else:
+        labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
+        weight_K = class_weights(weight_K, logits_NK)
+        total_N, even_N = totals(labels, weight_K, uniform)
+        vq_N = uniform * even_N * (v_NK if weight_K is None else v_NK * weight_K).mean(1)
+        for label_N, weight_N in weighed(labels, weight_K):
+            vq_N = vq_N + (1 - uniform) * weight_N * v_NK.gather(1, label_N.unsqueeze(1)).squeeze(1)
+    d_logits_NK = (scale_N * total_N).unsqueeze(1) * p_NK * (v_NK - mean_v_N1)
+    return total_N * mean_v_N1.squeeze(1) - vq_N, d_logits_NK.to(logits_NK.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- distillation

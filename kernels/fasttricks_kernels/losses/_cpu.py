@@ -48,6 +48,8 @@ class Batch(ctypes.Structure):
         ("temperature", ctypes.c_float),
         ("hard", ctypes.c_float),
         ("soft", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+        ("dense", ctypes.c_void_p),
         ("loss", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
         ("chunk", ctypes.c_int64),
@@ -142,6 +144,7 @@ def _by_c(
     target_N = labels.target.contiguous()
     target_b_N = None if labels.target_b is None else labels.target_b.contiguous()
     lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
+    weight_K = None if labels.weight_K is None else labels.weight_K.float().contiguous()
     lam = ctypes.c_float(labels.lam)
     num_rows, num_classes = rows_NK.shape
     if labels.lam_N is not None and (
@@ -167,6 +170,8 @@ def _by_c(
     if target_b_N is not None:
         batch.target_b, batch.target_b_bytes = target_b_N.data_ptr(), target_b_N.element_size()
         batch.lam_stride = 0 if lam_N is None else lam_N.dim()
+    if weight_K is not None:
+        batch.weight = weight_K.data_ptr()
     if teacher_NK is not None:
         batch.teacher = teacher_NK.data_ptr()
         batch.temperature, batch.hard, batch.soft = weights

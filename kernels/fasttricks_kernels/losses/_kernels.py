@@ -17,14 +17,15 @@ from ._options import Labels, Weights
 from ._rows import (
     columns_of,
     cross_terms,
+    labelled,
     labels_and_weights,
     load_rows,
+    load_weights,
     packed,
     per_row,
     raised_max,
     store_rows,
     sum_of_exp,
-    target_distribution,
     unpacked,
 )
 
@@ -44,6 +45,8 @@ def cross_entropy_kernel(
     lam,
     uniform,
     host_scale,
+    weight_ptr,
+    SPREAD: tl.constexpr,
     IGNORE: tl.constexpr,
     LAM_STRIDE: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
@@ -56,12 +59,27 @@ def cross_entropy_kernel(
     GROUP: tl.constexpr,
     SHIFTED: tl.constexpr,
 ):
-    """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away."""
+    """Loss and scaled gradient of ROWS rows; an output or an option whose pointer is None is compiled away.
+
+    SPREAD: there are class weights, and smoothing, which needs all of them; without it a row needs its labels' alone.
+    """
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lam_R = per_row(lam_ptr, lam, row_R, N, LAM_STRIDE) + tl.zeros([ROWS], tl.float32)
-    label_R, weight_R, label_b_R, weight_b_R, total_R = labels_and_weights(
+    label_R, weight_R, label_b_R, weight_b_R, kept_R = labels_and_weights(
         target_ptr, target_b_ptr, lam_R, row_R, N, K, IGNORE
     )
+    total_R = kept_R
+    if weight_ptr is not None:
+        weight_R *= load_weights(weight_ptr, label_R, K)
+        total_R = weight_R
+        if target_b_ptr is not None:
+            weight_b_R *= load_weights(weight_ptr, label_b_R, K)
+            total_R = weight_R + weight_b_R
+    if SPREAD:
+        weights_RC = tl.zeros([ROWS, BLOCK], tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            weights_RC += load_weights(weight_ptr, columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED), K)
+        total_R = (1 - uniform) * total_R + uniform / K * kept_R * tl.sum(weights_RC, 1)
 
     # The row is read here, once, and HELD in registers; only one too long for them is read again below.
     max_R = tl.full([ROWS], float("-inf"), tl.float32)
@@ -90,18 +108,20 @@ def cross_entropy_kernel(
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-        q_RC = target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, uniform, K, target_b_ptr is not None
-        )
+        q_RC = labelled(column_RC, label_R, weight_R, label_b_R, weight_b_R, uniform, target_b_ptr is not None)
+        if SPREAD:
+            q_RC += (uniform / K * kept_R)[:, None] * load_weights(weight_ptr, column_RC, K)
+        elif weight_ptr is None:
+            q_RC += (uniform / K * kept_R)[:, None]
         if loss_ptr is not None:
             cross_RC += cross_terms(q_RC, x_RC, column_RC, K)
         if grad_ptr is not None:
             grad_RC = scale_R[:, None] * (total_R[:, None] * tl.exp(x_RC - log_sum_R[:, None]) - q_RC)
-            grad_RC = tl.where((total_R == 0)[:, None], 0.0, grad_RC)
+            grad_RC = tl.where((kept_R == 0)[:, None], 0.0, grad_RC)
             store_rows(grad_ptr, grad_RC, row_R, N, chunk, K, BLOCK, GROUP, SHIFTED)
 
     if loss_ptr is not None:
-        loss_R = tl.where(total_R == 0, 0.0, total_R * log_sum_R - tl.sum(cross_RC, 1))
+        loss_R = tl.where(kept_R == 0, 0.0, total_R * log_sum_R - tl.sum(cross_RC, 1))
         tl.store(loss_ptr + row_R, loss_R, mask=row_R < N)
 
 
@@ -212,9 +232,8 @@ def distillation_kernel(
             t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
         x_RC = x_RC - max_R[:, None]
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
-        c_RC = hard_weight * target_distribution(
-            column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, uniform, K, target_b_ptr is not None
-        )
+        c_RC = labelled(column_RC, label_R, weight_R, label_b_R, weight_b_R, uniform, target_b_ptr is not None)
+        c_RC = hard_weight * (c_RC + (uniform / K * total_R)[:, None])
         t_RC = (t_RC - teacher_max_R[:, None]) * coldness - teacher_log_sum_R[:, None]
         c_RC += soft_R[:, None] * tl.exp(t_RC)
         if loss_ptr is not None:
@@ -235,7 +254,9 @@ def distillation_kernel(
 
 def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Any, Any]:
     """As `_launch`."""
-    return _launch(cross_entropy_kernel, (dense_rows(logits_NK),), labels, (), *scale, **wanted)
+    weight_K = None if labels.weight_K is None else labels.weight_K.contiguous()
+    options = {"weight_ptr": weight_K, "SPREAD": weight_K is not None and labels.uniform != 0}
+    return _launch(cross_entropy_kernel, (dense_rows(logits_NK),), labels, (), *scale, options=options, **wanted)
 
 
 def launch_distillation(
@@ -256,6 +277,7 @@ def _launch(
     *,
     want_loss: bool = True,
     want_grad: bool = True,
+    options: Optional[dict[str, Any]] = None,
 ) -> tuple[Any, Any]:
     """Loss (N,) float32 and gradient (N, K), scaled; None for the one not wanted. rows: logits, and a teacher's."""
     logits_NK = rows[0]
@@ -279,6 +301,7 @@ def _launch(
             labels.uniform,
             *numbers,
             host_scale,
+            **(options or {}),
             IGNORE=labels.ignore_index,
             LAM_STRIDE=broadcast_stride(labels.lam_N),
             SCALE_STRIDE=broadcast_stride(device_scale_N),

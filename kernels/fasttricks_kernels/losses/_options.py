@@ -17,8 +17,10 @@ SmoothingOver = Literal["all", "others"]
 
 # A loss takes a dozen options. Its operators are declared by schema, so that each list of them is written once: here,
 # in a tuple's fields and the same fields' schema.
-LABELS = "Tensor target, Tensor? target_b, Tensor? lam_N, float lam, float uniform, SymInt? ignore_index"
-LABEL_TENSORS = 3  # of LABELS, the first
+LABELS = (
+    "Tensor target, Tensor? target_b, Tensor? lam_N, Tensor? weight_K, float lam, float uniform, SymInt? ignore_index"
+)
+LABEL_TENSORS = 4  # of LABELS, the first
 WEIGHTS = "float temperature, float hard_weight, float soft_weight"
 # After the options of an operator that writes a scaled gradient: the factor on a row's gradient is the product of the
 # two. The part that the host knows is a number, not a tensor, so that nothing is copied to the device for it.
@@ -31,6 +33,7 @@ class Labels(NamedTuple):
     target: Tensor
     target_b: Tensor | None = None
     lam_N: Tensor | None = None  # () or (N,)
+    weight_K: Tensor | None = None  # of the classes
     lam: float = 1.0
     uniform: float = 0.0  # share of the target that is spread evenly over all K classes
     ignore_index: int | None = None
@@ -38,7 +41,7 @@ class Labels(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The first LABEL_TENSORS fields."""
-        return self.target, self.target_b, self.lam_N
+        return self.target, self.target_b, self.lam_N, self.weight_K
 
     @property
     def share(self) -> Tensor | float:
@@ -48,7 +51,8 @@ class Labels(NamedTuple):
     @property
     def named(self) -> dict[str, Any]:
         """As reference.py takes them."""
-        return {
+        of_classes = {} if self.weight_K is None else {"weight_K": self.weight_K}  # distillation has none
+        return of_classes | {
             "target_N": self.target,
             "target_b_N": self.target_b,
             "lam": self.share,
@@ -73,6 +77,8 @@ class Labels(NamedTuple):
         """
         if reduction != "mean":
             return 1
+        if self.weight_K is not None:
+            return self._weight_of_labels(self.weight_K.double())
         num_rows = self.target.shape[0]
         if self.ignore_index is None or (ignored is not None and not ignored.target and not ignored.target_b):
             return num_rows
@@ -89,6 +95,19 @@ class Labels(NamedTuple):
         if isinstance(share, Tensor) and share.dim():
             return (share * kept_N.double() + (1 - share) * kept_b_N.double()).sum()
         return torch.lerp(kept_b_N.sum(dtype=torch.float64), kept_N.sum(dtype=torch.float64), share)
+
+    def _weight_of_labels(self, weight_K: Tensor) -> Tensor:
+        """The sum of the classes' weights of the labels that are not ignored, each by its share."""
+
+        def counts(label_N: Tensor) -> Tensor:
+            label_N = label_N.long()
+            weight_N = weight_K[label_N.clamp(0, weight_K.shape[0] - 1)]
+            return weight_N if self.ignore_index is None else torch.where(label_N == self.ignore_index, 0, weight_N)
+
+        if self.target_b is None:
+            return counts(self.target).sum()
+        share = self.share.double() if isinstance(self.share, Tensor) else self.share
+        return (share * counts(self.target) + (1 - share) * counts(self.target_b)).sum()
 
 
 class Ignored(NamedTuple):
@@ -132,6 +151,7 @@ def checked_labels(
     smoothing_over: SmoothingOver,
     ignore_index: int | None,
     reduction: Reduction,
+    weight: Tensor | None = None,
 ) -> Labels:
     """The arguments that every loss takes, checked. Raises TypeError and ValueError; reads no value on a GPU."""
     _checks.check_logits("logits", logits)
@@ -139,10 +159,11 @@ def checked_labels(
     _checks.check_pair(target_b, lam, logits)
     _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
     _checks.check_ignore_index(ignore_index)
+    if weight is not None:
+        _checks.check_class_weights(weight, logits)
     uniform = _checks.uniform_share(label_smoothing, smoothing_over, logits.shape[1])
-    if isinstance(lam, Tensor):
-        return Labels(target, target_b, lam, 1.0, uniform, ignore_index)
-    return Labels(target, target_b, None, 1.0 if lam is None else float(lam), uniform, ignore_index)
+    lam_N, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, 1.0 if lam is None else float(lam))
+    return Labels(target, target_b, lam_N, weight, lam, uniform, ignore_index)
 
 
 def checked_weights(temperature: float, hard_weight: float, soft_weight: float) -> Weights:

@@ -186,17 +186,21 @@ def labels_and_weights(target_ptr, target_b_ptr, lam_R, row_R, N, K: tl.constexp
 
 
 @triton.jit
-def target_distribution(
-    column_RC, label_R, weight_R, label_b_R, weight_b_R, total_R, uniform, K: tl.constexpr, PAIR: tl.constexpr
-):
-    """q_RC: weight * (1 - uniform) at each label, and total * uniform / K everywhere.
+def load_weights(weight_ptr, column, K: tl.constexpr):
+    """The class weights of columns or labels, in float32; 0 outside [0, K)."""
+    return tl.load(weight_ptr + column, mask=(column >= 0) & (column < K), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def labelled(column_RC, label_R, weight_R, label_b_R, weight_b_R, uniform, PAIR: tl.constexpr):
+    """The labels' part of the target's distribution: weight * (1 - uniform) at each.
 
     Labels are found by comparing columns in registers, not by a gather: a bad label reads nothing.
     """
     q_RC = tl.where(column_RC == label_R[:, None], ((1 - uniform) * weight_R)[:, None], 0.0)
     if PAIR:
         q_RC += tl.where(column_RC == label_b_R[:, None], ((1 - uniform) * weight_b_R)[:, None], 0.0)
-    return q_RC + (uniform / K * total_R)[:, None]
+    return q_RC
 
 
 @triton.jit

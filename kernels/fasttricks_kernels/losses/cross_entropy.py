@@ -85,8 +85,8 @@ def cross_entropy(
 ) -> Tensor:
     """torch.nn.functional.cross_entropy, its arguments in its order, and mixup's pair of labels.
 
-        loss_n = sum_y w_y (-(1 - s) log p_y - s mean_k log p_k),   p = softmax(logits_n),
-        w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing.
+        loss_n = sum_y w_y (-(1 - s) c_y log p_y - s mean_k c_k log p_k),   p = softmax(logits_n),
+        w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing;   c = weight, or 1.
 
     Args:
         input: the logits, (N, K) float16, bfloat16, float32 or float64; not modified. Any row stride; a non-unit class
@@ -95,22 +95,24 @@ def cross_entropy(
         label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
+        weight: (K,) of the classes, like input, or float32 for narrower logits. A class of weight 0 counts nothing.
         ignore_index: this label weighs nothing, in the loss, the gradient and the mean. None: there is none; saves
             the launches that count them on a GPU.
-        reduction: "mean" divides by the weight of the labels not ignored (NaN if that is 0, as torch has it).
+        reduction: "mean" divides by the weight of the labels not ignored, sum_n sum_y w_y c_y (NaN if that is 0, as
+            torch has it).
         size_average, reduce: torch's deprecated names of the reduction, with torch's warning.
         smoothing_over: "all" takes the mean over all K classes, as torch does (each gets s / K); "others" is the
             paper's form, s / (K - 1) for each of the K - 1 other classes and 1 - s for the label itself.
-        weight, and input and target of torch's other shapes: as torch has them, by torch's operator. Not together with
-            target_b, smoothing_over="others" or ignore_index=None, which torch does not have.
+        input and target of torch's other shapes, a weight that requires grad: as torch has them, by torch's operator.
+            Not together with target_b, smoothing_over="others" or ignore_index=None, which torch does not have.
 
     Returns:
         () or, for reduction="none", the labels' shape; float32, for float64 logits float64. Also under autocast.
 
     Raises:
         As torch does, with torch's text, where torch's function has the arguments. And:
-        TypeError, ValueError: a wrong dtype, shape, device, range or name of target_b, lam or smoothing_over; a smoothing
-            that is negative or NaN, which torch takes for 0.
+        TypeError, ValueError: a wrong dtype, shape, device, range or name of target_b, lam or smoothing_over, and of all
+            that comes with them; a smoothing that is negative or NaN, which torch takes for 0.
         IndexError: a label out of range, on the CPU. On CUDA that row's loss and gradient are NaN instead; so are
             those of a lam outside [0, 1] (on the CPU a ValueError).
 
@@ -125,17 +127,15 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = cast(Reduction, legacy_get_string(size_average, reduce))
     if target_b is not None or lam is not None or smoothing_over != "all" or ignore_index is None:  # beyond torch's
-        if weight is not None:
-            raise ValueError(
-                "weight together with target_b, smoothing_over='others' or ignore_index=None is not supported"
-            )
-        labels = checked_labels(input, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
+        labels = checked_labels(
+            input, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction, weight
+        )
         if target_b is None and labels.uniform <= 1 and torchs_is_faster(input, labels.uniform):
             return by_torch(input, target, weight, ignore_index, reduction, labels.uniform)
     elif not fuses(input, target, weight, reduction, label_smoothing) or torchs_is_faster(input, label_smoothing):
         return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
     else:
-        labels = Labels(target, None, None, 1.0, label_smoothing, ignore_index)
+        labels = Labels(target, None, None, weight, 1.0, label_smoothing, ignore_index)
     return _loss((input,), (labels,), reduction)
 
 
@@ -200,6 +200,7 @@ def cross_entropy_loss_and_grad(
     smoothing_over: SmoothingOver = "all",
     loss_scale: Tensor | float = 1.0,
     smoothing: float | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the gradient of loss_scale * loss, reading the logits once: for `logits.backward(grad)`.
 
@@ -216,7 +217,9 @@ def cross_entropy_loss_and_grad(
     Costs: one launch for losses and gradient (2 K elements + 12 bytes a row), one more to sum N numbers.
     """
     label_smoothing = one_smoothing(label_smoothing, smoothing)
-    labels = checked_labels(logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction)
+    labels = checked_labels(
+        logits, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction, weight
+    )
     return _loss_and_grad((logits,), (labels,), reduction, loss_scale)
 
 

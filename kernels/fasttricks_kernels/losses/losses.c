@@ -8,88 +8,17 @@
  *     distillation:  loss = hard (that) + soft W T^2 (log sum exp(d / T) - sum_k q_k d_k / T),    q = softmax(teacher / T)
  *                    grad = hard (that) + soft W T (softmax(x / T) - q)
  *
+ * With class weights c, or a dense target t in the labels' place, q_k are the row's targets and W is their sum:
+ *
+ *     cross-entropy: loss = W log sum exp(d) - sum_k q_k d_k,    grad = W softmax(x) - q
+ *                    q_k = c_k (sum_y w_y (1 - u) [k = y] + w u / K),    or c_k ((1 - u) t_k + u / K)
+ *
  * Rows are independent: their bits do not depend on how many threads share them, nor on the width of the CPU's vectors (a sum
  * is of LANES partial sums), only on whether it has a fused multiply-add.
  */
-#include <math.h>
-#include <stdint.h>
+#include "vectors.h"
+
 #include <stdlib.h>
-#include <string.h>
-
-#ifdef __FAST_MATH__
-#error "fast math loses NaN and infinity"
-#endif
-
-#define LANES 8
-#define BLOCK 512 /* numbers of a float sum; the sums of these sums are double */
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef vf vf_anywhere __attribute__((aligned(4), may_alias));
-#define INLINE static inline __attribute__((always_inline))
-
-/* exp of x <= 0 to an ulp or two: 2^n e^r, |r| <= log(2) / 2, by Taylor's series, whose next term is 5e-9. Below -87, where
- * 2^n would leave the normal numbers, 0; of NaN, NaN. */
-INLINE vf exp_of(vf x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: added, it leaves the nearest integer in the lowest bits */
-    vf shifted = x * 1.44269504f + round;
-    vf n = shifted - round;
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f; /* log 2 in two parts, the first of so few bits that n times it is exact */
-    vf p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    vi power = (vi)p + ((vi)shifted << 23);
-    return (vf)(power & ~(vi)(x < -87.0f));
-}
-
-INLINE vf load(const float *x) { return *(const vf_anywhere *)x; }
-
-/* The first `left` of LANES: all bits set. */
-INLINE vi first_lanes(int64_t left) {
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    return lane < (int32_t)left;
-}
-
-/* The last `left` < LANES numbers of a row, the other lanes `fill`. */
-INLINE vf load_part(const float *x, int64_t left, float fill) {
-    vf part = fill - (vf){0};
-    switch (left) {
-        case 7: part[6] = x[6]; /* fall through */
-        case 6: part[5] = x[5]; /* fall through */
-        case 5: part[4] = x[4]; /* fall through */
-        case 4: part[3] = x[3]; /* fall through */
-        case 3: part[2] = x[2]; /* fall through */
-        case 2: part[1] = x[1]; /* fall through */
-        case 1: part[0] = x[0];
-    }
-    return part;
-}
-
-INLINE void store_part(float *x, int64_t left, vf part) {
-    switch (left) {
-        case 7: x[6] = part[6]; /* fall through */
-        case 6: x[5] = part[5]; /* fall through */
-        case 5: x[4] = part[4]; /* fall through */
-        case 4: x[3] = part[3]; /* fall through */
-        case 3: x[2] = part[2]; /* fall through */
-        case 2: x[1] = part[1]; /* fall through */
-        case 1: x[0] = part[0];
-    }
-}
-
-INLINE double sum_of(vf v) {
-    double sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
-    return sum;
-}
-
-INLINE vf larger(vf a, vf b) { /* of NaN, b: it is left to the sums */
-    vi above = a > b;
-    return (vf)(((vi)a & above) | ((vi)b & ~above));
-}
 
 static float max_of(const float *x, int64_t K) {
     vf most = (vf){0} - INFINITY;
@@ -160,6 +89,8 @@ typedef struct {
     float uniform; /* share of the target that is spread evenly over all K classes */
     const float *teacher; /* rows K apart, or NULL: no distillation */
     float temperature, hard, soft;
+    const float *weight; /* of the K classes, or NULL */
+    const float *dense;  /* targets in the place of labels, rows K apart, or NULL; then nothing is ignored */
     float *loss, *grad; /* N, and rows K apart; grad may be NULL: then none is wanted */
     /* of the work */
     int64_t chunk, next; /* rows a thread takes at a time, and the first that none has taken */
@@ -198,6 +129,13 @@ INLINE int weigh(const Batch *b, int64_t n, Weighed *out, Ignored *ignored) {
     return 1;
 }
 
+/* Without smoothing the labels' classes alone count. */
+INLINE void weigh_classes(const Batch *b, Weighed *row) {
+    row->total = 0;
+    for (int i = 0; i < 2; i++)
+        if (row->weight[i]) row->total += row->weight[i] *= b->weight[row->label[i]];
+}
+
 /* Takes the labels' share from a gradient in which cross-entropy weighs `hard`, and returns what they add to sum_k q_k d_k. */
 INLINE double at_labels(const Weighed *row, float uniform, const float *x, float max, float hard, float *grad) {
     double cross = 0;
@@ -220,6 +158,47 @@ static void cross_entropy(const Batch *b, int64_t n, const Weighed *row, float *
     for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - shift;
     const double at_all = b->uniform ? shift * sum_d : 0; /* not 0 * -infinity */
     b->loss[n] = row->total * log(sum) - at_all - at_labels(row, b->uniform, x, max, 1.0f, g);
+}
+
+static double sum_of_row(const float *q, int64_t K) {
+    double sum = 0;
+    for (int64_t first = 0; first < K; first += BLOCK) {
+        const int64_t end = first + BLOCK < K ? first + BLOCK : K;
+        vf total = {0};
+        int64_t k = first;
+        for (; k + LANES <= end; k += LANES) total += load(q + k);
+        sum += sum_of(total);
+        for (; k < end; k++) sum += q[k];
+    }
+    return sum;
+}
+
+/* A row's targets: labels with class weights, or dense. */
+INLINE void targets(const Batch *b, int64_t n, const Weighed *row, float *q) {
+    const float even = b->uniform / b->K, *c = b->weight;
+    if (b->dense) {
+        const float *t = b->dense + n * b->K;
+        for (int64_t k = 0; k < b->K; k++) q[k] = (1 - b->uniform) * t[k] + even;
+    } else {
+        for (int64_t k = 0; k < b->K; k++) q[k] = row->total * even;
+        for (int i = 0; i < 2; i++)
+            if (row->weight[i]) q[row->label[i]] += (1 - b->uniform) * row->weight[i];
+    }
+    if (c)
+        for (int64_t k = 0; k < b->K; k++) q[k] *= c[k];
+}
+
+/* Cross-entropy with the targets q, K numbers that are written here. */
+static void by_targets(const Batch *b, int64_t n, const Weighed *row, float *g, float *q) {
+    const int64_t K = b->K;
+    const float *x = b->logits + n * b->stride, max = max_of(x, K);
+    double unused;
+    const double sum = exponentials(x, K, max, 1.0f, g, &unused);
+    targets(b, n, row, q);
+    const double total = sum_of_row(q, K);
+    const float factor = total / sum;
+    for (int64_t k = 0; k < K; k++) g[k] = g[k] * factor - q[k];
+    b->loss[n] = total * log(sum) - weighted_sum(q, x, K, max);
 }
 
 /* scratch: 2 K numbers. */
@@ -245,7 +224,8 @@ static void distillation(const Batch *b, int64_t n, const Weighed *row, float *g
 /* The work of a thread: takes rows until none is left. */
 static void work(void *batch) {
     Batch *b = batch;
-    const int64_t rows = (b->teacher ? 2 : 0) + (b->grad ? 0 : 1);
+    const int by_all = b->dense || (b->weight && b->uniform);
+    const int64_t rows = (b->teacher ? 2 : by_all) + (b->grad ? 0 : 1);
     float *scratch = rows ? malloc(rows * b->K * sizeof *scratch) : NULL;
     if (rows && !scratch) {
         __atomic_store_n(&b->status, 2, __ATOMIC_RELAXED);
@@ -256,15 +236,18 @@ static void work(void *batch) {
     while ((first = __atomic_fetch_add(&b->next, b->chunk, __ATOMIC_RELAXED)) < b->N) {
         for (int64_t n = first; n < first + b->chunk && n < b->N; n++) {
             float *grad = b->grad ? b->grad + n * b->K : scratch + (rows - 1) * b->K;
-            Weighed row;
-            if (!weigh(b, n, &row, &ignored)) {
+            Weighed row = {.total = 1};
+            if (!b->dense && !weigh(b, n, &row, &ignored)) {
                 __atomic_store_n(&b->status, 1, __ATOMIC_RELAXED);
             } else if (row.total == 0) {
                 b->loss[n] = 0;
                 memset(grad, 0, b->K * sizeof *grad);
             } else if (b->teacher) {
                 distillation(b, n, &row, grad, scratch);
+            } else if (by_all) {
+                by_targets(b, n, &row, grad, scratch);
             } else {
+                if (b->weight) weigh_classes(b, &row);
                 cross_entropy(b, n, &row, grad);
             }
         }

@@ -20,6 +20,8 @@ from ..optim._kernels import launch_overflow, launch_sgd
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
+WEIGHTED_FORMS = ("class weights", "class weights, smoothed")
+"""Of cross-entropy alone, with mixup's pair: without smoothing the labels' weights alone are read, with it all."""
 LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
     "cross_entropy": (launch_cross_entropy, 1, ()),
     "distillation": (launch_distillation, 2, (Weights(20.0, 1.0, 1.0),)),
@@ -29,7 +31,10 @@ LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`run` launches the kernels once. `floor_bytes`: the least it can move. `wide`: 128-bit accesses are promised."""
+    """`run` launches the kernels once. `floor_bytes`: the least it can move. `wide`: 128-bit accesses are promised.
+
+    `cached`: a small tensor that every program reads, so that a cache serves it; counted once in `floor_bytes`.
+    """
 
     family: str
     shape: str
@@ -37,6 +42,7 @@ class Case:
     floor_bytes: int
     run: Callable[[], object]
     wide: bool = True
+    cached: torch.Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -61,19 +67,23 @@ def _loss_case(loss: str, form: str, num_classes: int, dtype: str) -> Case:
     rows = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(num_tensors)]
     target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
     lam = torch.rand(num_rows, generator=generator)
-    second, lam_N = (target_b, lam) if form == "mixup" else (None, None)
-    labels = Labels(target, second, lam_N, uniform=0.1)
+    weighted, smoothed = form in WEIGHTED_FORMS, form != "class weights"
+    second, lam_N = (target_b, lam) if form == "mixup" or weighted else (None, None)
+    weight = torch.rand(num_classes, generator=generator) if weighted else None
+    labels = Labels(target, second, lam_N, weight, uniform=0.1 if smoothed else 0.0)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
     wanted = {"want_loss": form != "backward", "want_grad": form != "forward"}
     row_bytes = num_classes * rows[0].element_size()
-    floor = (num_tensors + wanted["want_grad"]) * row_bytes + (24 if form == "mixup" else 12)
+    floor = (num_tensors + wanted["want_grad"]) * row_bytes + (12 if second is None else 24)
+    floor = num_rows * (floor + 8 * weighted)  # the weights of two labels
     return Case(
         f"{loss} {form}",
         f"K={num_classes}",
         dtype,
-        num_rows * floor,
+        floor + 4 * num_classes * (weighted and smoothed),
         lambda: launch(*rows, labels, *weights, scale, **wanted),
         wide=row_bytes >= 1024,
+        cached=weight if smoothed else None,
     )
 
 
@@ -145,6 +155,7 @@ def every_case() -> list[Case]:
     """Every kernel's cases, for report, ledger and compile gate: here a new kernel is added."""
     return [
         *(case for loss in LOSSES for form in LOSS_FORMS for case in loss_cases(loss, form)),
+        *(case for form in WEIGHTED_FORMS for case in loss_cases("cross_entropy", form)),
         *mixup_cases(),
         *augment_cases(),
         *sgd_cases(),

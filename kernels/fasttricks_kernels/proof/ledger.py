@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from unittest import mock
 
 import numpy as np
+import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
 
@@ -33,6 +34,11 @@ class Ledger:
     def unique(self) -> int:
         """Distinct bytes read plus distinct bytes written."""
         return sum(np.unique(np.concatenate(s)).size for s in (self.load_spans, self.store_spans) if s)
+
+    def loaded_from(self, tensor: torch.Tensor) -> int:
+        """Bytes asked for of this tensor, as often as they were."""
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+        return sum(int(((span >= start) & (span < end)).sum()) for span in self.load_spans)
 
     def add(self, spans: list[np.ndarray], addresses: np.ndarray, mask: np.ndarray, size: int) -> int:
         lanes = np.broadcast_to(mask, np.broadcast_shapes(mask.shape, addresses.shape)).astype(bool)  # may come as 0, 1

@@ -1,0 +1,200 @@
+"""Cross-entropy's further forms, class weights among them: the C of the CPU and the interpreted Triton, against float64.
+
+Oracles: torch.nn.functional.cross_entropy, and for mixup's pair and smoothing over the other classes, which it lacks, dense targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import fasttricks_kernels as fk
+from fasttricks_kernels.losses import _cpu, cross_entropy
+from lib.interpreter import interpreted
+from lib.tables import covering
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32]
+# The interpreter truncates to bfloat16 where the GPU rounds to nearest: one whole step instead of half of one.
+STEP = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 2**-24}
+REDUCTIONS = ("none", "sum", "mean")
+Loss = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few logits take the way of many."""
+    monkeypatch.setattr(cross_entropy, "OWN_FROM", 0)
+
+
+def draw(num_rows: int, num_classes: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Logits, two labels of which one and both are ignored in a row, lam, and class weights, the first of them 0."""
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = (4 * torch.randn(num_rows, num_classes, generator=generator)).to(dtype)
+    target, target_b = torch.randint(num_classes, (2, num_rows), generator=generator)
+    target[1] = target[2] = target_b[2] = -100
+    weight = torch.rand(num_classes, generator=generator)
+    weight[0] = 0.0 if num_classes > 1 else 0.5
+    return {
+        "logits": logits,
+        "target": target,
+        "target_b": target_b,
+        "lam": torch.rand(num_rows, generator=generator),
+        "weight": weight,
+    }
+
+
+def value_and_grad(loss: Loss, logits: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    value = loss(leaf)
+    value.sum().backward()
+    assert leaf.grad is not None
+    return value.detach().double(), leaf.grad.double()
+
+
+def assert_as_good_as_torch(ours: Loss, plain: Callable[[Tensor], Tensor], logits: Tensor) -> None:
+    """Value and gradient against `plain` in float64, allowed its own error in float32, the roundings of a sum, and one of the dtype."""
+    truth = value_and_grad(plain, logits.double())
+    theirs = value_and_grad(lambda z: plain(z.float()), logits)
+    for got, its, true, step in zip(
+        value_and_grad(ours, logits), theirs, truth, (2**-21, 2 * STEP[logits.dtype]), strict=True
+    ):
+        allowed = (its - true).abs().max() + step * true.abs().max() + 1e-7
+        assert got.shape == true.shape
+        assert (got - true).abs().max() <= allowed, (got - true).abs().max() / allowed
+
+
+# ---------------------------------------------------------------------------------------------------- class weights
+
+
+def dense_pair(x: dict[str, Tensor], smoothing: float, over: str) -> Callable[[Tensor], Tensor]:
+    """(N,) losses of mixup's pair with class weights: -sum_k c_k q_k log p_k, q typed from section 5.2 and from the authors' code."""
+    num_classes = len(x["weight"])
+    even = smoothing / (num_classes if over == "all" else num_classes - 1)
+    at_label = 1 - smoothing + (even if over == "all" else 0)
+
+    def targets(label: Tensor) -> Tensor:
+        q = torch.full((len(label), num_classes), even, dtype=torch.float64)
+        return q.scatter_(1, label.clamp(min=0)[:, None], at_label) * (label >= 0)[:, None]
+
+    def loss(z: Tensor) -> Tensor:
+        lam = x["lam"].double()[:, None]
+        q = (lam * targets(x["target"]) + (1 - lam) * targets(x["target_b"])) * x["weight"].double()
+        return -(q.to(z.dtype) * z.log_softmax(1)).sum(1)
+
+    return loss
+
+
+def kept_weight(x: dict[str, Tensor]) -> Tensor:
+    """The divisor of the pair's mean: the weight of each label that is not ignored, by its share."""
+    a, b = (x["weight"].double()[t.clamp(min=0)] * (t >= 0) for t in (x["target"], x["target_b"]))
+    return (x["lam"].double() * a + (1 - x["lam"].double()) * b).sum()
+
+
+def check_class_weights(num_classes: int, dtype: torch.dtype) -> None:
+    x = draw(5, num_classes, dtype)
+    logits, target, weight = x["logits"], x["target"], x["weight"]
+    for smoothing in (0.0, 0.1):
+        options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": "none"}
+        assert_as_good_as_torch(
+            lambda z, o=options: fk.cross_entropy(z, target, weight, **o),
+            lambda z, o=options: F.cross_entropy(z, target, weight.to(z.dtype), **o),
+            logits,
+        )
+        pair = {"target_b": x["target_b"], "lam": x["lam"]}
+        for over in ("all", "others") if num_classes > 1 else ("all",):
+            assert_as_good_as_torch(
+                lambda z, o={**options, **pair, "smoothing_over": over}: fk.cross_entropy(z, target, weight, **o),
+                dense_pair(x, smoothing, over),
+                logits,
+            )
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), covering([1, 10, 1000, 1001, 4099], FLOATS), ids=str)
+@interpreted
+def test_class_weights_in_triton(num_classes: int, dtype: torch.dtype) -> None:
+    check_class_weights(num_classes, dtype)
+
+
+@pytest.mark.parametrize("num_classes", [1, 7, 8, 9, 1001, 21843])
+def test_class_weights_in_c(num_classes: int) -> None:
+    assert fk.losses_compiled()
+    check_class_weights(num_classes, torch.float32)
+
+
+@pytest.mark.parametrize("over", ["all", "others"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_pair_with_class_weights_is_its_formula(reduction: Any, over: Any) -> None:
+    """In float64, each reduction; by the function, by the module and in one pass."""
+    x = {k: v.double() if v.is_floating_point() else v for k, v in draw(5, 4).items()}
+    weight, pair = x["weight"], {"target_b": x["target_b"], "lam": x["lam"]}
+    losses = dense_pair(x, 0.2, over)
+
+    def formula(z: Tensor) -> Tensor:
+        return {"none": losses(z), "sum": losses(z).sum(), "mean": losses(z).sum() / kept_weight(x)}[reduction]
+
+    module = fk.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=0.2, smoothing_over=over)
+    expected = value_and_grad(formula, x["logits"])
+    torch.testing.assert_close(value_and_grad(lambda z: module(z, x["target"], **pair), x["logits"]), expected)
+    options: dict[str, Any] = {"reduction": reduction, "smoothing_over": over, "ignore_index": -100}
+    got = fk.cross_entropy_loss_and_grad(x["logits"], x["target"], weight=weight, smoothing=0.2, **options, **pair)
+    torch.testing.assert_close(got, expected)
+
+
+def test_threads_change_no_bit_of_class_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, before, found = draw(9, 1001), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(_cpu, "LOGITS_A_THREAD", 1)
+            one_pass = fk.cross_entropy_loss_and_grad(
+                x["logits"], x["target"], weight=x["weight"], smoothing=0.1, ignore_index=-100
+            )
+            found.append(one_pass)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "weight"),
+    [
+        (r"one a class, but has shape \(4,\)", ValueError, torch.ones(4)),
+        ("weight must be torch.float32 for", TypeError, torch.ones(3, dtype=torch.float64)),
+        ("must not require grad", ValueError, torch.ones(3).requires_grad_()),
+        ("move one of them", ValueError, torch.ones(3, device="meta")),
+        ("weight must be a torch.Tensor", TypeError, [1.0, 1.0, 1.0]),
+    ],
+)
+def test_bad_class_weights_are_named(words: str, error: type[Exception], weight: Any) -> None:
+    logits, target = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(error, match=words):
+        fk.cross_entropy(logits, target, weight, target_b=target, lam=0.5)
+    with pytest.raises(error, match=words):
+        fk.cross_entropy_loss_and_grad(logits, target, weight=weight)
+
+
+def check_ignored() -> None:
+    """Rows of NaN and infinity that are ignored have the loss and gradient 0, and spoil no other."""
+    x = draw(5, 19)
+    x["logits"][2] = torch.tensor([torch.nan, torch.inf, *[0.0] * 17])
+    for smoothing in (0.0, 0.1):
+        for pair in ({}, {"target_b": x["target_b"], "lam": x["lam"]}):
+            options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": "none", **pair}
+            value, grad = value_and_grad(
+                lambda z, o=options: fk.cross_entropy(z, x["target"], x["weight"], **o), x["logits"]
+            )
+            assert value[2] == 0 and (grad[2] == 0).all() and value.isfinite().all() and grad.isfinite().all()
+
+
+def test_ignored_rows_in_c() -> None:
+    check_ignored()
+
+
+@interpreted
+def test_ignored_rows_in_triton() -> None:
+    check_ignored()
