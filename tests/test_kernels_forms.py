@@ -1,6 +1,6 @@
 """Cross-entropy's further forms, class weights among them: the C of the CPU and the interpreted Triton, against float64.
 
-Oracles: torch.nn.functional.cross_entropy, and for mixup's pair and smoothing over the other classes, which it lacks, dense targets.
+Oracles: torch.nn.functional.cross_entropy; for mixup's pair and smoothing over the other classes, which it lacks, dense targets.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def value_and_grad(loss: Loss, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def assert_as_good_as_torch(ours: Loss, plain: Callable[[Tensor], Tensor], logits: Tensor) -> None:
-    """Value and gradient against `plain` in float64, allowed its own error in float32, the roundings of a sum, and one of the dtype."""
+    """Value and gradient against `plain` in float64, allowed its own error in float32, a sum's roundings and one of the dtype."""
     truth = value_and_grad(plain, logits.double())
     theirs = value_and_grad(lambda z: plain(z.float()), logits)
     for got, its, true, step in zip(
@@ -72,7 +72,7 @@ def assert_as_good_as_torch(ours: Loss, plain: Callable[[Tensor], Tensor], logit
 
 
 def dense_pair(x: dict[str, Tensor], smoothing: float, over: str) -> Callable[[Tensor], Tensor]:
-    """(N,) losses of mixup's pair with class weights: -sum_k c_k q_k log p_k, q typed from section 5.2 and from the authors' code."""
+    """(N,) losses of mixup's pair with class weights: -sum_k c_k q_k log p_k, q typed from section 5.2 and the authors' code."""
     num_classes = len(x["weight"])
     even = smoothing / (num_classes if over == "all" else num_classes - 1)
     at_label = 1 - smoothing + (even if over == "all" else 0)

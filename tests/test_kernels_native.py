@@ -46,6 +46,8 @@ def test_built_anew_for_another_source_compiler_or_flag(
     made.append(native.build(source, cache=cache))
     assert made[0] == made[1] and len(set(made)) == 4
     assert [native.load(source, cache=cache).number(), len(list(cache.iterdir()))] == [2, 4]
+    (source.parent / "beside.h").write_text("/* a header */\n")
+    assert native.build(source, cache=cache) not in made
 
 
 def test_what_stands_in_the_way_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ def check_class_weights(weight: Tensor, logits: Tensor) -> None:
         raise ValueError(f"weight must be ({num_classes},), one a class, but has shape {tuple(weight.shape)}")
     if weight.dtype not in weight_dtypes(logits):
         wanted = " or ".join(map(str, dict.fromkeys(weight_dtypes(logits))))
-        raise TypeError(f"weight must be {wanted} for {logits.dtype} logits, not {weight.dtype}; weight.to(...) casts it")
+        raise TypeError(
+            f"weight must be {wanted} for {logits.dtype} logits, not {weight.dtype}; weight.to(...) casts it"
+        )
     if weight.requires_grad:
         raise ValueError("weight must not require grad, for it gets no gradient; pass weight.detach()")
     check_device("weight", weight, "logits", logits)

@@ -1,8 +1,8 @@
 """C compiled on the user's machine at first use and kept in a cache: ctypes and a C compiler, nothing of Python's or torch's.
 
-The file's name in the cache is a fingerprint of the source, the headers beside it, the compiler, its flags and the CPU, so that an
-edit or another machine on a shared home folder never meets old code. It is written under another name and renamed: ranks that start at once
-may each compile, half a second, and none sees half a file.
+The file's name in the cache is a fingerprint of the source, the headers beside it, the compiler, its flags and the CPU, so that
+an edit or another machine on a shared home folder never meets old code. It is written under another name and renamed: ranks that
+start at once may each compile, half a second, and none sees half a file.
 """
 
 from __future__ import annotations

@@ -5,13 +5,15 @@ Shape suffixes: N samples, K classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .._checks import FLOATS, LABELS, weight_dtypes
 
 
-def fuses(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float) -> bool:
+def fuses(input: Any, target: Any, weight: Any, reduction: str, label_smoothing: float) -> bool:
     """(N, K) logits with N labels, on one device, and options in range. Reads no value on a device."""
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         return False
@@ -24,7 +26,7 @@ def fuses(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, 
     return target.shape == input.shape[:1] and label_smoothing <= 1 and reduction in ("mean", "sum", "none")
 
 
-def weighs(weight: Tensor, input: Tensor) -> bool:
+def weighs(weight: Any, input: Tensor) -> bool:
     """(K,) class weights on the logits' device that need no gradient."""
     if not isinstance(weight, Tensor) or has_torch_function_variadic(weight) or weight.requires_grad:
         return False
