@@ -249,14 +249,19 @@ def teacher_run(tiny_data: Path, once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def start(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the test draw no picture, which takes each a quarter of a second and is tested elsewhere."""
+    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
+
+
+@pytest.fixture
+def start(tiny_data: Path, tmp_path: Path, no_curves: None) -> Iterator[Callable[..., Run]]:
     """start(*arguments, **fields) is a Run on the tiny data, its log closed at the end of the test."""
     from fasttricks.training.build import build
     from lib.runs import let_go, own_convolutions
     from lib.tiny import ALONE, configure
 
     runs: list[Run] = []
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)  # half a second each, tested elsewhere
 
     with ExitStack() as until_the_end:
 

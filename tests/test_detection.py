@@ -44,6 +44,8 @@ from lib.runs import final_state, interrupt, records
 from lib.states import same
 from lib.tiny import ALONE, call
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def train_on_ranks(run_dir: Path, data: Path, *options: str) -> None:
     from fasttricks.commands import train
@@ -87,7 +89,6 @@ def test_a_run_resumes_bit_for_bit_within_an_epoch(
     tiny_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With EMA, micro-batches, and samples of anchors and regions that torch's generator draws."""
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
 
     def begin(folder: str, **changes: Any) -> Any:
         return build(config_for(tiny_boxes, tmp_path / folder, "--accumulate", "2", **changes), ALONE)

@@ -29,7 +29,7 @@ from fasttricks.training.build import make_network
 from fasttricks.training.checks import check_frozen
 from fasttricks.training.run import Run
 from lib.forked import on_ranks
-from lib.runs import final_state, groups, interrupt
+from lib.runs import final_state, groups, interrupt, own_convolutions
 from lib.tiny import ALONE, configure, write_images
 
 STEPS = 20
@@ -291,7 +291,7 @@ def work(folder: Path, precision: str) -> None:
     """A rank of a run of two epochs."""
     from fasttricks.training.build import build
 
-    with join_world("cpu") as world:
+    with own_convolutions(), join_world("cpu") as world:
         options = (*OPTIONS, str(folder / "base.pt"), "--precision", precision, "--global-batch-size", "12")
         run = build(configure(folder / "data", folder / f"run-{world.size}-{precision}", *options), world)
         first = copy.deepcopy(run.state_dict()["model"])

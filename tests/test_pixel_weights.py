@@ -34,6 +34,8 @@ from lib.runs import final_state, interrupt, records
 from lib.states import same
 from lib.tiny import ALONE, SHRINK, arguments, call
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 MAX_PIXELS = 1_000_000
 OPTIONS = [
     *("--model.name", "resnet8d", "--segment.base-size", "40", "--data.val-resize", "40", "--global-batch-size", "8"),
@@ -167,7 +169,6 @@ def test_masks_without_a_class_cannot_be_balanced(tmp_path: Path) -> None:
 def test_a_run_says_it_and_resumes_bit_for_bit(
     tiny_masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
 
     def begin(folder: str, weights: str | Path = "balanced", **changes: Any) -> Any:
         return build(config_for(tiny_masks, tmp_path / folder, weights, **changes), ALONE)

@@ -41,6 +41,8 @@ from lib.segmented import arguments_for, config_for
 from lib.states import same
 from lib.tiny import ALONE, call
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def train_on_ranks(run_dir: Path, data: Path, *options: str) -> None:
     from fasttricks.commands import train
@@ -74,7 +76,6 @@ def test_a_run_resumes_bit_for_bit_within_an_epoch(
     tiny_masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With EMA, micro-batches, dropout in the heads and random views."""
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
 
     def begin(folder: str, **changes: Any) -> Any:
         return build(config_for(tiny_masks, tmp_path / folder, "--accumulate", "2", **changes), ALONE)

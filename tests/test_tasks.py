@@ -30,6 +30,8 @@ from lib.states import same
 from lib.tiny import ALONE, DETECTING, REPOSITORY, SEGMENT, configure
 from lib.toy import Redness, train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 OPTIONS = shlex.split("--ema-decay 0.9 --checkpoint-steps 1 --log-steps 2 --optim.base-lr 0.02 --loss.smoothing 0")
 
 
@@ -68,7 +70,6 @@ def test_a_run_of_it_goes_on_bit_for_bit(tiny_data: Path, tmp_path: Path, monkey
     def begin(folder: str, **changes: Any) -> Any:
         return build(configure(tiny_data, tmp_path / folder, *OPTIONS, **changes), ALONE, task=Redness())
 
-    monkeypatch.setattr("fasttricks.runs.log.plot_curves", lambda *_: None)
     whole = begin("whole")
     fit(whole)
     interrupt(begin("parts"), monkeypatch, at_step=4)  # within the second epoch

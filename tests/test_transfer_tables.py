@@ -37,6 +37,8 @@ from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from lib.tiny import ALONE, DETECT, SHRINK, FinishedRun, call, environment
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CLASSES = ("sky", "road", "car")
 SMALL = [
     *(*SHRINK, "--model.name", "resnet8d", "--segment.base-size", "40", "--data.val-resize", "40", "--epochs", "1"),

@@ -6,6 +6,7 @@ test shows of the start itself (imports, torchrun, a terminal) needs a real new 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pty
@@ -17,10 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -30,8 +33,8 @@ from lib.refusing import become_user
 from lib.tiny import environment, own_terminal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# also the modules of ablation/worker.py, which forks from the same server; and those of a command line
-_CONTEXT.set_forkserver_preload([*PRELOAD, "tyro"])
+# also the modules of ablation/worker.py, which forks from the same server; those of a command line; and pytest, by this one
+_CONTEXT.set_forkserver_preload([*PRELOAD, "tyro", __name__])
 GIVE_UP_S = 120
 CLOSED = "closed"
 UNSET = "\0unset"
@@ -160,8 +163,16 @@ def on_ranks(count: int, function: Callable[..., object], *args: object) -> list
 def forked(function: Callable[..., object], *args: object) -> BaseProcess:
     """function(*args), found by its name in its module, in a process of its own, with the output of this one."""
     process = _CONTEXT.Process(target=function, args=args)
+    _start_server()
     process.start()
     return process
+
+
+@functools.cache
+def _start_server() -> None:
+    """Python 3.11 gives it no sys.path, where this module is; it is started by the first of all."""
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
 
 
 def _start(
@@ -174,6 +185,7 @@ def _start(
     user: int | None = None,
 ) -> BaseProcess:
     process = _CONTEXT.Process(target=_become, args=(function, args, env, output, stdout, nohup, user))
+    _start_server()
     process.start()
     return process
 
