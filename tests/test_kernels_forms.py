@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -176,6 +177,62 @@ def test_bad_class_weights_are_named(words: str, error: type[Exception], weight:
         fk.cross_entropy(logits, target, weight, target_b=target, lam=0.5)
     with pytest.raises(error, match=words):
         fk.cross_entropy_loss_and_grad(logits, target, weight=weight)
+
+
+# ------------------------------------------------------------------------------------------------ (K,), (N, K, d1, ...)
+
+
+def last(*shape: int) -> Tensor:
+    """Logits whose classes lie side by side in memory."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    n, k, *pixels = shape
+    return torch.randn(n, *pixels, k, generator=generator).movedim(-1, 1)
+
+
+SHAPES = {"one": (5,), "d": (2, 5, 7), "H, W": (2, 5, 3, 2), "a, b, c": (2, 5, 2, 1, 3), "one pixel": (3, 5, 1, 1)}
+
+
+def check_rows_of(name: str) -> None:
+    """Values, gradients and the gradient's strides; smoothed over all and over the others, weighed, an ignored label."""
+    logits = (
+        last(*SHAPES[name]) if len(SHAPES[name]) > 1 else torch.randn(5, generator=torch.Generator().manual_seed(0))
+    )
+    shape = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else ()
+    target = torch.randint(5, shape, generator=torch.Generator().manual_seed(1))
+    if target.dim():
+        target[(0,) * target.dim()] = -100
+    weight = torch.tensor([0.75, 1.0, 2.0, 0.5, 0.25])
+    for reduction in REDUCTIONS:
+        for smoothing in (0.0, 0.1):
+            options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": reduction}
+            assert_as_good_as_torch(
+                lambda z, o=options: fk.cross_entropy(z, target, weight, **o),
+                lambda z, o=options: F.cross_entropy(z, target, weight.to(z.dtype), **o),
+                logits,
+            )
+    leaf = logits.clone(memory_format=torch.preserve_format).requires_grad_()
+    others = fk.cross_entropy(leaf, target, label_smoothing=0.2, smoothing_over="others", reduction="none")
+    uniform = 0.2 * 5 / 4  # of all classes: the label has 0.8
+    axis = min(1, logits.dim() - 1)
+    log_p = logits.log_softmax(axis)
+    at_label = log_p.gather(axis, target.clamp(min=0).unsqueeze(axis)).squeeze(axis)
+    plain = -(1 - uniform) * at_label - uniform * log_p.mean(axis)
+    torch.testing.assert_close(others, torch.where(target == -100, 0, plain))
+    others.sum().backward()
+    assert leaf.grad is not None and leaf.grad.stride() == logits.stride()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_of_other_shapes_in_c(name: str) -> None:
+    with mock.patch.object(F, "cross_entropy", side_effect=F.cross_entropy) as torchs:
+        check_rows_of(name)
+    assert torchs.call_count == 12, "the two that each is compared with"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@interpreted
+def test_rows_of_other_shapes_in_triton(name: str) -> None:
+    check_rows_of(name)
 
 
 def check_ignored() -> None:

@@ -14,20 +14,42 @@ from .._checks import FLOATS, LABELS, weight_dtypes
 
 
 def fuses(input: Any, target: Any, weight: Any, reduction: str, label_smoothing: float) -> bool:
-    """(N, K) logits with N labels, on one device, and options in range. Reads no value on a device."""
+    """Logits that lie in rows, each with a label, on one device, and options in range. Reads no value on a device."""
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         return False
     if has_torch_function_variadic(input, target) or input.device != target.device:
         return False
-    if input.dim() != 2 or input.dtype not in FLOATS or input.shape[1] == 0 or target.dtype not in LABELS:
+    if input.dtype not in FLOATS or target.dtype not in LABELS or not fits(input, target):
         return False
     if weight is not None and not weighs(weight, input):
         return False
-    return target.shape == input.shape[:1] and label_smoothing <= 1 and reduction in ("mean", "sum", "none")
+    return lies_in_rows(input) and label_smoothing <= 1 and reduction in ("mean", "sum", "none")
+
+
+def fits(input: Tensor, target: Tensor) -> bool:
+    """(N, K) and (N,), (K,) and (), or (N, K, d1, ...) and (N, d1, ...), with a class at least."""
+    if input.dim() < 2:
+        return input.dim() == 1 and target.dim() == 0 and input.shape[0] > 0
+    return target.shape == input.shape[:1] + input.shape[2:] and input.shape[1] > 0
+
+
+def lies_in_rows(input: Tensor) -> bool:
+    """Whether (N, K, d1, ...) logits are (N d1 ..., K) rows in memory, as channels-last ones are; fewer dimensions always."""
+    return input.dim() <= 2 or input.movedim(1, -1).is_contiguous()
+
+
+def in_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits that lie in rows as (N, K), and their labels as (N,): views, but for a target in another order."""
+    if input.dim() == 2:
+        return input, target
+    if input.dim() == 1:
+        return input.unsqueeze(0), target.unsqueeze(0)
+    return input.movedim(1, -1).flatten(0, -2), target.flatten()
 
 
 def weighs(weight: Any, input: Tensor) -> bool:
     """(K,) class weights on the logits' device that need no gradient."""
     if not isinstance(weight, Tensor) or has_torch_function_variadic(weight) or weight.requires_grad:
         return False
-    return weight.shape == input.shape[1:2] and weight.device == input.device and weight.dtype in weight_dtypes(input)
+    classes = input.shape[min(1, input.dim() - 1) :][:1]
+    return weight.shape == classes and weight.device == input.device and weight.dtype in weight_dtypes(input)

@@ -20,7 +20,7 @@ from .._launch import runs_triton
 from .._transforms import transformed
 from . import _cpu
 from ._eager import make_losses
-from ._forms import fuses
+from ._forms import fuses, in_rows
 from ._kernels import launch_cross_entropy
 from ._operators import Loss
 from ._options import (
@@ -89,9 +89,9 @@ def cross_entropy(
         w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing;   c = weight, or 1.
 
     Args:
-        input: the logits, (N, K) float16, bfloat16, float32 or float64; not modified. Any row stride; a non-unit class
-            stride is copied first.
-        target: (N,) int64, int32 or uint8, in [0, K).
+        input: the logits, (N, K), (K,) or (N, K, d1, ...) in channels-last memory, float16, bfloat16, float32 or float64; not
+            modified. Any row stride; a non-unit class stride is copied first.
+        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K).
         label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
@@ -103,7 +103,7 @@ def cross_entropy(
         size_average, reduce: torch's deprecated names of the reduction, with torch's warning.
         smoothing_over: "all" takes the mean over all K classes, as torch does (each gets s / K); "others" is the
             paper's form, s / (K - 1) for each of the K - 1 other classes and 1 - s for the label itself.
-        input and target of torch's other shapes, a weight that requires grad: as torch has them, by torch's operator.
+        input and target of torch's other forms, a weight that requires grad: as torch has them, by torch's operator.
             Not together with target_b, smoothing_over="others" or ignore_index=None, which torch does not have.
 
     Returns:
@@ -127,16 +127,22 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = cast(Reduction, legacy_get_string(size_average, reduce))
     if target_b is not None or lam is not None or smoothing_over != "all" or ignore_index is None:  # beyond torch's
+        checked = target_b is not None or lam is not None or not fuses(input, target, weight, "mean", 0.0)
+        logits, target_N = (input, target) if checked else in_rows(input, target)
         labels = checked_labels(
-            input, target, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction, weight
+            logits, target_N, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction, weight
         )
-        if target_b is None and labels.uniform <= 1 and torchs_is_faster(input, labels.uniform):
+        if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits, labels.uniform):
             return by_torch(input, target, weight, ignore_index, reduction, labels.uniform)
-    elif not fuses(input, target, weight, reduction, label_smoothing) or torchs_is_faster(input, label_smoothing):
+    elif not fuses(input, target, weight, reduction, label_smoothing):
         return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
     else:
-        labels = Labels(target, None, None, weight, 1.0, label_smoothing, ignore_index)
-    return _loss((input,), (labels,), reduction)
+        logits, target_N = in_rows(input, target)
+        if torchs_is_faster(logits, label_smoothing):
+            return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
+        labels = Labels(target_N, None, None, weight, 1.0, label_smoothing, ignore_index)
+    loss = _loss((logits,), (labels,), reduction)
+    return loss if reduction != "none" or logits is input else loss.view(target.shape)
 
 
 def may_ignore(input: Tensor, target: Tensor, ignore_index: int) -> bool:
