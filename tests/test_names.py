@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttricks.config import UserError, show_name
+from fasttricks.config import UserError, show_classes, show_name
 from lib.forked import said_by
 from lib.tiny import arguments, write_images
 
@@ -92,3 +92,7 @@ def test_what_is_shown() -> None:
     assert show_name("plain é 犬") == "plain é 犬"
     assert show_name("a\n\x1b\u202e'\"\\") == r"a\n\x1b\u202e'" + '"\\'
     assert str(UserError("a\nb\n  listed\x1b")) == "a\\nb\n  listed\\x1b"
+
+
+def test_a_number_of_classes_reads_as_english() -> None:
+    assert [show_classes(count) for count in (0, 1, 2, 21843)] == ["0 classes", "1 class", "2 classes", "21,843 classes"]

@@ -11,7 +11,7 @@ from fasttricks.ablation.cells import AblateConfig
 from fasttricks.ablation.jobs import metrics_of, resolution
 from fasttricks.ablation.paper import MARKS, PAPERS_DATA, Table
 from fasttricks.ablation.statistics import CONFIDENCE, MIN_SEEDS, REAL, Difference, deviation, mean, paired_difference
-from fasttricks.config import get_at, show_name
+from fasttricks.config import get_at, show_classes, show_name
 from fasttricks.runs.metric import Metric
 
 
@@ -44,8 +44,8 @@ def data_line(cells: Sequence[CellRuns], config: AblateConfig, data: dict[str, A
     split = "validation" if config.split == "val" else config.split
     images = f"{data['train_images']:,} training and {data[f'{config.split}_images']:,} {split} images"
     place = show_name(Path(data["root"]).name)
-    side = {"detection": "detect.base_size"}.get(config.task, "data.image_size")
-    return f"{place}: {images} of {data['classes']} classes, {get_at(config, side)} pixels, {length}, recipe {config.recipe}"
+    side = get_at(config, {"detection": "detect.base_size"}.get(config.task, "data.image_size"))
+    return f"{place}: {images} of {show_classes(data['classes'])}, {side} pixels, {length}, recipe {config.recipe}"
 
 
 def heading(name: str, column: Sequence[CellRuns]) -> str:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fasttricks.commands import prog
-from fasttricks.config import DataConfig, Range, UserError, check_fields, require, show_name, show_statistics
+from fasttricks.config import (
+    DataConfig,
+    Range,
+    UserError,
+    check_fields,
+    require,
+    show_classes,
+    show_name,
+    show_statistics,
+)
 from fasttricks.config.options import HELP, split_arguments
 
 if TYPE_CHECKING:
@@ -123,7 +132,7 @@ def stats(args: Sequence[str]) -> None:
         DataConfig(root=str(root), labels=config.labels, label_separator=config.label_separator), "train"
     )
     images = draw_images(len(train), config.images)
-    print(f"{len(train):,} training images of {len(train.classes):,} classes, {describe_counts(train)}")
+    print(f"{len(train):,} training images of {show_classes(len(train.classes))}, {describe_counts(train)}")
     workers = config.workers or len(os.sched_getaffinity(0))
     with counted("stats", len(images)) as advance:
         found = measure(train, images, workers=workers, max_pixels=config.max_pixels, advance=advance)
@@ -172,7 +181,9 @@ def split(args: Sequence[str]) -> None:
             write_links({"train": train, "val": val}, out, advance)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written, the same command begins again") from None
-    counts = f"{len(train):,} links to training and {len(val):,} to validation images of {len(train.classes)} classes"
+    counts = (
+        f"{len(train):,} links to training and {len(val):,} to validation images of {show_classes(len(train.classes))}"
+    )
     print(f"{show_name(out)}: {counts}; keep {show_name(root)} where it is")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fasttricks.commands import prog
-from fasttricks.config import TrainConfig
+from fasttricks.config import TrainConfig, show_classes
 from fasttricks.learning.schedule import image_sizes
 from fasttricks.planning.launch import launch_command
 from fasttricks.planning.planner import USABLE, Plan, PlanConfig, make_plan, with_more_accumulation
@@ -43,7 +43,7 @@ def training_rows(plan: Plan) -> dict[str, str]:
     sizes = image_sizes(schedule, full=config.data.image_size, epochs=config.epochs)
     grow = {"image sizes": f"{', '.join(map(str, sizes))} pixels over the epochs; all below is at the last"}
     return {
-        "training images": f"{plan.data.images:,} of {plan.data.classes:,} classes ({plan.data.source})",
+        "training images": f"{plan.data.images:,} of {show_classes(plan.data.classes)} ({plan.data.source})",
         "global batch": f"{config.global_batch_size:,} = {batch}",
         "learning rate": f"peak {config.peak_lr:g}, {warmup}",
         "steps": steps,

@@ -6,7 +6,16 @@ options as people type them.
 Not re-exported: recipes, tricks, resolve (from both to the config that is trained), cli (command lines).
 """
 
-from fasttricks.config.errors import ConfigError, DoesNotApplyError, UserError, nearest, require, show_name, unknown
+from fasttricks.config.errors import (
+    ConfigError,
+    DoesNotApplyError,
+    UserError,
+    nearest,
+    require,
+    show_classes,
+    show_name,
+    unknown,
+)
 from fasttricks.config.fields import (
     field_docs,
     field_kinds,
@@ -93,6 +102,7 @@ __all__ = [
     "replace_fields",
     "require",
     "same_statistics",
+    "show_classes",
     "show_name",
     "show_statistics",
     "unknown",

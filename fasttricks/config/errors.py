@@ -15,6 +15,11 @@ def show_name(name: object) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def show_classes(count: int) -> str:
+    """`1 class`, `1,000 classes`: a detector may have a single one."""
+    return f"{count:,} class{'es' * (count != 1)}"
+
+
 class UserError(ValueError):
     """Something the user can set right. The message names value, rule and way out; entry points print it and exit 2."""
 

@@ -16,6 +16,7 @@ from fasttricks.config import (
     Statistics,
     nearest,
     same_statistics,
+    show_classes,
     show_name,
     show_statistics,
 )
@@ -137,22 +138,23 @@ def _head(
     before: outputs before the first class. of_base: the weights are a base network's.
     """
     theirs, count = weights.classes, len(classes)
+    new = show_classes(count)
     if of_base:
-        return {}, f"a new head of {count} classes on it"
+        return {}, f"a new head of {new} on it"
     there = [name for name in head if name in found]
     if not there:
-        return {}, f"a new classifier of {count} classes: there is none"
+        return {}, f"a new classifier of {new}: there is none"
     number = {name: label for label, name in enumerate(theirs or ())}
     rows = [(label, number[name]) for label, name in enumerate(classes) if name in number]
     if theirs is None:
         if any(found[name].shape != wanted[name].shape for name in there):
-            return {}, f"a new classifier of {count} classes: there it has {len(found[there[0]]) - before}"
+            return {}, f"a new classifier of {new}: there it has {len(found[there[0]]) - before}"
         return {name: found[name] for name in there}, "its classifier too"
     if any(len(found[name]) * (before + count) != len(wanted[name]) * (before + len(theirs)) for name in there):
         rule = f"names {len(theirs)} classes, and its classifier has {len(found[there[0]]) - before}; use another one"
         raise CheckpointError(f"init = {weights.source!r}: {rule}")
     if not rows:
-        return {}, f"a new classifier of {count} classes: none of them is among its {len(theirs)}"
+        return {}, f"a new classifier of {new}: none of them is among its {len(theirs)}"
     rows = [*((label, label) for label in range(before)), *((ours + before, old + before) for ours, old in rows)]
     ours, source = (torch.tensor(numbers) for numbers in zip(*rows, strict=True))
     tensors = {}
@@ -162,5 +164,5 @@ def _head(
         by_class = tensors[name].view(before + count, each, *wanted[name].shape[1:])
         by_class[ours.to(wanted[name].device)] = found[name].view(-1, *by_class.shape[1:])[source].to(wanted[name])
     known = len(rows) - before
-    new = f", {count - known} new" if known < count else ""
-    return tensors, f"its classifier by class name: {known} of {count} classes{new}"
+    others = f", {count - known} new" if known < count else ""
+    return tensors, f"its classifier by class name: {known} of {new}{others}"

@@ -15,6 +15,7 @@ from fasttricks.config import (
     ModelConfig,
     TrainConfig,
     model_info,
+    show_classes,
     show_name,
 )
 from fasttricks.config.tricks import TRICKS, is_on
@@ -179,7 +180,7 @@ def model_card(
     versions = _read(run_folder, "config.json", fields({}, {"versions": table(text())})).get("versions", {})
     parts = [
         _front_matter(counterparts, kind),
-        f"# {kind.title}{config.model.name}, {len(classes)} classes",
+        f"# {kind.title}{config.model.name}, {show_classes(len(classes))}",
         f"Trained by the recipe `{config.recipe}` of fasttricks, after [Bag of Tricks](https://arxiv.org/abs/1812.01187).",
         "## Result",
         _result(summary, saved, metrics),
