@@ -95,4 +95,9 @@ def test_what_is_shown() -> None:
 
 
 def test_a_number_of_classes_reads_as_english() -> None:
-    assert [show_classes(count) for count in (0, 1, 2, 21843)] == ["0 classes", "1 class", "2 classes", "21,843 classes"]
+    assert [show_classes(count) for count in (0, 1, 2, 21843)] == [
+        "0 classes",
+        "1 class",
+        "2 classes",
+        "21,843 classes",
+    ]
