@@ -5,7 +5,7 @@ Batch norm is in eval mode, as its statistics are each rank's own; mixup's lambd
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -79,12 +79,10 @@ def train(world: World, folder: Path, name: str, first: int, second: int, precis
     dtype = torch.float16 if precision == "fp16" else torch.float32
     losses = []
     with (
-        ExitStack() as fast,
+        own_convolutions() if precision == "fp16" else nullcontext(),
         mock.patch.object(classification, "mix_batch", mix),
         mock.patch.object(classification, "draw_lam", lambda alpha, *, seed, step, rank: 0.3 + 0.4 * (step % 2)),
     ):
-        if precision == "fp16":
-            fast.enter_context(own_convolutions())
         for _ in range(STEPS):
             images = torch.randn(first + second, 3, 16, 16, generator=draws)
             labels = torch.randint(0, 3, (first + second,), generator=draws)

@@ -7,6 +7,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from fasttricks.trainer import train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
 from lib.configs import plain
+from lib.runs import own_convolutions
 from lib.tables import covering, mostly_slow
 from lib.tiny import ALONE, REPOSITORY, call
 
@@ -131,7 +133,8 @@ def test_live_bytes_are_those_that_the_profiler_counts(
     config = configure(*args, "--data.root", str(tiny_data), "--run-dir", str(tmp_path / "run"), "--device", "cpu")
     config = dataclasses.replace(config, precision="fp32" if config.precision == "auto" else config.precision)
     steps = 1 if args == RESNET18 else 2  # a step takes a second
-    run, everything, between = profiled(lambda: train(config, steps=steps))
+    with own_convolutions() if config.precision == "fp16" else nullcontext():
+        run, everything, between = profiled(lambda: train(config, steps=steps))
     found = footprint(config, run.train_loader.shards, num_classes=3)
     assert found.at_peak.total() == pytest.approx(between, rel=0.01)
     if tolerance is not None:
