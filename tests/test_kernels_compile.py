@@ -33,6 +33,8 @@ QUICK = {
     ("distillation loss_and_grad-K=1001-fp16", 90),
     ("mixup pairs-3x32x32-fp16", 70),
     ("augment pairs-50x99-fp16", 80),
+    ("batch_norm_act values with a residual-C=64-fp16", 90),
+    ("batch_norm_act gradients-C=2048-bf16", 80),
     ("sgd step-3 tensors-fp16", 100),
     ("sgd overflow-3 tensors-fp16", 80),
 }
@@ -42,14 +44,21 @@ ALTERNATE = {(name, arch) for place, name in enumerate(CASES) for arch in ARCHIT
 EVERY = (ALTERNATE | {(name, arch) for name, spills in SPILLS.items() for arch in spills}) - QUICK
 
 
+# They read and write some numbers a channel.
+MERGES = {"merge_statistics_kernel", "merge_gradients_kernel"}
+
+
 def check(case: Case, arch: int) -> None:
     for launch in record_launches(case.run):
         code = inspect(launch, arch)
         assert code.atomics == 0
         assert code.local_accesses <= SPILLS.get(case.name, {}).get(arch, 0), code
-        if case.wide:
+        if case.wide and code.kernel not in MERGES:
             assert code.loads[128] > 0, code
-            assert code.stores[128] > 0 or "forward" in case.name or "overflow" in case.name, code
+            narrow = code.kernel == "statistics_kernel" or (
+                code.kernel == "gradient_sums_kernel" and "residual" not in case.name
+            )
+            assert code.stores[128] > 0 or narrow or "forward" in case.name or "overflow" in case.name, code
 
 
 @pytest.mark.parametrize(("name", "arch"), sorted(QUICK))

@@ -15,6 +15,7 @@ from ..images.augment import launch_augment
 from ..images.mixup import launch_mixup
 from ..losses._kernels import launch_cross_entropy, launch_distillation
 from ..losses._options import Labels, Weights
+from ..norm import _kernels as norm
 from ..optim._kernels import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
@@ -34,6 +35,7 @@ class Case:
     """`run` launches the kernels once. `floor_bytes`: the least it can move. `wide`: 128-bit accesses are promised.
 
     `cached`: a small tensor that every program reads, so that a cache serves it; counted once in `floor_bytes`.
+    `parts_bytes`: the parts of sums that one kernel writes and another reads; they are counted apart from the floor.
     """
 
     family: str
@@ -43,6 +45,7 @@ class Case:
     run: Callable[[], object]
     wide: bool = True
     cached: torch.Tensor | None = None
+    parts_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -104,6 +107,49 @@ def _mixup_case(pairs: bool, dtype: str) -> Case:
     )
 
 
+BATCH_NORMS = {64: (2, 32, 33), 2048: (32, 7, 7), 100: (2, 64, 33)}
+"""Channels -> images, height, width: two programs down; a ResNet-50's last stage at batch 32; no power of two."""
+
+
+def batch_norm_cases() -> list[Case]:
+    """In training with ReLU, and with a residual too: x to y, and the gradient of y to those of the inputs."""
+    return [
+        _batch_norm_case(backward, residual, channels, images, dtype)
+        for backward in (False, True)
+        for residual in (False, True)
+        for channels, images in BATCH_NORMS.items()
+        for dtype in DTYPES
+    ]
+
+
+def _batch_norm_case(
+    backward: bool, has_residual: bool, channels: int, images: tuple[int, int, int], dtype: str
+) -> Case:
+    number, height, width = images
+    shape = number, height, width, channels
+    x, y, residual = (torch.zeros(shape, dtype=DTYPES[dtype]).movedim(-1, 1) for _ in range(3))
+    weight, bias, mean, var = (torch.ones(channels) for _ in range(4))
+    options = norm.Options("relu", True, 0.1, 1e-5)
+    passes = (7 if has_residual else 5) if backward else (4 if has_residual else 3)
+
+    def run() -> object:
+        if backward:
+            return norm.launch_backward(y, x, y if has_residual else None, weight, bias, mean, var, options)
+        return norm.launch_forward(x, weight, bias, mean, var, residual if has_residual else None, None, options)
+
+    parts = norm.tiles_of(x).grid[0]
+    reads = 2 * parts if backward else 3 * parts + 1  # the means a second time, for distances from the mean of all
+    return Case(
+        f"batch_norm_act {'gradients' if backward else 'values'}{' with a residual' if has_residual else ''}",
+        f"C={channels}",
+        dtype,
+        passes * x.numel() * x.element_size(),
+        run,
+        wide=channels % 8 == 0,
+        parts_bytes=(2 * parts + reads) * channels * 4,
+    )
+
+
 def sgd_cases() -> list[Case]:
     """The step, with momentum and without, on tensors that fill blocks, leave tails, or are tiny; and the overflow check."""
     return [_sgd_case(kind, dtype) for kind in ("step", "step without momentum", "overflow") for dtype in DTYPES]
@@ -158,5 +204,6 @@ def every_case() -> list[Case]:
         *(case for form in WEIGHTED_FORMS for case in loss_cases("cross_entropy", form)),
         *mixup_cases(),
         *augment_cases(),
+        *batch_norm_cases(),
         *sgd_cases(),
     ]

@@ -1,0 +1,111 @@
+"""batch_norm_act where torch's dispatcher is needed: opcheck, compile, export and fake tensors, with an eager call's bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fasttricks_kernels as fk
+from lib.interpreter import interpreted
+
+OPTIONS: dict[str, Any] = {"training": True, "momentum": 0.1, "eps": 1e-5}
+
+
+def channels_last(*shape: int, **options: Any) -> Tensor:
+    return torch.randn(shape, **options).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+@pytest.mark.parametrize(
+    ("dtype", "training", "with_residual"),
+    [(torch.float32, True, True), pytest.param(torch.float16, False, False, marks=pytest.mark.slow)],
+)
+@interpreted
+def test_opcheck(dtype: torch.dtype, training: bool, with_residual: bool) -> None:
+    ops = torch.ops.fasttricks_kernels
+    x, residual, grad = (channels_last(2, 8, 3, 3).to(dtype) for _ in range(3))
+    weight, bias, mean, var = (torch.rand(8) for _ in range(4))
+    momentum = torch.tensor(0.5) if training else None
+    options = "relu", training, 0.1, 1e-5
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+    arguments = *leaves[:3], mean, var, leaves[3] if with_residual else None, momentum, *options
+    torch.library.opcheck(ops.batch_norm_act.default, arguments)
+    y, mean, rstd, *_ = ops.batch_norm_act(x, weight, bias, mean, var, residual, momentum, *options)
+    saved = x, y if with_residual else None, weight, bias, mean, rstd
+    torch.library.opcheck(ops.batch_norm_act_backward.default, (grad, *saved, *options))
+
+
+class Program(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.act: Any = "relu6"
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        norm = self.norm
+        return fk.batch_norm_act(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, residual=residual, act=self.act, **OPTIONS
+        )
+
+
+def step(program: Any, module: Program) -> list[Tensor]:
+    torch.manual_seed(0)
+    x, residual = (channels_last(2, 8, 5, 5).requires_grad_() for _ in range(2))
+    y = program(x, residual)
+    grads = torch.autograd.grad(y, [x, residual, *module.norm.parameters()], torch.ones_like(y))
+    return [y.detach(), *grads, module.norm.running_mean.clone(), module.norm.running_var.clone()]
+
+
+@interpreted
+def test_a_compiled_step_has_the_bits_of_an_eager_one() -> None:
+    """One graph, forward and backward, the running statistics moved too."""
+    eager, module = Program(), Program()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiler = aot_autograd(fw_compiler=lambda graph, example: make_boxed_func(backend(graph, example)))
+    compiled = torch.compile(module, fullgraph=True, backend=compiler)
+    for got, true in zip(step(compiled, module), step(eager, eager), strict=True):
+        assert torch.equal(got, true)
+    targets = [name for graph in graphs for name in graph]
+    assert [sum(op in name for name in targets) for op in ("batch_norm_act.default", "act_backward.default")] == [1, 1]
+
+
+@interpreted
+def test_export() -> None:
+    """For any batch; the exported program moves the running statistics too."""
+    module, again = Program(), Program()
+    x, residual = channels_last(3, 8, 5, 5), channels_last(3, 8, 5, 5)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(module, (x, residual), dynamic_shapes=({0: batch}, {0: batch})).module()
+    for size in (3, 5):
+        x, residual = channels_last(size, 8, 5, 5), channels_last(size, 8, 5, 5)
+        assert torch.equal(program(x, residual), again(x, residual))
+    assert torch.equal(program.norm.running_mean, again.norm.running_mean)
+
+
+def test_fake_tensors_on_a_gpu() -> None:
+    with FakeTensorMode():
+        x, residual = (torch.empty(4, 6, 6, 8, device="cuda", dtype=torch.float16).movedim(-1, 1) for _ in range(2))
+        weight, bias, mean, var = (torch.ones(8, device="cuda") for _ in range(4))
+        momentum = torch.ones((), device="cuda")
+        y = fk.batch_norm_act(
+            x, weight, bias, mean, var, residual=residual, act="relu", training=True, momentum=momentum, eps=1e-5
+        )
+        grads = torch.ops.fasttricks_kernels.batch_norm_act_backward(
+            y, x, y, weight, bias, mean, var, "relu", True, 0.1, 1e-5
+        )
+    for tensor in (y, grads[0], grads[3]):
+        assert tensor.device.type == "cuda" and tensor.shape == x.shape and tensor.dtype == x.dtype
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert all(tensor.shape == (8,) and tensor.dtype == torch.float32 for tensor in grads[1:3])
