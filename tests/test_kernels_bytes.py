@@ -13,6 +13,8 @@ CASES = {c.name: c for c in cases.every_case() if not c.family.endswith((" forwa
 # Two FP32 rows of 21,843 do not fit the registers (held by 8 warps, sm_80 had 255 registers and 108 local accesses a
 # thread): they are asked for twice. Each byte is still needed once.
 READ_TWICE = {name for name in CASES if name.startswith("distillation") and name.endswith("K=21843-fp32")}
+# So are planes of more classes than a program holds.
+READ_TWICE |= {name for name in CASES if name.startswith("cross_entropy planes") and "K=1000" in name}
 # A partner that is not a pair is read as a partner and as an image.
 ANY_PERMUTATION = {name for name in CASES if "any permutation" in name}
 LONG = "K=21843", "C=2048", "C=100"
@@ -20,6 +22,7 @@ LONG = "K=21843", "C=2048", "C=100"
 FAMILIES, SHAPES = (list(dict.fromkeys(getattr(c, part) for c in CASES.values())) for part in ("family", "shape"))
 TURNS = {c.name: FAMILIES.index(c.family) + SHAPES.index(c.shape) for c in CASES.values()}
 QUICK = {n for n, c in CASES.items() if list(cases.DTYPES)[TURNS[n] % 3] == c.dtype and c.shape not in LONG}
+QUICK -= {n for n in CASES if n.startswith("cross_entropy planes") and "K=1000" in n}
 
 
 def check(case: Case) -> None:
@@ -30,14 +33,12 @@ def check(case: Case) -> None:
     assert book.atomics == 0
     total = book.total
     if case.cached is not None:  # each program reads it, once or twice; a cache serves all but the first
-        again = book.loaded_from(case.cached) - case.cached.numel() * case.cached.element_size()
-        assert again >= 0
-        total -= again
+        total -= book.read_again(case.cached)
     loss = case.family.startswith(("cross_entropy", "distillation"))
     assert case.parts_bytes <= 0.01 * case.floor_bytes
     assert book.unique <= (case.floor_bytes + 16 if loss else 1.005 * case.floor_bytes + case.parts_bytes)
     if case.name in READ_TWICE:
-        assert book.total <= 5 / 3 * case.floor_bytes * 1.005
+        assert total <= 5 / 3 * case.floor_bytes * 1.005
     elif case.name in ANY_PERMUTATION:
         assert book.total <= 1.5 * case.floor_bytes * 1.005
     else:

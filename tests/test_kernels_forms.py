@@ -235,6 +235,81 @@ def test_rows_of_other_shapes_in_triton(name: str) -> None:
     check_rows_of(name)
 
 
+# ------------------------------------------------------------------------------------------------------------ planes
+
+
+def check_planes(num_classes: int, num_pixels: int, dtype: torch.dtype) -> None:
+    """Classes that lie apart, with an ignored label on a NaN, class weights of float32, smoothing; each reduction."""
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = (4 * torch.randn(2, num_classes, num_pixels, generator=generator)).to(dtype)
+    target = torch.randint(num_classes, (2, num_pixels), generator=generator)
+    target[0, -1] = -100
+    weight = torch.rand(num_classes, generator=generator) + 0.1
+    spoilt = torch.zeros_like(logits)
+    spoilt[0, :, -1] = torch.nan
+    for used in (None, weight):
+        for smoothing, reduction in ((0.0, "none"), (0.1, "none"), (0.1, "mean")):
+            options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": reduction}
+            assert_as_good_as_torch(
+                lambda z, w=used, o=options: fk.cross_entropy(z + spoilt if z.dtype == dtype else z, target, w, **o),
+                lambda z, w=used, o=options: F.cross_entropy(z, target, None if w is None else w.to(z.dtype), **o),
+                logits,
+            )
+    pixel_by_pixel = fk.cross_entropy(logits.movedim(1, -1).reshape(-1, num_classes), target.flatten(), weight)
+    torch.testing.assert_close(fk.cross_entropy(logits, target, weight), pixel_by_pixel, rtol=2e-6, atol=2e-6)
+
+
+PLANES = [(1, 5), (2, 300), (21, 33), (150, 130), (170, 9)]  # the last too many classes to be held
+
+
+@pytest.mark.parametrize(("shape", "dtype"), covering(PLANES, FLOATS), ids=str)
+@interpreted
+def test_planes_in_triton(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    check_planes(*shape, dtype)
+
+
+@pytest.mark.parametrize("shape", PLANES, ids=str)
+def test_planes_in_c(shape: tuple[int, int]) -> None:
+    with mock.patch.object(_cpu, "_by_c", side_effect=_cpu._by_c) as by_c:
+        check_planes(*shape, torch.float32)
+    assert by_c.call_count == 8
+
+
+def test_threads_change_no_bit_of_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the place of a pixel among others; nor whether a gradient is wanted that of a loss."""
+    generator, before, found = torch.Generator().manual_seed(0), torch.get_num_threads(), []
+    logits, target = torch.randn(3, 19, 333, generator=generator), torch.randint(19, (3, 333), generator=generator)
+    weight = torch.rand(19, generator=generator)
+    options: dict[str, Any] = {"label_smoothing": 0.1, "reduction": "none"}
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(_cpu, "LOGITS_A_THREAD", 1)
+            found.append(value_and_grad(lambda z: fk.cross_entropy(z, target, weight, **options), logits))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
+    part = fk.cross_entropy(logits[..., 7:].contiguous(), target[:, 7:], weight, **options)
+    assert torch.equal(part.double(), found[0][0][:, 7:])
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 5, 2, 2)], ids=str)
+def test_a_bad_label_of_a_plane_is_named(shape: tuple[int, ...]) -> None:
+    target = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
+    target.view(-1)[6] = 5
+    for rows in (torch.zeros(shape), torch.zeros(shape).contiguous(memory_format=torch.preserve_format)):
+        with pytest.raises(IndexError, match=r"target\[6\] is 5, but must lie in \[0, 5\)"):
+            fk.cross_entropy(rows.requires_grad_(), target)
+
+
+@interpreted
+def test_a_bad_label_makes_its_pixel_nan() -> None:
+    target = torch.tensor([[0, 1, 2, 5, 0]])
+    value, grad = value_and_grad(lambda z: fk.cross_entropy(z, target, reduction="none"), torch.zeros(1, 5, 5))
+    assert value.isnan().tolist() == [[False, False, False, True, False]]
+    assert torch.equal(grad.isnan().all(1), value.isnan()) and torch.equal(grad.isnan().any(1), value.isnan())
+
+
 def check_ignored() -> None:
     """Rows of NaN and infinity that are ignored have the loss and gradient 0, and spoil no other."""
     x = draw(5, 19)

@@ -29,6 +29,7 @@ TARGET, TARGET_B = torch.tensor([0, 1, 2, -100]), torch.tensor([2, 1, 0, 1])
 LAM = torch.rand(N, dtype=torch.float64, generator=GENERATOR)
 IMAGES = torch.rand(N, 2, 3, 1, dtype=torch.float64, generator=GENERATOR)
 CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+TWO = torch.tensor([1.0, -0.5], dtype=torch.float64)
 CYCLE = torch.tensor([1, 2, 3, 0])
 
 
@@ -79,6 +80,10 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
     "pair, one lam": (
         lambda z: fk.cross_entropy(z, TARGET, target_b=TARGET_B, lam=0.25),
         plain(TARGET, TARGET_B, 0.25, 0.0),
+    ),
+    "planes": (
+        lambda z: fk.cross_entropy(z.unsqueeze(2) * TWO, torch.stack([TARGET, TARGET_B], 1), CLASS_WEIGHTS),
+        lambda z: F.cross_entropy(z.unsqueeze(2) * TWO, torch.stack([TARGET, TARGET_B], 1), CLASS_WEIGHTS),
     ),
     "class weights": (
         lambda z: fk.cross_entropy(z, TARGET, CLASS_WEIGHTS, target_b=TARGET_B, lam=LAM, label_smoothing=0.1),

@@ -131,12 +131,17 @@ def losses() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
     def weighted(z: Tensor, target: Tensor, target_b: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
         return fk.cross_entropy(z, target, weight.to(z.dtype), smoothing=0.1, target_b=target_b, lam=lam)
 
+    def planes(z: Tensor, target: Tensor) -> Tensor:
+        two = torch.tensor([1.0, -0.5], dtype=z.dtype)
+        return fk.cross_entropy(z.unsqueeze(2) * two, target, torch.ones(K, dtype=z.dtype), smoothing=0.1)
+
     def distilled(z: Tensor, teacher: Tensor, target: Tensor, target_b: Tensor, lam: Tensor) -> Tensor:
         return fk.distillation_loss(z, teacher.to(z.dtype), target, smoothing=0.1, target_b=target_b, lam=lam)
 
     return {
         "one label": (lambda z, t: fk.cross_entropy(z, t, smoothing=0.1), (target,)),
         "pair": (pair, (target, target_b, lam)),
+        "planes": (planes, (torch.stack([target, target_b], 1),)),
         "class weights": (weighted, (target, target_b, lam, torch.rand(K, dtype=torch.float64))),
         "distillation": (distilled, (teacher, target, target_b, lam)),
     }
@@ -192,10 +197,16 @@ def test_opcheck() -> None:
                 weighted = (*pair[:2], torch.rand(K), *options[3:])
                 torch.library.opcheck(ops.cross_entropy.default, (z, target, *weighted))
                 torch.library.opcheck(ops.distillation.default, (z, teacher, target, *options, *soft))
+            in_planes = (torch.stack([target, target_b], 1), None, None, torch.rand(K), *options[3:])
+            planes = (z.detach()[..., None] * torch.ones(2, dtype=z.dtype)).requires_grad_(z.requires_grad)
+            torch.library.opcheck(ops.cross_entropy.default, (planes, *in_planes))
         grad = torch.ones(6)
         kept = torch.rand_like(logits.float())
         torch.library.opcheck(ops.cross_entropy_backward.default, (grad, kept, logits, target, *options))
         torch.library.opcheck(ops.cross_entropy_backward.default, (grad, kept, logits, target, *weighted))
+        planes, kept_planes = planes.detach(), torch.rand(6, K, 2)
+        torch.library.opcheck(ops.cross_entropy_backward.default, (torch.ones(6, 2), kept_planes, planes, *in_planes))
+        torch.library.opcheck(ops.cross_entropy_loss_and_grad.default, (planes, *in_planes, None, 0.5))
         torch.library.opcheck(ops.distillation_backward.default, (grad, kept, logits, teacher, target, *options, *soft))
         for scale in (None, torch.tensor(8.0)):
             torch.library.opcheck(ops.cross_entropy_loss_and_grad.default, (logits, target, *options, scale, 0.5))
@@ -256,6 +267,12 @@ def test_runs_on_a_fake_gpu() -> None:
         lam, scale = torch.empty(8, device="cuda"), torch.empty((), device="cuda")
         pair = {"target_b": target_b, "lam": lam, "smoothing": 0.1}
         assert fk.cross_entropy(logits, target, **pair).dtype == torch.float32
+        planes, pixels = logits.new_empty(8, 10, 3, 5), target.new_empty(8, 3, 5)
+        assert fk.cross_entropy(planes, pixels, logits.new_empty(10), smoothing=0.1, reduction="none").shape == (
+            8,
+            3,
+            5,
+        )
         assert fk.distillation_loss(logits, teacher, target, **pair).shape == ()
         for loss, grad in (
             fk.cross_entropy_loss_and_grad(logits, target, loss_scale=scale, **pair),

@@ -68,7 +68,7 @@ def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
     if labels.dtype not in LABELS:
         hint = "; for soft targets pass the pair: target, target_b and lam" if labels.is_floating_point() else ""
         raise TypeError(f"{name} must hold int64 or int32 labels, not {labels.dtype}{hint}")
-    if labels.shape != logits.shape[:1]:
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"{name} must be ({logits.shape[0]},), one label a row of the ({logits.shape[0]}, {logits.shape[1]}) "
             f"logits, but has shape {tuple(labels.shape)}"
@@ -179,6 +179,7 @@ def check_label_values(name: str, labels_N: Tensor, num_classes: int, ignore_ind
     if ignore_index is not None:
         bad_N = bad_N & (labels_N != ignore_index)  # not in place, which torch.func.functionalize refuses
     if bad_N.any():
+        bad_N, labels_N = bad_N.flatten(), labels_N.flatten()  # of planes, whose dimensions are not the caller's
         row = int(bad_N.nonzero()[0])
         ignored = "" if ignore_index is None else f", or ignore_index = {ignore_index}"
         raise IndexError(

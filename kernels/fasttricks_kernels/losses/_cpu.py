@@ -24,6 +24,7 @@ from ._options import Ignored, Labels, Weights, named
 
 SOURCE = Path(__file__).with_name("losses.c")
 LOGITS_A_THREAD = 32_768  # as torch has it
+PIXELS = 128  # of a block of planes.h
 NO_TEACHER = Weights(temperature=1.0, hard_weight=1.0, soft_weight=0.0)
 
 
@@ -33,6 +34,7 @@ class Batch(ctypes.Structure):
     _fields_ = (
         ("N", ctypes.c_int64),
         ("K", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
         ("logits", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
         ("target", ctypes.c_void_p),
@@ -139,22 +141,25 @@ def _by_c(
     function: Callable[[Batch, int], int], rows: tuple[Tensor, ...], labels: Labels, weights: Weights, want_grad: bool
 ) -> Result:
     # named, to live as long as their addresses are in use
-    rows_NK = dense_rows(wide(rows[0]))
+    rows_NK = dense_rows(wide(rows[0])) if rows[0].dim() == 2 else wide(rows[0]).contiguous()
     teacher_NK = wide(rows[1]).contiguous() if len(rows) > 1 else None
     target_N = labels.target.contiguous()
     target_b_N = None if labels.target_b is None else labels.target_b.contiguous()
     lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
     weight_K = None if labels.weight_K is None else labels.weight_K.float().contiguous()
     lam = ctypes.c_float(labels.lam)
-    num_rows, num_classes = rows_NK.shape
+    num_rows, num_classes = rows_NK.shape[:2]
+    pixels = rows_NK.shape[2] if rows_NK.dim() == 3 else 0
     if labels.lam_N is not None and (
         num_rows == 0 or labels.lam_N.dtype == torch.float64
     ):  # rounded, it may be in range
         _checks.check_lam_values(labels.lam_N)
-    loss_N, grad_NK = rows_NK.new_empty(num_rows), rows_NK.new_empty(rows_NK.shape if want_grad else 0)
+    loss_N = rows_NK.new_empty(num_rows if not pixels else (num_rows, pixels))
+    grad_NK = rows_NK.new_empty(rows_NK.shape if want_grad else 0)
     batch = Batch(
         N=num_rows,
         K=num_classes,
+        pixels=pixels,
         logits=rows_NK.data_ptr(),
         stride=rows_NK.stride(0),
         target=target_N.data_ptr(),
@@ -165,7 +170,7 @@ def _by_c(
         uniform=labels.uniform,
         loss=loss_N.data_ptr(),
         grad=grad_NK.data_ptr() if want_grad else None,
-        chunk=max(1, LOGITS_A_THREAD // 4 // num_classes),
+        chunk=max(1, LOGITS_A_THREAD // 4 // num_classes // (PIXELS if pixels else 1)),
     )
     if target_b_N is not None:
         batch.target_b, batch.target_b_bytes = target_b_N.data_ptr(), target_b_N.element_size()

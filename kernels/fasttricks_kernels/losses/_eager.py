@@ -59,6 +59,10 @@ def make_losses(loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., tuple[
     return reduced, loss_and_grad
 
 
+def _shape_of_losses(logits: Tensor) -> torch.Size:
+    return logits.shape[:1] + logits.shape[2:]
+
+
 def _without_graph(options: Options) -> Options:
     """No gradient flows to lam, nor through the mean's denominator; torch.func's transforms differentiate it."""
     labels, *weights = options
@@ -113,7 +117,7 @@ def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Func
                 grad = grad / (ctx.denominator if denominator is None else denominator)
             if runs_directly(grad) and not torch.is_grad_enabled():
                 return launched(ctx, grad, kept, arguments), None, None, None
-            grad_N = grad if ctx.reduction == "none" else grad.expand(tensors[0].shape[0])
+            grad_N = grad if ctx.reduction == "none" else grad.expand(_shape_of_losses(tensors[0]))
             kept = tensors[0].new_empty(0) if kept is None else kept
             return operators.pull(ctx, grad_N, kept, arguments), None, None, None
 
@@ -124,7 +128,7 @@ def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Func
         if runs_triton(logits):
             return loss.launch(*rows, *options, scale, want_loss=False)[1]
         if kept is None:
-            return loss.grad(scale.expand(logits.shape[0]), *rows, **named(*options))
+            return loss.grad(scale.expand(_shape_of_losses(logits)), *rows, **named(*options))
         # In the memory that forward kept, past its version counter: a second backward computes it again.
         grad_NK = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
         ctx.spent = True

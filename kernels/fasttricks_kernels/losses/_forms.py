@@ -1,6 +1,6 @@
 """Which arguments of torch's cross-entropy the fused one takes; all others go to torch's operator, which takes or refuses them.
 
-Shape suffixes: N samples, K classes.
+Shape suffixes: N samples, K classes, P pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .._checks import FLOATS, LABELS, weight_dtypes
 
 
 def fuses(input: Any, target: Any, weight: Any, reduction: str, label_smoothing: float) -> bool:
-    """Logits that lie in rows, each with a label, on one device, and options in range. Reads no value on a device."""
+    """Logits, each row or pixel with a label, on one device, and options in range. Reads no value on a device."""
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         return False
     if has_torch_function_variadic(input, target) or input.device != target.device:
@@ -23,7 +23,7 @@ def fuses(input: Any, target: Any, weight: Any, reduction: str, label_smoothing:
         return False
     if weight is not None and not weighs(weight, input):
         return False
-    return lies_in_rows(input) and label_smoothing <= 1 and reduction in ("mean", "sum", "none")
+    return label_smoothing <= 1 and reduction in ("mean", "sum", "none")
 
 
 def fits(input: Tensor, target: Tensor) -> bool:
@@ -33,18 +33,19 @@ def fits(input: Tensor, target: Tensor) -> bool:
     return target.shape == input.shape[:1] + input.shape[2:] and input.shape[1] > 0
 
 
-def lies_in_rows(input: Tensor) -> bool:
-    """Whether (N, K, d1, ...) logits are (N d1 ..., K) rows in memory, as channels-last ones are; fewer dimensions always."""
-    return input.dim() <= 2 or input.movedim(1, -1).is_contiguous()
-
-
 def in_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits that lie in rows as (N, K), and their labels as (N,): views, but for a target in another order."""
+    """(N, K) logits with (N,) labels where classes lie side by side in memory, else (N, K, P) with (N, P).
+
+    Views, where the strides allow.
+    """
     if input.dim() == 2:
         return input, target
     if input.dim() == 1:
         return input.unsqueeze(0), target.unsqueeze(0)
-    return input.movedim(1, -1).flatten(0, -2), target.flatten()
+    rows = input.movedim(1, -1)
+    if rows.is_contiguous():
+        return rows.flatten(0, -2), target.flatten()
+    return input.flatten(2), target.flatten(1)
 
 
 def weighs(weight: Any, input: Tensor) -> bool:

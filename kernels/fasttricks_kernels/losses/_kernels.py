@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._launch import broadcast_stride, dense_rows, on_device_of, tile_of_rows
 from ._options import Labels, Weights
+from ._planes import launch_planes
 from ._rows import (
     columns_of,
     cross_terms,
@@ -103,7 +104,7 @@ def cross_entropy_kernel(
     scale_R = per_row(device_scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * host_scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
-            x_RC = unpacked(held[chunk], sum_exp_R, True)
+            x_RC = unpacked(held[chunk], sum_exp_R[:, None], True)
         else:
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
         x_RC = x_RC - max_R[:, None]
@@ -191,10 +192,10 @@ def distillation_kernel(
         soft_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
         teacher_sum_RC = tl.zeros([ROWS, BLOCK], tl.float32)
         for chunk in tl.static_range(CHUNKS):
-            x_RC = unpacked(held[chunk], known_R, CHUNKS > 1) - max_R[:, None]
+            x_RC = unpacked(held[chunk], known_R[:, None], CHUNKS > 1) - max_R[:, None]
             sum_RC += tl.exp(x_RC)
             soft_sum_RC += tl.exp(coldness * x_RC)
-            t_RC = unpacked(teacher_held[chunk], known_R, CHUNKS > 1) - teacher_max_R[:, None]
+            t_RC = unpacked(teacher_held[chunk], known_R[:, None], CHUNKS > 1) - teacher_max_R[:, None]
             teacher_sum_RC += tl.exp(coldness * t_RC)
         sum_R = tl.sum(sum_RC, 1)
         soft_sum_R = tl.sum(soft_sum_RC, 1)
@@ -225,8 +226,8 @@ def distillation_kernel(
     scale_R = per_row(device_scale_ptr, 1.0, row_R, N, SCALE_STRIDE) * host_scale + tl.zeros([ROWS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         if HELD:
-            x_RC = unpacked(held[chunk], sums_R, CHUNKS > 1)
-            t_RC = unpacked(teacher_held[chunk], sums_R, CHUNKS > 1)
+            x_RC = unpacked(held[chunk], sums_R[:, None], CHUNKS > 1)
+            t_RC = unpacked(teacher_held[chunk], sums_R[:, None], CHUNKS > 1)
         else:
             x_RC = load_rows(logits_ptr, row_R, N, chunk, K, STRIDE, BLOCK, GROUP, SHIFTED).to(tl.float32)
             t_RC = load_rows(teacher_ptr, row_R, N, chunk, K, K, BLOCK, GROUP, SHIFTED).to(tl.float32)
@@ -253,7 +254,9 @@ def distillation_kernel(
 
 
 def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Any, Any]:
-    """As `_launch`."""
+    """As `_launch`; for (N, K, P) logits as `launch_planes`."""
+    if logits_NK.dim() == 3:
+        return launch_planes(logits_NK, labels, *scale, **wanted)
     weight_K = None if labels.weight_K is None else labels.weight_K.contiguous()
     options = {"weight_ptr": weight_K, "SPREAD": weight_K is not None and labels.uniform != 0}
     return _launch(cross_entropy_kernel, (dense_rows(logits_NK),), labels, (), *scale, options=options, **wanted)

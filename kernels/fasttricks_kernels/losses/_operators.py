@@ -4,7 +4,8 @@
     name_backward(grad_loss, kept, rows, options) -> gradient of the logits
     name_loss_and_grad(rows, options, SCALE) -> losses, gradient of the logits
 
-`rows` are (N, K) tensors: the logits and, where a loss distils, the teacher's. `options` are LABELS and, there, WEIGHTS.
+`rows` are (N, K) tensors: the logits and, where a loss distils, the teacher's. Cross-entropy also takes (N, K, P) logits, of
+(N, P) labels and losses. `options` are LABELS and, there, WEIGHTS.
 `kept` is for backward: on the CPU the gradient of the losses' sum; empty where Triton runs, which computes it again, and for
 float64 on a GPU, which reference.py serves. Only the logits have a gradient.
 
@@ -195,7 +196,8 @@ def in_one_pass(
 
 
 def _empty_losses(logits: Tensor) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=reference.wide_dtype(logits.dtype))
+    shape = logits.shape[:1] + logits.shape[2:]
+    return logits.new_empty(shape, dtype=reference.wide_dtype(logits.dtype))
 
 
 def _empty_grad(logits: Tensor) -> Tensor:

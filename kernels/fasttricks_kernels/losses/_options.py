@@ -79,7 +79,7 @@ class Labels(NamedTuple):
             return 1
         if self.weight_K is not None:
             return self._weight_of_labels(self.weight_K.double())
-        num_rows = self.target.shape[0]
+        num_rows = self.target.numel()
         if self.ignore_index is None or (ignored is not None and not ignored.target and not ignored.target_b):
             return num_rows
         if ignored is not None and self.target_b is None:
@@ -152,9 +152,12 @@ def checked_labels(
     ignore_index: int | None,
     reduction: Reduction,
     weight: Tensor | None = None,
+    *,
+    planes: bool = False,
 ) -> Labels:
     """The arguments that every loss takes, checked. Raises TypeError and ValueError; reads no value on a GPU."""
-    _checks.check_logits("logits", logits)
+    if logits.dim() != 3 or not planes:
+        _checks.check_logits("logits", logits)
     _checks.check_labels("target", target, logits)
     _checks.check_pair(target_b, lam, logits)
     _checks.check_choice("reduction", reduction, ("mean", "sum", "none"))

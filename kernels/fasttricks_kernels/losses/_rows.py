@@ -89,11 +89,11 @@ def packed(x_RC, PACK: tl.constexpr):
 
 
 @triton.jit
-def unpacked(held_RC, after_R, PACK: tl.constexpr):
-    """The values that packed() kept, as float32, converted again and not before the statistic `after_R`, at least 0, is known."""
+def unpacked(held_RC, after_R1, PACK: tl.constexpr):
+    """The values that packed() kept, as float32, converted again and not before the statistic `after`, at least 0, is known."""
     if PTX and PACK and held_RC.dtype != tl.float32:
         # 0, for no sum of exponentials is -1, which the compiler cannot know: a xor that changes nothing
-        zero_RC = tl.broadcast_to((after_R == -1.0).to(tl.int16)[:, None], held_RC.shape)
+        zero_RC = tl.broadcast_to((after_R1 == -1.0).to(tl.int16), held_RC.shape)
         bits_RC = tl.inline_asm_elementwise(
             "xor.b32 $0, $1, $2;",
             "=r,r,r",

@@ -56,7 +56,7 @@ _loss, _loss_and_grad = make_losses(
 # ------------------------------------------------------------------------------------------------ public functions
 
 
-def torchs_is_faster(logits: Tensor, uniform: float) -> bool:
+def torchs_is_faster(logits: Tensor, uniform: float, weight: Tensor | None) -> bool:
     """With one label on the CPU: where torch.compile sees through it, and for few logits without smoothing; more without C."""
     if not logits.is_cpu or runs_triton(logits):
         return False
@@ -65,6 +65,8 @@ def torchs_is_faster(logits: Tensor, uniform: float) -> bool:
     if logits.dtype == torch.float64 or _cpu.compiled() is None:
         trains = logits.requires_grad and torch.is_grad_enabled()
         return not trains or logits.numel() < OWN_FROM * torch.get_num_threads()
+    if logits.dim() == 3 or (weight is not None and uniform == 0):
+        return logits.numel() < OWN_FROM
     return uniform == 0 and logits.numel() < OWN_FROM and (logits.shape[1] >= SHORT or logits.shape[0] < MANY)
 
 
@@ -89,8 +91,9 @@ def cross_entropy(
         w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing;   c = weight, or 1.
 
     Args:
-        input: the logits, (N, K), (K,) or (N, K, d1, ...) in channels-last memory, float16, bfloat16, float32 or float64; not
-            modified. Any row stride; a non-unit class stride is copied first.
+        input: the logits, (N, K), (K,) or (N, K, d1, ...), float16, bfloat16, float32 or float64; not modified. Of (N, K) any
+            row stride, and a non-unit class stride is copied first; of more dimensions, what is neither contiguous nor
+            channels-last.
         target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K).
         label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
@@ -127,18 +130,27 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = cast(Reduction, legacy_get_string(size_average, reduce))
     if target_b is not None or lam is not None or smoothing_over != "all" or ignore_index is None:  # beyond torch's
-        checked = target_b is not None or lam is not None or not fuses(input, target, weight, "mean", 0.0)
-        logits, target_N = (input, target) if checked else in_rows(input, target)
+        of_torchs = target_b is None and lam is None and fuses(input, target, weight, "mean", 0.0)
+        logits, target_N = in_rows(input, target) if of_torchs else (input, target)
         labels = checked_labels(
-            logits, target_N, target_b, lam, label_smoothing, smoothing_over, ignore_index, reduction, weight
+            logits,
+            target_N,
+            target_b,
+            lam,
+            label_smoothing,
+            smoothing_over,
+            ignore_index,
+            reduction,
+            weight,
+            planes=of_torchs,
         )
-        if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits, labels.uniform):
+        if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits, labels.uniform, weight):
             return by_torch(input, target, weight, ignore_index, reduction, labels.uniform)
     elif not fuses(input, target, weight, reduction, label_smoothing):
         return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
     else:
         logits, target_N = in_rows(input, target)
-        if torchs_is_faster(logits, label_smoothing):
+        if torchs_is_faster(logits, label_smoothing, weight):
             return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
         labels = Labels(target_N, None, None, weight, 1.0, label_smoothing, ignore_index)
     loss = _loss((logits,), (labels,), reduction)

@@ -16,7 +16,8 @@
  * Rows are independent: their bits do not depend on how many threads share them, nor on the width of the CPU's vectors (a sum
  * is of LANES partial sums), only on whether it has a fused multiply-add.
  */
-#include "vectors.h"
+#include "batch.h"
+#include "planes.h"
 
 #include <stdlib.h>
 
@@ -74,41 +75,6 @@ static double weighted_sum(const float *q, const float *x, int64_t K, float max)
         for (; k < end; k++) sum += q[k] ? q[k] * (x[k] - max) : 0;
     }
     return sum;
-}
-
-typedef struct {
-    int64_t N, K;
-    const float *logits;
-    int64_t stride;                   /* from row to row */
-    const void *target, *target_b;    /* target_b may be NULL: then `target` alone counts */
-    int32_t target_bytes, target_b_bytes; /* 8, 4: int64, int32; 1: uint8 */
-    const float *lam;                 /* the weight of `target`, of one of two */
-    int64_t lam_stride;               /* 0 where one serves all rows */
-    int64_t ignore;                   /* a label that weighs nothing, if has_ignore */
-    int32_t has_ignore;
-    float uniform; /* share of the target that is spread evenly over all K classes */
-    const float *teacher; /* rows K apart, or NULL: no distillation */
-    float temperature, hard, soft;
-    const float *weight; /* of the K classes, or NULL */
-    const float *dense;  /* targets in the place of labels, rows K apart, or NULL; then nothing is ignored */
-    float *loss, *grad; /* N, and rows K apart; grad may be NULL: then none is wanted */
-    /* of the work */
-    int64_t chunk, next; /* rows a thread takes at a time, and the first that none has taken */
-    int64_t ignored, ignored_b, weightless; /* counted: labels that are ignored, of target and target_b; rows of weight 0 */
-    int32_t status;      /* 0; 1: a label is neither in [0, K) nor ignored, or lam not in [0, 1]; 2: no memory. Then the results are invalid */
-} Batch;
-
-typedef struct {
-    int64_t label[2];
-    float weight[2], total;
-} Weighed;
-
-typedef struct {
-    int64_t labels[2], rows;
-} Ignored;
-
-INLINE int64_t label_at(const void *labels, int32_t bytes, int64_t n) {
-    return bytes == 8 ? ((const int64_t *)labels)[n] : bytes == 4 ? ((const int32_t *)labels)[n] : ((const uint8_t *)labels)[n];
 }
 
 /* The labels of row n, those ignored counted; 0 where a label or lam is out of range. */
@@ -221,9 +187,42 @@ static void distillation(const Batch *b, int64_t n, const Weighed *row, float *g
     b->loss[n] = b->hard * labelled + softness * (b->temperature * log(soft_sum) - teacher_cross);
 }
 
+INLINE void count_ignored(Batch *b, const Ignored *ignored) {
+    __atomic_fetch_add(&b->ignored, ignored->labels[0], __ATOMIC_RELAXED);
+    __atomic_fetch_add(&b->ignored_b, ignored->labels[1], __ATOMIC_RELAXED);
+    __atomic_fetch_add(&b->weightless, ignored->rows, __ATOMIC_RELAXED);
+}
+
+/* The work of a thread on planes: takes blocks of pixels until none is left. */
+static void work_on_planes(Batch *b) {
+    const int64_t blocks = (b->pixels + PIXELS - 1) / PIXELS;
+    float *scratch = b->grad ? NULL : malloc(PIXELS * b->K * sizeof *scratch);
+    if (!b->grad && !scratch) {
+        __atomic_store_n(&b->status, 2, __ATOMIC_RELAXED);
+        return;
+    }
+    Ignored ignored = {{0, 0}, 0};
+    int64_t begin;
+    while ((begin = __atomic_fetch_add(&b->next, b->chunk, __ATOMIC_RELAXED)) < b->N * blocks) {
+        for (int64_t unit = begin; unit < begin + b->chunk && unit < b->N * blocks; unit++) {
+            const int64_t n = unit / blocks, first = unit % blocks * PIXELS;
+            const int64_t count = b->pixels - first < PIXELS ? b->pixels - first : PIXELS;
+            float *g = b->grad ? b->grad + n * b->K * b->pixels + first : scratch;
+            if (!plane(b, n, first, count, g, b->grad ? b->pixels : PIXELS, &ignored))
+                __atomic_store_n(&b->status, 1, __ATOMIC_RELAXED);
+        }
+    }
+    count_ignored(b, &ignored);
+    free(scratch);
+}
+
 /* The work of a thread: takes rows until none is left. */
 static void work(void *batch) {
     Batch *b = batch;
+    if (b->pixels) {
+        work_on_planes(b);
+        return;
+    }
     const int by_all = b->dense || (b->weight && b->uniform);
     const int64_t rows = (b->teacher ? 2 : by_all) + (b->grad ? 0 : 1);
     float *scratch = rows ? malloc(rows * b->K * sizeof *scratch) : NULL;
@@ -252,9 +251,7 @@ static void work(void *batch) {
             }
         }
     }
-    __atomic_fetch_add(&b->ignored, ignored.labels[0], __ATOMIC_RELAXED);
-    __atomic_fetch_add(&b->ignored_b, ignored.labels[1], __ATOMIC_RELAXED);
-    __atomic_fetch_add(&b->weightless, ignored.rows, __ATOMIC_RELAXED);
+    count_ignored(b, &ignored);
     free(scratch);
 }
 

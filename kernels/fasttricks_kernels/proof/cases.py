@@ -23,6 +23,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
 WEIGHTED_FORMS = ("class weights", "class weights, smoothed")
 """Of cross-entropy alone, with mixup's pair: without smoothing the labels' weights alone are read, with it all."""
+PLANE_FORMS = ("loss_and_grad", "class weights", "class weights, smoothed", "forward", "backward")
 LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
     "cross_entropy": (launch_cross_entropy, 1, ()),
     "distillation": (launch_distillation, 2, (Weights(20.0, 1.0, 1.0),)),
@@ -87,6 +88,37 @@ def _loss_case(loss: str, form: str, num_classes: int, dtype: str) -> Case:
         lambda: launch(*rows, labels, *weights, scale, **wanted),
         wide=row_bytes >= 1024,
         cached=weight if smoothed else None,
+    )
+
+
+def plane_cases() -> list[Case]:
+    """Cross-entropy of (N, K, P) logits: segmentation's numbers of classes, held and, of 1000, read again."""
+    return [
+        _plane_case(form, *shape, dtype)
+        for form in PLANE_FORMS
+        for shape in ((21, 336), (150, 136), (1000, 128))
+        for dtype in DTYPES
+    ]
+
+
+def _plane_case(form: str, num_classes: int, num_pixels: int, dtype: str) -> Case:
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = torch.randn(2, num_classes, num_pixels, generator=generator).to(DTYPES[dtype])
+    target = torch.randint(num_classes, (2, num_pixels), generator=generator)
+    weight = torch.rand(num_classes, generator=generator) if "weights" in form else None
+    smoothed = form != "class weights"
+    read = () if weight is None else weight if smoothed else target.unique()  # the classes whose weights are needed
+    labels = Labels(target, None, None, weight, uniform=0.1 if smoothed else 0.0, ignore_index=-100)
+    scale = {"backward": torch.ones(2, num_pixels), "forward": None}.get(form, torch.tensor(1024.0))
+    wanted = {"want_loss": form != "backward", "want_grad": form != "forward"}
+    tensors = (1 + wanted["want_grad"]) * logits.numel() * logits.element_size()
+    return Case(
+        f"cross_entropy planes {form}",
+        f"K={num_classes}",
+        dtype,
+        tensors + 12 * target.numel() + 4 * len(read),
+        lambda: launch_cross_entropy(logits, labels, scale, **wanted),
+        cached=weight,
     )
 
 
@@ -202,6 +234,7 @@ def every_case() -> list[Case]:
     return [
         *(case for loss in LOSSES for form in LOSS_FORMS for case in loss_cases(loss, form)),
         *(case for form in WEIGHTED_FORMS for case in loss_cases("cross_entropy", form)),
+        *plane_cases(),
         *mixup_cases(),
         *augment_cases(),
         *batch_norm_cases(),

@@ -35,10 +35,11 @@ class Ledger:
         """Distinct bytes read plus distinct bytes written."""
         return sum(np.unique(np.concatenate(s)).size for s in (self.load_spans, self.store_spans) if s)
 
-    def loaded_from(self, tensor: torch.Tensor) -> int:
-        """Bytes asked for of this tensor, as often as they were."""
+    def read_again(self, tensor: torch.Tensor) -> int:
+        """Bytes asked for of this tensor, without the first request of each."""
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
-        return sum(int(((span >= start) & (span < end)).sum()) for span in self.load_spans)
+        asked = np.concatenate([span[(span >= start) & (span < end)] for span in self.load_spans])
+        return asked.size - np.unique(asked).size
 
     def add(self, spans: list[np.ndarray], addresses: np.ndarray, mask: np.ndarray, size: int) -> int:
         lanes = np.broadcast_to(mask, np.broadcast_shapes(mask.shape, addresses.shape)).astype(bool)  # may come as 0, 1
