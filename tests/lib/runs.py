@@ -27,7 +27,11 @@ def groups(run: Run) -> Iterator[list[Batch]]:
 
 
 def own_convolutions() -> AbstractContextManager[None]:
-    """Within, torch computes convolutions by its own loops: oneDNN's FP16 gradients take ten times as long on most CPUs."""
+    """Within, torch computes convolutions by its own loops: oneDNN's FP16 gradients take ten times as long on most CPUs.
+
+    For tests of what a run does, not of how exact FP16 is: the loops' gradient of a weight is 1e-3 from float64's, and that of
+    oneDNN, which sums in float32 as a GPU does, 2e-4.
+    """
     return torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # which warns where it is given
 
 
