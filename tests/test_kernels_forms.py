@@ -310,6 +310,68 @@ def test_a_bad_label_makes_its_pixel_nan() -> None:
     assert torch.equal(grad.isnan().all(1), value.isnan()) and torch.equal(grad.isnan().any(1), value.isnan())
 
 
+# ----------------------------------------------------------------------------------------------------- dense targets
+
+DENSE = [(5, 1), (5, 10), (4, 1001), (2, 4095), (6,), (2, 5, 3)]
+
+
+def check_dense(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
+    """Targets of the logits' dtype and of float32, a row of nothing but zeros, and a logit of -infinity where the target is 0."""
+    generator, axis = torch.Generator().manual_seed(sum(shape)), min(1, len(shape) - 1)
+    logits = (4 * torch.randn(shape, generator=generator)).to(dtype)
+    target = torch.randn(shape, generator=generator).softmax(axis)
+    if len(shape) > 1:
+        target[0] = 0
+    if layout == "last":
+        logits = logits.movedim(1, -1).contiguous().movedim(-1, 1)
+    weight = torch.rand(shape[axis], generator=generator)
+    for given, used in ((target, None), (target.to(dtype), weight)):
+        for smoothing, reduction in ((0.0, "none"), (0.1, "none"), (0.1, "mean")):
+            options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": reduction}
+            assert_as_good_as_torch(
+                lambda z, t=given, w=used, o=options: fk.cross_entropy(z, t, w, **o),
+                lambda z, t=given, w=used, o=options: F.cross_entropy(
+                    z, t.to(z.dtype), None if w is None else w.to(z.dtype), **o
+                ),
+                logits,
+            )
+    if len(shape) == 2 and shape[1] > 1:
+        logits[1, 0], target[1, 0] = -torch.inf, 0
+        value, grad = value_and_grad(lambda z: fk.cross_entropy(z, target, reduction="none"), logits)
+        left = F.cross_entropy(logits[:, 1:].double(), target[:, 1:].double(), reduction="none")
+        torch.testing.assert_close(value[1], left[1], rtol=1e-5, atol=1e-5)
+        assert grad[1, 0] == 0 and (value[0], grad[0].abs().sum()) == (0, 0)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), covering(DENSE[:-1], FLOATS), ids=str)
+@interpreted
+def test_dense_targets_in_triton(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from fasttricks_kernels.losses import _kernels
+
+    with mock.patch.object(_kernels, "launch_dense", side_effect=_kernels.launch_dense) as launched:
+        check_dense(shape, dtype, "first")
+    assert launched.call_count >= 12, "forward and backward"
+
+
+@interpreted
+def test_dense_targets_of_channels_last_logits_in_triton() -> None:
+    check_dense((2, 5, 3), torch.float16, "last")
+
+
+@pytest.mark.parametrize(("shape", "layout"), [*((shape, "first") for shape in DENSE), ((2, 5, 3), "last")], ids=str)
+def test_dense_targets_in_c(shape: tuple[int, ...], layout: str) -> None:
+    with mock.patch.object(_cpu, "_by_c", side_effect=_cpu._by_c) as by_c:
+        check_dense(shape, torch.float32, layout)
+    assert by_c.call_count >= 6
+
+
+def test_a_target_that_requires_grad_gets_torchs() -> None:
+    logits, target = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    target = target.softmax(1).requires_grad_()
+    fk.cross_entropy(logits, target).backward()
+    torch.testing.assert_close(target.grad, -logits.log_softmax(1) / 4)
+
+
 def check_ignored() -> None:
     """Rows of NaN and infinity that are ignored have the loss and gradient 0, and spoil no other."""
     x = draw(5, 19)

@@ -81,6 +81,10 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
         lambda z: fk.cross_entropy(z, TARGET, target_b=TARGET_B, lam=0.25),
         plain(TARGET, TARGET_B, 0.25, 0.0),
     ),
+    "dense": (
+        lambda z: fk.cross_entropy(z, TEACHER.softmax(1), CLASS_WEIGHTS, label_smoothing=0.1),
+        lambda z: F.cross_entropy(z, TEACHER.softmax(1), CLASS_WEIGHTS, label_smoothing=0.1),
+    ),
     "planes": (
         lambda z: fk.cross_entropy(z.unsqueeze(2) * TWO, torch.stack([TARGET, TARGET_B], 1), CLASS_WEIGHTS),
         lambda z: F.cross_entropy(z.unsqueeze(2) * TWO, torch.stack([TARGET, TARGET_B], 1), CLASS_WEIGHTS),

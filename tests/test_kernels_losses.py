@@ -131,6 +131,9 @@ def losses() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
     def weighted(z: Tensor, target: Tensor, target_b: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
         return fk.cross_entropy(z, target, weight.to(z.dtype), smoothing=0.1, target_b=target_b, lam=lam)
 
+    def dense_target(z: Tensor, target: Tensor) -> Tensor:
+        return fk.cross_entropy(z, target.to(z.dtype), torch.ones(K, dtype=z.dtype), smoothing=0.1)
+
     def planes(z: Tensor, target: Tensor) -> Tensor:
         two = torch.tensor([1.0, -0.5], dtype=z.dtype)
         return fk.cross_entropy(z.unsqueeze(2) * two, target, torch.ones(K, dtype=z.dtype), smoothing=0.1)
@@ -141,6 +144,7 @@ def losses() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
     return {
         "one label": (lambda z, t: fk.cross_entropy(z, t, smoothing=0.1), (target,)),
         "pair": (pair, (target, target_b, lam)),
+        "dense": (dense_target, (dense(target.clamp(min=0), 0.3, "all"),)),
         "planes": (planes, (torch.stack([target, target_b], 1),)),
         "class weights": (weighted, (target, target_b, lam, torch.rand(K, dtype=torch.float64))),
         "distillation": (distilled, (teacher, target, target_b, lam)),
@@ -200,6 +204,7 @@ def test_opcheck() -> None:
             in_planes = (torch.stack([target, target_b], 1), None, None, torch.rand(K), *options[3:])
             planes = (z.detach()[..., None] * torch.ones(2, dtype=z.dtype)).requires_grad_(z.requires_grad)
             torch.library.opcheck(ops.cross_entropy.default, (planes, *in_planes))
+            torch.library.opcheck(ops.cross_entropy.default, (z, teacher.softmax(1), *in_planes[1:]))
         grad = torch.ones(6)
         kept = torch.rand_like(logits.float())
         torch.library.opcheck(ops.cross_entropy_backward.default, (grad, kept, logits, target, *options))
@@ -267,6 +272,7 @@ def test_runs_on_a_fake_gpu() -> None:
         lam, scale = torch.empty(8, device="cuda"), torch.empty((), device="cuda")
         pair = {"target_b": target_b, "lam": lam, "smoothing": 0.1}
         assert fk.cross_entropy(logits, target, **pair).dtype == torch.float32
+        assert fk.cross_entropy(logits, teacher, reduction="none").shape == (8,)
         planes, pixels = logits.new_empty(8, 10, 3, 5), target.new_empty(8, 3, 5)
         assert fk.cross_entropy(planes, pixels, logits.new_empty(10), smoothing=0.1, reduction="none").shape == (
             8,

@@ -92,6 +92,8 @@ def losses_compiled() -> bool:
 def checked(labels: Labels, num_classes: int) -> Labels:
     """The labels, their values checked; without an ignore_index that none is. Reads values: inside an operator only."""
     used = None
+    if labels.dense:
+        return labels._replace(ignore_index=None)
     for name, labels_N in (("target", labels.target), ("target_b", labels.target_b)):
         if labels_N is None or not labels_N.numel():
             continue
@@ -143,7 +145,7 @@ def _by_c(
     # named, to live as long as their addresses are in use
     rows_NK = dense_rows(wide(rows[0])) if rows[0].dim() == 2 else wide(rows[0]).contiguous()
     teacher_NK = wide(rows[1]).contiguous() if len(rows) > 1 else None
-    target_N = labels.target.contiguous()
+    target_N = (wide(labels.target) if labels.dense else labels.target).contiguous()
     target_b_N = None if labels.target_b is None else labels.target_b.contiguous()
     lam_N = None if labels.lam_N is None else labels.lam_N.float().contiguous()
     weight_K = None if labels.weight_K is None else labels.weight_K.float().contiguous()
@@ -175,6 +177,8 @@ def _by_c(
     if target_b_N is not None:
         batch.target_b, batch.target_b_bytes = target_b_N.data_ptr(), target_b_N.element_size()
         batch.lam_stride = 0 if lam_N is None else lam_N.dim()
+    if labels.dense:
+        batch.dense = target_N.data_ptr()
     if weight_K is not None:
         batch.weight = weight_K.data_ptr()
     if teacher_NK is not None:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import broadcast_stride, dense_rows, on_device_of, tile_of_rows
+from ._dense import launch_dense
 from ._options import Labels, Weights
 from ._planes import launch_planes
 from ._rows import (
@@ -254,7 +255,9 @@ def distillation_kernel(
 
 
 def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Any, Any]:
-    """As `_launch`; for (N, K, P) logits as `launch_planes`."""
+    """As `_launch`; for dense targets as `launch_dense`, for (N, K, P) logits as `launch_planes`."""
+    if labels.dense:
+        return launch_dense(logits_NK, labels, *scale, **wanted)
     if logits_NK.dim() == 3:
         return launch_planes(logits_NK, labels, *scale, **wanted)
     weight_K = None if labels.weight_K is None else labels.weight_K.contiguous()

@@ -101,7 +101,7 @@ def _plain_losses(loss: Loss, arguments: Sequence[Any]) -> Tensor:
     labels = options[0]
     if rows[0].is_cpu and not torch.compiler.is_compiling():
         for name, label_N in (("target", labels.target), ("target_b", labels.target_b)):
-            if label_N is not None:
+            if label_N is not None and not labels.dense:
                 _checks.check_label_values(name, untransformed(label_N), rows[0].shape[1], labels.ignore_index)
         _checks.check_lam_values(None if labels.lam_N is None else untransformed(labels.lam_N))
     return loss.values(*_without_ignored(rows, labels), **named(*options))

@@ -28,7 +28,10 @@ SCALE = "Tensor? device_scale_N, float host_scale"
 
 
 class Labels(NamedTuple):
-    """The labels of N samples as an operator takes them, LABELS by position."""
+    """The labels of N samples as an operator takes them, LABELS by position.
+
+    A floating-point target, of the logits' shape, holds no labels but the targets themselves.
+    """
 
     target: Tensor
     target_b: Tensor | None = None
@@ -61,9 +64,13 @@ class Labels(NamedTuple):
         }
 
     @property
+    def dense(self) -> bool:
+        return self.target.is_floating_point()
+
+    @property
     def ignored(self) -> Tensor | None:
         """Rows whose labels all weigh nothing, for they are ignored; None without an ignore_index."""
-        if self.ignore_index is None:
+        if self.ignore_index is None or self.dense:
             return None
         ignored_N, share = self.target.long() == self.ignore_index, self.share
         if self.target_b is None:
@@ -77,6 +84,8 @@ class Labels(NamedTuple):
         """
         if reduction != "mean":
             return 1
+        if self.dense:
+            return self.target.numel() // self.target.shape[1]
         if self.weight_K is not None:
             return self._weight_of_labels(self.weight_K.double())
         num_rows = self.target.numel()

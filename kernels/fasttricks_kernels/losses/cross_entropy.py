@@ -56,7 +56,7 @@ _loss, _loss_and_grad = make_losses(
 # ------------------------------------------------------------------------------------------------ public functions
 
 
-def torchs_is_faster(logits: Tensor, uniform: float, weight: Tensor | None) -> bool:
+def torchs_is_faster(logits: Tensor, target: Tensor, uniform: float, weight: Tensor | None) -> bool:
     """With one label on the CPU: where torch.compile sees through it, and for few logits without smoothing; more without C."""
     if not logits.is_cpu or runs_triton(logits):
         return False
@@ -65,7 +65,7 @@ def torchs_is_faster(logits: Tensor, uniform: float, weight: Tensor | None) -> b
     if logits.dtype == torch.float64 or _cpu.compiled() is None:
         trains = logits.requires_grad and torch.is_grad_enabled()
         return not trains or logits.numel() < OWN_FROM * torch.get_num_threads()
-    if logits.dim() == 3 or (weight is not None and uniform == 0):
+    if logits.dim() == 3 or target.is_floating_point() or (weight is not None and uniform == 0):
         return logits.numel() < OWN_FROM
     return uniform == 0 and logits.numel() < OWN_FROM and (logits.shape[1] >= SHORT or logits.shape[0] < MANY)
 
@@ -94,7 +94,8 @@ def cross_entropy(
         input: the logits, (N, K), (K,) or (N, K, d1, ...), float16, bfloat16, float32 or float64; not modified. Of (N, K) any
             row stride, and a non-unit class stride is copied first; of more dimensions, what is neither contiguous nor
             channels-last.
-        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K).
+        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K); or of the input's shape and dtype, or float32 for
+            narrower logits: then -sum_k c_k q_k log p_k with q = (1 - s) target + s / K, and a mean over samples.
         label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
@@ -131,6 +132,7 @@ def cross_entropy(
         reduction = cast(Reduction, legacy_get_string(size_average, reduce))
     if target_b is not None or lam is not None or smoothing_over != "all" or ignore_index is None:  # beyond torch's
         of_torchs = target_b is None and lam is None and fuses(input, target, weight, "mean", 0.0)
+        of_torchs = of_torchs and not target.is_floating_point()
         logits, target_N = in_rows(input, target) if of_torchs else (input, target)
         labels = checked_labels(
             logits,
@@ -144,17 +146,19 @@ def cross_entropy(
             weight,
             planes=of_torchs,
         )
-        if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits, labels.uniform, weight):
+        if target_b is None and labels.uniform <= 1 and torchs_is_faster(logits, target, labels.uniform, weight):
             return by_torch(input, target, weight, ignore_index, reduction, labels.uniform)
-    elif not fuses(input, target, weight, reduction, label_smoothing):
+    elif not fuses(input, target, weight, reduction, label_smoothing, ignore_index):
         return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
     else:
         logits, target_N = in_rows(input, target)
-        if torchs_is_faster(logits, label_smoothing, weight):
+        if torchs_is_faster(logits, target, label_smoothing, weight):
             return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
         labels = Labels(target_N, None, None, weight, 1.0, label_smoothing, ignore_index)
     loss = _loss((logits,), (labels,), reduction)
-    return loss if reduction != "none" or logits is input else loss.view(target.shape)
+    if reduction != "none" or logits is input:
+        return loss
+    return loss.view(input.shape[:1] + input.shape[2:] if input.dim() > 1 else ())
 
 
 def may_ignore(input: Tensor, target: Tensor, ignore_index: int) -> bool:

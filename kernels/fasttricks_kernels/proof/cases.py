@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .._launch import BLOCK
 from ..images.augment import launch_augment
 from ..images.mixup import launch_mixup
 from ..losses._kernels import launch_cross_entropy, launch_distillation
@@ -24,6 +25,7 @@ LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
 WEIGHTED_FORMS = ("class weights", "class weights, smoothed")
 """Of cross-entropy alone, with mixup's pair: without smoothing the labels' weights alone are read, with it all."""
 PLANE_FORMS = ("loss_and_grad", "class weights", "class weights, smoothed", "forward", "backward")
+DENSE_FORMS = ("loss_and_grad", "class weights", "forward", "backward")
 LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
     "cross_entropy": (launch_cross_entropy, 1, ()),
     "distillation": (launch_distillation, 2, (Weights(20.0, 1.0, 1.0),)),
@@ -88,6 +90,38 @@ def _loss_case(loss: str, form: str, num_classes: int, dtype: str) -> Case:
         lambda: launch(*rows, labels, *weights, scale, **wanted),
         wide=row_bytes >= 1024,
         cached=weight if smoothed else None,
+    )
+
+
+def dense_cases() -> list[Case]:
+    """Cross-entropy of smoothed dense targets, with class weights and without."""
+    longest = {"class weights": BLOCK}  # of longer rows torch's operator takes them
+    return [
+        _dense_case(form, k, dtype)
+        for form in DENSE_FORMS
+        for k in CLASSES
+        for dtype in DTYPES
+        if k <= longest.get(form, k)
+    ]
+
+
+def _dense_case(form: str, num_classes: int, dtype: str) -> Case:
+    generator = torch.Generator().manual_seed(num_classes)
+    shape = rows_a_launch(num_classes), num_classes
+    logits, target = (torch.rand(shape, generator=generator).to(DTYPES[dtype]) for _ in range(2))
+    weight = torch.rand(num_classes, generator=generator) if form == "class weights" else None
+    labels = Labels(target, None, None, weight, uniform=0.1)
+    scale = {"backward": torch.ones(shape[0]), "forward": None}.get(form, torch.tensor(1024.0))
+    wanted = {"want_loss": form != "backward", "want_grad": form != "forward"}
+    row_bytes = num_classes * logits.element_size()
+    return Case(
+        f"cross_entropy dense {form}",
+        f"K={num_classes}",
+        dtype,
+        shape[0] * ((2 + wanted["want_grad"]) * row_bytes + 4) + (0 if weight is None else 4 * num_classes),
+        lambda: launch_cross_entropy(logits, labels, scale, **wanted),
+        wide=row_bytes >= 1024,
+        cached=weight,
     )
 
 
@@ -234,6 +268,7 @@ def every_case() -> list[Case]:
     return [
         *(case for loss in LOSSES for form in LOSS_FORMS for case in loss_cases(loss, form)),
         *(case for form in WEIGHTED_FORMS for case in loss_cases("cross_entropy", form)),
+        *dense_cases(),
         *plane_cases(),
         *mixup_cases(),
         *augment_cases(),
