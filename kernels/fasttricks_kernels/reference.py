@@ -351,7 +351,7 @@ def batch_norm_act_grad(
     """
     axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
     x_wide, g = wide(x), wide(grad)
-    mean, rstd = mean_C.view(shape), rstd_C.view(shape)
+    mean, rstd = mean_C.to(x_wide.dtype).view(shape), rstd_C.view(shape)
     scale = 1.0 if weight_C is None else weight_C.view(shape)
     if act != "none":
         if y is None:

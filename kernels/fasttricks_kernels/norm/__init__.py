@@ -1,1 +1,1 @@
-"""Batch norm with the addition and the activation behind it: Triton kernels on CUDA, and operators and functions over them."""
+"""Batch norm with the addition and the activation behind it: Triton kernels on CUDA, C on the CPU, and operators over both."""

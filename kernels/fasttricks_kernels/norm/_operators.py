@@ -19,6 +19,7 @@ from torch.library import custom_op
 from .. import reference
 from .._direct import runs_directly
 from .._launch import NAMESPACE, runs_triton
+from . import _cpu
 from ._kernels import Options, launch_backward, launch_forward
 from ._layout import empty_pixels, pixel_stride
 
@@ -27,8 +28,18 @@ OPTIONS = "str act, bool training, float momentum, float eps"
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether a kernel takes it: not float64, channels-last, and not empty."""
-    return runs_triton(x) and x.numel() > 0 and pixel_stride(x) is not None
+    """Whether a kernel takes it: channels-last and not empty, on a GPU not float64, on the CPU float32."""
+    return x.numel() > 0 and pixel_stride(x) is not None and (runs_triton(x) or _cpu.takes(x))
+
+
+def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As launch_forward, on x's device."""
+    return launch_forward(x, *others) if runs_triton(x) else _cpu.forward(x, *others)
+
+
+def backward(grad: Tensor, x: Tensor, *others: Any) -> Gradients:
+    """As launch_backward, on x's device."""
+    return launch_backward(grad, x, *others) if runs_triton(x) else _cpu.backward(grad, x, *others)
 
 
 def keeps_y(residual: Tensor | None, act: str) -> bool:
@@ -47,14 +58,16 @@ def keeps_y(residual: Tensor | None, act: str) -> bool:
 )
 def _forward(x, weight, bias, running_mean, running_var, residual, device_momentum, *options):
     mean, var = (None if s is None else s.clone() for s in (running_mean, running_var))
-    results = launch_forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
-    return *results, *(results[1].new_empty(0) if s is None else s for s in (mean, var))
+    results = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
+    return *results, *(results[2].new_empty(0) if s is None else s for s in (mean, var))
 
 
 @_forward.register_fake
 def _(x, weight, bias, running_mean, running_var, residual, device_momentum, *options):
-    numbers = [x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2)]
-    moved = [numbers[0].new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
+    numbers = [
+        x.new_empty(x.shape[1], dtype=d) for d in (torch.float32 if runs_triton(x) else torch.float64, torch.float32)
+    ]
+    moved = [numbers[1].new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
     return empty_pixels(x), *numbers, *moved
 
 
@@ -65,13 +78,13 @@ def _(x, weight, bias, running_mean, running_var, residual, device_momentum, *op
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(grad, x, y, weight, bias, mean, rstd, *options):
-    grads = launch_backward(grad, x, y, weight, bias, mean, rstd, Options(*options))
+    grads = backward(grad, x, y, weight, bias, mean, rstd, Options(*options))
     return *grads[:3], x.new_empty(0) if grads[3] is None else grads[3]
 
 
 @_backward.register_fake
 def _(grad, x, y, weight, bias, mean, rstd, *options):
-    numbers = [torch.empty_like(mean) for _ in range(2)]
+    numbers = [torch.empty_like(rstd) for _ in range(2)]
     return empty_pixels(x), *numbers, x.new_empty(0) if y is None else empty_pixels(x)
 
 
@@ -129,9 +142,7 @@ def plain_gradients(
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options: Options):
-        y, mean_C, rstd_C = launch_forward(
-            x, weight, bias, running_mean, running_var, residual, device_momentum, options
-        )
+        y, mean_C, rstd_C = forward(x, weight, bias, running_mean, running_var, residual, device_momentum, options)
         ctx.options = options
         ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, weight, bias, mean_C, rstd_C)
         return y
@@ -145,7 +156,7 @@ class _BatchNormAct(torch.autograd.Function):
         if torch.is_grad_enabled() or not runs_directly(grad):
             grads = plain_gradients(grad, *saved, ctx.options)
         else:
-            grads = launch_backward(grad, *saved, ctx.options, needs_x, needs_weight or needs_bias)
+            grads = backward(grad, *saved, ctx.options, needs_x, needs_weight or needs_bias)
         grad_residual = grad if y is None else grads[3]
         return (
             grads[0] if needs_x else None,

@@ -62,8 +62,10 @@ def batch_norm_act(
 
     Costs: no sync, no atomics; deterministic. On CUDA, for x that is channels-last and not float64: each pass reads or
     writes a tensor of x's size. Forward takes 3 passes, 4 with a residual. Backward takes 5, and 7 with a residual and an
-    activation. Backward keeps x, and y too with a residual and an activation. Everything else is torch's batch norm in
-    float32 and the rest in plain PyTorch: other layouts, float64, the second derivative, torch.func, and the CPU.
+    activation. Backward keeps x, and y too with a residual and an activation. On the CPU the same for float32, by C, whose
+    bits do not depend on the number of threads. Everything else is torch's batch norm in float32 and the rest in plain
+    PyTorch: other layouts and dtypes, the second derivative, torch.func, torch.compile on the CPU, and a CPU without a C
+    compiler.
 
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2; the statistics are merged as by Chan, Golub and
     LeVeque 1983. Oracle: torch.nn.functional.batch_norm in float64.

@@ -1,0 +1,143 @@
+"""batch_norm_act of float32 on the CPU, channels-last, by norm.c: the passes of the Triton kernels, in torch's pool of threads.
+
+Shape suffixes: C channels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ._kernels import ACTS, Options, stride_of
+from ._layout import as_pixels, empty_pixels, num_pixels
+
+SOURCE = Path(__file__).with_name("norm.c")
+FLAGS = ("-ffp-contract=off",)
+VALUES_A_PART = 131_072  # of x; half a megabyte, so that a part's sums are less than 1 % of it from 64 rows on
+
+_NUMBERS = ("R", "C", "x_stride", "residual_stride", "grad_stride")
+_POINTERS = (
+    *("x", "residual", "y", "grad", "weight", "bias", "running_mean", "running_var", "mean", "rstd", "out"),
+    *("grad_residual", "grad_weight", "grad_bias", "parts", "numbers"),
+)
+
+
+class Batch(ctypes.Structure):
+    """The argument of norm.c, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("momentum", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        ("act", ctypes.c_int32),
+        ("training", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("next", ctypes.c_int64),
+        ("phase", ctypes.c_void_p),
+    )
+
+
+@functools.cache
+def compiled() -> tuple[Callable[[Batch, int], None], Callable[[Batch, int], None]] | None:
+    """Forward and backward of norm.c, of a batch and a number of threads; None where they cannot be had, with a warning, once."""
+    try:
+        library = native.load(SOURCE, FLAGS)
+    except native.NativeError as error:
+        warnings.warn(f"batch norm on the CPU is slower than it might be: {error}", RuntimeWarning, stacklevel=2)
+        return None
+    # torch's OpenMP is loaded for all to see; without one, as on macOS, one thread does it
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    pool = None if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
+    functions = library.fasttricks_norm_forward, library.fasttricks_norm_backward
+    for function in functions:
+        function.argtypes, function.restype = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p), None
+    forward, backward = functions
+    return lambda batch, threads: forward(batch, threads, pool), lambda batch, threads: backward(batch, threads, pool)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether norm.c may take it; torch.compile is left torch's operators, which inductor fuses."""
+    return x.is_cpu and x.dtype == torch.float32 and not torch.compiler.is_compiling() and compiled() is not None
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    momentum: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As _kernels.launch_forward, but the mean is float64."""
+    residual = None if residual is None else as_pixels(residual)
+    y, mean_C, rstd_C = empty_pixels(x), x.new_empty(x.shape[1], dtype=torch.float64), x.new_empty(x.shape[1])
+    tensors = {
+        "x": x, "residual": residual, "weight": weight, "bias": bias, "running_mean": running_mean,
+        "running_var": running_var, "mean": mean_C, "rstd": rstd_C, "out": y,
+    }  # fmt: skip
+    strides = {"residual_stride": 0 if residual is None else stride_of(residual)}
+    share = options.momentum if momentum is None else float(momentum)
+    _call(0, x, tensors, strides, options._replace(momentum=share))
+    return y, mean_C, rstd_C
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_C: Tensor,
+    rstd_C: Tensor,
+    options: Options,
+    want_x: bool = True,
+    want_numbers: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """As _kernels.launch_backward."""
+    grad = as_pixels(grad)
+    grad_x, grad_residual = empty_pixels(x) if want_x else None, None if y is None else empty_pixels(x)
+    grad_weight_C, grad_bias_C = (x.new_empty(x.shape[1]) for _ in range(2))
+    tensors = {
+        "x": x, "grad": grad, "y": y, "weight": weight, "bias": bias, "mean": mean_C, "rstd": rstd_C, "out": grad_x,
+        "grad_residual": grad_residual, "grad_weight": grad_weight_C, "grad_bias": grad_bias_C,
+    }  # fmt: skip
+    _call(1, x, tensors, {"grad_stride": stride_of(grad)}, options)
+    return grad_x, grad_weight_C, grad_bias_C, grad_residual
+
+
+def _call(which: int, x: Tensor, tensors: dict[str, Tensor | None], strides: dict[str, int], options: Options) -> None:
+    functions = compiled()
+    assert functions is not None
+    num_rows, num_channels = num_pixels(x), x.shape[1]
+    rows = max(1, VALUES_A_PART // num_channels)
+    num_parts = -(-num_rows // rows)
+    # named, to live as long as their addresses are in use
+    parts = x.new_empty(2 * num_parts * num_channels, dtype=torch.float64)
+    numbers = x.new_empty(5 * num_channels)
+    addresses: dict[str, Any] = {name: value.data_ptr() for name, value in tensors.items() if value is not None}
+    batch = Batch(
+        R=num_rows,
+        C=num_channels,
+        x_stride=stride_of(x),
+        **strides,
+        **addresses,
+        parts=parts.data_ptr(),
+        numbers=numbers.data_ptr(),
+        momentum=options.momentum,
+        eps=options.eps,
+        act=ACTS.index(options.act),
+        training=options.training,
+        rows=rows,
+    )
+    functions[which](batch, min(torch.get_num_threads(), num_parts))
