@@ -10,6 +10,10 @@
 #include <math.h>
 #include <stdint.h>
 #include <stddef.h>
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #ifdef __FAST_MATH__
 #error "fast math loses NaN and infinity"
@@ -36,6 +40,7 @@ typedef struct Batch {
     float *numbers;                           /* 5 C: scale, bias, mean of g, slope, mean */
     double momentum, eps;
     int32_t act, training; /* act 0: none, 1: ReLU, 2: ReLU6 */
+    int32_t stream;        /* results that no cache holds until they are read: past the caches, whose lines would be read first */
     int64_t rows;          /* of a part */
     /* of the work */
     int64_t next; /* the first part that no thread has taken */
@@ -58,6 +63,17 @@ INLINE float masked(float g, float y, int act) {
 }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* A strip of a row of results, made in the first cache. */
+INLINE void put(const Batch *b, float *out, const float *made, int64_t n) {
+#ifdef __AVX__
+    if (b->stream && ((uintptr_t)out | (n * sizeof *out)) % 32 == 0) {
+        for (int64_t c = 0; c < n; c += 8) _mm256_stream_ps(out + c, _mm256_load_ps(made + c));
+        return;
+    }
+#endif
+    memcpy(out, made, n * sizeof *out);
+}
 
 /* Adds float sums to the part's double ones, and begins new ones. */
 INLINE void flush(double *total, float *sum, int64_t n) {
@@ -155,9 +171,13 @@ INLINE void normalise_as(const Batch *b, int64_t first, int64_t stop, int act, i
     for (int64_t r = first; r < stop; r++) {
         const float *restrict x = b->x + r * b->x_stride;
         const float *restrict residual = with_residual ? b->residual + r * b->residual_stride : x;
-        float *restrict y = b->out + r * C;
-        for (int64_t c = 0; c < C; c++)
-            y[c] = activated(x[c], mean[c], scale[c], bias[c], with_residual ? residual[c] : 0, act);
+        for (int64_t c0 = 0; c0 < C; c0 += CHANNELS) {
+            const int64_t n = least(CHANNELS, C - c0);
+            _Alignas(32) float y[CHANNELS];
+            for (int64_t c = 0; c < n; c++)
+                y[c] = activated(x[c0 + c], mean[c0 + c], scale[c0 + c], bias[c0 + c], with_residual ? residual[c0 + c] : 0, act);
+            put(b, b->out + r * C + c0, y, n);
+        }
     }
 }
 
@@ -189,15 +209,19 @@ INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, i
                 const float *restrict x0 = b->x + r * S + c0, *restrict x1 = x0 + S;
                 const float *restrict g0 = b->grad + r * G + c0, *restrict g1 = g0 + G;
                 const float *restrict y0 = with_residual ? b->y + r * C + c0 : x0, *restrict y1 = with_residual ? y0 + C : x1;
-                float *restrict out = with_residual ? b->grad_residual + r * C + c0 : NULL;
+                _Alignas(32) float out0[CHANNELS], out1[CHANNELS];
                 for (int64_t c = 0; c < n; c++) {
                     const float d0 = x0[c] - mean[c], d1 = x1[c] - mean[c];
                     const float v0 = with_residual ? y0[c] : activated(x0[c], mean[c], scale[c], bias[c], 0, act);
                     const float v1 = with_residual ? y1[c] : activated(x1[c], mean[c], scale[c], bias[c], 0, act);
                     const float m0 = masked(g0[c], v0, act), m1 = masked(g1[c], v1, act);
-                    if (with_residual) out[c] = m0, out[C + c] = m1;
+                    if (with_residual) out0[c] = m0, out1[c] = m1;
                     sum[c] += m0 + m1;
                     product[c] += m0 * d0 + m1 * d1;
+                }
+                if (with_residual) {
+                    put(b, b->grad_residual + r * C + c0, out0, n);
+                    put(b, b->grad_residual + (r + 1) * C + c0, out1, n);
                 }
             }
             for (; r < end; r++)
@@ -249,11 +273,16 @@ INLINE void gradient_as(const Batch *b, int64_t first, int64_t stop, int act, in
     const float *restrict mean_g = b->numbers + 2 * C, *restrict slope = b->numbers + 3 * C;
     for (int64_t r = first; r < stop; r++) {
         const float *restrict x = b->x + r * b->x_stride, *restrict grad = b->grad + r * b->grad_stride;
-        float *restrict out = b->out + r * C;
-        for (int64_t c = 0; c < C; c++) {
-            float g = masked(grad[c], activated(x[c], mean[c], scale[c], bias[c], 0, act), act);
-            if (training) g = g - mean_g[c] - (x[c] - mean[c]) * slope[c];
-            out[c] = scale[c] * g;
+        for (int64_t c0 = 0; c0 < C; c0 += CHANNELS) {
+            const int64_t n = least(CHANNELS, C - c0);
+            _Alignas(32) float out[CHANNELS];
+            for (int64_t i = 0; i < n; i++) {
+                const int64_t c = c0 + i;
+                float g = masked(grad[c], activated(x[c], mean[c], scale[c], bias[c], 0, act), act);
+                if (training) g = g - mean_g[c] - (x[c] - mean[c]) * slope[c];
+                out[i] = scale[c] * g;
+            }
+            put(b, b->out + r * C + c0, out, n);
         }
     }
 }
@@ -277,6 +306,9 @@ static void work(void *batch) {
     int64_t part;
     while ((part = __atomic_fetch_add(&b->next, 1, __ATOMIC_RELAXED)) < P)
         b->phase(b, part, part * b->rows, least((part + 1) * b->rows, b->R));
+#ifdef __AVX__
+    _mm_sfence(); /* before another thread reads them */
+#endif
 }
 
 static void run(Batch *b, void (*phase)(const Batch *, int64_t, int64_t, int64_t), uint32_t threads, Parallel parallel) {
