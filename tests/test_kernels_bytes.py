@@ -14,6 +14,7 @@ CASES = {c.name: c for c in cases.every_case() if not c.family.endswith((" forwa
 # thread): they are asked for twice. Each byte is still needed once.
 READ_TWICE = {name for name in CASES if name.startswith("distillation") and name.endswith("K=21843-fp32")}
 READ_TWICE |= {n for n in CASES if n.startswith("cross_entropy dense") and n.endswith("K=21843-fp32")}
+READ_TWICE |= {n for n in CASES if n.startswith("cross_entropy class weights, smoothed-K=21843")}
 # So are planes of more classes than a program holds.
 READ_TWICE |= {name for name in CASES if name.startswith("cross_entropy planes") and "K=1000" in name}
 # A partner that is not a pair is read as a partner and as an image.

@@ -11,6 +11,10 @@ CASES = {case.name: case for case in every_case()}
 ARCHITECTURES = (70, 80, 90, 100)
 # What misses "no spills": rows of 21,843, which fill the registers. Local loads and stores in the code, as seen, by architecture.
 SPILLS: dict[str, dict[int, int]] = {
+    "cross_entropy class weights-K=21843-fp16": {80: 4},
+    "cross_entropy class weights, smoothed-K=21843-bf16": {80: 16, 90: 20, 100: 6},
+    "cross_entropy class weights, smoothed-K=21843-fp16": {80: 16, 90: 26, 100: 10},
+    "cross_entropy class weights, smoothed-K=21843-fp32": {80: 40, 90: 26, 100: 2},
     "cross_entropy loss_and_grad-K=21843-bf16": {100: 28},
     "cross_entropy loss_and_grad-K=21843-fp16": {100: 22},
     "cross_entropy mixup-K=21843-bf16": {80: 4, 90: 2},
@@ -30,6 +34,9 @@ QUICK = {
     ("cross_entropy loss_and_grad-K=1000-fp16", 90),
     ("cross_entropy mixup-K=1001-fp16", 100),
     ("cross_entropy forward-K=1001-fp32", 80),
+    ("cross_entropy class weights, smoothed-K=1001-fp16", 80),
+    ("cross_entropy planes loss_and_grad-K=21-fp32", 70),
+    ("cross_entropy dense class weights-K=1001-fp16", 100),
     ("distillation loss_and_grad-K=1001-fp16", 90),
     ("mixup pairs-3x32x32-fp16", 70),
     ("augment pairs-50x99-fp16", 80),

@@ -112,6 +112,8 @@ def cross_entropy_kernel(
         column_RC = columns_of(row_R, chunk, K, BLOCK, GROUP, SHIFTED)
         q_RC = labelled(column_RC, label_R, weight_R, label_b_R, weight_b_R, uniform, target_b_ptr is not None)
         if SPREAD:
+            if CHUNKS > 1:  # not before the sum is known, or the weights fill the registers: plus 0, for no sum is -1
+                column_RC = column_RC + (sum_exp_R == -1.0).to(tl.int32)[:, None]
             q_RC += (uniform / K * kept_R)[:, None] * load_weights(weight_ptr, column_RC, K)
         elif weight_ptr is None:
             q_RC += (uniform / K * kept_R)[:, None]
@@ -273,6 +275,15 @@ def launch_distillation(
     return _launch(distillation_kernel, rows, labels, weights, *scale, **wanted)
 
 
+def _with_class_weights(tile: dict[str, Any]) -> dict[str, Any]:
+    """Room for a row's class weights, without which programs spill: more registers, and long rows read twice in place of held."""
+    if tile["CHUNKS"] == 1:
+        return {**tile, "maxnreg": 80} if tile["maxnreg"] else tile
+    chunks = triton.cdiv(tile["K"] + (tile["GROUP"] - 1) * tile["SHIFTED"], 2048)
+    registers = {"num_warps": 8, "maxnreg": 255} if tile["GROUP"] == 8 else {"num_warps": 16, "maxnreg": None}
+    return {**tile, "BLOCK": 2048, "CHUNKS": chunks, "HELD": False, **registers}
+
+
 def _launch(
     kernel: Any,
     rows: tuple[Tensor, ...],
@@ -293,8 +304,8 @@ def _launch(
     if num_rows == 0:  # a grid of 0 programs is an error
         return loss_N, grad_NK
     tile = tile_of_rows(logits_NK, rows_held=len(rows))
-    if options and options["SPREAD"] and tile["maxnreg"]:  # with 64 registers, some shifted rows spill
-        tile = {**tile, "maxnreg": max(80, tile["maxnreg"])}
+    if options and options["SPREAD"]:
+        tile = _with_class_weights(tile)
     with on_device_of(logits_NK):
         kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
             *rows,
