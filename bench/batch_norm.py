@@ -1,7 +1,7 @@
 """`python -m bench.batch_norm`: batch_norm_act on the CPU beside torch's batch norm, addition and ReLU, at a ResNet-50's shapes.
 
-Forward and backward, in alternation in one process. The bound is the passes over memory at the speed of a copy. Let freed memory be
-kept, as a long run keeps it: in glibc by MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ of 100000000000.
+Forward and backward, in alternation in one process. The bound is the passes over memory at the speed of a copy. Let freed memory
+be kept, as a long run keeps it: in glibc by MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ of 100000000000.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from ._layout import as_pixels, empty_pixels, num_pixels
 
 SOURCE = Path(__file__).with_name("norm.c")
 FLAGS = ("-ffp-contract=off",)
-VALUES_A_PART = 131_072  # of x; half a megabyte, so that a part's sums are less than 1 % of it from 64 rows on
-STREAMED_FROM = 4_194_304  # values of x, 16 MB: more than a core's share of the caches
+VALUES_A_PART = 131_072  # of x: half a megabyte
+ROWS_A_PART = 128  # at least: a part's sums are double, and four times as large as a row
+STREAMED_FROM = 2_097_152  # values of x: 8 MB, beyond the caches of a core
 
 _NUMBERS = ("R", "C", "x_stride", "residual_stride", "grad_stride")
 _POINTERS = (
@@ -122,7 +123,7 @@ def _call(which: int, x: Tensor, tensors: dict[str, Tensor | None], strides: dic
     functions = compiled()
     assert functions is not None
     num_rows, num_channels = num_pixels(x), x.shape[1]
-    rows = max(1, VALUES_A_PART // num_channels)
+    rows = max(ROWS_A_PART, VALUES_A_PART // num_channels)
     num_parts = -(-num_rows // rows)
     # named, to live as long as their addresses are in use
     parts = x.new_empty(2 * num_parts * num_channels, dtype=torch.float64)
