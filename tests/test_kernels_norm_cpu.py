@@ -77,6 +77,20 @@ def test_slices_of_the_channels_of_wider_tensors_are_not_copied() -> None:
     assert all(torch.equal(sliced[name], value) for name, value in dense.items())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+def test_opcheck() -> None:
+    ops = torch.ops.fasttricks_kernels
+    data = draw(8, 49, torch.float32)
+    x, weight, bias, residual = (data[name].requires_grad_() for name in ("x", "weight", "bias", "residual"))
+    options = "relu6", True, 0.1, 1e-5
+    arguments = x, weight, bias, data["running_mean"], data["running_var"], residual, None, *options
+    torch.library.opcheck(ops.batch_norm_act.default, arguments)
+    y, mean, rstd, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
+    saved = x.detach(), y, weight.detach(), bias.detach(), mean, rstd
+    torch.library.opcheck(ops.batch_norm_act_backward.default, (data["grad"], *saved, *options))
+
+
 def test_a_changed_input_is_refused_in_backward() -> None:
     x = channels_last(torch.randn(2, 8, 3, 3)).requires_grad_()
     kept = x * 1
