@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,47 @@ def test_built_anew_for_another_source_compiler_or_flag(
     assert [native.load(source, cache=cache).number(), len(list(cache.iterdir()))] == [2, 4]
     (source.parent / "beside.h").write_text("/* a header */\n")
     assert native.build(source, cache=cache) not in made
+
+
+SANITIZED = """
+import torch
+import fasttricks_kernels as fk
+from fasttricks_kernels.losses import cross_entropy
+from fasttricks_kernels import native
+build = native.build
+FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+native.build = lambda source, flags=(), **k: build(source, FLAGS, **k)
+cross_entropy.OWN_FROM = 0
+for shape in ((1, 1), (5, 7), (3, 1001), (2, 5, 3), (2, 3, 129), (1, 40, 128)):
+    logits, num_classes = torch.randn(shape), shape[1]
+    labels = torch.randint(num_classes, (shape[0], *shape[2:]))
+    labels.view(-1)[0] = -100
+    for target in (labels, labels.int(), torch.rand(shape)):
+        for weight in (None, torch.rand(num_classes)):
+            for smoothing in (0.0, 0.1):
+                for leaf in (logits, logits.clone().requires_grad_()):
+                    loss = fk.cross_entropy(leaf, target, weight, label_smoothing=smoothing)
+                    if loss.requires_grad:
+                        loss.backward()
+print("ran", fk.losses_compiled())
+"""
+
+
+@pytest.mark.slow
+def test_losses_c_under_the_sanitizers(tmp_path: Path) -> None:
+    """No access beside an array, no overflow of a number: every form, with a gradient and without."""
+    compiler = native.find_compiler()[0]
+    runtime = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    preload = {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED], capture_output=True, text=True, check=False, env={**os.environ, **preload}
+    )
+    assert (done.returncode, done.stdout) == (0, "ran True\n"), done.stderr[-3000:]
 
 
 def test_what_stands_in_the_way_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
