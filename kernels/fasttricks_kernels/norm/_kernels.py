@@ -71,7 +71,7 @@ def channel_numbers(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c_1C, live_1C):
     return mean_1C, scale_1C, bias_1C
 
 
-# Channels and strides come as multiples of UNIT, so that the compiler sees what divides them, and accesses are wide.
+# Channels and strides come as multiples of UNIT: the compiler then knows that 16 bytes divide them, and accesses are wide.
 @triton.jit(do_not_specialize=["R", "ROWS", "C_units", "x_units"])
 def statistics_kernel(
     x_ptr, parts_ptr, R, ROWS, C_units, x_units, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
