@@ -92,7 +92,7 @@ def check_class_weights(weight: Tensor, logits: Tensor) -> None:
 
 
 def weight_dtypes(logits: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Of class weights and dense targets: the logits', and float32 for narrower ones."""
+    """The dtypes that class weights and dense targets may have: the logits', and float32 for narrower ones."""
     return logits.dtype, torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 

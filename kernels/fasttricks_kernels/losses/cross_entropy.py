@@ -91,9 +91,9 @@ def cross_entropy(
         w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing;   c = weight, or 1.
 
     Args:
-        input: the logits, (N, K), (K,) or (N, K, d1, ...), float16, bfloat16, float32 or float64; not modified. Of (N, K) any
-            row stride, and a non-unit class stride is copied first; of more dimensions, what is neither contiguous nor
-            channels-last.
+        input: the logits, (N, K), (K,) or (N, K, d1, ...), float16, bfloat16, float32 or float64; not modified. (N, K) logits
+            may have any row stride, and a non-unit class stride is copied first. Logits of more dimensions are copied
+            where they are neither contiguous nor channels-last.
         target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K); or of the input's shape and dtype, or float32 for
             narrower logits: then -sum_k c_k q_k log p_k with q = (1 - s) target + s / K, and a mean over samples.
         label_smoothing, or by its other name `smoothing`: in [0, 1].

@@ -23,7 +23,7 @@ CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
 WEIGHTED_FORMS = ("class weights", "class weights, smoothed")
-"""Of cross-entropy alone, with mixup's pair: without smoothing the labels' weights alone are read, with it all."""
+"""The forms of cross-entropy with class weights and mixup's pair: without smoothing the labels' weights are read, with it all."""
 PLANE_FORMS = ("loss_and_grad", "class weights", "class weights, smoothed", "forward", "backward")
 DENSE_FORMS = ("loss_and_grad", "class weights", "forward", "backward")
 LOSSES: dict[str, tuple[Callable[..., object], int, tuple[Weights, ...]]] = {
