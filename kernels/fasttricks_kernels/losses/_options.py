@@ -165,7 +165,7 @@ def checked_labels(
     planes: bool = False,
 ) -> Labels:
     """The arguments that every loss takes, checked. Raises TypeError and ValueError; reads no value on a GPU."""
-    if logits.dim() != 3 or not planes:
+    if not planes or logits.dim() != 3:
         _checks.check_logits("logits", logits)
     _checks.check_labels("target", target, logits)
     _checks.check_pair(target_b, lam, logits)

@@ -90,12 +90,15 @@ def cross_entropy(
         loss_n = sum_y w_y (-(1 - s) c_y log p_y - s mean_k c_k log p_k),   p = softmax(logits_n),
         w = {target: lam, target_b: 1 - lam}, or {target: 1} without the pair;   s = label_smoothing;   c = weight, or 1.
 
+    A target of the input's shape and dtype, or float32 for narrower logits, is dense, such as class probabilities t:
+
+        loss_n = -sum_k c_k q_k log p_k,   q = (1 - s) t + s / K,   and a mean is that over samples.
+
     Args:
         input: the logits, (N, K), (K,) or (N, K, d1, ...), float16, bfloat16, float32 or float64; not modified. (N, K) logits
             may have any row stride, and a non-unit class stride is copied first. Logits of more dimensions are copied
             where they are neither contiguous nor channels-last.
-        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K); or of the input's shape and dtype, or float32 for
-            narrower logits: then -sum_k c_k q_k log p_k with q = (1 - s) target + s / K, and a mean over samples.
+        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K). Or dense targets t, as above.
         label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
