@@ -363,6 +363,29 @@ def test_bad_input_is_named(words: str, error: type[Exception], change: dict[str
         fk.distillation_loss(teacher_logits=arguments["logits"].clone(), **arguments)
 
 
+@pytest.mark.parametrize("rows, classes", [(4, 3), (4, 4)])
+@pytest.mark.parametrize(
+    "words, error, scale",
+    [
+        (r"is \(4,\) torch.float32; factors of rows", ValueError, torch.ones(4)),
+        (r"is \(4, 1\)", ValueError, torch.ones(4, 1)),
+        ("complex64", ValueError, torch.ones((), dtype=torch.complex64)),
+        ("must be a number, not str", TypeError, "8"),
+        ("must be a number, not NoneType", TypeError, None),
+    ],
+)
+def test_a_loss_scale_is_one_real_number(
+    rows: int, classes: int, words: str, error: type[Exception], scale: Any
+) -> None:
+    logits, target = torch.zeros(rows, classes), torch.zeros(rows, dtype=torch.int64)
+    for ignore_index in (-100, None):
+        options = {"ignore_index": ignore_index, "loss_scale": scale}
+        with pytest.raises(error, match=words):
+            fk.cross_entropy_loss_and_grad(logits, target, **options)
+        with pytest.raises(error, match=words):
+            fk.distillation_loss_and_grad(logits, logits.clone(), target, **options)
+
+
 @pytest.mark.parametrize(
     "words, error, change",
     [

@@ -117,6 +117,17 @@ def check_lam(lam: Tensor | float, num_samples: int, other_name: str, other: Ten
     check_device("lam", lam, other_name, other)
 
 
+def check_loss_scale(loss_scale: Tensor | float) -> None:
+    """One real number for the whole batch. Other shapes would be spread over rows or classes, or end deep in torch."""
+    if not isinstance(loss_scale, Tensor):
+        check_number("loss_scale", loss_scale)
+    elif loss_scale.numel() != 1 or loss_scale.is_complex():
+        raise ValueError(
+            f"loss_scale must be a number or a () tensor of real numbers, one for the batch, but is "
+            f"{tuple(loss_scale.shape)} {loss_scale.dtype}; factors of rows belong in the loss, by reduction='none'"
+        )
+
+
 def check_permutation(permutation: Tensor, images: Tensor) -> None:
     check_tensor("permutation", permutation)
     if permutation.dtype not in LABELS:
