@@ -101,6 +101,8 @@ def test_without_an_auxiliary_head_there_is_none() -> None:
     [
         ("nets:make", 8, r"model\.name = 'nets:make': has no features that are known here; "),
         ("inception_v3", 8, r"segment\.output_stride = 8: inception_v3 has no dilated stages; give 32, or"),
+        ("resnet9z", 8, r"model\.name = 'resnet9z': is no model; the nearest is "),
+        ("resnet50", 8, r"model\.name = 'resnet50': needs its variant: resnet50b is "),
         ("timm:vgg11", 8, r"segment\.output_stride = 8: timm:vgg11 does not take it \(.*\); give 32, or"),
         ("timm:resnet18x", 8, r"model\.name = 'timm:resnet18x': is no model of timm"),
     ],

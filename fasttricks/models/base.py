@@ -49,7 +49,8 @@ def base_network(config: ModelConfig, output_stride: int, *, maps: int = 2) -> n
     if name.startswith(TIMM):
         return TimmBase(name, output_stride, maps).train()
     rule = f"{name} has no dilated stages; give 32, or a ResNet or MobileNet as --model.name"
-    require(output_stride == 32 or family in _DILATED, "segment.output_stride", output_stride, rule)
+    dilates = family in _DILATED or not family  # an unknown name, which build_model refuses
+    require(output_stride == 32 or dilates, "segment.output_stride", output_stride, rule)
     model = build_model(config, 1, **({"output_stride": output_stride} if family in _DILATED else {}))
     for layer in {key.rpartition(".")[0] for key in head_names(model)}:
         parent, _, child = layer.rpartition(".")
