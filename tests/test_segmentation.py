@@ -283,9 +283,13 @@ def test_it_starts_from_a_classification_run(finished_run: Any, tiny_masks: Path
     assert (fitted.model.name, fitted.model.width) == (before.model.name, before.model.width)
     assert (fitted.data.image_size, fitted.epochs) == (480, 120)
     assert parse_recipe(arguments_of(fitted), prog="test", fit=fit_recipe).model == fitted.model
+    saved = read_saved(run)
+    assert call(export.main, str(run), "--output", str(tmp_path / "export"), "--no-onnx") == 0
+    for weights_of in (saved.path, tmp_path / "export", tmp_path / "export" / "model.safetensors"):
+        given["init"] = str(weights_of)
+        assert fit_recipe("segment-ade20k", lambda path: given.get(path, "")).model == fitted.model, weights_of
     config = config_for(tiny_masks, tmp_path / "run", "--init", str(run), model=before.model)
     built = build(config, ALONE)
-    saved = read_saved(run)
     weights = saved.weights if saved.average is None else saved.average
     state = built.model.state_dict()
     for name, tensor in weights.items():

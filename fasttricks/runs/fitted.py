@@ -21,6 +21,7 @@ from fasttricks.config import (
 from fasttricks.config.fields import own_kinds
 from fasttricks.config.recipes import FITTED, OF_THE_WEIGHTS, find_recipe
 from fasttricks.data.sources import find_dataset
+from fasttricks.runs.exported import describe
 from fasttricks.runs.folder import read_config
 from fasttricks.runs.stored import RAW, run_of_best
 
@@ -51,8 +52,8 @@ def _place(value_of: Callable[[str], str]) -> DataConfig:
 
 
 def like_weights(config: TrainConfig, init: str) -> TrainConfig:
-    """`config` with the network of the weights `init`, where its recipe follows them and their name, or their run's config.json,
-    says which it is."""
+    """`config` with the network of the weights `init`, where its recipe follows them and their name, their run's config.json, or
+    the description in an export says which it is."""
     name, follows = init.removesuffix(RAW), OF_THE_WEIGHTS.get(config.recipe, ())
     if not name or not follows:
         return config
@@ -66,7 +67,18 @@ def like_weights(config: TrainConfig, init: str) -> TrainConfig:
         found = {"model.name": same[-1].name, **sizes}
         return replace_fields(config, {path: value for path, value in found.items() if path in follows})
     try:
-        run = read_config(run_of_best(Path(name)) or Path(name))
+        run = _run_of(Path(name))
     except (UserError, OSError):
         return config
     return replace_fields(config, {path: get_at(run, path) for path in follows})
+
+
+def _run_of(weights: Path) -> TrainConfig:
+    """The config of the run whose weights these are: a run, RUN@best, a checkpoint in a run, or an export.
+
+    Raises UserError or OSError where none is known.
+    """
+    if (found := describe(weights)) and found.settled:
+        return found.config
+    in_run = weights.parent.parent if weights.parent.name == "checkpoints" and weights.is_file() else weights
+    return read_config(run_of_best(weights) or in_run)
