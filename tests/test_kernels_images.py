@@ -167,3 +167,18 @@ def test_random_colours_have_the_papers_ranges() -> None:
     np.testing.assert_array_equal(matrices, again)
     with pytest.raises(ValueError, match="jitter"):
         fk.random_color_matrix(1, np.random.default_rng(0), jitter=1.5)
+
+
+@pytest.mark.parametrize(
+    "words, change",
+    [
+        ("hue must be finite, but is nan", {"hue": float("nan")}),
+        ("pca must be finite", {"pca": (0.0, 0.0, float("inf"))}),
+        ("std must be above 0", {"std": (0, 1, 1)}),
+        (r"std must be \(3,\)", {"std": 58.0}),
+        (r"mean must be \(3,\)", {"mean": 120.0}),
+    ],
+)
+def test_numbers_that_would_spoil_every_pixel_are_named(words: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=words):
+        fk.color_matrix(**change)

@@ -42,8 +42,19 @@ def color_matrix(
     Returns:
         (N, 3, 4) float64; N is 1 for numbers. `torch.from_numpy(m).float()` suits `augment`.
 
+    Raises ValueError: a number that is not finite, or a mean or std of another shape, or a std of 0 or less.
+
     Source: He et al. 2018, section 2.1; Krizhevsky et al. 2012, section 4.1 (PCA). Oracle: the steps one by one.
     """
+    given = {"hue": hue, "saturation": saturation, "brightness": brightness, "pca": pca, "mean": mean, "std": std}
+    for name, value in given.items():
+        numbers = np.asarray(value, np.float64)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{name} must be finite, but is {value!r}; every pixel would be NaN or infinite")
+        if name in ("mean", "std") and numbers.shape != (3,):
+            raise ValueError(f"{name} must be (3,), one number a channel on [0, 255], but has shape {numbers.shape}")
+    if not (np.asarray(std) > 0).all():
+        raise ValueError(f"std must be above 0, but is {std!r}; pass (1, 1, 1) to leave the scale alone")
     angle = np.pi * (np.atleast_1d(np.asarray(hue, np.float64)) - 1)
     turn = np.zeros((len(angle), 3, 3))
     turn[:, 0, 0] = 1
