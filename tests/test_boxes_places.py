@@ -435,7 +435,7 @@ def test_an_image_in_both_splits_is_told(root: Path) -> None:
         warnings.simplefilter("error")
         open_boxes(DataConfig(root=str(root)))
     main(root, "test").write_text("1000\n0001\n")
-    with pytest.warns(UserWarning, match=r"1 of the 2 images of validation are trained on too \(VOC2007/.*/0001.jpg\)"):
+    with pytest.warns(UserWarning, match=r"training has 1 of the 2 images of validation too \(VOC2007/.*/0001.jpg\)"):
         open_boxes(DataConfig(root=str(root)))
 
 

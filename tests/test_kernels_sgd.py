@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -164,3 +165,11 @@ def test_overflow_names_bad_gradients() -> None:
         fk.overflow([torch.ones(1), torch.ones(1, dtype=torch.float16)])
     with pytest.raises(TypeError, match="must be a list"):
         fk.overflow(torch.ones(1))  # type: ignore[arg-type]
+
+
+def test_a_loss_scale_that_is_no_tensor_is_refused_before_the_closure() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    closure = mock.Mock()
+    with pytest.raises(TypeError, match=r"loss_scale = 8.0: must be a \(\) float32 tensor .*torch.tensor\(loss_scale"):
+        fk.MasterSGD([weight]).step(closure, loss_scale=8.0)  # type: ignore[arg-type]
+    closure.assert_not_called()

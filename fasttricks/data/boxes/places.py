@@ -45,7 +45,7 @@ def open_boxes(config: DataConfig) -> tuple[BoxSource, BoxSource]:
     val = open_box_split(config, "val", classes=train.classes)
     both = sorted({*train.images} & {*val.images})
     if both:
-        seen = f"{len(both)} of the {len(val)} images of validation are trained on too ({show_names(both)})"
+        seen = f"training has {len(both)} of the {len(val)} images of validation too ({show_names(both)})"
         warnings.warn(f"{show_name(train.root)}: {seen}; its scores say nothing of new images", stacklevel=2)
     return train, val
 

@@ -99,7 +99,15 @@ class MasterSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss_scale: Tensor | None = None) -> Any:
-        """Update every parameter that has a gradient. loss_scale: () float32 tensor on the parameters' device."""
+        """Update every parameter that has a gradient.
+
+        loss_scale: () float32 tensor on the parameters' device. Raises TypeError for a number, before the closure is called.
+        """
+        if loss_scale is not None and not isinstance(loss_scale, Tensor):
+            rule = (
+                "must be a () float32 tensor on the parameters' device; torch.tensor(loss_scale, device=...) makes one"
+            )
+            raise TypeError(f"loss_scale = {loss_scale!r}: {rule}")
         loss = None
         if closure is not None:
             with torch.enable_grad():
