@@ -170,6 +170,8 @@ def test_overflow_names_bad_gradients() -> None:
 def test_a_loss_scale_that_is_no_tensor_is_refused_before_the_closure() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     closure = mock.Mock()
-    with pytest.raises(TypeError, match=r"loss_scale = 8.0: must be a \(\) float32 tensor .*torch.tensor\(loss_scale"):
+    with pytest.raises(
+        TypeError, match=r"loss_scale must be a torch.Tensor, not float; torch.tensor\(loss_scale\) makes one"
+    ):
         fk.MasterSGD([weight]).step(closure, loss_scale=8.0)  # type: ignore[arg-type]
     closure.assert_not_called()

@@ -16,7 +16,8 @@ def check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         kind = type(value)
         rule = f"{name} must be a torch.Tensor, not {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
-        raise TypeError(f"{rule}; torch.as_tensor({name}) makes one" if kind.__module__ == "numpy" else rule)
+        makes = {"numpy": "torch.as_tensor"}.get(kind.__module__, "torch.tensor" * isinstance(value, (int, float)))
+        raise TypeError(f"{rule}; {makes}({name}) makes one" if makes else rule)
 
 
 def check_tensors(name: str, values: Any) -> None:

@@ -103,11 +103,8 @@ class MasterSGD(torch.optim.Optimizer):
 
         loss_scale: () float32 tensor on the parameters' device. Raises TypeError for a number, before the closure is called.
         """
-        if loss_scale is not None and not isinstance(loss_scale, Tensor):
-            rule = (
-                "must be a () float32 tensor on the parameters' device; torch.tensor(loss_scale, device=...) makes one"
-            )
-            raise TypeError(f"loss_scale = {loss_scale!r}: {rule}")
+        if loss_scale is not None:
+            _checks.check_tensor("loss_scale", loss_scale)
         loss = None
         if closure is not None:
             with torch.enable_grad():
