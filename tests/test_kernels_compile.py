@@ -41,7 +41,7 @@ QUICK = {
     ("mixup pairs-3x32x32-fp16", 70),
     ("augment pairs-50x99-fp16", 80),
     ("batch_norm_act values with a residual-C=64-fp16", 90),
-    ("batch_norm_act gradients-C=2048-bf16", 80),
+    ("batch_norm_act gradients-C=256-bf16", 80),
     ("sgd step-3 tensors-fp16", 100),
     ("sgd overflow-3 tensors-fp16", 80),
 }

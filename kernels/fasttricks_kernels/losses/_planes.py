@@ -165,7 +165,7 @@ def store_chunk(plane_ptr, value_CP, kept_P, class_C, pixel_P, size, K: tl.const
 
 
 @functools.lru_cache(maxsize=1024)
-def tile_of_planes(num_classes: int, num_pixels: int, size: int) -> dict[str, int | bool]:
+def tile_of_planes(num_classes: int, num_pixels: int, size: int) -> dict[str, Any]:
     """How a kernel cuts (N, K, P) planes of `size`-byte numbers: its compile-time constants and launch options."""
     many = FEW_CLASSES < num_classes <= HELD_CLASSES
     block = min(32 if many else 16, triton.next_power_of_2(num_classes))
@@ -179,6 +179,7 @@ def tile_of_planes(num_classes: int, num_pixels: int, size: int) -> dict[str, in
         "GROUP": math.gcd(num_pixels, WIDEST_BYTES // size),
         **PINNED,
         "num_warps": 8 if many else 4,
+        "maxnreg": None if num_classes <= HELD_CLASSES else 168,  # not told, the assembler stops at 128, and spills
     }
 
 

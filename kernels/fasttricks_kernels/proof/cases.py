@@ -173,7 +173,7 @@ def _mixup_case(pairs: bool, dtype: str) -> Case:
     )
 
 
-BATCH_NORMS = {64: (2, 32, 33), 2048: (32, 7, 7), 100: (2, 64, 33)}
+BATCH_NORMS = {64: (2, 32, 33), 256: (32, 7, 7), 100: (2, 64, 33)}
 """Channels -> images, height, width: two programs down; a ResNet-50's last stage at batch 32; no power of two."""
 
 
