@@ -282,7 +282,7 @@ def main(args: list[str]) -> None:
         console.print(published.rates_table(rates))
         console.print(published.reached_table())
     result = {
-        "device": file_name,
+        "device": name,
         "versions": versions(),
         "config": recorded(config),
         "seconds": round(time.perf_counter() - start),

@@ -22,6 +22,7 @@ from bench.report import BenchConfig, BenchData, step_cases
 from fasttricks.config import ConfigError, get_at
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.sources.folder import scan_folder
+from fasttricks.system.distributed import World
 from lib.configs import plain
 from lib.tiny import ALONE, call, write_images
 
@@ -409,7 +410,8 @@ def test_the_whole_call_writes_tables_json_and_chart(
     assert "2.00 (1.80 to 2.20)" in text and "skipped: nobody" in text and "other work took up to 20%" in text
     written = json.loads(out.read_text())
     assert set(written["tables"]) == {"loader", "step"} and written["tables"]["step"][0]["rows"][1]["ratio"] == 2.0
-    assert {"torch", "commit"} <= set(written["versions"]) and written["device"] and "note" in written["gpu"]
+    assert {"torch", "commit"} <= set(written["versions"]) and "note" in written["gpu"]
+    assert written["device"] == World.alone(torch.device("cpu")).device_name
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path) not in out.read_text(), "results are committed: where they were made is nobody's business"
     assert call(report.main, "--output", str(tmp_path / "out")) == 2
