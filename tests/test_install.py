@@ -78,7 +78,7 @@ def test_the_wheel_holds_both_packages_and_the_license_alone(checkout: Path, tmp
         wanted = {
             str(path.relative_to(source))
             for path in (source / package).rglob("*")
-            if path.suffix in (".c", ".html", ".py", ".typed")
+            if path.suffix in (".c", ".h", ".html", ".py", ".typed")
         }
         assert wanted == {name for name in names if name.startswith(f"{package}/")}
 

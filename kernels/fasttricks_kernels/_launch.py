@@ -25,6 +25,24 @@ WIDEST_BYTES = 16  # widest load or store instruction
 SHIFTED_ROW_BYTES = 1024  # below, a row's two ends cost more than its few wide accesses save
 
 
+def _let_interpreted_kernels_loop() -> None:
+    """A loop's bound is an array of one element there. Before Triton 3.8 it takes int() of that, which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:
+    _let_interpreted_kernels_loop()
+
+
 def runs_triton(tensor: Tensor) -> bool:
     """True where the Triton kernel serves this tensor: on CUDA, and under Triton's interpreter. Never float64."""
     return tensor.dtype != torch.float64 and (tensor.is_cuda or INTERPRETED)

@@ -278,7 +278,7 @@ def launch_distillation(
 def _with_class_weights(tile: dict[str, Any]) -> dict[str, Any]:
     """Room for a row's class weights, without which programs spill: more registers, and long rows read twice in place of held."""
     if tile["CHUNKS"] == 1:
-        return {**tile, "maxnreg": 80} if tile["maxnreg"] else tile
+        return {**tile, "maxnreg": 96} if tile["maxnreg"] else tile
     chunks = triton.cdiv(tile["K"] + (tile["GROUP"] - 1) * tile["SHIFTED"], 2048)
     registers = {"num_warps": 8, "maxnreg": 255} if tile["GROUP"] == 8 else {"num_warps": 16, "maxnreg": None}
     return {**tile, "BLOCK": 2048, "CHUNKS": chunks, "HELD": False, **registers}
