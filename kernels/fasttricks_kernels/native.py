@@ -43,6 +43,16 @@ def load(source: Path, flags: Sequence[str] = (), *, cache: Path | None = None) 
         raise NativeError(f"{path} cannot be loaded ({error}); remove it, or {_OTHER_CACHE}") from None
 
 
+def thread_pool() -> ctypes.c_void_p | None:
+    """The address of GOMP_parallel, with which C code runs in the threads that torch has; a look at the loaded libraries.
+
+    torch loads its OpenMP for all to see, so import torch before. None where there is no such function, as on macOS: one thread
+    then does the work.
+    """
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
+
+
 def build(source: Path, flags: Sequence[str] = (), *, cache: Path) -> Path:
     """The shared library in `cache`, compiled where it is not there. Raises NativeError."""
     compiler = find_compiler()

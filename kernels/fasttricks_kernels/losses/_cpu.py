@@ -75,9 +75,7 @@ def compiled() -> Callable[[Batch, int], int] | None:
         warnings.warn(f"losses on the CPU are slower than they might be: {error}", RuntimeWarning, stacklevel=2)
         return None
     function.argtypes = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p)
-    # torch's OpenMP is loaded for all to see; without one, as on macOS, one thread does it
-    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    pool = None if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
+    pool = native.thread_pool()
     return lambda batch, threads: int(function(batch, threads, pool))
 
 

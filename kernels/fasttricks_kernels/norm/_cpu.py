@@ -57,9 +57,7 @@ def compiled() -> tuple[Callable[[Batch, int], None], Callable[[Batch, int], Non
     except native.NativeError as error:
         warnings.warn(f"batch norm on the CPU is slower than it might be: {error}", RuntimeWarning, stacklevel=2)
         return None
-    # torch's OpenMP is loaded for all to see; without one, as on macOS, one thread does it
-    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    pool = None if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
+    pool = native.thread_pool()
     functions = library.fasttricks_norm_forward, library.fasttricks_norm_backward
     for function in functions:
         function.argtypes, function.restype = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p), None
