@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from fasttricks_kernels import native
 from fasttricks_kernels.native import NativeError
 from lib.forked import on_ranks
+from lib.tiny import REPOSITORY
 
 
 @pytest.fixture
@@ -111,3 +114,19 @@ def test_what_stands_in_the_way_is_named(source: Path, tmp_path: Path, monkeypat
     library.write_bytes(b"damaged")
     with pytest.raises(NativeError, match=r"number-\w+\.so cannot be loaded .*; remove it"):
         native.load(source, cache=tmp_path / "cache")
+
+
+def test_every_c_file_and_page_is_package_data() -> None:
+    """A file that the wheel lacks is missed only after an install, which a slow test makes."""
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = [
+        (path.parent.relative_to(root), path.name)
+        for root in (REPOSITORY, REPOSITORY / "kernels")
+        for package in ("fasttricks", "fasttricks_kernels")
+        for path in sorted((root / package).rglob("*"))
+        if path.suffix in (".c", ".h", ".html", ".typed")
+    ]
+    assert len(found) > 6
+    for folder, name in found:
+        package = ".".join(folder.parts)
+        assert any(fnmatch(name, pattern) for pattern in listed.get(package, [])), f"{package}: {name}"
