@@ -15,6 +15,7 @@ from fasttricks.learning.compiled import compiled_graphs, told_of_compiling
 from fasttricks.learning.divergence import Counted
 from fasttricks.learning.freezing import moving_buffers
 from fasttricks.learning.learner import Learner
+from fasttricks.learning.numbers import StepNumbers
 from fasttricks.learning.optim import set_lr
 from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import command_to_resume
@@ -37,26 +38,36 @@ def train_step(learner: Learner, batches: Sequence[Any]) -> list[Counted]:
     for it: no .item(), no copy to the host, no branch on a tensor; but for a cache of the teacher's logits (distill.cache)
     while it is being filled.
     """
-    config, world, counts = learner.config, learner.world, []
-    # losses are sums over images; ranks' gradients are averaged
-    scale = learner.loss_scale.value * (world.size / learner.images_in_step())
-    seed_dropout(config.seed, step=learner.step, rank=world.rank)
+    counts: list[Counted] = []
+    seed_dropout(learner.config.seed, step=learner.step, rank=learner.world.rank)
     for index, batch in enumerate(batches):
         with synced_gradients(learner, last=index == len(batches) - 1):
-            with span("forward"):
-                loss, images = learner.task.loss(learner, batch, draw=learner.step * config.accumulate + index)
-                loss, counted = learner.guard.judge(loss, images, learner.step)
-            with span("backward"):
-                torch.autograd.backward(loss * scale)
-        counts.append(counted)
+            numbers = learner.numbers(index)
+            counts.append(add_gradients(learner, batch, numbers))
+    update(learner, numbers)
+    learner.step += 1
+    return counts
+
+
+def add_gradients(learner: Learner, batch: Any, numbers: StepNumbers) -> Counted:
+    """The forward and the backward pass of a micro-batch. Its share of the log, as train_step returns it."""
+    with span("forward"):
+        loss, images = learner.task.loss(learner, batch, numbers.lam)
+        loss, counted = learner.guard.judge(loss, images, numbers.step)
+    with span("backward"):
+        # losses are sums over images; ranks' gradients are averaged
+        torch.autograd.backward(loss * (learner.loss_scale.value * numbers.share))
+    return counted
+
+
+def update(learner: Learner, numbers: StepNumbers) -> None:
+    """The update of the weights and of their average from the gradients, which are then let go."""
     with span("step"):
-        set_lr(learner.optimizer, learner.lr_at(learner.step))
+        set_lr(learner.optimizer, numbers.lrs)
         learner.loss_scale.step(learner.optimizer, check=learner.guard.skip)
         learner.optimizer.zero_grad()
         if learner.average is not None:
-            learner.average.update()
-    learner.step += 1
-    return counts
+            learner.average.update(numbers.gain)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_ours_and_torchvisions_transfer_have_one_loss_and_one_gradient(task: tra
     torch.manual_seed(2)
     expected = transfer_step.loss_of(theirs, batch, case)
     torch.manual_seed(2)
-    loss, images = learner.task.loss(learner, batch, draw=0)
+    loss, images = learner.task.loss(learner, batch, lam=1.0)
     loss = loss.sum()
     expected.backward()
     (loss / images).backward()

@@ -125,7 +125,7 @@ def test_lower_precisions_follow_float32(precision: str, tiny_boxes: Path, tmp_p
         run = build(config_for(tiny_boxes, tmp_path / one, "--precision", one), ALONE)
         batch = next(iter(run.train_loader))
         torch.manual_seed(0)
-        loss, images = DETECTION.loss(run, batch, draw=0)
+        loss, images = DETECTION.loss(run, batch, lam=1.0)
         loss.sum().backward()
         losses[one] = float(loss.detach().sum() / images)
         gradient = run.model.roi_heads.box_predictor.cls_score.weight.grad
@@ -139,7 +139,7 @@ def test_the_losses_are_the_detectors_times_the_images(tiny_boxes: Path, tmp_pat
     run = build(config_for(tiny_boxes, tmp_path / "run"), ALONE)
     batch = next(iter(run.train_loader))
     torch.manual_seed(5)
-    loss, images = DETECTION.loss(run, batch, draw=0)
+    loss, images = DETECTION.loss(run, batch, lam=1.0)
     torch.manual_seed(5)
     objects = zip(batch.boxes, batch.labels, strict=True)
     parts = run.model(batch.images, [{"boxes": boxes, "labels": labels + 1} for boxes, labels in objects])
@@ -153,7 +153,7 @@ def test_the_losses_are_the_detectors_times_the_images(tiny_boxes: Path, tmp_pat
                 some, boxes=[one[:0] for one in some.boxes], labels=[one[:0] for one in some.labels]
             )
         run.model.zero_grad()
-        loss, images = DETECTION.loss(run, some, draw=0)
+        loss, images = DETECTION.loss(run, some, lam=1.0)
         loss.sum().backward()
         assert images == count and bool(loss.isfinite().all()) and (float(loss.detach().sum()) > 0) == empty
         assert loss.shape == (4,) and all(p.grad is not None for p in run.model.parameters())

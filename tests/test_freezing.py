@@ -18,7 +18,7 @@ from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.freezing import freeze, moving_buffers
 from fasttricks.learning.learner import Learner, make_learner
-from fasttricks.learning.optim import build_optimizer, parameter_groups, set_lr
+from fasttricks.learning.optim import build_optimizer, group_lrs, parameter_groups, set_lr
 from fasttricks.learning.placement import wrap
 from fasttricks.models import build_model, head_names
 from fasttricks.planning.footprint import footprint
@@ -110,7 +110,7 @@ def test_the_backbone_has_its_rate_in_every_optimizer(backend: Backend, precisio
     resumed.load_state_dict(sgd.state_dict())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    set_lr(resumed, 1.0)
+    set_lr(resumed, group_lrs(resumed, 1.0))
     resumed.step()
     moved = {name: parameter.unique().tolist() for name, parameter in model.named_parameters()}
     assert moved == {"body.weight": [-0.25], "body.bias": [-0.25], "fc.weight": [-1.0], "fc.bias": [-1.0]}

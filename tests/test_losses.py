@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasttricks.config import DistillConfig, LossConfig
-from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
+from fasttricks.learning.numbers import draw_lam
+from fasttricks.tasks.losses import Targets, mix_batch, training_loss
 
 N, K = 6, 3  # three classes: a thousand would hide whether smoothing goes to K or to K - 1 of them
 

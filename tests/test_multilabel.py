@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 import fasttricks as ft
 from fasttricks.commands import ablate, evaluate, export, plan, predict, report, runs, train
 from fasttricks.config import ConfigError, LossConfig
+from fasttricks.learning.numbers import draw_lam
 from fasttricks.models import build_model
 from fasttricks.runs.saved import read_saved
 from fasttricks.tasks.classification import evaluation_logits
 from fasttricks.tasks.label_answers import LabelScores, average_precision, score_labels
-from fasttricks.tasks.losses import draw_lam
 from fasttricks.tasks.multilabel import MULTILABEL, binary_loss, metrics_in
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
@@ -220,8 +220,10 @@ def test_mixup_mixes_the_labels_as_the_images(tiny_data: Path, options: list[str
     )
     assert run.task is MULTILABEL
     batch = next(iter(run.train_loader))
-    loss, images = run.task.loss(run, batch, draw=3)
-    lam = draw_lam(0.4, seed=0, step=3, rank=0)
+    run.step = 3
+    lam = run.numbers().lam
+    assert lam == draw_lam(0.4, seed=0, step=3, rank=0)
+    loss, images = run.task.loss(run, batch, lam)
     with torch.no_grad():
         logits = run.model(lam * batch.images + (1 - lam) * batch.images.flip(0)).float()
     parts = [binary_loss(logits, labels, LossConfig()).item() for labels in (batch.labels, batch.labels.flip(0))]

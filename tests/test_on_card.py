@@ -24,7 +24,7 @@ from fasttricks.commands.predict import PredictConfig, predict
 from fasttricks.config import DistillConfig
 from fasttricks.data.batch import Batch
 from fasttricks.learning.divergence import first_not_finite
-from fasttricks.learning.optim import set_lr
+from fasttricks.learning.optim import group_lrs, set_lr
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.teacher import load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher
@@ -115,7 +115,7 @@ def on_card(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def step(run: Run) -> None:
     """A step without a backward pass: gradients of one, a loss for the log and the guard, and the average."""
-    set_lr(run.optimizer, 0.1)
+    set_lr(run.optimizer, group_lrs(run.optimizer, 0.1))
     for parameter in run.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     loss, counted = run.guard.judge(torch.tensor(8.0, device=CARD), 8, run.step)

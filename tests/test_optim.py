@@ -19,6 +19,7 @@ from fasttricks.learning.optim import (
     WeightAverage,
     apex_sgd,
     build_optimizer,
+    group_lrs,
     master_state_dict,
     parameter_groups,
     set_lr,
@@ -154,7 +155,7 @@ def test_updates_are_the_formulas_in_float64(momentum: float, bias_decay: bool, 
     velocities = [np.zeros_like(w) for w in weights]
     for lr, grads in zip((0.1, 0.4, 0.02), gradients(model, 3), strict=True):
         for sgd, net in ((optimizer, model), (unfused, plain)):
-            set_lr(sgd, lr)
+            set_lr(sgd, group_lrs(sgd, lr))
             for parameter, grad in zip(net.parameters(), grads, strict=True):
                 parameter.grad = grad.clone()
             sgd.step()
@@ -171,14 +172,14 @@ def test_updates_are_the_formulas_in_float64(momentum: float, bias_decay: bool, 
 def test_the_rate_is_0_until_it_is_set_and_then_that_of_every_group() -> None:
     optimizer = build_optimizer(small_model(), OptimConfig())
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
-    set_lr(optimizer, 0.3)
+    set_lr(optimizer, group_lrs(optimizer, 0.3))
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
 
 
 def test_the_state_loads_into_an_optimizer_of_the_same_model() -> None:
     model = small_model()
     optimizer = build_optimizer(model, OptimConfig())
-    set_lr(optimizer, 0.1)
+    set_lr(optimizer, group_lrs(optimizer, 0.1))
     for parameter, grad in zip(model.parameters(), next(gradients(model, 1)), strict=True):
         parameter.grad = grad
     optimizer.step()
@@ -211,7 +212,7 @@ def test_a_backend_without_masters_refuses_fp16(backend: Backend) -> None:
 def test_a_checkpoint_has_the_masters_of_fp16_weights() -> None:
     model = halve(small_model())
     optimizer = build_optimizer(model, OptimConfig(), "fp16")
-    set_lr(optimizer, 1e-5)  # below FP16's resolution for most of the weights
+    set_lr(optimizer, group_lrs(optimizer, 1e-5))  # below FP16's resolution for most of the weights
     for parameter, grad in zip(model.parameters(), next(gradients(model, 1)), strict=True):
         parameter.grad = grad.to(parameter.dtype)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -379,7 +380,7 @@ def test_the_average_of_fp16_weights_is_that_of_their_masters() -> None:
     average = WeightAverage(model, 0.99, optimizer)
     want = {name: value.double().clone() for name, value in master_state_dict(model, optimizer).items()}
     start = want["0.weight"].clone()
-    set_lr(optimizer, 1e-6)
+    set_lr(optimizer, group_lrs(optimizer, 1e-6))
     for n in range(100):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)

@@ -81,7 +81,7 @@ def train(world: World, folder: Path, name: str, first: int, second: int, precis
     with (
         own_convolutions() if precision == "fp16" else nullcontext(),
         mock.patch.object(classification, "mix_batch", mix),
-        mock.patch.object(classification, "draw_lam", lambda alpha, *, seed, step, rank: 0.3 + 0.4 * (step % 2)),
+        mock.patch("fasttricks.learning.learner.draw_lam", lambda alpha, *, seed, step, rank: 0.3 + 0.4 * (step % 2)),
     ):
         for _ in range(STEPS):
             images = torch.randn(first + second, 3, 16, 16, generator=draws)

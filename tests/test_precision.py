@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fasttricks.config import ConfigError, ModelConfig, OptimConfig
-from fasttricks.learning.optim import build_optimizer, master_of, parameter_groups, set_lr
+from fasttricks.learning.optim import build_optimizer, group_lrs, master_of, parameter_groups, set_lr
 from fasttricks.learning.precision import (
     LossScale,
     check_precision,
@@ -125,7 +125,7 @@ class Trainee(NamedTuple):
     def step(self, images: Tensor, labels: Tensor, lr: float = 0.05) -> Tensor:
         loss = functional.cross_entropy(self.model(images.half()).float(), labels, label_smoothing=0.1)
         torch.autograd.backward(loss * self.scale.value)
-        set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, group_lrs(self.optimizer, lr))
         self.scale.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
@@ -239,7 +239,7 @@ def two_hundred_steps() -> Steps:
             logits = model(images.half().to(next(model.parameters()).dtype))
             loss = functional.cross_entropy(logits.double(), labels, label_smoothing=0.1)
             loss.backward()
-            set_lr(optimizer, lr)
+            set_lr(optimizer, group_lrs(optimizer, lr))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row.append(loss.item())

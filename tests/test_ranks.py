@@ -18,10 +18,10 @@ from fasttricks.commands.evaluate import EvaluateConfig, evaluate_checkpoint
 from fasttricks.config import ConfigError
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.sources import find_dataset
+from fasttricks.learning.numbers import draw_lam
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.distributed import World
-from fasttricks.tasks.losses import draw_lam
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
 from lib.forked import on_ranks

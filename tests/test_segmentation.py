@@ -112,7 +112,7 @@ def test_lower_precisions_follow_float32(precision: str, tiny_masks: Path, tmp_p
     for one in ("fp32", precision):
         run = build(config_for(tiny_masks, tmp_path / one, "--precision", one), ALONE)
         batch = next(iter(run.train_loader))
-        loss, images = SEGMENTATION.loss(run, batch, draw=0)
+        loss, images = SEGMENTATION.loss(run, batch, lam=1.0)
         loss.backward()
         losses[one] = float(loss.detach() / images)
         gradient = run.model.classifier[4].weight.grad
@@ -125,7 +125,7 @@ def test_batches_of_no_image_are_a_step_too(tiny_masks: Path, tmp_path: Path) ->
     """As a rank has them at the end of an epoch."""
     run = build(config_for(tiny_masks, tmp_path / "run"), ALONE)
     batch = SEGMENTATION.example(run.config, 0, 3, device=torch.device("cpu"), dtype=torch.float32)
-    loss, images = SEGMENTATION.loss(run, batch, draw=0)
+    loss, images = SEGMENTATION.loss(run, batch, lam=1.0)
     loss.backward()
     assert (float(loss.detach()), images) == (0.0, 0)
 

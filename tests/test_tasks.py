@@ -119,7 +119,7 @@ def test_every_task_has_examples_that_its_loss_takes(
     }
     run = build(configure(tiny_data, tmp_path / "run", *options.get(task.name, [])), ALONE, task=task)
     batch = task.example(run.config, 5, 3, device=torch.device("cpu"), dtype=torch.float32)
-    loss, images = task.loss(run, batch, draw=0)
+    loss, images = task.loss(run, batch, lam=1.0)
     parts = len(task.facts.loss_parts)
     assert loss.shape == ((parts,) if parts else ()) and loss.requires_grad and images == 5
     found = task.evaluate(run.model, run.val_loader, ALONE, run.config, run.autocast)

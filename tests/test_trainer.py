@@ -17,9 +17,10 @@ from fasttricks import trainer
 from fasttricks.config import DistillConfig, EvalConfig, LossConfig
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.batch import Batch
+from fasttricks.learning.numbers import draw_lam
 from fasttricks.runs.checkpoint import load_checkpoint
 from fasttricks.tasks import classification
-from fasttricks.tasks.losses import Targets, draw_lam
+from fasttricks.tasks.losses import Targets
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.run import Run
 from lib.runs import final_state, groups, interrupt, records
@@ -217,7 +218,7 @@ def test_mixup_draws_for_each_micro_batch_of_each_step(
         drawn.append((seed, step, rank, lam))
         return lam
 
-    monkeypatch.setattr(classification, "draw_lam", spy)
+    monkeypatch.setattr("fasttricks.learning.learner.draw_lam", spy)
     run = start(*TRICKS, seed=7, accumulate=2)
     for group in groups(run):
         train_step(run, group)

@@ -55,15 +55,16 @@ class LossGuard:
         self._step = torch.zeros((), dtype=torch.int64, device=world.device)
         self._loss = torch.zeros((), dtype=torch.float32, device=world.device)
 
-    def judge(self, loss_sum: Tensor, num_images: int, step: int) -> tuple[Tensor, Counted]:
+    def judge(self, loss_sum: Tensor, num_images: int, step: int | Tensor) -> tuple[Tensor, Counted]:
         """The loss for the backward pass, a scalar, and the log's (loss, images). loss_sum: as Task.loss, over so many images."""
         self._judged += 1
         parts, loss_sum = loss_sum.detach(), loss_sum.sum()
         with torch.no_grad():
             good = (loss_sum <= self._limit * num_images) & loss_sum.isfinite()
             keep = good | (self._count > 0)
-            self._loss = torch.where(keep, self._loss, loss_sum / max(num_images, 1))
-            self._step = torch.where(keep, self._step, step)
+            # in place: a step that is replayed finds them where they were
+            self._loss.copy_(torch.where(keep, self._loss, loss_sum / max(num_images, 1)))
+            self._step.copy_(torch.where(keep, self._step, step))
             self._count += ~good
         if not self.skip:
             return loss_sum, (parts, num_images)

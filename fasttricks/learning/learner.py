@@ -19,7 +19,8 @@ from fasttricks.data.pipeline.shards import Shards
 from fasttricks.data.sources import Source
 from fasttricks.learning.batches import Batches
 from fasttricks.learning.divergence import LossGuard
-from fasttricks.learning.optim import WeightAverage, build_optimizer, master_state_dict
+from fasttricks.learning.numbers import StepNumbers, draw_lam
+from fasttricks.learning.optim import WeightAverage, build_optimizer, group_lrs, master_state_dict
 from fasttricks.learning.precision import Autocast, LossScale, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.learning.teacher import Teacher
@@ -83,11 +84,11 @@ class Task(Protocol):
     def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """The network, in FP32 on torch's default device, in training mode. Raises ConfigError."""
 
-    def loss(self, learner: Learner, batch: Any, draw: int) -> tuple[Tensor, int]:
+    def loss(self, learner: Learner, batch: Any, lam: float | Tensor) -> tuple[Tensor, int]:
         """(loss summed over the images of a micro-batch, with its graph; how many images).
 
-        It is a scalar, or (P,) where facts.loss_parts has P names: each of these losses. draw: the number of the micro-batch in
-        the run, for the random numbers of the loss. Never waits for the device.
+        It is a scalar, or (P,) where facts.loss_parts has P names: each of these losses. lam: as StepNumbers has it. Never waits
+        for the device.
         """
 
     def evaluate(
@@ -161,6 +162,16 @@ class Learner:
         first = self.step_in_epoch * self.config.accumulate
         last = min(first + self.config.accumulate, len(self.shards))
         return sum(map(self.shards.global_count, range(first, last)))
+
+    def numbers(self, micro_batch: int = 0) -> StepNumbers:
+        """The numbers of the current step, for one of its micro-batches. About 30 microseconds on the host; no sync."""
+        config, lam = self.config, 1.0
+        if (alpha := config.loss.mixup_alpha) > 0:
+            draw = self.step * config.accumulate + micro_batch
+            lam = draw_lam(alpha, seed=config.seed, step=draw, rank=self.world.rank)
+        lrs = group_lrs(self.optimizer, self.lr_at(self.step))
+        gain = 0.0 if self.average is None else self.average.gain
+        return StepNumbers(self.step, self.world.size / self.images_in_step(), lam, lrs, gain)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that all ranks share, as a checkpoint holds it; no copy. FP16 weights as their FP32 masters or `exact`."""

@@ -5,7 +5,7 @@ The trainer uses an optimizer's `param_groups[i]["lr"]`, step(), zero_grad(), st
 
 import copy
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -115,10 +115,15 @@ def master_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return {k: master_of(optimizer, parameters[k]) if k in parameters else v for k, v in model.state_dict().items()}
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of `optimizer` the learning rate `lr`, times the group's factor where it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+def group_lrs(optimizer: torch.optim.Optimizer, lr: float) -> tuple[float, ...]:
+    """The learning rate of each group of `optimizer`: `lr`, times the group's factor where it has one."""
+    return tuple(lr * group.get("lr_factor", 1.0) for group in optimizer.param_groups)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lrs: Sequence[float | Tensor]) -> None:
+    """Give each group of `optimizer` its learning rate."""
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group["lr"] = lr
 
 
 class WeightAverage:
@@ -147,13 +152,18 @@ class WeightAverage:
         self._source, self._optimizer = source, optimizer
         self._bound: tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
+    @property
+    def gain(self) -> float:
+        """1 - d of the next update."""
+        return 1.0 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the source's present weights into the average."""
+    def update(self, gain: float | Tensor | None = None) -> None:
+        """Take the source's present weights into the average. gain: 1 - d, a tensor () float32 on the device; None: self.gain."""
         self._bound = self._bound or self._bind()
         averages, weights, counters = self._bound
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        gain = self.gain if gain is None else gain
+        torch._foreach_lerp_(averages, weights, [gain] * len(averages) if isinstance(gain, Tensor) else gain)
         for average, counter in counters:
             average.copy_(counter)
         self.num_updates += 1

@@ -24,7 +24,7 @@ from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.system.spans import span
 from fasttricks.tasks.answers import Answered, Answers
-from fasttricks.tasks.losses import Targets, draw_lam, mix_batch, training_loss
+from fasttricks.tasks.losses import Targets, mix_batch, training_loss
 
 if TYPE_CHECKING:
     from fasttricks.data.pipeline.loader import Loader
@@ -96,9 +96,9 @@ class Classification:
         """As models.build_model."""
         return build_model(config.model, num_classes)
 
-    def loss(self, learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, int]:
+    def loss(self, learner: Learner, batch: Batch, lam: float | Tensor) -> tuple[Tensor, int]:
         """Cross-entropy of images and labels, smoothed, weighted, mixed and judged by the teacher as the config says."""
-        config, (images, targets) = learner.config, prepare(learner, batch, draw)
+        config, (images, targets) = learner.config, prepare(learner, batch, lam)
         with learner.autocast():
             logits = learner.forward(images)
         return training_loss(logits, targets, config.loss, config.distill, learner.class_weights), len(batch)
@@ -157,11 +157,10 @@ class Classification:
 CLASSIFICATION = Classification()
 
 
-def prepare(learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, Targets]:
-    """Inputs and targets of the network, with mixup and the teacher's logits as the config says. draw: selects lambda."""
+def prepare(learner: Learner, batch: Batch, lam: float | Tensor) -> tuple[Tensor, Targets]:
+    """Inputs and targets of the network, with mixup by lam and the teacher's logits as the config says."""
     config, (images, targets) = learner.config, (batch.images, Targets(batch.labels))
     if config.loss.mixup_alpha > 0:
-        lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=learner.world.rank)
         images, targets = mix_batch(images, batch.labels, lam)
     if learner.teacher is not None:
         with span("teacher"):

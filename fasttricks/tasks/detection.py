@@ -77,11 +77,11 @@ class Detection:
         """As models.detector.build_detector."""
         return build_detector(config.model, config.detect, num_classes)
 
-    def loss(self, learner: Learner, batch: BoxBatch, draw: int) -> tuple[Tensor, int]:
+    def loss(self, learner: Learner, batch: BoxBatch, lam: float | Tensor) -> tuple[Tensor, int]:
         """(4,): torchvision's losses, means over the samples of the batch, times its images; named by facts.loss_parts.
 
-        torch's global generator draws the samples; the trainer seeds it with (seed, step, rank) before each step, so draw has no
-        effect. Other than those of the other tasks it waits for the device.
+        torch's global generator draws the samples; the trainer seeds it with (seed, step, rank) before each step. Nothing is
+        mixed: lam has no effect. Other than those of the other tasks it waits for the device.
         """
         targets = [
             {"boxes": boxes, "labels": labels + 1} for boxes, labels in zip(batch.boxes, batch.labels, strict=True)

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,21 +19,13 @@ class Targets(NamedTuple):
     """(N,) int64, 0 <= label < K."""
     labels_b: Tensor | None = None
     """(N,) int64: the label of the image mixed in; None without mixup."""
-    lam: float | None = None
-    """Share of the first image, 0 to 1; None without mixup."""
+    lam: float | Tensor | None = None
+    """Share of the first image, 0 to 1, a tensor () float32; None without mixup."""
     teacher_logits: Tensor | None = None
     """(N, K) of the images as the student sees them, mixed and all; None without distillation."""
 
 
-def draw_lam(alpha: float, *, seed: int, step: int, rank: int) -> float:
-    """Mixup's lambda ~ Beta(alpha, alpha), alpha > 0, in [0, 1]; a resumed run draws the same as the uninterrupted one.
-
-    A pure function of (seed, step, rank), each 0 or more. Source: section 5.4. Costs about 20 microseconds on the host; no sync.
-    """
-    return float(np.random.default_rng((seed, step, rank)).beta(alpha, alpha))
-
-
-def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targets]:
+def mix_batch(images: Tensor, labels: Tensor, lam: float | Tensor) -> tuple[Tensor, Targets]:
     """Blend each image with its partner: lam x image + (1 - lam) x partner, the partner taken from the reversed batch.
 
     images: (N, C, H, W) of a float type; labels: (N,) int64; lam in [0, 1]. One lambda a batch and the reversed batch
@@ -49,7 +40,7 @@ def mix_batch(images: Tensor, labels: Tensor, lam: float) -> tuple[Tensor, Targe
     return mix_images(images, lam), Targets(labels, labels.flip(0), lam)
 
 
-def mix_images(images: Tensor, lam: float) -> Tensor:
+def mix_images(images: Tensor, lam: float | Tensor) -> Tensor:
     """The images of mix_batch(), for targets that are blended elsewhere."""
     return mixup(images, torch.arange(len(images) - 1, -1, -1, device=images.device), lam, pairs=True)
 

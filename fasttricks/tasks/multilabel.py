@@ -18,7 +18,7 @@ from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
 from fasttricks.tasks.classification import CLASSIFICATION, evaluation_logits
 from fasttricks.tasks.label_answers import LabelAnswered, LabelScores
-from fasttricks.tasks.losses import draw_lam, mix_images
+from fasttricks.tasks.losses import mix_images
 
 if TYPE_CHECKING:
     from fasttricks.data.pipeline.loader import Loader
@@ -59,11 +59,10 @@ class Multilabel:
         """As models.build_model."""
         return CLASSIFICATION.make_model(config, num_classes)
 
-    def loss(self, learner: Learner, batch: Batch, draw: int) -> tuple[Tensor, int]:
+    def loss(self, learner: Learner, batch: Batch, lam: float | Tensor) -> tuple[Tensor, int]:
         """Binary cross-entropy of images and labels, smoothed and mixed as the config says."""
         config, images, targets = learner.config, batch.images, batch.labels
         if config.loss.mixup_alpha > 0:
-            lam = draw_lam(config.loss.mixup_alpha, seed=config.seed, step=draw, rank=learner.world.rank)
             images = mix_images(images, lam)
             targets = lam * targets + (1 - lam) * targets.flip(0)
         with learner.autocast():

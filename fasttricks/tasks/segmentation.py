@@ -74,8 +74,8 @@ class Segmentation:
         """As models.fcn.build_fcn."""
         return build_fcn(config.model, config.segment, num_classes)
 
-    def loss(self, learner: Learner, batch: MaskBatch, draw: int) -> tuple[Tensor, int]:
-        """As pixel_loss()."""
+    def loss(self, learner: Learner, batch: MaskBatch, lam: float | Tensor) -> tuple[Tensor, int]:
+        """As pixel_loss(), which mixes nothing: lam has no effect."""
         config = learner.config
         with learner.autocast():
             outputs = learner.forward(batch.images)

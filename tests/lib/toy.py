@@ -82,7 +82,7 @@ class Redness:
     def make_model(self, config: TrainConfig, num_classes: int) -> nn.Module:
         return build_model(config.model, 1)
 
-    def loss(self, learner: Learner, batch: Pictures, draw: int) -> tuple[Tensor, int]:
+    def loss(self, learner: Learner, batch: Pictures, lam: float | Tensor) -> tuple[Tensor, int]:
         with learner.autocast():
             found = learner.forward(batch.images)
         return (found[:, 0].float() - batch.redness).square().sum(), len(batch.redness)
