@@ -79,6 +79,29 @@ def test_machine_code_of_every_case(name: str, arch: int) -> None:
     check(CASES[name], arch)
 
 
+@pytest.mark.parametrize("arch", [70, 90])
+def test_a_misaligned_gradient_leaves_the_step_wide(arch: int) -> None:
+    """One gradient of a list at an address that 16 does not divide: alignment is a tensor's own, not a launch's."""
+    import torch
+
+    from fasttricks_kernels.optim._kernels import launch_overflow, launch_sgd
+
+    weights, masters, momenta = (
+        [torch.zeros(2048, dtype=d) for _ in range(2)] for d in (torch.half, *[torch.float] * 2)
+    )
+    grads = [torch.zeros(2048).half(), torch.zeros(2049).half()[1:]]
+    options = 0.1, 0.9, 0.0, 1e-4, True, False
+    for launch in record_launches(
+        lambda: (
+            launch_sgd(weights, grads, masters, momenta, *options, torch.tensor(1.0), launch_overflow(grads)),
+            launch_overflow(grads[::-1]),
+        )
+    ):
+        code = inspect(launch, arch)
+        assert code.loads[128] > 0 and (code.stores[128] > 0 or code.kernel == "overflow_kernel"), code
+        assert code.local_accesses == 0, code
+
+
 def test_the_gate_sees_narrow_accesses() -> None:
     """The gate itself: logits at an address that 16 does not divide must show no wide load."""
     import torch

@@ -388,14 +388,32 @@ def test_sgd_follows_torch(dtype: torch.dtype) -> None:
             assert dtype == torch.float32 or ((b.float() - exact).abs() <= 2 * STEP[dtype] * exact.abs() + 1e-7).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @interpreted
-def test_sgd_on_misaligned_views() -> None:
-    """Gradients that lie inside one bucket, as DistributedDataParallel's do, at addresses that 16 does not divide."""
-    bucket = torch.arange(31.0)
-    weights = [torch.zeros(10, requires_grad=True), torch.zeros(21, requires_grad=True)]
-    weights[0].grad, weights[1].grad = bucket[:10], bucket[10:]
-    fk.MasterSGD(weights, lr=1.0).step()
-    assert torch.equal(torch.cat([w.detach() for w in weights]), -bucket)
+def test_sgd_on_misaligned_views(dtype: torch.dtype) -> None:
+    """Gradients inside one bucket, as DistributedDataParallel's, one where 16 does not divide the address: no bit changes."""
+    generator = torch.Generator().manual_seed(0)
+    counts, drawn = (10, 2049, 5000), []
+    bucket = torch.randn(sum(counts) + 6, generator=generator).to(dtype)
+    starts = [torch.randn(n, generator=generator).to(dtype) for n in counts]
+    views = [bucket[:10], bucket[10:2059], bucket[2064:7064]]
+    assert [view.data_ptr() % 16 > 0 for view in views] == [False, True, False]
+    for grads in (views, [view.clone() for view in views]):
+        weights = [start.clone().requires_grad_() for start in starts]
+        optimizer = fk.MasterSGD(weights, lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=True)
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad
+        for _ in range(2):
+            optimizer.step(loss_scale=torch.tensor(8.0))
+            assert optimizer.overflow == 0
+        drawn.append(
+            [x for w in weights for x in (w.detach(), optimizer.master_of(w), optimizer.state[w]["momentum_buffer"])]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    for place in (10, 1100, 2058):
+        bucket[place], kept = torch.nan, bucket[place].clone()
+        assert fk.overflow(views) == 1
+        bucket[place] = kept
 
 
 @interpreted

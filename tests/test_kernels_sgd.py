@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fasttricks_kernels as fk
+from fasttricks_kernels import _launch
+from fasttricks_kernels.proof.aot import record_launches
 
 
 def parameters(dtype: torch.dtype) -> list[Tensor]:
@@ -175,3 +177,30 @@ def test_a_loss_scale_that_is_no_tensor_is_refused_before_the_closure() -> None:
     ):
         fk.MasterSGD([weight]).step(closure, loss_scale=8.0)  # type: ignore[arg-type]
     closure.assert_not_called()
+
+
+def test_a_launch_has_the_present_addresses_and_keeps_its_blocks() -> None:
+    """Gradients that moved: another row of addresses for each, and the same list of blocks, which has a row a program."""
+    counts = (3000, 0, 5, 1024)
+    weights = [nn.Parameter(torch.zeros(n, dtype=torch.float16)) for n in counts]
+    optimizer = fk.MasterSGD(weights, lr=0.1, momentum=0.9)
+    seen = []
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        seen.append([weight.grad for weight in weights])  # so that no two are at one address
+        with mock.patch.object(_launch, "INTERPRETED", True):
+            check, update = record_launches(lambda: optimizer.step(loss_scale=torch.tensor(1.0)))
+        columns = [seen[-1], weights]
+        for name in ("master", "momentum_buffer"):
+            columns.append([optimizer.state[weight][name] for weight in weights])
+        rows = [[t.numel(), *(column[at].data_ptr() for column in columns)] for at, t in enumerate(weights)]
+        assert update.arguments["table_ptr"].tolist() == rows
+        assert check.arguments["table_ptr"].tolist() == [row[:2] for row in rows]
+        blocks = update.arguments["blocks_ptr"]
+        assert blocks.tolist() == [[0, 0], [0, 1], [0, 2], [2, 0], [3, 0]] and blocks.dtype == torch.int32
+        assert check.arguments["blocks_ptr"].tolist() == [[0, 0], [2, 0], [3, 0]]
+        seen[-1].append(blocks)
+    assert len({id(grads_and_blocks[-1]) for grads_and_blocks in seen}) == 1
+    with mock.patch.object(_launch, "INTERPRETED", True):
+        assert record_launches(lambda: fk.overflow([torch.zeros(0)])) == []

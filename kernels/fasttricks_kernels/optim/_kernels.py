@@ -3,8 +3,10 @@
 # No `from __future__ import annotations`: Triton reads tl.constexpr from annotations.
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Optional
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -14,9 +16,6 @@ from .._launch import PINNED, on_device_of
 
 BLOCK = 1024  # elements a program updates: with 2048 a thread holds twice as many registers
 OVERFLOW_BLOCK = 4096  # elements a program checks
-FIELDS = (
-    5  # columns of a tensor in the table: the addresses of weight, gradient, master and momentum; the element count
-)
 
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -24,18 +23,19 @@ TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.fl
 
 
 @triton.jit
-def tensor_at(table_ptr, tensor, FIELD: tl.constexpr, FIELDS: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """The address in the table as a pointer; ALIGNED promises 16 bytes, without which every access is narrow."""
-    pointer = tl.load(table_ptr + tensor * FIELDS + FIELD).to(tl.pointer_type(DTYPE))
-    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+def block_of(table_ptr, blocks_ptr, FIELDS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's row of the table, its first element there, and whether the tensor's count leaves it whole."""
+    row = tl.load(blocks_ptr + 2 * tl.program_id(0)) * FIELDS
+    start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
+    count = tl.load(table_ptr + row)
+    return table_ptr + row, start, count
 
 
 @triton.jit
-def block_of(table_ptr, blocks_ptr, FIELDS: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's tensor, its lanes there, and how many elements the tensor has."""
-    tensor = tl.load(blocks_ptr + 2 * tl.program_id(0))
-    start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
-    return tensor, start, tl.load(table_ptr + tensor * FIELDS + 4)
+def at(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address as a pointer; ALIGNED promises 16 bytes, without which every access is narrow."""
+    pointer = address.to(tl.pointer_type(DTYPE))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 @triton.jit
@@ -90,7 +90,6 @@ def sgd_kernel(
     HAS_MOMENTUM: tl.constexpr,
     WEIGHT: tl.constexpr,
     FIELDS: tl.constexpr,
-    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor; nothing at all where found_inf is set."""
@@ -98,18 +97,19 @@ def sgd_kernel(
     if found_inf_ptr is not None:
         skip = tl.load(found_inf_ptr) != 0
     if not skip:
-        tensor, start, count = block_of(table_ptr, blocks_ptr, FIELDS, BLOCK)
-        weight_ptr = tensor_at(table_ptr, tensor, 0, FIELDS, WEIGHT, ALIGNED)
-        grad_ptr = tensor_at(table_ptr, tensor, 1, FIELDS, WEIGHT, ALIGNED)
-        master_ptr = tensor_at(table_ptr, tensor, 2, FIELDS, tl.float32, ALIGNED)
-        momentum_ptr = tensor_at(table_ptr, tensor, 3, FIELDS, tl.float32, ALIGNED)
+        row_ptr, start, count = block_of(table_ptr, blocks_ptr, FIELDS, BLOCK)
+        grad = tl.load(row_ptr + 1)
+        weight = tl.load(row_ptr + 2)
+        master = tl.load(row_ptr + 3) if HAS_MASTER else weight
+        momenta = tl.load(row_ptr + FIELDS - 1) if HAS_MOMENTUM else weight
         lane_B = start + tl.arange(0, BLOCK)
-        if start + BLOCK <= count:  # unmasked: a mask against a run-time count would narrow every access
+        if (start + BLOCK <= count) & (((grad | weight | master | momenta) & 15) == 0):
+            # unmasked: a mask against a run-time count would narrow every access
             update_block(
-                weight_ptr,
-                grad_ptr,
-                master_ptr,
-                momentum_ptr,
+                at(weight, WEIGHT, True),
+                at(grad, WEIGHT, True),
+                at(master, tl.float32, True),
+                at(momenta, tl.float32, True),
                 grad_scale_ptr,
                 lane_B,
                 None,
@@ -124,10 +124,10 @@ def sgd_kernel(
             )
         else:
             update_block(
-                weight_ptr,
-                grad_ptr,
-                master_ptr,
-                momentum_ptr,
+                at(weight, WEIGHT, False),
+                at(grad, WEIGHT, False),
+                at(master, tl.float32, False),
+                at(momenta, tl.float32, False),
                 grad_scale_ptr,
                 lane_B,
                 lane_B < count,
@@ -149,17 +149,16 @@ def overflow_kernel(
     found_ptr,
     WEIGHT: tl.constexpr,
     FIELDS: tl.constexpr,
-    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """found = 1 if this block holds a gradient that is not finite. All who write, write 1: no atomic, one outcome."""
-    tensor, start, count = block_of(table_ptr, blocks_ptr, FIELDS, BLOCK)
-    grad_ptr = tensor_at(table_ptr, tensor, 1, FIELDS, WEIGHT, ALIGNED)
+    row_ptr, start, count = block_of(table_ptr, blocks_ptr, FIELDS, BLOCK)
+    grad = tl.load(row_ptr + 1)
     lane_B = start + tl.arange(0, BLOCK)
-    if start + BLOCK <= count:
-        grad_B = tl.load(grad_ptr + lane_B)
+    if (start + BLOCK <= count) & ((grad & 15) == 0):
+        grad_B = tl.load(at(grad, WEIGHT, True) + lane_B)
     else:
-        grad_B = tl.load(grad_ptr + lane_B, mask=lane_B < count, other=0.0)
+        grad_B = tl.load(at(grad, WEIGHT, False) + lane_B, mask=lane_B < count, other=0.0)
     finite_B = tl.abs(grad_B.to(tl.float32)) < float("inf")  # false for NaN too
     tl.store(found_ptr, 1.0, mask=tl.min(finite_B.to(tl.int32), 0) == 0)
 
@@ -168,35 +167,42 @@ def overflow_kernel(
 
 
 @lru_cache(maxsize=64)
-def _table(addresses: tuple[tuple[int, ...], ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(tensors, FIELDS) int64 and (programs, 2) int32 (tensor, block) on the device: rebuilt when an address changes.
+def _device_rows(device: torch.device, numbers: bytes, dtype: str, columns: int) -> Tensor:
+    """(rows, columns) numbers of the host on the device, copied from pinned memory, so that the host does not wait."""
+    rows = torch.from_numpy(np.frombuffer(bytearray(numbers), dtype).reshape(-1, columns))
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
-    Copied from pinned memory, so the host does not wait.
+
+@lru_cache(maxsize=64)
+def _blocks(counts: bytes, block: int, device: torch.device) -> Tensor:
+    """(programs, 2) int32: the tensor of each program and its block there, for tensors of these element counts."""
+    programs = -(-np.frombuffer(counts, np.int64) // block)
+    tensors = np.repeat(np.arange(len(programs)), programs)
+    firsts = np.cumsum(programs) - programs
+    blocks = np.stack([tensors, np.arange(len(tensors)) - firsts[tensors]], 1).astype(np.int32)
+    return _device_rows(device, blocks.tobytes(), "int32", 2)
+
+
+def _launch(kernel: Any, lists: Sequence[Sequence[Tensor]], block: int, *arguments: Any, **options: Any) -> None:
+    """Launch over the tensors of each list; those of the first, of one dtype, are the weights or their gradients.
+
+    The table has a row a tensor: its element count, and its address in each list. It is copied anew where an address changed;
+    the programs' blocks, thousands, only where a count did.
     """
-    blocks = [(t, b) for t, (*_, count) in enumerate(addresses) for b in range(triton.cdiv(count, block))]
-    pin = device.type == "cuda"
-    table = torch.tensor(addresses, dtype=torch.int64, pin_memory=pin)
-    return table.to(device, non_blocking=True), torch.tensor(blocks, dtype=torch.int32, pin_memory=pin).to(
-        device, non_blocking=True
-    )
-
-
-def _launch(kernel: Any, tensors: Sequence[tuple[Tensor, ...]], block: int, *arguments: Any, **options: Any) -> None:
-    """Launch over (weight, gradient, master, momentum) of every parameter; all weights have one dtype."""
-    weights = tensors[0][0]
-    addresses = tuple((*(t.data_ptr() for t in group), group[0].numel()) for group in tensors if group[0].numel())
-    if not addresses:
+    firsts = lists[0]
+    fields, num_tensors, device = 1 + len(lists), len(firsts), firsts[0].device
+    columns = chain(map(Tensor.numel, firsts), *(map(Tensor.data_ptr, tensors) for tensors in lists))
+    table = np.fromiter(columns, np.int64, fields * num_tensors).reshape(fields, num_tensors)
+    blocks = _blocks(table[0].tobytes(), block, device)
+    if len(blocks) == 0:
         return
-    table, blocks = _table(addresses, block, weights.device)
-    aligned = all(address % 16 == 0 for group in addresses for address in group[:-1])
-    with on_device_of(weights):
+    with on_device_of(firsts[0]):
         kernel[(len(blocks),)](
-            table,
+            _device_rows(device, table.T.tobytes(), "int64", fields),
             blocks,
             *arguments,
-            WEIGHT=TRITON_TYPES[weights.dtype],
-            FIELDS=FIELDS,
-            ALIGNED=aligned,
+            WEIGHT=TRITON_TYPES[firsts[0].dtype],
+            FIELDS=fields,
             BLOCK=block,
             num_warps=4,
             **PINNED,
@@ -218,11 +224,9 @@ def launch_sgd(
     grad_scale: Optional[Tensor],
     found_inf: Optional[Tensor],
 ) -> None:
-    # A column that the kernel leaves alone repeats the weights'.
-    tensors = list(zip(weights, grads, masters or weights, momenta or weights, strict=True))
     _launch(
         sgd_kernel,
-        tensors,
+        [grads, weights, *filter(None, (masters, momenta))],
         BLOCK,
         grad_scale,
         found_inf,
@@ -239,5 +243,5 @@ def launch_sgd(
 
 def launch_overflow(grads: list[Tensor]) -> Tensor:
     found = torch.zeros((), dtype=torch.float32, device=grads[0].device)
-    _launch(overflow_kernel, [(g, g, g, g) for g in grads], OVERFLOW_BLOCK, found)
+    _launch(overflow_kernel, [grads], OVERFLOW_BLOCK, found)
     return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 from typing import Any
 
 import torch
@@ -112,33 +112,38 @@ class MasterSGD(torch.optim.Optimizer):
         if self._loaded:
             self._follow_weights()
         grad_scale = loss_scale if loss_scale is not None else getattr(self, "grad_scale", None)
-        self.overflow = getattr(self, "found_inf", None) if loss_scale is None else self._find_overflow()
-        for group in self.param_groups:
+        work = [(group, _alike(group["params"])) for group in self.param_groups]
+        if loss_scale is None:
+            self.overflow = getattr(self, "found_inf", None)
+        else:
+            self.overflow = _find_overflow([grads for _, alike in work for _, grads in alike])
+        for group, alike in work:
             if group["dampening"] != 0 and (grad_scale is not None or self.overflow is not None):
                 rule = (
                     "does not go with a loss scale: whether a parameter's first step was skipped, only the device knows"
                 )
                 raise ValueError(f"dampening = {group['dampening']} {rule}; pass dampening=0")
-            for params in _alike(p for p in group["params"] if p.grad is not None):
+            for params, grads in alike:
                 if group["dampening"] == 0:
-                    self._step_alike(params, group, grad_scale)
+                    self._step_alike(params, grads, group, grad_scale)
                     continue
-                begun = [p for p in params if self._has(p, "momentum_buffer")]
-                first = [p for p in params if not self._has(p, "momentum_buffer")]
-                self._step_alike(begun, group, grad_scale)
-                self._step_alike(first, {**group, "dampening": 0.0}, grad_scale)
+                begun = [self._has(p, "momentum_buffer") for p in params]
+                first = [not has for has in begun]
+                for chosen, options in ((begun, group), (first, {**group, "dampening": 0.0})):
+                    if any(chosen):
+                        self._step_alike([*compress(params, chosen)], [*compress(grads, chosen)], options, grad_scale)
         return loss
 
-    def _step_alike(self, params: list[Tensor], options: dict[str, Any], grad_scale: Tensor | None) -> None:
+    def _step_alike(
+        self, params: list[Tensor], grads: list[Tensor], options: dict[str, Any], grad_scale: Tensor | None
+    ) -> None:
         """The step of parameters of one dtype and device."""
-        if not params:
-            return
         device = params[0].device
         is_wide = params[0].dtype == reference.wide_dtype(params[0].dtype)
         weights = [p if is_dense(p) else p.detach().contiguous() for p in params]
         sgd_step(
             weights,
-            [p.grad for p in params if p.grad is not None],
+            grads,
             [] if is_wide else [self.master_of(p) for p in params],
             [self._momentum_of(p) for p in params] if options["momentum"] != 0 else [],
             grad_scale=_on(device, grad_scale),
@@ -168,14 +173,6 @@ class MasterSGD(torch.optim.Optimizer):
 
     def _has(self, param: Tensor, name: str) -> bool:
         return param in self.state and name in self.state[param]
-
-    def _find_overflow(self) -> Tensor | None:
-        """One check over the gradients of every group: a step is skipped as a whole or not at all."""
-        found = None
-        for params in _alike(p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            here = overflow([p.grad for p in params if p.grad is not None])
-            found = here if found is None else torch.maximum(found, _on(found.device, here))
-        return found
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -259,11 +256,31 @@ def _on(device: torch.device, scalar: Any) -> Any:
     return scalar.to(device, non_blocking=True)
 
 
-def _alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """By dtype and device; a parameter that comes again is in a list of its own, as the programs of a launch run at once."""
-    groups: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
-    times: Counter[Tensor] = Counter()
+def _alike(params: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Those that have a gradient, with their gradients, by dtype and device.
+
+    A parameter that comes again is in a list of its own, as the programs of a launch run at once.
+    """
+    groups: dict[tuple[torch.dtype, torch.device, int], tuple[list[Tensor], list[Tensor]]] = {}
+    times: dict[int, int] = {}
     for param in params:
-        groups.setdefault((param.dtype, param.device, times[param]), []).append(param)
-        times[param] += 1
+        grad = param.grad
+        if grad is None:
+            continue
+        time = times[id(param)] = times.get(id(param), -1) + 1
+        alike = groups.setdefault((param.dtype, param.device, time), ([], []))
+        alike[0].append(param)
+        alike[1].append(grad)
     return list(groups.values())
+
+
+def _find_overflow(lists: list[list[Tensor]]) -> Tensor | None:
+    """One check over the gradients of every group: a step is skipped as a whole or not at all."""
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for grads in lists:
+        alike.setdefault((grads[0].dtype, grads[0].device), []).extend(grads)
+    found = None
+    for grads in alike.values():
+        here = overflow(grads)
+        found = here if found is None else torch.maximum(found, _on(found.device, here))
+    return found

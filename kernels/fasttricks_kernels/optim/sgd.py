@@ -103,11 +103,9 @@ def sgd_step(
         _checks.check_tensors(name, tensors)
     if not weights:
         return
-    if len(grads) == len(weights):
-        grads = [placed_like(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
     if momenta and not momentum:
         raise ValueError("momenta must be [] where momentum is 0: the step would neither read nor write them")
-    _check_step(weights, grads, masters, momenta if momentum else None)
+    grads = _checked_step(weights, grads, masters, momenta if momentum else None)
     for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
         _check_scalar(name, scalar, weights[0])
     _sgd_step(weights, grads, masters, momenta, *numbers, nesterov, maximize, grad_scale, found_inf)
@@ -173,9 +171,10 @@ def _check_scalar(name: str, scalar: Optional[Tensor], weight: Tensor) -> None:
     _checks.check_device(name, scalar, "weights[0]", weight)
 
 
-def _check_step(
+def _checked_step(
     weights: list[Tensor], grads: list[Tensor], masters: list[Tensor], momenta: Optional[list[Tensor]]
-) -> None:
+) -> list[Tensor]:
+    """The gradients, in the weights' memory order."""
     dtype, device = weights[0].dtype, weights[0].device
     wide = reference.wide_dtype(dtype)
     if dtype not in _checks.FLOATS:
@@ -188,22 +187,41 @@ def _check_step(
             raise ValueError(
                 f"weights[{position}] must be dense in memory, but has {layout}; MasterSGD takes such weights"
             )
-    given = [("weights", weights, dtype), ("grads", grads, dtype), ("masters", masters or weights, wide)]
-    if momenta is not None:
-        given.append(("momenta", momenta, wide))
-    for name, tensors, wanted in given:
-        if len(tensors) != len(weights):
-            raise ValueError(f"{name} must be {len(weights)} tensors, one a weight, but are {len(tensors)}")
-        for position, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
-            # one test where all is well, which it is hundreds of times a step
-            if tensor.dtype is wanted and (tensor is weight or lies_like(tensor, weight)) and tensor.device == device:
-                continue
-            if tensor.dtype != wanted:
-                raise TypeError(f"{name}[{position}] must be {wanted}, not {tensor.dtype}")
-            if not lies_like(tensor, weight):
-                raise ValueError(
-                    f"{name}[{position}] must have the weight's shape {tuple(weight.shape)} and strides "
-                    f"{weight.stride()}, but has {tuple(tensor.shape)} and {tensor.stride()}; "
-                    f"torch.empty_like(weight).copy_(tensor) gives it them"
-                )
-            _checks.check_device(f"{name}[{position}]", tensor, "weights[0]", weights[0])
+        if weight.dtype is not dtype or weight.device != device:
+            _refuse("weights", weights, dtype, weights)
+    layouts = [(weight.shape, weight.stride()) for weight in weights]
+    if not _fit(grads, dtype, layouts, device):
+        if len(grads) == len(weights):
+            grads = [placed_like(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
+        _refuse("grads", grads, dtype, weights)
+    for name, tensors in (("masters", masters or None), ("momenta", momenta)):
+        if tensors is not None and not _fit(tensors, wide, layouts, device):
+            _refuse(name, tensors, wide, weights)
+    return grads
+
+
+def _fit(tensors: list[Tensor], dtype: torch.dtype, layouts: list[tuple[Any, ...]], device: torch.device) -> bool:
+    """Whether these are like the weights, at one look at each: hundreds of times a step, all is well."""
+    return len(tensors) == len(layouts) and all(
+        tensor.dtype is dtype
+        and tensor.layout is torch.strided
+        and (tensor.shape, tensor.stride()) == layout
+        and tensor.device == device
+        for tensor, layout in zip(tensors, layouts, strict=True)
+    )
+
+
+def _refuse(name: str, tensors: list[Tensor], dtype: torch.dtype, weights: list[Tensor]) -> None:
+    """Raise the error that names the first that does not fit; none where only the stride of a single element is another."""
+    if len(tensors) != len(weights):
+        raise ValueError(f"{name} must be {len(weights)} tensors, one a weight, but are {len(tensors)}")
+    for position, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}[{position}] must be {dtype}, not {tensor.dtype}")
+        if not lies_like(tensor, weight):
+            raise ValueError(
+                f"{name}[{position}] must have the weight's shape {tuple(weight.shape)} and strides "
+                f"{weight.stride()}, but has {tuple(tensor.shape)} and {tensor.stride()}; "
+                f"torch.empty_like(weight).copy_(tensor) gives it them"
+            )
+        _checks.check_device(f"{name}[{position}]", tensor, "weights[0]", weights[0])
