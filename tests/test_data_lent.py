@@ -88,7 +88,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
     Event.made = Event.passed = 0
     monkeypatch.setattr(module, "pipeline_def", lambda graph: lambda *args, **options: made)
     monkeypatch.setattr(module, "TensorCPU", lambda file: file)
-    monkeypatch.setattr(module, "TensorListCPU", lambda files: files)
+    monkeypatch.setattr(module, "TensorListCPU", lambda files, contiguous: files)
     monkeypatch.setattr(torch, "from_dlpack", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "torch's stream" if device == CARD else "another")

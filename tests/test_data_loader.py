@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.tensors import TensorListCPU
 from PIL import Image
 
 from fasttricks.config import DataConfig
 from fasttricks.data.batch import Batch
+from fasttricks.data.pipeline import decoder as decoder_module
+from fasttricks.data.pipeline.decoder import Decoder
+from fasttricks.data.pipeline.feed import Job
 from fasttricks.data.pipeline.loader import Loader
+from fasttricks.data.pipeline.pixels import choose_pixels
 from fasttricks.data.sources.errors import DataError
 from fasttricks.data.sources.folder import ImageFolder
 from lib.tables import covering
@@ -228,6 +236,42 @@ def test_a_state_of_other_arguments_is_refused(root: Path, change: dict[str, Any
 def test_fewer_images_than_ranks(root: Path) -> None:
     with pytest.raises(DataError, match="2 images for 3 ranks"):
         loader(root, 2, world_size=3)
+
+
+def test_encoded_images_are_handed_over_where_they_are(root: Path) -> None:
+    """DALI reads the files' own memory, which is kept until the batch is taken; one copy of all files changes no image."""
+    encoded = [(root / f"{i:03d}.png").read_bytes() for i in range(8)]
+    free = [*map(sys.getrefcount, encoded)]
+    places = np.arange(8)
+    job = Job(0, 0, places, places, places, encoded)
+
+    def taken(copied: bool, between: Callable[[Decoder], None] = lambda decoder: None) -> torch.Tensor:
+        def listed(files: list[Any], contiguous: bool) -> TensorListCPU:
+            assert contiguous is False
+            return TensorListCPU(files, contiguous=copied)
+
+        with mock.patch.object(decoder_module, "TensorListCPU", listed):
+            pixels = choose_pixels(SMALL, training=True, device=CPU)
+            options: dict[str, Any] = {"half": False, "seed": 0, "batch_size": 8, "ahead": 1, "hw_decoder_load": 0.0}
+            decoder = Decoder(SMALL, pixels, device=CPU, **options)
+            decoder.hand_over(job)
+            between(decoder)
+            decoder.run()
+            images = decoder.take().clone()
+            between(decoder)
+            return images
+
+    addresses = [np.frombuffer(file, np.uint8).ctypes.data for file in encoded]
+    held = []
+
+    def look(decoder: Decoder) -> None:
+        held.append([now - alone for now, alone in zip(map(sys.getrefcount, encoded), free, strict=True)])
+        for _, inputs in decoder._under_way:
+            at = [inputs["encoded"][i].data_ptr() for i in range(8)]
+            assert at == addresses
+
+    assert torch.equal(taken(copied=False, between=look), taken(copied=True))
+    assert held == [[1] * 8, [0] * 8]
 
 
 def test_another_failure_of_dali_is_not_blamed_on_a_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
