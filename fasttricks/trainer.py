@@ -17,6 +17,7 @@ from fasttricks.learning.freezing import moving_buffers
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.numbers import StepNumbers
 from fasttricks.learning.optim import set_lr
+from fasttricks.models import settle_counts
 from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import command_to_resume
 from fasttricks.system.spans import span, spanned
@@ -61,11 +62,12 @@ def add_gradients(learner: Learner, batch: Any, numbers: StepNumbers) -> Counted
 
 
 def update(learner: Learner, numbers: StepNumbers) -> None:
-    """The update of the weights and of their average from the gradients, which are then let go."""
+    """The update of the weights and of their average from the gradients, which are then let go, and of batch norm's counters."""
     with span("step"):
         set_lr(learner.optimizer, numbers.lrs)
         learner.loss_scale.step(learner.optimizer, check=learner.guard.skip)
         learner.optimizer.zero_grad()
+        settle_counts(learner.norms)
         if learner.average is not None:
             learner.average.update(numbers.gain)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fasttricks import trainer
-from fasttricks.config import ConfigError, TrainConfig, replace_at
+from fasttricks.config import ConfigError, TrainConfig, replace_at, replace_fields
 from fasttricks.data.sources.files import ImageFiles
 from fasttricks.runs.checkpoint import load_checkpoint, save_checkpoint
 from fasttricks.runs.stored import CheckpointError, checkpoints
@@ -239,6 +239,44 @@ def test_losses_by_other_arithmetic_are_another_version(whole: Run) -> None:
         check_conditions(saved, now | {"cross-entropy": "torch"}, whole.config, at="", edge="")
         with pytest.raises(ConfigError, match="changed: cross-entropy: 'torch' -> 'compiled'; go back, or resume with"):
             check_conditions(saved, now, whole.config, at="", edge="")
+
+
+def test_another_batch_norm_is_another_version(start: Callable[..., Run]) -> None:
+    """Checkpoints of before it was recorded are of torch's, which --model.norm torch continues."""
+    run = start("--epochs", "1", "--model.norm", "torch")
+    fit(run)
+    with pytest.raises(
+        ConfigError, match=r"changed: batch norm: 'torch' -> 'compiled' \(.* --model\.norm torch\); go back"
+    ):
+        start("--epochs", "1", "--resume")
+    assert start("--epochs", "1", "--model.norm", "torch", "--resume").step == run.step > 0
+    assert start("--epochs", "1", "--allow-other-versions", "--resume").step == run.step
+    torchs = json.loads(json.dumps(run.conditions))
+    old, ours = {n: v for n, v in torchs.items() if n != "batch norm"}, torchs | {"batch norm": "compiled"}
+    check_conditions(old, torchs, run.config, at="", edge="")
+    with pytest.raises(ConfigError, match=r"changed: batch norm: 'torch' -> 'compiled' \("):
+        check_conditions(old, ours, run.config, at="", edge="")
+    with pytest.raises(ConfigError, match=r"changed: batch norm: 'compiled' -> 'torch'; go back"):
+        check_conditions(ours, torchs, run.config, at="", edge="")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, "compiled"),
+        ({"model.norm": "torch"}, "torch"),
+        ({"compile": "default"}, "torch"),  # inductor fuses it
+        ({"compile": "default", "distill.teacher": "run"}, "compiled"),  # which is not compiled
+        ({"precision": "bf16"}, "torch"),  # on the CPU
+        ({"model.name": "timm:resnet18", "model.width": 1.0, "model.stem_stride": 4}, "torch"),
+    ],
+)
+def test_the_batch_norm_of_a_run(changes: dict[str, Any], found: str, tiny_data: Path, tmp_path: Path) -> None:
+    config, images = replace_fields(configure(tiny_data, tmp_path), changes), ImageFiles(["a.jpg"])
+    assert conditions(find_task("classification"), config, ALONE, images, images)["batch norm"] == found
+    on_gpu = dataclasses.replace(ALONE, device=torch.device("cuda"))
+    kind = conditions(find_task("classification"), config, on_gpu, images, images)["batch norm"]
+    assert kind == ("fused" if found == "compiled" or "precision" in changes else "torch")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -50,7 +50,7 @@ def _resnet(layers: int, letter: str) -> ModelInfo:
     return ModelInfo(
         name=name,
         family="resnet",
-        options=("width", "stem_stride", "zero_gamma"),
+        options=("width", "stem_stride", "zero_gamma", "norm"),
         variant=letter,
         timm=name if in_timm else theirs,
         torchvision=theirs,
@@ -65,13 +65,13 @@ NETWORKS: dict[str, ModelInfo] = {
         ModelInfo(
             name="inception_v3",
             family="inception",
-            options=("width", "aux_head"),
+            options=("width", "aux_head", "norm"),
             image_size=299,
             val_resize=342,
             timm="inception_v3",
             torchvision="inception_v3",
         ),
-        ModelInfo(name="mobilenet_v1", family="mobilenet", options=("width",), timm="mobilenetv1_100"),
+        ModelInfo(name="mobilenet_v1", family="mobilenet", options=("width", "norm"), timm="mobilenetv1_100"),
     )
 }
 """The networks by name."""
@@ -80,6 +80,7 @@ OPTIONS = {
     "stem_stride": "only the ResNets have such a stem",
     "zero_gamma": "only the project's ResNets have residual blocks to start as the identity: zero gamma does not apply",
     "aux_head": "only inception_v3 has an auxiliary head",
+    "norm": "only the project's own networks have its batch norm",
 }
 """Fields of ModelConfig that not every network has a use for -> why another has none."""
 

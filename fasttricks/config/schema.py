@@ -128,6 +128,9 @@ class ModelConfig:
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
     aux_head: bool = False
     """Inception-V3: also train a second classifier on the 17 x 17 stage (loss.aux_weight); the paper's runs have none."""
+    norm: Literal["fused", "torch"] = "fused"
+    """Batch norm of the project's networks: fused: with the addition and the activation behind it in one operator, which moves
+    less memory; torch: torch's operators. They agree within rounding, and --compile fuses torch's."""
     freeze: tuple[str, ...] = ()
     """Parts that keep their weights and batch-norm statistics: stem (all before the first stage), batch_norm (all of it), or a
     module, as layer1."""

@@ -25,6 +25,7 @@ from fasttricks.learning.precision import Autocast, LossScale, make_autocast, ma
 from fasttricks.learning.schedule import learning_rate
 from fasttricks.learning.teacher import Teacher
 from fasttricks.learning.teacher_cache import CachedTeacher
+from fasttricks.models import BatchNormAct
 from fasttricks.runs.checkpoint import load_weights
 from fasttricks.runs.metric import Metric
 from fasttricks.system.distributed import World
@@ -138,6 +139,8 @@ class Learner:
     autocast: Autocast
     lr_at: Callable[[int], float]
     guard: LossGuard
+    norms: tuple[BatchNormAct, ...] = ()
+    """The layers of `model` whose batches are counted at a step's end, together."""
     teacher: Teacher | CachedTeacher | None = None
     """The teacher of a distillation; None without one."""
     class_weights: Tensor | None = None
@@ -262,6 +265,7 @@ def make_learner(
         average=WeightAverage(model, config.ema_decay, optimizer, exact) if config.ema_decay else None,
         autocast=make_autocast(precision, world.device),
         lr_at=partial(schedule, steps_per_epoch=count_steps(shards, config), epochs=config.epochs),
+        norms=tuple(module for module in model.modules() if isinstance(module, BatchNormAct)),
         guard=LossGuard(world, limit=config.max_loss, skip=config.on_bad_loss == "skip"),
         teacher=teacher,
         class_weights=None if class_weights is None else class_weights.to(world.device),

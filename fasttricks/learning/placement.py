@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fasttricks.config import Precision, TrainConfig, require
 from fasttricks.learning.compiled import CompiledModel
 from fasttricks.learning.precision import halve
+from fasttricks.models import synchronized
 from fasttricks.system.distributed import World
 from fasttricks.system.rank_order import average_in_rank_order
 
@@ -30,8 +31,7 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
         return model
     rule = "needs CUDA: torch's SyncBatchNorm takes no CPU tensors; leave it off, as in the paper"
     require(world.device.type == "cuda", "sync_batch_norm", True, rule)
-    synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return synchronized
+    return synchronized(model)
 
 
 def wrap(model: nn.Module, config: TrainConfig, world: World, say: Callable[[str], None]) -> nn.Module:

@@ -17,6 +17,11 @@ from fasttricks.models.head import head_names as head_names
 from fasttricks.models.head import new_names as new_names
 from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1
+from fasttricks.models.norm import BatchNormAct as BatchNormAct
+from fasttricks.models.norm import fused_arithmetic as fused_arithmetic
+from fasttricks.models.norm import settle_counts as settle_counts
+from fasttricks.models.norm import synchronized as synchronized
+from fasttricks.models.norm import use_norm as use_norm
 from fasttricks.models.parts import find_part as find_part
 from fasttricks.models.resnet import LAYOUTS, ResNet, resnet_a, resnet_b, resnet_c, resnet_d
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fasttricks.config import ConfigError, ModelConfig, SegmentConfig
 from fasttricks.models.base import base_network
+from fasttricks.models.norm import BatchNormAct, use_norm
 from fasttricks.system.extras import missing_extra
 
 
@@ -49,7 +50,8 @@ def _head(channels: int, num_classes: int) -> nn.Module:
         raise ConfigError(missing)
     from torchvision.models.segmentation.fcn import FCNHead
 
-    head: nn.Module = FCNHead(channels, num_classes)
+    head: nn.Sequential = FCNHead(channels, num_classes)
+    head[1], head[2] = BatchNormAct(channels // 4, "relu"), nn.Identity()  # the keys stay
     return head
 
 
@@ -63,4 +65,6 @@ def build_fcn(model: ModelConfig, segment: SegmentConfig, num_classes: int) -> F
     Raises ConfigError as base_network, and where torchvision is absent. Initial weights: the base network's as build_model has
     them, the heads' as torch makes them.
     """
-    return FCN(base_network(model, segment.output_stride), num_classes, auxiliary=segment.aux_weight > 0)
+    network = FCN(base_network(model, segment.output_stride), num_classes, auxiliary=segment.aux_weight > 0)
+    use_norm(network, model.norm)
+    return network

@@ -13,6 +13,7 @@ from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
 from fasttricks.models.common import scaled, xavier_
+from fasttricks.models.norm import BatchNormAct, Norm, use_norm
 
 
 class Conv(NamedTuple):
@@ -51,10 +52,11 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(channels, eps=1e-3)
+        self.bn = BatchNormAct(channels, "relu", eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)), inplace=True)
+        out: Tensor = self.bn(self.conv(x))
+        return out
 
 
 class Mixed(nn.Module):
@@ -177,11 +179,14 @@ class InceptionV3(nn.Module):
 
     num_classes: 1 or more. width: multiplies every channel count, rounded to a multiple of 8 and at least 8.
     aux_head: in training, forward also returns the logits of the auxiliary head; the paper's runs have none.
+    norm: as ResNet has it.
     Images: 75 pixels a side at least, 299 with the auxiliary head and in the paper. There is no residual block, so zero
     gamma does not apply. Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
     """
 
-    def __init__(self, *, num_classes: int = 1000, width: float = 1.0, aux_head: bool = False) -> None:
+    def __init__(
+        self, *, num_classes: int = 1000, width: float = 1.0, aux_head: bool = False, norm: Norm = "fused"
+    ) -> None:
         super().__init__()
         stem = [scaled(channels, width) for channels in (32, 32, 64, 80, 192)]
         self.Conv2d_1a_3x3 = ConvNorm(3, stem[0], 3, stride=2)
@@ -208,6 +213,7 @@ class InceptionV3(nn.Module):
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(channels, num_classes)
         xavier_(self)
+        use_norm(self, norm)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         """Stem and stages before each halving, (N, channels, side, side): sides 71, 35, 17, 8 for 299; no layer but the

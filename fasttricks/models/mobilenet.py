@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fasttricks.models.common import scaled, xavier_
+from fasttricks.models.norm import BatchNormAct, Norm, use_norm
 
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
 """Channels, blocks: all but the first halve the image in their first block, as the stem did before."""
@@ -25,13 +25,14 @@ class SeparableBlock(nn.Module):
         self.conv_dw = nn.Conv2d(
             in_channels, in_channels, 3, stride, dilation, dilation=dilation, groups=in_channels, bias=False
         )
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNormAct(in_channels, "relu6")
         self.conv_pw = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNormAct(channels, "relu6")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu6(self.bn1(self.conv_dw(x)), inplace=True)
-        return F.relu6(self.bn2(self.conv_pw(x)), inplace=True)
+        x = self.bn1(self.conv_dw(x))
+        out: Tensor = self.bn2(self.conv_pw(x))
+        return out
 
 
 class MobileNetV1(nn.Module):
@@ -39,15 +40,22 @@ class MobileNetV1(nn.Module):
 
     num_classes: 1 or more. width: multiplies every channel count, rounded to a multiple of 8 and at least 8; the paper's
     width multiplier. ReLU6 follows the authors' code and timm; the paper writes ReLU. There is no residual block, so
-    zero gamma does not apply. output_stride: as ResNet has it. Memory: channels-last inputs stay channels-last
+    zero gamma does not apply. output_stride, norm: as ResNet has them. Memory: channels-last inputs stay channels-last
     throughout. Nothing here waits for the device.
     """
 
-    def __init__(self, *, num_classes: int = 1000, width: float = 1.0, output_stride: Literal[8, 16, 32] = 32) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        width: float = 1.0,
+        output_stride: Literal[8, 16, 32] = 32,
+        norm: Norm = "fused",
+    ) -> None:
         super().__init__()
         in_channels = scaled(32, width)
         self.conv_stem = nn.Conv2d(3, in_channels, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNormAct(in_channels, "relu6")
         self.blocks = nn.Sequential()
         dilation, strides = 1, [2]
         for stage, (channels, depth) in enumerate(STAGES):
@@ -67,10 +75,11 @@ class MobileNetV1(nn.Module):
         """Channels of the last stage, which the classifier sees."""
         self.classifier = nn.Linear(in_channels, num_classes)
         xavier_(self)
+        use_norm(self, norm)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         """Output of the last four stages, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32, undilated."""
-        x = F.relu6(self.bn1(self.conv_stem(images_NCHW)), inplace=True)
+        x = self.bn1(self.conv_stem(images_NCHW))
         outputs = []
         for stage in self.blocks:
             x = stage(x)

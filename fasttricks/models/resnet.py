@@ -13,9 +13,9 @@ from operator import mul
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fasttricks.models.common import scaled, xavier_
+from fasttricks.models.norm import BatchNormAct, Norm, use_norm
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,17 @@ class Block(nn.Module):
     downsample: nn.Module | None
 
     def path_a(self, x: Tensor) -> Tensor:
+        """Path A up to its last batch norm."""
         raise NotImplementedError
 
     @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The batch norm that ends path A."""
+    def last_norm(self) -> BatchNormAct:
+        """The batch norm that ends path A, to which path B is added."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        # In place is safe: batch norm's backward needs its input, not its output, and relu's needs its own output.
-        out: Tensor = F.relu(self.path_a(x).add_(shortcut), inplace=True)
+        out: Tensor = self.last_norm(self.path_a(x), shortcut)
         return out
 
     @classmethod
@@ -80,7 +80,7 @@ class Block(nn.Module):
         out_channels = channels * cls.expansion
         if not walk.begins_stage and in_channels == out_channels:
             return None
-        norm = nn.BatchNorm2d(out_channels)
+        norm = BatchNormAct(out_channels)
         if not spec.pool_shortcut:
             return nn.Sequential(_conv(in_channels, out_channels, 1, walk.stride), norm)
         return nn.Sequential(_pool(walk), _conv(in_channels, out_channels, 1), norm)
@@ -104,18 +104,17 @@ class BasicBlock(Block):
     def __init__(self, in_channels: int, channels: int, walk: Walk, spec: ResNetSpec) -> None:
         super().__init__()
         self.conv1 = _conv(in_channels, channels, 3, walk.stride, walk.first_dilation)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNormAct(channels, "relu")
         self.conv2 = _conv(channels, channels, 3, dilation=walk.dilation)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNormAct(channels, "relu")
         self.downsample = self.make_downsample(in_channels, channels, walk, spec)
 
     def path_a(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out: Tensor = self.bn2(self.conv2(x))
+        out: Tensor = self.conv2(self.bn1(self.conv1(x)))
         return out
 
     @property
-    def last_norm(self) -> nn.BatchNorm2d:
+    def last_norm(self) -> BatchNormAct:
         return self.bn2
 
 
@@ -128,21 +127,20 @@ class Bottleneck(Block):
         super().__init__()
         stride_1x1, stride_3x3 = (1, walk.stride) if spec.stride_in_3x3 else (walk.stride, 1)
         self.conv1 = _conv(in_channels, channels, 1, stride_1x1)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNormAct(channels, "relu")
         self.conv2 = _conv(channels, channels, 3, stride_3x3, walk.first_dilation)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNormAct(channels, "relu")
         self.conv3 = _conv(channels, channels * self.expansion, 1)
-        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.bn3 = BatchNormAct(channels * self.expansion, "relu")
         self.downsample = self.make_downsample(in_channels, channels, walk, spec)
 
     def path_a(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        out: Tensor = self.bn3(self.conv3(x))
+        x = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        out: Tensor = self.conv3(x)
         return out
 
     @property
-    def last_norm(self) -> nn.BatchNorm2d:
+    def last_norm(self) -> BatchNormAct:
         return self.bn3
 
 
@@ -156,6 +154,7 @@ class ResNet(nn.Module):
     output_stride: the factor by which the last stage divides the image's side, at most: a stage that would divide it by more is
     dilated instead, for segmentation (section 6.2). The state-dict keys stay. The oracles, torchvision's
     replace_stride_with_dilation and timm's output_stride, are in tests/test_models_dilated.py.
+    norm: fused: batch norm, the addition of path B and ReLU are one operator; torch: they are torch's own three.
     Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
     """
 
@@ -168,11 +167,12 @@ class ResNet(nn.Module):
         stem_stride: Literal[4, 2, 1] = 4,
         zero_gamma: bool = False,
         output_stride: Literal[8, 16, 32] = 32,
+        norm: Norm = "fused",
     ) -> None:
         super().__init__()
         in_channels = scaled(64, width)
         self.conv1 = _stem_conv(spec.deep_stem, scaled(32, width), in_channels, stem_stride)
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNormAct(in_channels, "relu")
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_stride == 4 else nn.Identity()
         feature_channels = []
         walks = _stage_walks(len(spec.depths), stem_stride, output_stride)
@@ -197,13 +197,14 @@ class ResNet(nn.Module):
             for block in self.modules():
                 if isinstance(block, Block):
                     nn.init.zeros_(block.last_norm.weight)
+        use_norm(self, norm)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         """Output of each stage, (N, channels, H / s, W / s), sides rounded up: s = 4, 8, 16, 32 for stem_stride 4, undilated.
 
         As feature_channels and feature_strides say.
         """
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images_NCHW)), inplace=True))
+        x = self.maxpool(self.bn1(self.conv1(images_NCHW)))
         outputs = []
         for stage in range(len(self.feature_channels)):
             x = getattr(self, f"layer{stage + 1}")(x)
@@ -229,8 +230,9 @@ def _stem_conv(deep: bool, inner: int, out: int, stem_stride: int) -> nn.Module:
     stride = 1 if stem_stride == 1 else 2
     if not deep:
         return _conv(3, out, 3 if stem_stride == 1 else 7, stride)
-    first = (_conv(3, inner, 3, stride), nn.BatchNorm2d(inner), nn.ReLU(inplace=True))
-    second = (_conv(inner, inner, 3), nn.BatchNorm2d(inner), nn.ReLU(inplace=True))
+    # the third of each is where torchvision's and timm's ReLU is, so that the keys are theirs
+    first = (_conv(3, inner, 3, stride), BatchNormAct(inner, "relu"), nn.Identity())
+    second = (_conv(inner, inner, 3), BatchNormAct(inner, "relu"), nn.Identity())
     return nn.Sequential(*first, *second, _conv(inner, out, 3))
 
 

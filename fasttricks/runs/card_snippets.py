@@ -95,6 +95,6 @@ def _asked(data: DataConfig, imports: str, made: str, *, loads: bool = False) ->
 def own_config(config: ModelConfig) -> str:
     """The config as Python, without the fields at their defaults and those that say nothing of the network's shape."""
     shape = {"name": config.name, **{field: getattr(config, field) for field in model_info(config.name).options}}
-    plain = {"num_classes", "zero_gamma"}
+    plain = {"num_classes", "zero_gamma", "norm"}
     given = [f"{n}={v!r}" for n, v in shape.items() if n not in plain and (n == "name" or v != getattr(ModelConfig, n))]
     return f"ModelConfig({', '.join(given)})"

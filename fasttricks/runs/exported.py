@@ -40,7 +40,7 @@ INTERPOLATIONS = {"linear": "bilinear", "cubic": "bicubic", "lanczos3": "lanczos
 """data.interpolation -> timm's name of it."""
 NOT_SAID = ModelConfig(name="")
 """The network of a file that does not say which."""
-UNREAD = ("num_classes", "zero_gamma", "freeze")
+UNREAD = ("num_classes", "zero_gamma", "norm", "freeze")
 """Fields of ModelConfig that trained weights leave without effect."""
 _RUN = fields(
     {"config": table(anything), "task": text(), "step": whole(), "epoch": whole(), "ranks": whole(1, 1_000_000)},

@@ -42,6 +42,7 @@ _MAY_DIFFER = (
         "data.threads",
         "data.prefetch",
         "data.max_bad",
+        "model.norm",
         "eval.batch_size",
         "eval.patience",
         "distill.teacher",
@@ -50,7 +51,8 @@ _MAY_DIFFER = (
     ),
 )
 """Fields whose change leaves a resumed run the same. Tricks are already in the other fields; that data.root, which may
-have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest."""
+have moved, still holds the same files is for the loader to see; that distill.teacher has the same weights, for distill.digest;
+that model.norm computes by the same operators, for the fact `batch norm` of resume.py."""
 
 
 _NEWEST_STARTS = 48

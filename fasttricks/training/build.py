@@ -23,6 +23,7 @@ from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import image_dtype, resolve_precision
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
+from fasttricks.models import use_norm
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
@@ -132,6 +133,7 @@ def with_teacher(config: TrainConfig, train: Source, world: World) -> tuple[Trai
     if not config.distill.teacher:
         return config, None
     teacher = load_teacher(config.distill, train.classes, config.data, world)
+    use_norm(teacher, config.model.norm)
     config = replace_at(config, "distill.digest", teacher.digest)
     check_run_dir(config)
     return config, teacher

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttricks.config import ConfigError, TrainConfig
+from fasttricks.config import ConfigError, TrainConfig, model_info
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import resolve_precision
+from fasttricks.models import fused_arithmetic
 from fasttricks.runs.checkpoint import read_checkpoint
 from fasttricks.runs.folder import deciding_fields, releases
 from fasttricks.runs.stored import CheckpointError, DamagedError, checkpoints, named_checkpoints, set_aside
@@ -27,7 +28,7 @@ _ANY = TrainConfig(recipe="", epochs=6, global_batch_size=1)
 _RANKS = ("ranks", "accumulate")
 """The facts that may differ under --allow-other-ranks."""
 _SOFTWARE = (
-    *("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy"),
+    *("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy", "batch norm"),
     *dict.fromkeys(package for task in TASKS.values() for package in task.facts.packages),
 )
 """The facts that may differ under --allow-other-versions: each computes or draws numbers that affect the weights."""
@@ -83,9 +84,23 @@ def conditions(
         "training images": f"{len(train)}, {train.fingerprint()}",
         "validation images": f"{len(val)}, {val.fingerprint()}",
         "device kind": world.device.type,
+        "batch norm": _batch_norm(config, world.device),
         **({} if weights is None else {"class weights": weights.tolist()}),
         **found,
     }
+
+
+def _batch_norm(config: TrainConfig, device: torch.device) -> str:
+    """The implementation of batch norm in a run: fused on a GPU, compiled C on the CPU, or torch. Their last bits differ.
+
+    torch.compile is left torch's; a teacher runs eagerly, and on the CPU in FP32.
+    """
+    ours = model_info(config.model.name).family in ("resnet", "inception", "mobilenet") and config.compile == "off"
+    if device.type == "cpu":
+        ours = ours and resolve_precision(config.precision, device) == "fp32"
+    if config.model.norm == "torch" or not (ours or config.distill.teacher):
+        return "torch"
+    return fused_arithmetic(device)
 
 
 def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainConfig, *, at: str, edge: str) -> None:
@@ -96,6 +111,8 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
     saved = deciding_fields(_ANY) | saved  # a field that was added since behaved before as its default does
     if "cross-entropy" in now:
         saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
+    if "batch norm" in now:
+        saved.setdefault("batch norm", "torch")  # likewise
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
     ranks = [changed.pop(name) for name in _RANKS if name in changed]
     software = [changed.pop(name) for name in _SOFTWARE if name in changed]
@@ -104,6 +121,8 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
         raise ConfigError(f"{where}: a run resumes only with its own config; changed: {'; '.join(changed.values())}")
     if software and not config.allow_other_versions:
         rule = f"began with another; changed: {'; '.join(software)}"
+        if any(change.startswith("batch norm: 'torch'") for change in software):
+            rule += " (torch's is that of --model.norm torch)"
         raise ConfigError(f"{where}: {rule}; go back, or resume with --allow-other-versions, no longer bit for bit")
     if not ranks:
         return

@@ -10,6 +10,7 @@ from .images.mixup import mixup
 from .losses._cpu import losses_compiled
 from .losses.cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_loss_and_grad
 from .losses.distillation import DistillationLoss, distillation_loss, distillation_loss_and_grad
+from .norm._cpu import batch_norm_compiled
 from .norm.batch_norm_act import batch_norm_act
 from .optim.master import MasterSGD
 from .optim.sgd import overflow, sgd_step
@@ -23,6 +24,7 @@ __all__ = [
     "MasterSGD",
     "augment",
     "batch_norm_act",
+    "batch_norm_compiled",
     "color_matrix",
     "cross_entropy",
     "cross_entropy_loss_and_grad",

@@ -65,6 +65,14 @@ def compiled() -> tuple[Callable[[Batch, int], None], Callable[[Batch, int], Non
     return lambda batch, threads: forward(batch, threads, pool), lambda batch, threads: backward(batch, threads, pool)
 
 
+def batch_norm_compiled() -> bool:
+    """Whether batch_norm_act of float32 on this CPU is compiled C; else it is torch's, of other last bits.
+
+    The first call compiles, a second, where the cache lacks it; a RuntimeWarning says, once, why there is none.
+    """
+    return compiled() is not None
+
+
 def takes(x: Tensor) -> bool:
     """Whether norm.c may take it; torch.compile is left torch's operators, which inductor fuses."""
     return x.is_cpu and x.dtype == torch.float32 and not torch.compiler.is_compiling() and compiled() is not None

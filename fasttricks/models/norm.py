@@ -1,0 +1,152 @@
+"""Batch norm with the addition and the activation behind it, as one layer of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fasttricks_kernels import batch_norm_act, batch_norm_compiled
+
+Act = Literal["none", "relu", "relu6"]
+Norm = Literal["fused", "torch"]
+
+
+def activated(x: Tensor, residual: Tensor | None, act: Act) -> Tensor:
+    """act(x + residual) by torch, in the memory of `x`.
+
+    That is safe behind batch norm: its backward pass needs its input, not its output, and relu's needs its own output.
+    """
+    x = x if residual is None else x.add_(residual)
+    if act == "none":
+        return x
+    return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """act(batch_norm(x) + residual), of channels-last x by one operator: an nn.BatchNorm2d, with its keys.
+
+    `fused`: by fasttricks_kernels.batch_norm_act where that has a kernel: on CUDA, and for float32 on a CPU with a C compiler.
+    Otherwise, and under torch.compile, export and tracing, by torch's operators, which a compiler fuses itself. Both agree
+    within rounding; tests/test_models_norm.py compares them.
+
+    The fused form counts its batches on the host. `num_batches_tracked` is brought up to date by settle_counts(), one operator
+    for all layers, which a training step ends with, and by state_dict().
+    """
+
+    fused = True
+    _uncounted = 0
+    """Batches since num_batches_tracked was brought up to date."""
+
+    def __init__(self, num_features: int, act: Act = "none", *, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps)
+        self.act: Act = act
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(N, C, H, W), of x's dtype. residual: of x's shape and dtype; None: 0. x and residual are not modified."""
+        if not self._has_kernel(x):
+            return activated(super().forward(x), residual, self.act)
+        tensors: tuple[Any, ...] = self.weight, self.bias, self.running_mean, self.running_var
+        if isinstance(x, FakeTensor):
+            return self._outline(x, tensors, residual)
+        momentum: Any = self.momentum
+        y = batch_norm_act(
+            x, *tensors, residual=residual, act=self.act, training=self.training, momentum=momentum, eps=self.eps
+        )
+        self._uncounted += self.training
+        return y
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        if not self.fused or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            return False
+        if not isinstance(x, Tensor) or x.dim() != 4:  # a tracer's, or one that torch refuses
+            return False
+        if isinstance(x, FakeTensor):  # it stands for one on a GPU
+            here = x.dtype != torch.float64
+        elif x.is_cpu:
+            here = x.dtype == torch.float32 and batch_norm_compiled()
+        else:
+            here = x.is_cuda and x.dtype != torch.float64
+        return (
+            here
+            and self.momentum is not None  # else of all batches, by their number
+            and self.weight.dtype == torch.float32
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+
+    def _outline(self, x: Tensor, tensors: tuple[Any, ...], residual: Tensor | None) -> Tensor:
+        """The operator itself, which knows the results' shapes."""
+        operator: Any = torch.ops.fasttricks_kernels.batch_norm_act
+        return operator(x, *tensors, residual, None, self.act, self.training, self.momentum, self.eps)[0]  # type: ignore[no-any-return]
+
+    def _check_input_dim(self, input: Any) -> None:
+        if isinstance(input, Tensor):  # torch.fx has no dimensions; it does not look into torch's own layer
+            super()._check_input_dim(input)
+
+    def reset_running_stats(self) -> None:
+        """As nn.BatchNorm2d."""
+        self._uncounted = 0
+        super().reset_running_stats()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        settle_counts([self])
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        settle_counts([self])  # a file without the counter leaves it
+        super()._load_from_state_dict(*args)
+
+
+class SyncBatchNormAct(nn.SyncBatchNorm):
+    """BatchNormAct over the images of all ranks, by torch's operators."""
+
+    act: Act = "none"
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """As BatchNormAct."""
+        return activated(super().forward(x), residual, self.act)
+
+
+@torch.no_grad()
+def settle_counts(modules: Iterable[nn.Module]) -> None:
+    """Bring num_batches_tracked of each BatchNormAct in `modules` up to date, by one operator for all."""
+    behind = [module for module in modules if isinstance(module, BatchNormAct) and module._uncounted]
+    if not behind:
+        return
+    counters: list[Any] = [module.num_batches_tracked for module in behind]
+    torch._foreach_add_(counters, [module._uncounted for module in behind])
+    for module in behind:
+        module._uncounted = 0
+
+
+def fused_arithmetic(device: torch.device) -> str:
+    """The implementation of the fused form: Triton's on a GPU, compiled C on a CPU, or torch there without a compiler."""
+    if device.type != "cpu":
+        return "fused"
+    return "compiled" if batch_norm_compiled() else "torch"
+
+
+def use_norm(model: nn.Module, norm: Norm) -> None:
+    """Have every BatchNormAct in `model` be fused, or torch's."""
+    for module in model.modules():
+        if isinstance(module, BatchNormAct):
+            module.fused = norm == "fused"
+
+
+def synchronized(module: nn.Module) -> nn.Module:
+    """`module` with every batch norm in it over the images of all ranks, which keeps its tensors; as
+    nn.SyncBatchNorm.convert_sync_batchnorm, which knows no activation."""
+    if isinstance(module, _BatchNorm):
+        found: nn.SyncBatchNorm = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, BatchNormAct):
+            found.__class__ = SyncBatchNormAct
+            found.act = module.act  # type: ignore[assignment]
+        return found
+    for name, child in module.named_children():
+        setattr(module, name, synchronized(child))
+    return module
