@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, TypeVar
@@ -32,17 +32,20 @@ class Stopped(Exception):
 
 
 # ------------------------------------------------------------------------------------------------ a training step
-def train_step(learner: Learner, batches: Sequence[Any]) -> list[Counted]:
+def train_step(learner: Learner, batches: Iterable[Any]) -> list[Counted]:
     """One update from this rank's micro-batches. The gradient is the mean over the step's images on all ranks.
 
+    Each of `batches`, as many as learner.micro_batches, is asked for once the one before it is launched.
     Returns of each micro-batch (its loss, summed over its images; its images) for the log, on the device. Nothing here waits
     for it: no .item(), no copy to the host, no branch on a tensor; but for a cache of the teacher's logits (distill.cache)
     while it is being filled.
     """
     counts: list[Counted] = []
-    seed_dropout(learner.config.seed, step=learner.step, rank=learner.world.rank)
+    last = len(learner.micro_batches) - 1
     for index, batch in enumerate(batches):
-        with synced_gradients(learner, last=index == len(batches) - 1):
+        if index == 0:
+            seed_dropout(learner.config.seed, step=learner.step, rank=learner.world.rank)
+        with synced_gradients(learner, last=index == last):
             numbers = learner.numbers(index)
             counts.append(add_gradients(learner, batch, numbers))
     update(learner, numbers)
@@ -137,8 +140,8 @@ def train_epoch(run: Run) -> None:
     run.log.resume_clock()
     run.monitor.take()  # readings during validation are not part of the epoch
     batches = spanned("data", run.train_loader)
-    while group := list(islice(batches, config.accumulate)):
-        for loss, images in train_step(run, group):
+    for _ in range(run.step_in_epoch, run.steps_per_epoch):
+        for loss, images in train_step(run, islice(batches, len(run.micro_batches))):
             run.log.add(loss, images)
         run.profiler.step()
         if run.step % config.log_steps == 0:
@@ -148,6 +151,7 @@ def train_epoch(run: Run) -> None:
             stop_if_asked(run)
             if steps_due(run):
                 save(run)
+    next(batches, None)  # none: the loader's epoch ends where another batch is asked for
     run.train_seconds += report(run)
     share_statistics(run)
     run.epoch += 1

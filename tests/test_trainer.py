@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,56 @@ def test_mixup_draws_for_each_micro_batch_of_each_step(
         train_step(run, group)
     assert [entry[:3] for entry in drawn] == [(7, step, 0) for step in range(6)]
     assert len({lam for *_, lam in drawn}) == 6
+
+
+# -------------------------------------------------------------------------------------------------------------- order
+@dataclass
+class Noting:
+    """A loader that notes when it is asked for a batch."""
+
+    loader: Any
+    events: list[str]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            self.events.append("drawn")
+            yield batch
+        self.events.append("ended")
+
+
+def test_a_micro_batch_is_drawn_once_the_one_before_is_launched(
+    start: Callable[..., Run], square_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight a step, of which the loader has two ahead: a GPU has work while the others are made. The last step has fewer."""
+    events: list[str] = []
+    run = start(*PLAIN, "--data.prefetch", "2", data_dir=square_data, global_batch_size=16, accumulate=8)
+    loader = run.train_loader
+    run.train_loader = Noting(loader, events)  # type: ignore[assignment]
+    for name in ("add_gradients", "update"):
+        work = getattr(trainer, name)
+
+        def noted(*arguments: Any, name: str = name, work: Callable[..., Any] = work) -> Any:
+            done = work(*arguments)
+            events.append(name)
+            return done
+
+        monkeypatch.setattr(trainer, name, noted)
+    with run.claim:
+        trainer.train_epoch(run)
+        run.log.close(draw=False)
+    whole, rest = ["drawn", "add_gradients"] * 8, ["drawn", "add_gradients"] * 7
+    assert events == [*whole, "update", *whole, "update", *rest, "update", "ended"]
+    assert (run.step, run.epoch) == (3, 1)
+    position = loader.state_dict()
+    assert (position["epoch"], position["step"]) == (1, 0)
+
+
+def test_batches_leave_torchs_generator_alone(start: Callable[..., Run], square_data: Path) -> None:
+    """Dropout draws from it; micro-batches are drawn in between."""
+    run = start(*TRICKS, data_dir=square_data)
+    before = torch.get_rng_state()
+    assert sum(map(len, run.train_loader)) == 45
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ------------------------------------------------------------------------------------------------------------- resume

@@ -31,7 +31,10 @@ class Batches(Protocol):
         """Batches an epoch, equal on all ranks."""
 
     def __iter__(self) -> Iterator[Any]:
-        """The rest of the epoch."""
+        """The rest of the epoch, each batch as it is asked for: within a step, of several, after those before it are launched.
+
+        torch's global generator is the network's own random layers', and stays as it is.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as JSON can hold it."""

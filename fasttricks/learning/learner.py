@@ -160,11 +160,15 @@ class Learner:
         """Updates done of the current epoch; 0 at an epoch's end, when all ranks have one model."""
         return self.step % self.steps_per_epoch
 
+    @property
+    def micro_batches(self) -> range:
+        """The micro-batches of the current step, by their place in the epoch."""
+        first = self.step_in_epoch * self.config.accumulate
+        return range(first, min(first + self.config.accumulate, len(self.shards)))
+
     def images_in_step(self) -> int:
         """Images of the current step, over all its micro-batches and ranks. Arithmetic only, no collective."""
-        first = self.step_in_epoch * self.config.accumulate
-        last = min(first + self.config.accumulate, len(self.shards))
-        return sum(map(self.shards.global_count, range(first, last)))
+        return sum(map(self.shards.global_count, self.micro_batches))
 
     def numbers(self, micro_batch: int = 0) -> StepNumbers:
         """The numbers of the current step, for one of its micro-batches. About 30 microseconds on the host; no sync."""
