@@ -42,6 +42,7 @@ QUICK = {
     ("augment pairs-50x99-fp16", 80),
     ("batch_norm_act values with a residual-C=64-fp16", 90),
     ("batch_norm_act gradients-C=256-bf16", 80),
+    ("batch_norm_act gradients of a fork with a residual-C=64-fp16", 100),
     ("sgd step-3 tensors-fp16", 100),
     ("sgd overflow-3 tensors-fp16", 80),
 }

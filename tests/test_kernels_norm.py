@@ -28,24 +28,26 @@ def short_of_torch(parameters: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("channels", "rows", "dtype", "form"),
+    ("channels", "rows", "dtype", "form", "fork"),
     [
-        *short_of_torch(covering(CHANNELS, list(SHAPES), FLOATS, FORMS)),
-        (2048, 2, torch.float16, FORMS[4]),
-        pytest.param(2048, 98, torch.float32, FORMS[1], marks=pytest.mark.slow),
+        *short_of_torch(covering(CHANNELS, list(SHAPES), FLOATS, FORMS, [False, True])),
+        (2048, 2, torch.float16, FORMS[4], True),
+        pytest.param(2048, 98, torch.float32, FORMS[1], False, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 @interpreted
-def test_training(channels: int, rows: int, dtype: torch.dtype, form: tuple[str, bool]) -> None:
-    data = draw(channels, rows, dtype)
+def test_training(channels: int, rows: int, dtype: torch.dtype, form: tuple[str, bool], fork: bool) -> None:
+    data = draw(channels, rows, dtype, fork=fork)
     check(data if form[1] else data | {"residual": None}, form[0], training=True)
 
 
-@pytest.mark.parametrize(("channels", "dtype", "form"), covering([3, 64], FLOATS, FORMS), ids=str)
+@pytest.mark.parametrize(
+    ("channels", "dtype", "form", "fork"), covering([3, 64], FLOATS, FORMS, [False, True]), ids=str
+)
 @interpreted
-def test_evaluation(channels: int, dtype: torch.dtype, form: tuple[str, bool]) -> None:
-    data = draw(channels, 98, dtype)
+def test_evaluation(channels: int, dtype: torch.dtype, form: tuple[str, bool], fork: bool) -> None:
+    data = draw(channels, 98, dtype, fork=fork)
     check(data if form[1] else data | {"residual": None}, form[0], training=False)
 
 
@@ -234,6 +236,7 @@ def test_the_reference_of_the_gradient_is_that_of_autograd() -> None:
         )
         got = reference.batch_norm_act_grad(
             d["grad"],
+            None,
             d["x"],
             None,
             d["weight"],

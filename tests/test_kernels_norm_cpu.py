@@ -25,10 +25,14 @@ def _compiled() -> None:
     assert _cpu.compiled() is not None
 
 
-@pytest.mark.parametrize(("channels", "rows", "form"), covering(CHANNELS, list(SHAPES), FORMS), ids=str)
+@pytest.mark.parametrize(
+    ("channels", "rows", "form", "fork"), covering(CHANNELS, list(SHAPES), FORMS, [False, True]), ids=str
+)
 @pytest.mark.parametrize("training", [True, False])
-def test_errors_are_at_most_torchs(channels: int, rows: int, form: tuple[str, bool], training: bool) -> None:
-    data = draw(channels, rows, torch.float32)
+def test_errors_are_at_most_torchs(
+    channels: int, rows: int, form: tuple[str, bool], fork: bool, training: bool
+) -> None:
+    data = draw(channels, rows, torch.float32, fork=fork)
     check(data if form[1] else data | {"residual": None}, form[0], training, step=ALMOST_NONE)
 
 
@@ -48,7 +52,7 @@ def threads() -> Iterator[None]:
 def test_the_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine parts or more, among one to five threads; all of the rows in one part have other last bits, so parts do count."""
     monkeypatch.setattr(_cpu, "VALUES_A_PART", 16_384)
-    data = draw(70, 2100, torch.float32)
+    data = draw(70, 2100, torch.float32, fork=True)
     results = []
     for count in (1, 2, 3, 5):
         torch.set_num_threads(count)
@@ -60,7 +64,7 @@ def test_the_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("channels", [7, 64, 520])
 def test_results_past_the_caches_have_the_same_bits(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = draw(channels, 98, torch.float32)
+    data = draw(channels, 98, torch.float32, fork=True)
     cached = ours(data, "relu", True)
     monkeypatch.setattr(_cpu, "STREAMED_FROM", 0)
     assert all(torch.equal(value, cached[name]) for name, value in ours(data, "relu", True).items())
@@ -84,11 +88,11 @@ def test_opcheck() -> None:
     data = draw(8, 49, torch.float32)
     x, weight, bias, residual = (data[name].requires_grad_() for name in ("x", "weight", "bias", "residual"))
     options = "relu6", True, 0.1, 1e-5
-    arguments = x, weight, bias, data["running_mean"], data["running_var"], residual, None, *options
+    arguments = x, weight, bias, data["running_mean"], data["running_var"], residual, None, True, *options
     torch.library.opcheck(ops.batch_norm_act.default, arguments)
-    y, mean, rstd, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
+    y, _, mean, rstd, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
     saved = x.detach(), y, weight.detach(), bias.detach(), mean, rstd
-    torch.library.opcheck(ops.batch_norm_act_backward.default, (data["grad"], *saved, *options))
+    torch.library.opcheck(ops.batch_norm_act_backward.default, (data["grad"], data["grad"], *saved, True, *options))
 
 
 def test_a_changed_input_is_refused_in_backward() -> None:
@@ -130,10 +134,11 @@ int main(int argc, char **argv) {
     const int64_t sizes[][2] = {{1, 1}, {2, 3}, {5, 513}, {1030, 7}, {263, 1100}};
     for (int i = 0; i < 5; i++)
         for (int act = 0; act < 3; act++)
-            for (int residual = 0; residual < 2; residual++) {
+            for (int form = 0; form < 4; form++) {
+                const int residual = form % 2, fork = form / 2;
                 const int64_t R = sizes[i][0], C = sizes[i][1], rows = 100, P = (R + rows - 1) / rows;
-                Batch b = {.R = R, .C = C, .x_stride = C + 2, .residual_stride = C, .grad_stride = C + 1, .momentum = 0.1,
-                           .eps = 1e-5, .act = act, .training = R > 1, .rows = rows, .stream = i % 2};
+                Batch b = {.R = R, .C = C, .x_stride = C + 2, .residual_stride = C, .grad_stride = C + 1, .second_stride = C + 3,
+                           .momentum = 0.1, .eps = 1e-5, .act = act, .training = R > 1, .rows = rows, .stream = i % 2};
                 b.x = of((R - 1) * (C + 2) + C), b.grad = of((R - 1) * (C + 1) + C), b.out = of(R * C);
                 b.residual = residual ? of(R * C) : NULL;
                 b.weight = of(C), b.bias = of(C), b.mean = malloc(C * sizeof(double)), b.rstd = of(C), b.grad_weight = of(C);
@@ -142,7 +147,9 @@ int main(int argc, char **argv) {
                 b.parts = malloc(2 * P * C * sizeof(double));
                 for (int64_t c = 0; c < C; c++) b.running_var[c] = 1;
                 fasttricks_norm_forward(&b, 1, NULL);
-                if (residual && act) b.y = b.out, b.grad_residual = of(R * C), b.out = of(R * C);
+                if (fork) b.second = of((R - 1) * (C + 3) + C);
+                if (residual && act) b.y = b.out, b.out = of(R * C);
+                if (residual && (act || fork)) b.grad_residual = of(R * C);
                 fasttricks_norm_backward(&b, 1, NULL);
             }
     puts("done");

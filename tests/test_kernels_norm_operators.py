@@ -21,22 +21,30 @@ def channels_last(*shape: int, **options: Any) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
 @pytest.mark.parametrize(
-    ("dtype", "training", "with_residual"),
-    [(torch.float32, True, True), pytest.param(torch.float16, False, False, marks=pytest.mark.slow)],
+    ("dtype", "act", "training", "with_residual", "fork"),
+    [
+        (torch.float32, "relu", True, True, True),
+        pytest.param(torch.float16, "relu", False, False, False, marks=pytest.mark.slow),
+        pytest.param(torch.float16, "none", True, True, True, marks=pytest.mark.slow),
+        pytest.param(torch.float16, "none", True, True, False, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, "relu6", True, False, True, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 @interpreted
-def test_opcheck(dtype: torch.dtype, training: bool, with_residual: bool) -> None:
+def test_opcheck(dtype: torch.dtype, act: str, training: bool, with_residual: bool, fork: bool) -> None:
     ops = torch.ops.fasttricks_kernels
-    x, residual, grad = (channels_last(2, 8, 3, 3).to(dtype) for _ in range(3))
+    x, residual, grad, second = (channels_last(2, 8, 3, 3).to(dtype) for _ in range(4))
     weight, bias, mean, var = (torch.rand(8) for _ in range(4))
     momentum = torch.tensor(0.5) if training else None
-    options = "relu", training, 0.1, 1e-5
+    options = act, training, 0.1, 1e-5
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
-    arguments = *leaves[:3], mean, var, leaves[3] if with_residual else None, momentum, *options
+    arguments = *leaves[:3], mean, var, leaves[3] if with_residual else None, momentum, fork, *options
     torch.library.opcheck(ops.batch_norm_act.default, arguments)
-    y, mean, rstd, *_ = ops.batch_norm_act(x, weight, bias, mean, var, residual, momentum, *options)
-    saved = x, y if with_residual else None, weight, bias, mean, rstd
-    torch.library.opcheck(ops.batch_norm_act_backward.default, (grad, *saved, *options))
+    y, _, mean, rstd, *_ = ops.batch_norm_act(x, weight, bias, mean, var, residual, momentum, fork, *options)
+    saved = x, y if with_residual and act != "none" else None, weight, bias, mean, rstd
+    more = second if fork else None, *saved, with_residual
+    torch.library.opcheck(ops.batch_norm_act_backward.default, (grad, *more, *options))
 
 
 class Program(torch.nn.Module):
@@ -45,19 +53,20 @@ class Program(torch.nn.Module):
         self.norm = torch.nn.BatchNorm2d(8)
         self.act: Any = "relu6"
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """A fork, and the network without one that follows it."""
         norm = self.norm
-        return fk.batch_norm_act(
-            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, residual=residual, act=self.act, **OPTIONS
-        )
+        numbers = norm.weight, norm.bias, norm.running_mean, norm.running_var
+        y, second = fk.batch_norm_act(x, *numbers, residual=residual, act=self.act, fork=True, **OPTIONS)
+        return 2 * y, fk.batch_norm_act(second, *numbers, act=self.act, **OPTIONS)
 
 
 def step(program: Any, module: Program) -> list[Tensor]:
     torch.manual_seed(0)
     x, residual = (channels_last(2, 8, 5, 5).requires_grad_() for _ in range(2))
-    y = program(x, residual)
-    grads = torch.autograd.grad(y, [x, residual, *module.norm.parameters()], torch.ones_like(y))
-    return [y.detach(), *grads, module.norm.running_mean.clone(), module.norm.running_var.clone()]
+    ys = program(x, residual)
+    grads = torch.autograd.grad(ys, [x, residual, *module.norm.parameters()], [torch.randn_like(y) for y in ys])
+    return [*(y.detach() for y in ys), *grads, module.norm.running_mean.clone(), module.norm.running_var.clone()]
 
 
 @interpreted
@@ -78,7 +87,7 @@ def test_a_compiled_step_has_the_bits_of_an_eager_one() -> None:
     for got, true in zip(step(compiled, module), step(eager, eager), strict=True):
         assert torch.equal(got, true)
     targets = [name for graph in graphs for name in graph]
-    assert [sum(op in name for name in targets) for op in ("batch_norm_act.default", "act_backward.default")] == [1, 1]
+    assert [sum(op in name for name in targets) for op in ("batch_norm_act.default", "act_backward.default")] == [2, 2]
 
 
 @interpreted
@@ -90,7 +99,7 @@ def test_export() -> None:
     program = torch.export.export(module, (x, residual), dynamic_shapes=({0: batch}, {0: batch})).module()
     for size in (3, 5):
         x, residual = channels_last(size, 8, 5, 5), channels_last(size, 8, 5, 5)
-        assert torch.equal(program(x, residual), again(x, residual))
+        assert all(torch.equal(a, b) for a, b in zip(program(x, residual), again(x, residual), strict=True))
     assert torch.equal(program.norm.running_mean, again.norm.running_mean)
 
 
@@ -99,13 +108,12 @@ def test_fake_tensors_on_a_gpu() -> None:
         x, residual = (torch.empty(4, 6, 6, 8, device="cuda", dtype=torch.float16).movedim(-1, 1) for _ in range(2))
         weight, bias, mean, var = (torch.ones(8, device="cuda") for _ in range(4))
         momentum = torch.ones((), device="cuda")
-        y = fk.batch_norm_act(
-            x, weight, bias, mean, var, residual=residual, act="relu", training=True, momentum=momentum, eps=1e-5
-        )
+        options = {"training": True, "momentum": momentum, "eps": 1e-5}
+        y, second = fk.batch_norm_act(x, weight, bias, mean, var, residual=residual, act="relu", fork=True, **options)
         grads = torch.ops.fasttricks_kernels.batch_norm_act_backward(
-            y, x, y, weight, bias, mean, var, "relu", True, 0.1, 1e-5
+            y, second, x, y, weight, bias, mean, var, True, "relu", True, 0.1, 1e-5
         )
-    for tensor in (y, grads[0], grads[3]):
+    for tensor in (y, second, grads[0], grads[3]):
         assert tensor.device.type == "cuda" and tensor.shape == x.shape and tensor.dtype == x.dtype
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert all(tensor.shape == (8,) and tensor.dtype == torch.float32 for tensor in grads[1:3])

@@ -315,8 +315,12 @@ def batch_norm_act(
     training: bool,
     momentum: Tensor | float,
     eps: float,
-) -> Tensor:
-    """act(batch_norm(x) + residual), in float32 (float64 for float64), rounded once; moves the running statistics in place."""
+    fork: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """act(batch_norm(x) + residual), in float32 (float64 for float64), rounded once; moves the running statistics in place.
+
+    With `fork` twice, on one memory.
+    """
     running: list[Tensor | None] = [running_mean_C, running_var_C]
     later = isinstance(momentum, Tensor) and training and running_mean_C is not None and x.numel() > 0
     if later:  # torch takes no tensor for the momentum: the batch's own statistics first
@@ -328,11 +332,13 @@ def batch_norm_act(
             statistic.lerp_(of_batch, momentum.to(of_batch.dtype))  # type: ignore[union-attr, arg-type]
     if residual is not None:
         y = y + wide(residual)
-    return activation(y, act).to(x.dtype)
+    y = activation(y, act).to(x.dtype)
+    return (y, y.view_as(y)) if fork else y
 
 
 def batch_norm_act_grad(
     grad: Tensor,
+    second: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight_C: Tensor | None,
@@ -344,13 +350,14 @@ def batch_norm_act_grad(
     training: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and residual; themselves differentiable in grad, x and weight.
+    """Gradients of x, weight, bias and residual; themselves differentiable in grad, second, x and weight.
 
-    The mask is that of the output as stored: y, or without a residual y computed again. With g the masked gradient and
-    h = (x - mean) rstd, that of x is weight rstd (g - mean(g) - h mean(g h)), and weight rstd g in evaluation.
+    `grad` and `second` are those of a fork's two outputs, and are added in float32 (float64 for float64). The mask is that
+    of the output as stored: y, or without a residual y computed again. With g the masked gradient and h = (x - mean) rstd,
+    that of x is weight rstd (g - mean(g) - h mean(g h)), and weight rstd g in evaluation.
     """
     axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
-    x_wide, g = wide(x), wide(grad)
+    x_wide, g = wide(x), wide(grad) if second is None else wide(grad) + wide(second)
     mean, rstd = mean_C.to(x_wide.dtype).view(shape), rstd_C.view(shape)
     scale = 1.0 if weight_C is None else weight_C.view(shape)
     if act != "none":

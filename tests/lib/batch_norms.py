@@ -1,6 +1,7 @@
 """batch_norm_act beside torch's batch norm in float64 and float32: drawn arguments, results by name, the errors compared.
 
-Gradients are held to those with the mask of the output as stored, which is the rule.
+Gradients are held to those with the mask of the output as stored, which is the rule. In a fork with a residual they are held to
+those of the sum as stored, which is the residual's gradient; it is held to the sum in float64.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def draw(channels: int, rows: int, dtype: torch.dtype, shift: float = 0.0) -> dict[str, Any]:
-    """x, residual and the gradient of y, channels-last; weight, bias and running statistics in float32."""
+def draw(channels: int, rows: int, dtype: torch.dtype, shift: float = 0.0, fork: bool = False) -> dict[str, Any]:
+    """x, residual and the gradient of y, channels-last; weight, bias and running statistics in float32.
+
+    With `fork` a second gradient, of the second output.
+    """
     generator = torch.Generator().manual_seed(channels + rows)
     images, height, width = SHAPES[rows]
     x, residual, grad = (
@@ -32,10 +36,20 @@ def draw(channels: int, rows: int, dtype: torch.dtype, shift: float = 0.0) -> di
     )
     weight, bias, mean = torch.randn(3, channels, generator=generator).unbind()
     var = torch.rand(channels, generator=generator) + 0.5
-    return {
+    data = {
         "x": (1.5 * x + shift).to(dtype), "residual": residual.to(dtype), "grad": grad.to(dtype),
         "weight": 2 * weight, "bias": bias, "running_mean": mean + shift, "running_var": var,
     }  # fmt: skip
+    second = channels_last(torch.randn(x.shape, generator=generator)).to(dtype)
+    return data | {"second": second} if fork else data
+
+
+def gradient(data: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """The gradient of y; of a fork the sum of both, rounded to their dtype as autograd has it, or in float64."""
+    if "second" not in data:
+        return data["grad"].to(dtype)
+    grads = [data["grad"], data["second"]]
+    return (grads[0] + grads[1]).to(dtype) if dtype != torch.float64 else grads[0].double() + grads[1].double()
 
 
 def open_mask(y: Tensor, act: str) -> Tensor:
@@ -47,14 +61,13 @@ def open_mask(y: Tensor, act: str) -> Tensor:
 def by_torch(data: dict[str, Any], dtype: torch.dtype, act: str, training: bool, mask: Tensor) -> dict[str, Tensor]:
     """The results by torch's operators in `dtype`, the gradient through `mask`."""
     d = {name: None if value is None else value.to(dtype, copy=True) for name, value in data.items()}
+    grad = gradient(data, dtype) * mask
     leaves = {name: d[name].requires_grad_() for name in ("x", "weight", "bias") if d[name] is not None}
     y = F.batch_norm(d["x"], d["running_mean"], d["running_var"], d["weight"], d["bias"], training, 0.1, 1e-5)
-    grads = dict(
-        zip(leaves, torch.autograd.grad(y, list(leaves.values()), d["grad"] * mask, retain_graph=True), strict=True)
-    )
+    grads = dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), grad, retain_graph=True), strict=True))
     y = y if d["residual"] is None else y + d["residual"]
     y = {"none": y, "relu": y.relu(), "relu6": F.relu6(y)}[act].detach()
-    found = {"y": y, "grad_residual": None if d["residual"] is None else d["grad"] * mask}
+    found = {"y": y, "grad_residual": None if d["residual"] is None else grad}
     found |= {f"grad_{name}": grad for name, grad in grads.items()}
     found |= {name: d[name] for name in ("running_mean", "running_var")}
     return {name: value.double() for name, value in found.items() if value is not None}
@@ -64,12 +77,16 @@ def ours(data: dict[str, Any], act: str, training: bool, **more: Any) -> dict[st
     d = {name: None if value is None else value.clone() for name, value in data.items()}
     names = [name for name in ("x", "weight", "bias", "residual") if d[name] is not None]
     leaves = {name: d[name].requires_grad_() for name in names}
-    x, grad = (more.pop(name, d[name]) for name in ("x", "grad"))
+    d |= more
+    x, fork = d["x"], "second" in d
     y = fk.batch_norm_act(
         x, d["weight"], d["bias"], d["running_mean"], d["running_var"], residual=d["residual"], act=act,
-        training=training, momentum=0.1, eps=1e-5,
+        training=training, momentum=0.1, eps=1e-5, fork=fork,
     )  # fmt: skip
-    grads = torch.autograd.grad(y, [x if name == "x" else leaf for name, leaf in leaves.items()], grad)
+    outputs, grads_of_y = (y, [d["grad"], d["second"]]) if fork else ((y,), [d["grad"]])
+    inputs = [x if name == "x" else leaf for name, leaf in leaves.items()]
+    grads = torch.autograd.grad(outputs, inputs, grads_of_y)
+    y = outputs[-1]
     for name in names:
         torch.testing.assert_close(d[name], data[name], rtol=0, atol=0, equal_nan=True)
     assert y.dtype == grads[0].dtype == data["x"].dtype
@@ -82,16 +99,23 @@ def check(data: dict[str, Any], act: str, training: bool, step: dict[torch.dtype
     """The largest error of each result is at most that of torch in float32, and a rounding to the result's dtype more."""
     got = ours(data, act, training)
     mask = open_mask(got["y"], act)
+    if "second" in data and data["residual"] is not None:
+        sum_ = gradient(data, torch.float64) * mask
+        size = step[data["grad"].dtype] if data["grad"].dtype != torch.float32 else 2**-24
+        assert ((got["grad_residual"].double() - sum_).abs() <= size * sum_.abs()).all()
+        data = {name: value for name, value in data.items() if name != "second"} | {"grad": got["grad_residual"]}
     true, theirs = (by_torch(data, dtype, act, training, mask) for dtype in (torch.float64, torch.float32))
     assert set(got) == set(true)
     x = data["x"].double()
-    g, axes = (data["grad"].double() * mask).abs(), [0, *range(2, x.dim())]
-    deviation = (x - x.mean(axes, keepdim=True)) / x.std(axes, correction=0, keepdim=True)
-    var = (
-        x.var(axes, correction=0, keepdim=True) if training else data["running_var"].view([1, -1] + [1] * (x.dim() - 2))
-    )
+    g, axes = (gradient(data, torch.float64) * mask).abs(), [0, *range(2, x.dim())]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if training:
+        var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    else:
+        var, mean = (data[name].double().view(shape) for name in ("running_var", "running_mean"))
+    deviation = (x - mean) / (var + 1e-5).sqrt()
     weight = torch.ones(x.shape[1]) if data["weight"] is None else data["weight"]
-    scale = weight.view([1, -1] + [1] * (x.dim() - 2)).abs() / (var + 1e-5).sqrt()
+    scale = weight.view(shape).abs() / (var + 1e-5).sqrt()
     sizes = {"grad_x": (scale * g).max()} | {
         "grad_bias": g.sum(axes).max(),
         "grad_weight": (g * deviation.abs()).sum(axes).max(),

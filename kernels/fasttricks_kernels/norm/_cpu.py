@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ._kernels import ACTS, Options, stride_of
+from ._kernels import ACTS, Options, stride_of, writes_residual
 from ._layout import as_pixels, empty_pixels, num_pixels
 
 SOURCE = Path(__file__).with_name("norm.c")
@@ -25,10 +25,10 @@ VALUES_A_PART = 131_072  # of x: half a megabyte
 ROWS_A_PART = 128  # at least: a part's sums are double, and four times as large as a row
 STREAMED_FROM = 2_097_152  # values of x: 8 MB, beyond the caches of a core
 
-_NUMBERS = ("R", "C", "x_stride", "residual_stride", "grad_stride")
+_NUMBERS = ("R", "C", "x_stride", "residual_stride", "grad_stride", "second_stride")
 _POINTERS = (
-    *("x", "residual", "y", "grad", "weight", "bias", "running_mean", "running_var", "mean", "rstd", "out"),
-    *("grad_residual", "grad_weight", "grad_bias", "parts", "numbers"),
+    *("x", "residual", "y", "grad", "second", "weight", "bias", "running_mean", "running_var", "mean", "rstd"),
+    *("out", "grad_residual", "grad_weight", "grad_bias", "parts", "numbers"),
 )
 
 
@@ -103,6 +103,7 @@ def forward(
 
 def backward(
     grad: Tensor,
+    second: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor | None,
@@ -112,16 +113,19 @@ def backward(
     options: Options,
     want_x: bool = True,
     want_numbers: bool = True,
+    want_residual: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """As _kernels.launch_backward."""
-    grad = as_pixels(grad)
-    grad_x, grad_residual = empty_pixels(x) if want_x else None, None if y is None else empty_pixels(x)
+    grad, second = as_pixels(grad), None if second is None else as_pixels(second)
+    grad_x = empty_pixels(x) if want_x else None
+    grad_residual = empty_pixels(x) if writes_residual(y, second, want_residual) else None
     grad_weight_C, grad_bias_C = (x.new_empty(x.shape[1]) for _ in range(2))
     tensors = {
-        "x": x, "grad": grad, "y": y, "weight": weight, "bias": bias, "mean": mean_C, "rstd": rstd_C, "out": grad_x,
-        "grad_residual": grad_residual, "grad_weight": grad_weight_C, "grad_bias": grad_bias_C,
+        "x": x, "grad": grad, "second": second, "y": y, "weight": weight, "bias": bias, "mean": mean_C, "rstd": rstd_C,
+        "out": grad_x, "grad_residual": grad_residual, "grad_weight": grad_weight_C, "grad_bias": grad_bias_C,
     }  # fmt: skip
-    _call(1, x, tensors, {"grad_stride": stride_of(grad)}, options)
+    strides = {"grad_stride": stride_of(grad), "second_stride": 0 if second is None else stride_of(second)}
+    _call(1, x, tensors, strides, options)
     return grad_x, grad_weight_C, grad_bias_C, grad_residual
 
 

@@ -71,6 +71,15 @@ def channel_numbers(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c_1C, live_1C):
     return mean_1C, scale_1C, bias_1C
 
 
+@triton.jit
+def gradient_at(grad_ptr, second_ptr, row_R1, c_1C, live_RC, grad_stride, second_stride):
+    """A tile of y's gradient in float32, or of the sum of the gradients of y and its second form."""
+    grad_RC = tl.load(grad_ptr + (row_R1 * grad_stride + c_1C), mask=live_RC, other=0.0).to(tl.float32)
+    if second_ptr is not None:
+        grad_RC += tl.load(second_ptr + (row_R1 * second_stride + c_1C), mask=live_RC, other=0.0).to(tl.float32)
+    return grad_RC
+
+
 # Channels and strides come as multiples of UNIT: the compiler then knows that 16 bytes divide them, and accesses are wide.
 @triton.jit(do_not_specialize=["R", "ROWS", "C_units", "x_units"])
 def statistics_kernel(
@@ -201,9 +210,10 @@ def normalise_kernel(
         tl.store(y_ptr + (row_R1 * C + c_1C), y_RC.to(y_ptr.dtype.element_ty), mask=live_RC)
 
 
-@triton.jit(do_not_specialize=["R", "ROWS", "C_units", "grad_units", "x_units"])
+@triton.jit(do_not_specialize=["R", "ROWS", "C_units", "grad_units", "second_units", "x_units"])
 def gradient_sums_kernel(
     grad_ptr,
+    second_ptr,
     x_ptr,
     y_ptr,
     mean_ptr,
@@ -216,6 +226,7 @@ def gradient_sums_kernel(
     ROWS,
     C_units,
     grad_units,
+    second_units,
     x_units,
     ACT: tl.constexpr,
     UNIT: tl.constexpr,
@@ -237,7 +248,7 @@ def gradient_sums_kernel(
     for first in range(start, stop, BLOCK_R):
         row_R1, there_R1 = rows_at(first, stop, BLOCK_R)
         live_RC = there_R1 & live_1C
-        grad_RC = tl.load(grad_ptr + (row_R1 * (grad_units * UNIT) + c_1C), mask=live_RC, other=0.0).to(tl.float32)
+        grad_RC = gradient_at(grad_ptr, second_ptr, row_R1, c_1C, live_RC, grad_units * UNIT, second_units * UNIT)
         x_RC = tl.load(x_ptr + (row_R1 * (x_units * UNIT) + c_1C), mask=live_RC, other=0.0).to(tl.float32)
         if y_ptr is not None:
             y_RC = tl.load(y_ptr + (row_R1 * C + c_1C), mask=live_RC, other=0.0).to(tl.float32)
@@ -247,6 +258,7 @@ def gradient_sums_kernel(
         if grad_residual_ptr is not None:
             value_RC = grad_RC.to(grad_residual_ptr.dtype.element_ty)
             tl.store(grad_residual_ptr + (row_R1 * C + c_1C), value_RC, mask=live_RC)
+            grad_RC = value_RC.to(tl.float32)  # as the second pass reads it: the mean is of the same values
         sum_RC += grad_RC
         product_RC += tl.where(live_RC, grad_RC * (x_RC - mean_1C), 0.0)
     part_1C = tl.program_id(0) * C + c_1C
@@ -287,9 +299,10 @@ def merge_gradients_kernel(
     tl.store(means_ptr + C + c_1C, tl.div_rn(product_1C * rstd_1C, count), mask=live_1C)
 
 
-@triton.jit(do_not_specialize=["R", "ROWS", "C_units", "grad_units", "x_units"])
+@triton.jit(do_not_specialize=["R", "ROWS", "C_units", "grad_units", "second_units", "x_units"])
 def gradient_kernel(
     grad_ptr,
+    second_ptr,
     x_ptr,
     mean_ptr,
     rstd_ptr,
@@ -301,6 +314,7 @@ def gradient_kernel(
     ROWS,
     C_units,
     grad_units,
+    second_units,
     x_units,
     ACT: tl.constexpr,
     UNIT: tl.constexpr,
@@ -320,7 +334,7 @@ def gradient_kernel(
     for first in range(start, stop, BLOCK_R):
         row_R1, there_R1 = rows_at(first, stop, BLOCK_R)
         live_RC = there_R1 & live_1C
-        grad_RC = tl.load(grad_ptr + (row_R1 * (grad_units * UNIT) + c_1C), mask=live_RC, other=0.0).to(tl.float32)
+        grad_RC = gradient_at(grad_ptr, second_ptr, row_R1, c_1C, live_RC, grad_units * UNIT, second_units * UNIT)
         x_RC = tl.load(x_ptr + (row_R1 * (x_units * UNIT) + c_1C), mask=live_RC, other=0.0).to(tl.float32)
         y_RC = activated(x_RC, mean_1C, scale_1C, bias_1C, 0.0, ACT).to(x_ptr.dtype.element_ty).to(tl.float32)
         grad_RC = masked(grad_RC, y_RC, ACT)
@@ -429,6 +443,7 @@ def launch_forward(
 
 def launch_backward(
     grad: Tensor,
+    second: Optional[Tensor],
     x: Tensor,
     y: Optional[Tensor],
     weight: Optional[Tensor],
@@ -438,24 +453,38 @@ def launch_backward(
     options: Options,
     want_x: bool = True,
     want_numbers: bool = True,
+    want_residual: bool = False,
 ) -> tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    """Gradients of x, weight and bias, and of a residual where `y` is kept for its mask; None where not wanted."""
+    """Gradients of x, weight and bias, and of a residual where writes_residual(); None where not wanted.
+
+    `grad` and `second` are those of a fork's two outputs, and are added.
+    """
     num_channels, num_rows = x.shape[1], num_pixels(x)
-    grad = as_pixels(grad)
-    strides = stride_of(grad), stride_of(x)
+    grad, second = as_pixels(grad), None if second is None else as_pixels(second)
+    strides = stride_of(grad), num_channels if second is None else stride_of(second), stride_of(x)
     tiles = tiles_of(x, *strides)
     unit = tiles.constants["UNIT"]
     channel_tensors = mean_C, rstd_C, weight, bias
-    grad_residual = None if y is None else empty_pixels(x)
+    grad_residual = empty_pixels(x) if writes_residual(y, second, want_residual) else None
     grad_x = empty_pixels(x) if want_x else None
     grad_weight_C = grad_bias_C = means_2C = None
     shape = num_rows, tiles.rows, num_channels // unit
     steps = [stride // unit for stride in strides]
     with on_device_of(x):
-        if want_numbers or y is not None or options.training:
+        if want_numbers or grad_residual is not None or options.training:
             parts = x.new_empty((2, tiles.grid[0], num_channels), dtype=torch.float32)
             gradient_sums_kernel[tiles.grid](
-                grad, x, y, *channel_tensors, grad_residual, parts, *shape, *steps, ACT=options.act, **tiles.constants
+                grad,
+                second,
+                x,
+                y,
+                *channel_tensors,
+                grad_residual,
+                parts,
+                *shape,
+                *steps,
+                ACT=options.act,
+                **tiles.constants,
             )
             grad_weight_C, grad_bias_C = (x.new_empty(num_channels, dtype=torch.float32) for _ in range(2))
             means_2C = x.new_empty((2, num_channels), dtype=torch.float32)
@@ -474,10 +503,11 @@ def launch_backward(
             )
         if grad_x is not None:
             act = options.act
-            if grad_residual is not None:  # its values are masked already
-                grad, steps[0], act = grad_residual, num_channels // unit, "none"
+            if grad_residual is not None:  # its values are added and masked already
+                grad, second, steps[0], act = grad_residual, None, num_channels // unit, "none"
             gradient_kernel[tiles.grid](
                 grad,
+                second,
                 x,
                 *channel_tensors,
                 means_2C if options.training else None,
@@ -488,3 +518,8 @@ def launch_backward(
                 **tiles.constants,
             )
     return grad_x, grad_weight_C, grad_bias_C, grad_residual
+
+
+def writes_residual(y: Optional[Tensor], second: Optional[Tensor], want_residual: bool) -> bool:
+    """Whether backward writes the residual's gradient: it is not the gradient of y as it came."""
+    return y is not None or (want_residual and second is not None)

@@ -1,9 +1,10 @@
 """batch_norm_act's operators, and the torch.autograd.Function that an eager call takes past them; both launch the same code.
 
-    batch_norm_act(...) -> y, mean, rstd, and the running statistics as moved, or nothing for them
-    batch_norm_act_backward(...) -> gradients of x, weight, bias and residual
+    batch_norm_act(...) -> y, mean, rstd, and the running statistics as moved, or nothing for them; with `fork` a copy of y
+    batch_norm_act_backward(...) -> gradients of x, weight, bias and residual; nothing for the last, where it is that of y
 
 The operators change none of their inputs, so that torch.compile may reorder them: the caller copies the running statistics.
+No two results share memory, as torch demands of an operator. An eager call's fork is two views of one memory.
 
 Shape suffixes: C channels.
 """
@@ -20,7 +21,7 @@ from .. import reference
 from .._direct import runs_directly
 from .._launch import NAMESPACE, runs_triton
 from . import _cpu
-from ._kernels import Options, launch_backward, launch_forward
+from ._kernels import Options, launch_backward, launch_forward, writes_residual
 from ._layout import empty_pixels, pixel_stride
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -37,9 +38,9 @@ def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return launch_forward(x, *others) if runs_triton(x) else _cpu.forward(x, *others)
 
 
-def backward(grad: Tensor, x: Tensor, *others: Any) -> Gradients:
+def backward(grad: Tensor, second: Tensor | None, x: Tensor, *others: Any) -> Gradients:
     """As launch_backward, on x's device."""
-    return launch_backward(grad, x, *others) if runs_triton(x) else _cpu.backward(grad, x, *others)
+    return launch_backward(grad, second, x, *others) if runs_triton(x) else _cpu.backward(grad, second, x, *others)
 
 
 def keeps_y(residual: Tensor | None, act: str) -> bool:
@@ -54,74 +55,86 @@ def keeps_y(residual: Tensor | None, act: str) -> bool:
     f"{NAMESPACE}::batch_norm_act",
     mutates_args=(),
     schema=f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? residual, "
-    f"Tensor? device_momentum, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor? device_momentum, bool fork, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _forward(x, weight, bias, running_mean, running_var, residual, device_momentum, *options):
+def _forward(x, weight, bias, running_mean, running_var, residual, device_momentum, fork, *options):
     mean, var = (None if s is None else s.clone() for s in (running_mean, running_var))
-    results = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
-    return *results, *(results[2].new_empty(0) if s is None else s for s in (mean, var))
+    y, *numbers = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
+    moved = (numbers[1].new_empty(0) if s is None else s for s in (mean, var))
+    return y, y.clone() if fork else y.new_empty(0), *numbers, *moved
 
 
 @_forward.register_fake
-def _(x, weight, bias, running_mean, running_var, residual, device_momentum, *options):
+def _(x, weight, bias, running_mean, running_var, residual, device_momentum, fork, *options):
     numbers = [
         x.new_empty(x.shape[1], dtype=d) for d in (torch.float32 if runs_triton(x) else torch.float64, torch.float32)
     ]
     moved = [numbers[1].new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
-    return empty_pixels(x), *numbers, *moved
+    return empty_pixels(x), empty_pixels(x) if fork else x.new_empty(0), *numbers, *moved
 
 
 @custom_op(
     f"{NAMESPACE}::batch_norm_act_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, {OPTIONS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad, Tensor? second, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, "
+    f"bool want_residual, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(grad, x, y, weight, bias, mean, rstd, *options):
-    grads = backward(grad, x, y, weight, bias, mean, rstd, Options(*options))
+def _backward(grad, second, x, y, weight, bias, mean, rstd, want_residual, *options):
+    saved = x, y, weight, bias, mean, rstd
+    grads = backward(grad, second, *saved, Options(*options), True, True, want_residual)
     return *grads[:3], x.new_empty(0) if grads[3] is None else grads[3]
 
 
 @_backward.register_fake
-def _(grad, x, y, weight, bias, mean, rstd, *options):
+def _(grad, second, x, y, weight, bias, mean, rstd, want_residual, *options):
     numbers = [torch.empty_like(rstd) for _ in range(2)]
-    return empty_pixels(x), *numbers, x.new_empty(0) if y is None else empty_pixels(x)
+    written = writes_residual(y, second, want_residual)
+    return empty_pixels(x), *numbers, empty_pixels(x) if written else x.new_empty(0)
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, bias, _, _, residual, _, *options = inputs
+    x, weight, bias, _, _, residual, _, fork, *options = inputs
     ctx.options = Options(*options)
     y = output[0] if keeps_y(residual, ctx.options.act) else None
-    ctx.save_for_backward(x, y, weight, bias, output[1], output[2])
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, y, weight, bias, *output[2:4])
+    ctx.mark_non_differentiable(*output[2 if fork else 1 :])
     ctx.set_materialize_grads(False)
 
 
-def _vjp(ctx, grad, *_):
+def _vjp(ctx, *grads_of_y):
+    grad, second = first_of(*grads_of_y[:2])
     if grad is None:
-        return (None,) * 11
-    x, y, weight, bias, mean, rstd = saved = ctx.saved_tensors
+        return (None,) * 12
+    needs_x, needs_weight, needs_bias, _, _, needs_residual, *_ = ctx.needs_input_grad
+    x, y, weight, bias, mean, rstd = ctx.saved_tensors
+    saved = x, y, weight, bias, mean, rstd
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        grad_x, grad_weight, grad_bias, grad_residual = _backward(grad, *saved, *ctx.options)
-        grad_residual = grad if y is None else grad_residual
+        grads = _backward(grad, second, *saved, needs_residual, *ctx.options)
+        grad_residual = grads[3] if writes_residual(y, second, needs_residual) else grad
     else:
-        grad_x, grad_weight, grad_bias, grad_residual = plain_gradients(
-            grad, x, y, weight, bias, mean, rstd, ctx.options
-        )
-    wanted = [
-        value if needed else None
-        for value, needed in zip(
-            (grad_x, grad_weight, grad_bias, None, None, grad_residual), ctx.needs_input_grad, strict=False
-        )
-    ]
-    return *wanted, *(None,) * 5
+        grads = plain_gradients(grad, second, *saved, ctx.options)
+        grad_residual = grads[3]
+    return (
+        grads[0] if needs_x else None,
+        grads[1] if needs_weight else None,
+        grads[2] if needs_bias else None,
+        *(None, None),
+        grad_residual if needs_residual else None,
+        *(None,) * 6,
+    )
 
 
 _forward.register_autograd(_vjp, setup_context=_save)
 
 
+def first_of(grad: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a fork's outputs, of which either may be unused."""
+    return (second, None) if grad is None else (grad, second)
+
+
 def plain_gradients(
     grad: Tensor,
+    second: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor | None,
@@ -133,7 +146,7 @@ def plain_gradients(
     """By reference.py, which is differentiable again."""
     act, training, _, eps = options
     numbers = None if weight is None else weight, None if bias is None else bias.detach(), mean_C, rstd_C
-    return reference.batch_norm_act_grad(grad, x, y, *numbers, act=act, training=training, eps=eps)
+    return reference.batch_norm_act_grad(grad, second, x, y, *numbers, act=act, training=training, eps=eps)
 
 
 # -------------------------------------------------------------------------------------------------------- autograd
@@ -141,29 +154,35 @@ def plain_gradients(
 
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options: Options):
+    def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options, fork):
         y, mean_C, rstd_C = forward(x, weight, bias, running_mean, running_var, residual, device_momentum, options)
         ctx.options = options
         ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, weight, bias, mean_C, rstd_C)
-        return y
+        ctx.set_materialize_grads(False)
+        # Both are views, so that autograd refuses to change either in place: the other would change with it.
+        return (y.view_as(y), y.view_as(y)) if fork else y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, *grads_of_y: Tensor | None):
+        grad, second = first_of(*(*grads_of_y, None)[:2])
         x, y, weight, bias, mean_C, rstd_C = ctx.saved_tensors  # raises where one was changed in place
         saved = x, y, weight, bias, mean_C, rstd_C
+        if grad is None:
+            return (None,) * 9
         needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         grads: Gradients
-        if torch.is_grad_enabled() or not runs_directly(grad):
-            grads = plain_gradients(grad, *saved, ctx.options)
+        if torch.is_grad_enabled() or not runs_directly(grad, second):
+            grads = plain_gradients(grad, second, *saved, ctx.options)
         else:
-            grads = backward(grad, *saved, ctx.options, needs_x, needs_weight or needs_bias)
-        grad_residual = grad if y is None else grads[3]
+            wanted = needs_x, needs_weight or needs_bias, needs_residual
+            grads = backward(grad, second, *saved, ctx.options, *wanted)
+        grad_residual = grad if grads[3] is None else grads[3]
         return (
             grads[0] if needs_x else None,
             grads[1] if needs_weight else None,
             grads[2] if needs_bias else None,
             grad_residual if needs_residual else None,
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
@@ -179,15 +198,16 @@ def fused(
     act: str,
     training: bool,
     eps: float,
-) -> Tensor:
+    fork: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The function by kernels, of arguments that are checked and that fuses() takes."""
     device_momentum = momentum if isinstance(momentum, Tensor) else None
     options = Options(act, training, 0.0 if isinstance(momentum, Tensor) else float(momentum), float(eps))
     running = running_mean, running_var
     if runs_directly(x, weight, bias, *running, residual, device_momentum):
-        return _BatchNormAct.apply(x, weight, bias, residual, *running, device_momentum, options)
-    y, _, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, *options)
+        return _BatchNormAct.apply(x, weight, bias, residual, *running, device_momentum, options, fork)
+    y, second, _, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, fork, *options)
     if training and running_mean is not None and running_var is not None:
         running_mean.copy_(moved[0])
         running_var.copy_(moved[1])
-    return y
+    return (y, second) if fork else y

@@ -6,7 +6,7 @@ Shape suffixes: N images, C channels, H rows, W columns.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -16,6 +16,40 @@ from ._kernels import ACTS
 from ._operators import fused, fuses
 
 Act = Literal["none", "relu", "relu6"]
+
+
+@overload
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    residual: Tensor | None = ...,
+    act: Act = ...,
+    training: bool,
+    momentum: Tensor | float,
+    eps: float,
+    fork: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    residual: Tensor | None = ...,
+    act: Act = ...,
+    training: bool,
+    momentum: Tensor | float,
+    eps: float,
+    fork: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def batch_norm_act(
@@ -30,7 +64,8 @@ def batch_norm_act(
     training: bool,
     momentum: Tensor | float,
     eps: float,
-) -> Tensor:
+    fork: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """act(torch.nn.functional.batch_norm(x) + residual), rounded once.
 
         y = act(weight (x - mean) / sqrt(var + eps) + bias + residual)
@@ -50,11 +85,14 @@ def batch_norm_act(
         momentum: a finite number, or a () floating point tensor on x's device. For a module's momentum=None, the average of
             all batches, pass 1 / num_batches_tracked.
         eps: a finite number of at least 0, positive in `training`.
+        fork: return y twice, for its two uses. Backward then adds the two gradients, in float32; with a residual the sum is
+            rounded to its dtype before all else. Without `fork` autograd adds them, by an operator and 3 passes of its own.
 
     Returns:
         y, of x's shape and dtype; channels-last where x is, and dense. Differentiable in x, weight, bias and residual,
         twice. The gradient passes where y as stored, after rounding, is above 0, and for relu6 below 6. An empty batch has
-        gradients of 0, and leaves the running statistics.
+        gradients of 0, and leaves the running statistics. With `fork` two tensors on the same memory. Change neither in
+        place, since the other changes too: where autograd records, it refuses. torch.compile and export have a copy instead.
 
     Raises:
         RuntimeError, ValueError: with torch's text: a length other than C, running statistics that are missing, one value a
@@ -71,7 +109,7 @@ def batch_norm_act(
     LeVeque 1983. Oracle: torch.nn.functional.batch_norm in float64.
     """
     _check(x, weight, bias, running_mean, running_var, residual, act, training, momentum, eps)
-    options: dict[str, Any] = {"act": act, "training": training, "eps": eps}
+    options: dict[str, Any] = {"act": act, "training": training, "eps": eps, "fork": fork}
     tensors = x, weight, bias, running_mean, running_var, residual
     if fuses(x) and not transformed(*tensors):
         return fused(*tensors, momentum, **options)

@@ -27,8 +27,8 @@
 
 typedef struct Batch {
     int64_t R, C;
-    int64_t x_stride, residual_stride, grad_stride; /* from row to row; all else is dense */
-    const float *x, *residual, *y, *grad;           /* residual and y may be NULL */
+    int64_t x_stride, residual_stride, grad_stride, second_stride; /* from row to row; all else is dense */
+    const float *x, *residual, *y, *grad, *second; /* residual, y and second may be NULL; the gradients grad and second are added */
     const float *weight, *bias;                     /* may be NULL: 1 and 0 */
     float *running_mean, *running_var;              /* may be NULL, in training */
     double *mean; /* its rounding to float32, times 1 / sqrt(eps), would show in a channel of nearly equal values */
@@ -193,46 +193,57 @@ static void normalise(const Batch *b, int64_t part, int64_t first, int64_t stop)
     }
 }
 
-/* A part: sums of g and g (x - mean); g is written for the residual, if there is one. */
-INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, int act, int with_residual) {
-    const int64_t C = b->C, S = b->x_stride, G = b->grad_stride, P = (b->R + b->rows - 1) / b->rows;
+/* A strip of a row of y's gradient where it lies, or of the sum of two gradients, made in the first cache. */
+INLINE const float *incoming(const Batch *b, int64_t r, int64_t c0, int64_t n, float *restrict made) {
+    const float *restrict g = b->grad + r * b->grad_stride + c0;
+    if (!b->second) return g;
+    const float *restrict h = b->second + r * b->second_stride + c0;
+    for (int64_t c = 0; c < n; c++) made[c] = g[c] + h[c];
+    return made;
+}
+
+/* A part: sums of g and g (x - mean); g is `written` for a residual, whose mask is in y. */
+INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, int act, int with_y, int written) {
+    const int64_t C = b->C, S = b->x_stride, P = (b->R + b->rows - 1) / b->rows;
     for (int64_t c0 = 0; c0 < C; c0 += CHANNELS) {
         const int64_t n = least(CHANNELS, C - c0);
         const float *restrict mean = b->numbers + 4 * C + c0, *restrict scale = b->numbers + c0, *restrict bias = b->numbers + C + c0;
         double *restrict sums = b->parts + part * C + c0, *restrict products = b->parts + (P + part) * C + c0;
-        float sum[CHANNELS], product[CHANNELS];
+        float sum[CHANNELS], product[CHANNELS], added0[CHANNELS], added1[CHANNELS];
         for (int64_t c = 0; c < n; c++) sum[c] = product[c] = 0, sums[c] = products[c] = 0;
         for (int64_t r0 = first; r0 < stop; r0 += FLUSH) {
             const int64_t end = least(r0 + FLUSH, stop);
             int64_t r = r0;
             for (; r + 2 <= end; r += 2) {
                 const float *restrict x0 = b->x + r * S + c0, *restrict x1 = x0 + S;
-                const float *restrict g0 = b->grad + r * G + c0, *restrict g1 = g0 + G;
-                const float *restrict y0 = with_residual ? b->y + r * C + c0 : x0, *restrict y1 = with_residual ? y0 + C : x1;
+                const float *restrict g0 = incoming(b, r, c0, n, added0), *restrict g1 = incoming(b, r + 1, c0, n, added1);
+                const float *restrict y0 = with_y ? b->y + r * C + c0 : x0, *restrict y1 = with_y ? y0 + C : x1;
                 _Alignas(32) float out0[CHANNELS], out1[CHANNELS];
                 for (int64_t c = 0; c < n; c++) {
                     const float d0 = x0[c] - mean[c], d1 = x1[c] - mean[c];
-                    const float v0 = with_residual ? y0[c] : activated(x0[c], mean[c], scale[c], bias[c], 0, act);
-                    const float v1 = with_residual ? y1[c] : activated(x1[c], mean[c], scale[c], bias[c], 0, act);
+                    const float v0 = with_y ? y0[c] : activated(x0[c], mean[c], scale[c], bias[c], 0, act);
+                    const float v1 = with_y ? y1[c] : activated(x1[c], mean[c], scale[c], bias[c], 0, act);
                     const float m0 = masked(g0[c], v0, act), m1 = masked(g1[c], v1, act);
-                    if (with_residual) out0[c] = m0, out1[c] = m1;
+                    if (written) out0[c] = m0, out1[c] = m1;
                     sum[c] += m0 + m1;
                     product[c] += m0 * d0 + m1 * d1;
                 }
-                if (with_residual) {
+                if (written) {
                     put(b, b->grad_residual + r * C + c0, out0, n);
                     put(b, b->grad_residual + (r + 1) * C + c0, out1, n);
                 }
             }
-            for (; r < end; r++)
+            for (; r < end; r++) {
+                const float *restrict g0 = incoming(b, r, c0, n, added0);
                 for (int64_t c = 0; c < n; c++) {
                     const float x = b->x[r * S + c0 + c];
-                    const float y = with_residual ? b->y[r * C + c0 + c] : activated(x, mean[c], scale[c], bias[c], 0, act);
-                    const float g = masked(b->grad[r * G + c0 + c], y, act);
-                    if (with_residual) b->grad_residual[r * C + c0 + c] = g;
+                    const float y = with_y ? b->y[r * C + c0 + c] : activated(x, mean[c], scale[c], bias[c], 0, act);
+                    const float g = masked(g0[c], y, act);
+                    if (written) b->grad_residual[r * C + c0 + c] = g;
                     sum[c] += g;
                     product[c] += g * (x - mean[c]);
                 }
+            }
             flush(sums, sum, n);
             flush(products, product, n);
         }
@@ -240,12 +251,13 @@ INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, i
 }
 
 static void sums(const Batch *b, int64_t part, int64_t first, int64_t stop) {
-    switch (2 * b->act + (b->y != NULL)) {
-    case 0: sums_as(b, part, first, stop, 0, 0); break;
-    case 2: sums_as(b, part, first, stop, 1, 0); break;
-    case 3: sums_as(b, part, first, stop, 1, 1); break;
-    case 4: sums_as(b, part, first, stop, 2, 0); break;
-    default: sums_as(b, part, first, stop, 2, 1);
+    switch (2 * b->act + (b->grad_residual != NULL)) {
+    case 0: sums_as(b, part, first, stop, 0, 0, 0); break;
+    case 1: sums_as(b, part, first, stop, 0, 0, 1); break;
+    case 2: sums_as(b, part, first, stop, 1, 0, 0); break;
+    case 3: sums_as(b, part, first, stop, 1, 1, 1); break;
+    case 4: sums_as(b, part, first, stop, 2, 0, 0); break;
+    default: sums_as(b, part, first, stop, 2, 1, 1);
     }
 }
 
@@ -272,13 +284,15 @@ INLINE void gradient_as(const Batch *b, int64_t first, int64_t stop, int act, in
     const float *restrict mean = b->numbers + 4 * C, *restrict scale = b->numbers, *restrict bias = b->numbers + C;
     const float *restrict mean_g = b->numbers + 2 * C, *restrict slope = b->numbers + 3 * C;
     for (int64_t r = first; r < stop; r++) {
-        const float *restrict x = b->x + r * b->x_stride, *restrict grad = b->grad + r * b->grad_stride;
+        const float *restrict x = b->x + r * b->x_stride;
         for (int64_t c0 = 0; c0 < C; c0 += CHANNELS) {
             const int64_t n = least(CHANNELS, C - c0);
             _Alignas(32) float out[CHANNELS];
+            float added[CHANNELS];
+            const float *restrict grad = incoming(b, r, c0, n, added);
             for (int64_t i = 0; i < n; i++) {
                 const int64_t c = c0 + i;
-                float g = masked(grad[c], activated(x[c], mean[c], scale[c], bias[c], 0, act), act);
+                float g = masked(grad[i], activated(x[c], mean[c], scale[c], bias[c], 0, act), act);
                 if (training) g = g - mean_g[c] - (x[c] - mean[c]) * slope[c];
                 out[i] = scale[c] * g;
             }
@@ -331,8 +345,9 @@ void fasttricks_norm_backward(Batch *b, uint32_t threads, Parallel parallel) {
     run(b, sums, threads, parallel);
     merge_sums(b, (b->R + b->rows - 1) / b->rows);
     if (!b->out) return;
-    if (b->grad_residual) { /* its values are masked already */
+    if (b->grad_residual) { /* its values are added and masked already */
         b->grad = b->grad_residual;
+        b->second = NULL;
         b->grad_stride = b->C;
         b->act = 0;
     }

@@ -177,39 +177,48 @@ BATCH_NORMS = {64: (2, 32, 33), 256: (32, 7, 7), 100: (2, 64, 33)}
 """Channels -> images, height, width: two programs down; a ResNet-50's last stage at batch 32; no power of two."""
 
 
+BATCH_NORM_FORMS = {
+    "values": 3,
+    "values with a residual": 4,
+    "gradients": 5,
+    "gradients with a residual": 7,
+    "gradients of a fork": 7,
+    "gradients of a fork with a residual": 8,
+}
+"""A form -> its passes over a tensor of x's size."""
+
+
 def batch_norm_cases() -> list[Case]:
-    """In training with ReLU, and with a residual too: x to y, and the gradient of y to those of the inputs."""
+    """In training with ReLU, and with a residual too: x to y, and the gradients of y to those of the inputs."""
     return [
-        _batch_norm_case(backward, residual, channels, images, dtype)
-        for backward in (False, True)
-        for residual in (False, True)
+        _batch_norm_case(form, channels, images, dtype)
+        for form in BATCH_NORM_FORMS
         for channels, images in BATCH_NORMS.items()
         for dtype in DTYPES
     ]
 
 
-def _batch_norm_case(
-    backward: bool, has_residual: bool, channels: int, images: tuple[int, int, int], dtype: str
-) -> Case:
+def _batch_norm_case(form: str, channels: int, images: tuple[int, int, int], dtype: str) -> Case:
+    backward, has_residual, fork = form.startswith("gradients"), "residual" in form, "fork" in form
     number, height, width = images
     shape = number, height, width, channels
-    x, y, residual = (torch.zeros(shape, dtype=DTYPES[dtype]).movedim(-1, 1) for _ in range(3))
+    x, y, residual, second = (torch.zeros(shape, dtype=DTYPES[dtype]).movedim(-1, 1) for _ in range(4))
     weight, bias, mean, var = (torch.ones(channels) for _ in range(4))
     options = norm.Options("relu", True, 0.1, 1e-5)
-    passes = (7 if has_residual else 5) if backward else (4 if has_residual else 3)
 
     def run() -> object:
         if backward:
-            return norm.launch_backward(y, x, y if has_residual else None, weight, bias, mean, var, options)
+            grads, kept = (residual, second if fork else None), y if has_residual else None
+            return norm.launch_backward(*grads, x, kept, weight, bias, mean, var, options)
         return norm.launch_forward(x, weight, bias, mean, var, residual if has_residual else None, None, options)
 
     parts = norm.tiles_of(x).grid[0]
     reads = 2 * parts if backward else 3 * parts + 1  # the means a second time, for distances from the mean of all
     return Case(
-        f"batch_norm_act {'gradients' if backward else 'values'}{' with a residual' if has_residual else ''}",
+        f"batch_norm_act {form}",
         f"C={channels}",
         dtype,
-        passes * x.numel() * x.element_size(),
+        BATCH_NORM_FORMS[form] * x.numel() * x.element_size(),
         run,
         wide=channels % 8 == 0,
         parts_bytes=(2 * parts + reads) * channels * 4,
