@@ -82,7 +82,8 @@ class BatchNormAct(nn.BatchNorm2d):
     def _outline(self, x: Tensor, tensors: tuple[Any, ...], residual: Tensor | None) -> Tensor:
         """The operator itself, which knows the results' shapes."""
         operator: Any = torch.ops.fasttricks_kernels.batch_norm_act
-        return operator(x, *tensors, residual, None, self.act, self.training, self.momentum, self.eps)[0]  # type: ignore[no-any-return]
+        options = self.act, self.training, self.momentum, self.eps
+        return operator(x, *tensors, residual, None, False, *options)[0]  # type: ignore[no-any-return]
 
     def _check_input_dim(self, input: Any) -> None:
         if isinstance(input, Tensor):  # torch.fx has no dimensions; it does not look into torch's own layer
