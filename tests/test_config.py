@@ -55,6 +55,7 @@ RANGES = {
     "data.interpolation": "one of linear, cubic, lanczos3",
     "data.operators": "one of auto, fused, dali",
     "data.threads": "0 (choose) to 1024",
+    "data.readers": "1 to 1024",
     "data.prefetch": "1 to 1024",
     "data.max_bad": "0 to 1",
     "data.max_pixels": "1 or more pixels",

@@ -147,6 +147,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "data.val_share": 0.0,
     "data.limit_per_class": 0,
     "data.threads": 0,
+    "data.readers": 24,
     "data.prefetch": 2,
     "model.num_classes": 0,
     "loss.aux_weight": 0.4,

@@ -40,6 +40,7 @@ _MAY_DIFFER = (
         "data.root",
         "data.labels",
         "data.threads",
+        "data.readers",
         "data.prefetch",
         "data.max_bad",
         "model.norm",

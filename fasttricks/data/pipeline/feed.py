@@ -30,8 +30,6 @@ from fasttricks.system.process import threads_per_rank
 
 _Read = tuple[int, int, bytes]
 
-READ_THREADS = 4
-"""Cold and network disks answer many requests at once; more threads than this only wait for each other on a warm one."""
 READ_AHEAD = 4
 """Batches that are read before they are asked for, one at least."""
 AHEAD_BYTES = 1 << 30
@@ -87,9 +85,9 @@ class Feed:
         self._labels = np.asarray(source.labels, np.int64)
         self.recall({})
         quiet_pillow()
-        self._may_read = Semaphore(READ_THREADS)
-        threads = max(READ_THREADS, config.threads or threads_per_rank())
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        threads = config.threads or threads_per_rank()
+        self._may_read, self._may_decode = Semaphore(config.readers), Semaphore(threads)
+        self._pool = ThreadPoolExecutor(max(config.readers, threads), thread_name_prefix="read")
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The turns of this rank as Job.places has them, in the order of `epoch`, bad images' too."""
@@ -111,7 +109,7 @@ class Feed:
                 order, size = self.order(epoch), self._shards.batch_size
                 for at in range(step, len(self._shards)):
                     places = order[at * size : (at + 1) * size]
-                    parts = np.array_split(places, min(READ_THREADS, max(1, len(places))))
+                    parts = np.array_split(places, min(self._config.readers, max(1, len(places))))
                     waiting.append((epoch, at, [self._pool.submit(self._read, part.tolist()) for part in parts]))
                     while len(waiting) > ahead:
                         job = self._job(*waiting.popleft())
@@ -156,7 +154,10 @@ class Feed:
             with self._may_read:
                 file = self._source.read(image)
             limit = self._config.max_pixels
-            return to_pnm(decode(file, limit)) if image in self._by_pillow else decodable(file, limit)
+            with (
+                self._may_decode
+            ):  # readers that wait for a disk are many, and would else share the cores with the training
+                return to_pnm(decode(file, limit)) if image in self._by_pillow else decodable(file, limit)
         except OSError as error:
             reason = why_unreadable(error)
         except BadImage as error:
