@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fasttricks.config import ConfigError, read_launch, require, show_name
+from fasttricks.system.affinity import stay_near
 from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import restart_count
 
@@ -36,6 +37,8 @@ class World:
     device: torch.device
     timeout_s: int = 600
     """How long a collective waits for a rank that hangs."""
+    near_cores: int = 0
+    """The CPU cores beside the device that this rank's threads are kept to (affinity.py); 0: to none."""
 
     @classmethod
     def alone(cls, device: torch.device) -> World:
@@ -178,6 +181,7 @@ def resolve_device(wanted: str, local_rank: int) -> torch.device:
 def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
     """Join the ranks that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), and leave them at the end.
 
+    On a machine of several sockets and GPUs, this process is kept to the cores beside its GPU from here on (affinity.py).
     timeout_s: how long a collective waits for a rank that hangs before it raises. Each restart by torchrun meets under
     keys of its own in torchrun's store: among those of the failed one before, ranks of both would find each other.
     After an error the group is left standing: to tear it down would break the collective that another rank waits in before
@@ -185,7 +189,9 @@ def join_world(device: str, timeout_s: int = 600) -> Iterator[World]:
     line and ends with exit code 1, by leave(), wherever in the block it waits.
     """
     rank, size, local_rank, local_size = read_launch()
-    world = World(rank, size, local_rank, local_size, resolve_device(device, local_rank), timeout_s)
+    own = resolve_device(device, local_rank)
+    near_cores = stay_near(own, local_size)  # before the driver and all others start their threads
+    world = World(rank, size, local_rank, local_size, own, timeout_s, near_cores)
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     try:

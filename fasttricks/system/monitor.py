@@ -157,7 +157,7 @@ def start_monitor(
     except pynvml.NVMLError as error:
         return GpuMonitor({}, reason=f"NVML does not start ({error})")
     uuid = str(torch.cuda.get_device_properties(device).uuid)
-    gpu = _find_gpu(pynvml, uuid)
+    gpu = find_gpu(pynvml, uuid)
     if gpu is None:
         pynvml.nvmlShutdown()
         return GpuMonitor({}, reason=f"NVML finds no GPU with the UUID {uuid}")
@@ -170,7 +170,7 @@ def start_monitor(
     )
 
 
-def _find_gpu(nvml: Any, uuid: str) -> Any:
+def find_gpu(nvml: Any, uuid: str) -> Any:
     """NVML's handle of the GPU, or of the MIG slice, with that UUID; None where there is none.
 
     By UUID because NVML counts all cards in the order of the bus, and CUDA those of CUDA_VISIBLE_DEVICES in its order.

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -32,9 +32,28 @@ def restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
+_kept_from: list[int] = []
+"""The number of cores that this process had before keep_to(); empty: it was not called."""
+
+
 def threads_per_rank() -> int:
-    """CPU cores of this process, shared out among the ranks of this machine; 1 at least."""
-    return max(1, len(os.sched_getaffinity(0)) // read_launch().local_size)
+    """CPU cores of this process, those before keep_to(), shared out among the ranks of this machine; 1 at least."""
+    cores = _kept_from[0] if _kept_from else len(os.sched_getaffinity(0))
+    return max(1, cores // read_launch().local_size)
+
+
+def keep_to(cores: set[int]) -> bool:
+    """Let the threads of this process, and all that they start, run on these cores alone. Returns whether the system does so."""
+    before = len(os.sched_getaffinity(0))
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:  # a container may lack some of them
+        return False
+    _kept_from[:] = _kept_from or [before]
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has ended
+            os.sched_setaffinity(int(thread), cores)
+    return True
 
 
 def die_with_launcher() -> None:

@@ -25,12 +25,13 @@ def header(run: Run, data: Path, train: Source, resumed: Resumed, *, initial: st
     share, most = config.data.val_share, config.data.limit_per_class
     counts += f" (held out: data.val_share {share:g})" if share else ""
     counts += f" (at most {most:,} a class for training: data.limit_per_class)" if most else ""
+    near = f"; threads on the {world.near_cores} cores beside it" if world.near_cores else ""
     classes = f"{len(run.classes)} class{'es' if len(run.classes) > 1 else ''}"
     rows = {
         "recipe": config.recipe,
         "model": f"{config.model.name}, {parameters / 1e6:.2f} M parameters",
         "data": f"{counts} of {classes} in {data}",
-        "device": f"{world.device_name}, precision {resolve_precision(config.precision, world.device)}",
+        "device": f"{world.device_name}, precision {resolve_precision(config.precision, world.device)}{near}",
         "batch": f"{config.global_batch_size} = {batch}; {run.steps_per_epoch} steps an epoch, {config.epochs} epochs",
         "lr": f"peak {config.peak_lr:g}, warm-up {config.schedule.warmup_epochs:g} epochs, then {config.schedule.decay}",
         "run": f"{run.folder}/",
