@@ -47,6 +47,28 @@ def test_opcheck(dtype: torch.dtype, act: str, training: bool, with_residual: bo
     torch.library.opcheck(ops.batch_norm_act_backward.default, (grad, *more, *options))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_operator_called_where_no_kernel_is_computes_by_the_reference(dtype: torch.dtype, training: bool) -> None:
+    """On the CPU, in a dtype that its kernel does not know; a stand-in for a GPU calls it so."""
+    ops, wide = torch.ops.fasttricks_kernels, torch.float64 if dtype == torch.float64 else torch.float32
+    x, residual, grad = (channels_last(2, 8, 3, 3).to(dtype) for _ in range(3))
+    weight, bias, mean, var = (torch.rand(8, dtype=wide) + 0.5 for _ in range(4))
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+    options: dict[str, Any] = {**OPTIONS, "act": "relu", "training": training}
+    running = mean.clone(), var.clone()
+    y = fk.batch_norm_act(*leaves[:3], *running, residual=leaves[3], **options)
+    found, _, *numbers = ops.batch_norm_act(
+        x, weight, bias, mean, var, residual, None, False, "relu", training, 0.1, 1e-5
+    )
+    assert torch.equal(found, y) and torch.equal(numbers[2], running[0]) and torch.equal(numbers[3], running[1])
+    saved = None, x, found, weight, bias, numbers[0], numbers[1], True
+    grads = ops.batch_norm_act_backward(grad, *saved, "relu", training, 0.1, 1e-5)
+    step = {torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    for got, wanted in zip(grads, torch.autograd.grad(y, leaves, grad), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=step, atol=4 * step)
+
+
 class Program(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -34,13 +34,54 @@ def fuses(x: Tensor) -> bool:
 
 
 def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As launch_forward, on x's device."""
-    return launch_forward(x, *others) if runs_triton(x) else _cpu.forward(x, *others)
+    """As launch_forward, on x's device; on a CPU, which has a kernel for float32 alone, the mean is float64."""
+    if runs_triton(x):
+        return launch_forward(x, *others)
+    return _cpu.forward(x, *others) if _cpu.takes(x) else plain_forward(x, *others)
+
+
+def plain_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    momentum: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By reference.py: for an operator that is called where fuses() sends nothing."""
+    act, training, share, eps = options
+    statistics = running_mean, running_var
+    if training:
+        var_C, mean_C = torch.var_mean(reference.wide(x), [0, *range(2, x.dim())], correction=0)
+    else:
+        assert running_mean is not None and running_var is not None
+        mean_C, var_C = running_mean.clone(), running_var
+    y = reference.batch_norm_act(
+        x,
+        weight,
+        bias,
+        *statistics,
+        residual,
+        act=act,
+        training=training,
+        momentum=share if momentum is None else momentum,
+        eps=eps,
+    )
+    assert isinstance(y, Tensor)
+    return empty_pixels(x).copy_(y), mean_C.double(), (var_C + eps).rsqrt()
 
 
 def backward(grad: Tensor, second: Tensor | None, x: Tensor, *others: Any) -> Gradients:
     """As launch_backward, on x's device."""
-    return launch_backward(grad, second, x, *others) if runs_triton(x) else _cpu.backward(grad, second, x, *others)
+    if runs_triton(x):
+        return launch_backward(grad, second, x, *others)
+    if _cpu.takes(x):
+        return _cpu.backward(grad, second, x, *others)
+    y, weight, bias, mean_C, rstd_C, options, *_, want_residual = others
+    *grads, grad_residual = plain_gradients(grad, second, x, y, weight, bias, mean_C, rstd_C, options)
+    return grads[0], grads[1], grads[2], grad_residual if writes_residual(y, second, want_residual) else None
 
 
 def keeps_y(residual: Tensor | None, act: str) -> bool:
