@@ -379,6 +379,7 @@ def test_sgd_follows_torch(dtype: torch.dtype) -> None:
             else:
                 sgd.step()
             before = [p.detach().clone() for p in ours]
+            master.param_groups[0]["lr"] = torch.tensor(0.1) if step % 2 else 0.1  # read on the device, or by the host
             master.step(loss_scale=torch.tensor(8.0))
             assert master.overflow == (step == 2)
             assert step != 2 or all(torch.equal(p, b) for p, b in zip(ours, before, strict=True))

@@ -118,8 +118,25 @@ def test_opcheck() -> None:
     for scale, found in ((None, None), (torch.tensor(2.0), torch.tensor(0.0))):
         for momenta, *options in (([torch.zeros(4)], 0.9, 0.0, 0.0, True, False), ([], 0.0, 0.0, 0.1, False, True)):
             arguments = ([weights.clone()], [grads.clone()], [torch.ones(4)], momenta)
-            torch.library.opcheck(ops.sgd_step.default, (*arguments, 0.1, *options, scale, found))
+            for lr in (None, torch.tensor(0.1)):
+                torch.library.opcheck(ops.sgd_step.default, (*arguments, 0.1, *options, scale, found, lr))
     torch.library.opcheck(ops.overflow.default, ([grads.clone()],))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_rate_on_the_device_gives_the_bits_of_the_number(dtype: torch.dtype) -> None:
+    results = []
+    for lr in (0.125, torch.tensor(0.125), torch.tensor([0.125], dtype=torch.float64)):
+        weight = nn.Parameter(torch.linspace(-1, 1, 50, dtype=dtype))
+        optimizer = fk.MasterSGD([weight], lr=lr, momentum=0.9, nesterov=True)
+        for step in range(3):
+            weight.grad = weight.detach() * (step + 1)
+            optimizer.step()
+        results.append(weight.detach())
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    for bad in (torch.tensor(-0.1), torch.tensor(float("nan"))):
+        with pytest.raises(ValueError, match="lr must be"):
+            fk.MasterSGD([weight], lr=bad)
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,7 @@ def sgd_step(
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    device_lr: Tensor | None = None,
 ) -> None:
     """In place, with g negated if maximize; without momenta w -= lr g:
 
@@ -434,6 +435,7 @@ def sgd_step(
     """
     if found_inf is not None and bool(found_inf != 0):  # on the CPU, inside the operator: no sync
         return
+    lr = lr if device_lr is None else float(device_lr)
     for i, (weight, grad, master) in enumerate(zip(weights, grads, masters or weights, strict=True)):
         g = wide(grad) if grad_scale is None else wide(grad) / grad_scale
         g = (-g if maximize else g).add(master, alpha=weight_decay)

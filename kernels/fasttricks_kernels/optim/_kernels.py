@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: Triton reads tl.constexpr from annotations.
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, Optional
 
@@ -80,6 +80,7 @@ def sgd_kernel(
     blocks_ptr,
     grad_scale_ptr,
     found_inf_ptr,
+    lr_ptr,
     lr,
     momentum,
     gain,
@@ -97,6 +98,8 @@ def sgd_kernel(
     if found_inf_ptr is not None:
         skip = tl.load(found_inf_ptr) != 0
     if not skip:
+        if lr_ptr is not None:
+            lr = tl.load(lr_ptr)
         row_ptr, start, count = block_of(table_ptr, blocks_ptr, FIELDS, BLOCK)
         grad = tl.load(row_ptr + 1)
         weight = tl.load(row_ptr + 2)
@@ -166,11 +169,32 @@ def overflow_kernel(
 # ---------------------------------------------------------------------------------------------------------- launch
 
 
-@lru_cache(maxsize=64)
 def _device_rows(device: torch.device, numbers: bytes, dtype: str, columns: int) -> Tensor:
-    """(rows, columns) numbers of the host on the device, copied from pinned memory, so that the host does not wait."""
-    rows = torch.from_numpy(np.frombuffer(bytearray(numbers), dtype).reshape(-1, columns))
+    """(rows, columns) numbers of the host on the device."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _recorded_rows(device, numbers, dtype, columns)
+    return _copied_rows(device, numbers, dtype, columns)
+
+
+@lru_cache(maxsize=64)
+def _copied_rows(device: torch.device, numbers: bytes, dtype: str, columns: int) -> Tensor:
+    """Copied from pinned memory, so that the host does not wait."""
+    rows = _rows(numbers, dtype, columns)
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
+
+
+@cache
+def _recorded_rows(device: torch.device, numbers: bytes, dtype: str, columns: int) -> Tensor:
+    """For a launch that is recorded: copied now, on a stream that is not, and kept for its replays. A few KB each.
+
+    A copy that is recorded would read the host's memory again in each replay, when it may long hold something else.
+    """
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        return _rows(numbers, dtype, columns).to(device)
+
+
+def _rows(numbers: bytes, dtype: str, columns: int) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(numbers), dtype).reshape(-1, columns))
 
 
 @lru_cache(maxsize=64)
@@ -223,6 +247,7 @@ def launch_sgd(
     maximize: bool,
     grad_scale: Optional[Tensor],
     found_inf: Optional[Tensor],
+    device_lr: Optional[Tensor] = None,
 ) -> None:
     _launch(
         sgd_kernel,
@@ -230,6 +255,7 @@ def launch_sgd(
         BLOCK,
         grad_scale,
         found_inf,
+        device_lr,
         lr,
         momentum,
         1 - dampening,

@@ -40,7 +40,7 @@ class MasterSGD(torch.optim.Optimizer):
         params: parameters or groups, as for any torch.optim.Optimizer: float16, bfloat16, float32 or float64. Masters are
             made at the first step. A parameter that is not dense in memory is copied in each step, there and back.
             Gradients of other strides, or sparse, are copied too.
-        lr: learning rate, a step: finite, at least 0; a number, or a tensor of one element on the CPU.
+        lr: learning rate, a step: as sgd_step() takes it.
         momentum, weight_decay: finite, at least 0. With momentum 0 there is no buffer.
         dampening: finite. As torch has it, the first step of a parameter is not dampened. Not with a loss scale: whether it
             skipped that step, only the device knows.
@@ -93,6 +93,8 @@ class MasterSGD(torch.optim.Optimizer):
                     kind = f"{param.dtype}, {param.layout}"
                     rule = "must be dense float16, bfloat16, float32 or float64"
                     raise TypeError(f"parameter {position} {rule}, but is {kind}; leave it to torch.optim.SGD")
+                if isinstance(group["lr"], Tensor) and not group["lr"].is_cpu:
+                    _checks.check_device("lr", group["lr"], f"parameter {position}", param)
         except Exception:
             del self.param_groups[-1]
             raise

@@ -30,10 +30,11 @@ def _sgd_step(
     maximize: bool,
     grad_scale: Optional[Tensor],
     found_inf: Optional[Tensor],
+    device_lr: Optional[Tensor] = None,
 ) -> None:
     run = launch_sgd if runs_triton(weights[0]) else reference.sgd_step
     options = lr, momentum, dampening, weight_decay, nesterov, maximize
-    run(weights, grads, masters, momenta, *options, grad_scale, found_inf)
+    run(weights, grads, masters, momenta, *options, grad_scale, found_inf, device_lr)
 
 
 @_sgd_step.register_fake
@@ -84,7 +85,8 @@ def sgd_step(
         masters: float32, like weights, strides included; or [] for float32 and float64 weights, which are then their own.
         momenta: float32 (float64 for float64 weights), like weights, strides included; zeros before the first step.
             With momentum 0: [].
-        lr: finite, at least 0: a number, or a tensor of one element on the CPU. On a GPU the step would wait for it.
+        lr: finite, at least 0: a number, or a tensor of one element on the CPU; or one on the weights' device, as grad_scale is.
+            On a GPU the step reads it there, and its range is not checked: the host would wait for it.
         momentum, weight_decay: finite, at least 0.
         dampening: finite. torch.optim.SGD has none in a parameter's first step; here it is in each.
         nesterov: needs momentum above 0 and dampening 0.
@@ -106,9 +108,12 @@ def sgd_step(
     if momenta and not momentum:
         raise ValueError("momenta must be [] where momentum is 0: the step would neither read nor write them")
     grads = _checked_step(weights, grads, masters, momenta if momentum else None)
-    for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+    device_lr = lr if isinstance(lr, Tensor) and _read_there(lr, weights[0]) else None
+    for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf), ("lr", device_lr)):
         _check_scalar(name, scalar, weights[0])
-    _sgd_step(weights, grads, masters, momenta, *numbers, nesterov, maximize, grad_scale, found_inf)
+    if device_lr is not None:
+        numbers = 0.0, *numbers[1:]
+    _sgd_step(weights, grads, masters, momenta, *numbers, nesterov, maximize, grad_scale, found_inf, device_lr)
 
 
 @torch.no_grad()
@@ -145,13 +150,14 @@ def overflow(grads: list[Tensor]) -> Tensor:
 def checked_numbers(
     lr: Any, momentum: Any, dampening: Any, weight_decay: Any, nesterov: bool
 ) -> tuple[float, float, float, float]:
-    """lr, momentum, dampening and weight_decay as numbers. Raises TypeError and ValueError, as torch.optim.SGD does."""
+    """lr, momentum, dampening and weight_decay as numbers; 0 for an lr that is not on the CPU, for which the host would wait.
+
+    Raises TypeError and ValueError, as torch.optim.SGD does.
+    """
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(lr.shape)}")
-        if not lr.is_cpu:
-            raise ValueError(f"lr is on {lr.device}, where each step would wait for it; pass a number or a CPU tensor")
-        lr = lr.item()
+        lr = lr.item() if lr.is_cpu else 0.0
     for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
         _checks.check_weight(name, value)
     _checks.check_number("dampening", dampening)
@@ -160,6 +166,11 @@ def checked_numbers(
         rule = "nesterov=True needs momentum above 0 and dampening 0"
         raise ValueError(f"{rule}, but momentum is {momentum} and dampening {dampening}; pass nesterov=False")
     return float(lr), float(momentum), float(dampening), float(weight_decay)
+
+
+def _read_there(lr: Tensor, weight: Tensor) -> bool:
+    """Whether the step reads lr on the weights' device; else it is a number by then."""
+    return not lr.is_cpu or (weight.is_cpu and lr.dtype == torch.float32)
 
 
 def _check_scalar(name: str, scalar: Optional[Tensor], weight: Tensor) -> None:

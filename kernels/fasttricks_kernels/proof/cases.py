@@ -226,7 +226,7 @@ def _batch_norm_case(form: str, channels: int, images: tuple[int, int, int], dty
 
 
 def sgd_cases() -> list[Case]:
-    """The step, with momentum and without, on tensors that fill blocks, leave tails, or are tiny; and the overflow check."""
+    """The step, with momentum, and without and the rate on the device, on tensors that fill blocks and leave tails; overflow."""
     return [_sgd_case(kind, dtype) for kind in ("step", "step without momentum", "overflow") for dtype in DTYPES]
 
 
@@ -242,12 +242,13 @@ def _sgd_case(kind: str, dtype: str) -> Case:
     # FP32: gradient, weight and momentum, of which two are written; 16 bits: the same with a master, and the weight written
     bytes_each = (12 if masters else 4 + 8) + (8 if momenta else 0)
     options = 0.1, 0.9 if momenta else 0.0, 0.0, 1e-4, bool(momenta), False
+    scalars = torch.tensor(1.0), torch.zeros(()), None if momenta else torch.tensor(0.1)
     return Case(
         f"sgd {kind}",
         "3 tensors",
         dtype,
         sum(counts) * bytes_each,
-        lambda: launch_sgd(weights, grads, masters, momenta, *options, torch.tensor(1.0), torch.zeros(())),
+        lambda: launch_sgd(weights, grads, masters, momenta, *options, *scalars),
     )
 
 
