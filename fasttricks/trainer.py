@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from fasttricks.learning.freezing import moving_buffers
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.numbers import StepNumbers
 from fasttricks.learning.optim import set_lr
+from fasttricks.learning.step_graph import own_stream
 from fasttricks.models import settle_counts
 from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import command_to_resume
@@ -45,12 +47,24 @@ def train_step(learner: Learner, batches: Iterable[Any]) -> list[Counted]:
     for index, batch in enumerate(batches):
         if index == 0:
             seed_dropout(learner.config.seed, step=learner.step, rank=learner.world.rank)
+        numbers = learner.numbers(index)
+        if learner.graph is not None:  # then a step has one micro-batch (check_graph)
+            counts.append(learner.graph(partial(whole_step, learner), batch, numbers))
+            set_lr(learner.optimizer, numbers.lrs)  # a checkpoint has them as Python's
+            continue
         with synced_gradients(learner, last=index == last):
-            numbers = learner.numbers(index)
             counts.append(add_gradients(learner, batch, numbers))
-    update(learner, numbers)
-    learner.step += 1
+    if learner.graph is None:
+        update(learner, numbers)
+    learner.count_step(len(counts))
     return counts
+
+
+def whole_step(learner: Learner, batch: Any, numbers: StepNumbers) -> Counted:
+    """A step of one micro-batch. It changes nothing on the host."""
+    counted = add_gradients(learner, batch, numbers)
+    update(learner, numbers)
+    return counted
 
 
 def add_gradients(learner: Learner, batch: Any, numbers: StepNumbers) -> Counted:
@@ -72,7 +86,7 @@ def update(learner: Learner, numbers: StepNumbers) -> None:
         learner.optimizer.zero_grad()
         settle_counts(learner.norms)
         if learner.average is not None:
-            learner.average.update(numbers.gain)
+            learner.average.blend(numbers.gain)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -100,7 +114,8 @@ def fit(run: Run) -> dict[str, Any]:
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
     The run folder is free for another process afterwards.
     """
-    with run.claim, run.log.loggers as loggers, told_of_compiling(run.config.compile, run.log.compiling):
+    graphed = own_stream(run.world.device, on=run.graph is not None)
+    with run.claim, run.log.loggers as loggers, told_of_compiling(run.config.compile, run.log.compiling), graphed:
         loggers.summary = summary = summarize(run, train(run))
         return summary
 

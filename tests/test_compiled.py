@@ -17,6 +17,7 @@ from fasttricks.learning.compiled import CompiledModel, without_cuda_graphs
 from fasttricks.learning.optim import master_state_dict
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
+from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
 from fasttricks.training.checks import check_fit
@@ -118,7 +119,7 @@ def test_cuda_graphs_are_for_one_micro_batch_on_one_rank(
 
     def refusal(mode: Compile) -> str:
         try:
-            check_fit(dataclasses.replace(config, compile=mode), train, world)
+            check_fit(CLASSIFICATION, dataclasses.replace(config, compile=mode), train, world)
         except ConfigError as error:
             return str(error)
         return ""

@@ -18,14 +18,17 @@ from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import Learner, make_learner
 from fasttricks.learning.placement import place
 from fasttricks.learning.precision import image_dtype
+from fasttricks.learning.step_graph import StepGraph, own_stream
 from fasttricks.models import build_model
 from fasttricks.runs.saved import read_saved
+from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 from fasttricks.system.extras import TRAIN_MODULES, missing_extra
 from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
+from lib.states import same
 from lib.tiny import ALONE, configure
 
 pytestmark = pytest.mark.gpu
@@ -56,6 +59,25 @@ def test_the_step_never_synchronizes(precision: str) -> None:
     with no_sync():
         for batch in rest:
             train_step(learner, [batch])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_as_a_cuda_graph_has_the_bits_of_the_launched_one(precision: str) -> None:
+    """Over WARM_UP steps that are launched, one that is recorded, and more that are replayed; the host waits in none of these."""
+    ask_for_one_order(torch.device("cuda", 0), on=True)
+    states = []
+    for graph in (None, StepGraph(16)):
+        torch.manual_seed(0)
+        learner, batches = on_random_images(precision, torch.device("cuda", 0))
+        learner.graph = graph
+        with own_stream(learner.world.device, on=graph is not None):
+            for batch in batches * 5:
+                train_step(learner, [batch])
+            with no_sync():
+                for batch in batches * 5:
+                    train_step(learner, [batch])
+        states.append(learner.state_dict())
+    assert same(*states)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -93,6 +93,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "device": "auto",
     "compile": "off",
     "compile_fallback": False,
+    "cuda_graph": False,
     "optim.backbone_lr": 1.0,
     "optim.backend": "auto",
     "optim.loss_scale": 0.0,

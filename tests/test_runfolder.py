@@ -194,6 +194,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "optim.loss_scale_steps": 100,
     "compile": "default",
     "compile_fallback": True,
+    "cuda_graph": True,
     "sync_batch_norm": True,
     "deterministic": "off",
     "schedule.decay": "step",

@@ -70,6 +70,13 @@ PARTS = (
     ),
     Part(name="step", title="Training step, eager", work="bench.gpu.steps:eager", seconds=75, triton=True),
     Part(
+        name="step_graph",
+        title="Training step as a CUDA graph, small batches",
+        work="bench.gpu.steps:graphed",
+        seconds=45,
+        triton=True,
+    ),
+    Part(
         name="step_compiled",
         title="Training step, torch.compile",
         work="bench.gpu.steps:compiled",

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.gpu.child import attempt
 from bench.gpu.clock import device_of, wait
 from bench.gpu.parts import Job, Row
-from bench.gpu.steps import cases, free, steps_of
+from bench.gpu.steps import cases, contestants, free, steps_of
 from bench.step import StepCase
 from fasttricks.system.determinism import ask_for_one_order
 
@@ -39,7 +39,7 @@ def measure(job: Job) -> Iterator[Row]:
 def _rows(case: StepCase, contestant: str, recorded: int) -> Iterator[Row]:
     device = device_of(case.device)
     ask_for_one_order(device, on=True)
-    steps = steps_of(case)
+    steps = steps_of(case, contestants(case))
     if contestant not in steps:
         yield {"note": "left out: not installed"}
         return

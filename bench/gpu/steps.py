@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -21,13 +21,15 @@ from bench.gpu.child import attempt
 from bench.gpu.clock import device_of, host_seconds, wait
 from bench.gpu.parts import Job, Row, is_installed
 from bench.step import CONTESTANTS, StepCase
+from bench.step import graphed as graphed_step
 from fasttricks.planning.planner import IMAGENET_CLASSES
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 
-OURS, TIMM = "fasttricks", "timm, channels-last"
+OURS, TIMM, GRAPHED = "fasttricks", "timm, channels-last", "fasttricks, CUDA graph"
 MODELS, BATCHES = ("resnet50d", "resnet50b"), (128, 256)
 SETTINGS: tuple[Literal["on", "off"], ...] = ("on", "off")
+SMALL_BATCHES = (16, 64, 128)
 ROUNDS, STEPS = 5, 20
 Step = Callable[[], None]
 
@@ -55,6 +57,15 @@ def compiled(job: Job) -> Iterator[Row]:
         yield from _rows(job, compiled=True)
 
 
+def graphed(job: Job) -> Iterator[Row]:
+    """Rows of the small batches that the host holds back: launched, and replayed as a CUDA graph; cuDNN's fastest algorithms."""
+    for size in (2,) if job.tiny else SMALL_BATCHES:
+        case = replace(cases(job)[0], batch_size=size, deterministic="off")
+        columns = {"model": case.model, "batch": size}
+        yield from attempt(columns, partial(compare, case, tiny=job.tiny, names=(OURS, GRAPHED)))
+        free(device_of(job.device))
+
+
 def _rows(job: Job, *, compiled: bool) -> Iterator[Row]:
     for case in cases(job):
         for deterministic in SETTINGS[-1:] if job.tiny and compiled else SETTINGS:
@@ -69,22 +80,28 @@ def _rows(job: Job, *, compiled: bool) -> Iterator[Row]:
             free(device_of(job.device))
 
 
-def steps_of(case: StepCase) -> dict[str, Step]:
-    """Name -> a training step on images that lie on the device; timm's where it is installed."""
+def contestants(case: StepCase) -> tuple[str, ...]:
+    """Ours and, where it is installed, timm's."""
+    end = ", torch.compile" if case.compiled else ""
+    return tuple(name + end for name in (OURS, *([TIMM] if is_installed("timm") else [])))
+
+
+def steps_of(case: StepCase, names: Sequence[str]) -> dict[str, Step]:
+    """Name -> a training step on images that lie on the device."""
     device = device_of(case.device)
     torch.manual_seed(0)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     labels = torch.randint(0, IMAGENET_CLASSES, (case.batch_size,), device=device)
-    end = ", torch.compile" if case.compiled else ""
-    names = [OURS, *([TIMM] if is_installed("timm") else [])]
-    return {name: CONTESTANTS[name + end](case, World.alone(device), images, labels) for name in names}
+    makers = {**CONTESTANTS, GRAPHED: graphed_step}
+    return {name: makers[name](case, World.alone(device), images, labels) for name in names}
 
 
-def compare(case: StepCase, *, tiny: bool) -> Iterator[Row]:
-    """A row for each contestant: rates are medians of the rounds, ratios those within a round."""
+def compare(case: StepCase, *, tiny: bool, names: Sequence[str] = ()) -> Iterator[Row]:
+    """A row for each contestant, contestants() where no names are given: rates are medians of the rounds, ratios to the first
+    those within a round."""
     device = device_of(case.device)
     ask_for_one_order(device, on=case.deterministic == "on", compiled=case.compiled)  # for both
-    steps = steps_of(case)
+    steps = steps_of(case, names or contestants(case))
     rounds, repeats = (1, 1) if tiny else (ROUNDS, STEPS)
     started = time.perf_counter()
     for step in steps.values():  # finds cuDNN's algorithms, compiles, makes the optimizer's state
@@ -99,7 +116,7 @@ def compare(case: StepCase, *, tiny: bool) -> Iterator[Row]:
             rates[name].append(rate(steps[name], device, case.batch_size, repeats))
     for name, taken in rates.items():
         middle = statistics.median(taken)
-        ratio = statistics.median(a / b for a, b in zip(rates[OURS], taken, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(next(iter(rates.values())), taken, strict=True))
         row: Row = {
             "contestant": name,
             "imgs/sec": middle,

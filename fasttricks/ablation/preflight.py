@@ -14,6 +14,8 @@ from fasttricks.ablation.jobs import Job
 from fasttricks.config import ConfigError, TrainConfig, UserError, require
 from fasttricks.data.sources import common_root
 from fasttricks.learning.compiled import check_compile
+from fasttricks.learning.step_graph import check_graph
+from fasttricks.system.distributed import resolve_device
 from fasttricks.system.reading import Reader, is_there
 from fasttricks.system.schema import anything, table
 from fasttricks.tasks import find_task
@@ -54,12 +56,14 @@ def check_data(config: AblateConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def check_runs(jobs: Sequence[Job]) -> None:
-    """Raise ConfigError where a run's ranks do not divide its batch, as check_compile, and for early stopping."""
+    """Raise ConfigError where a run's ranks do not divide its batch, as check_compile and check_graph, and for early stopping."""
     rule = "would give the cells of a table runs of unlike length; leave it at 0"
     for job in jobs:
         require(job.config.eval.patience == 0, "eval.patience", job.config.eval.patience, rule)
         job.config.micro_batch_size(job.ranks)
         check_compile(job.config.compile, ranks=job.ranks, accumulate=job.config.accumulate)
+        alike = find_task(job.config.task).facts.steps_alike
+        check_graph(job.config, resolve_device(job.config.device, 0).type, ranks=job.ranks, steps_alike=alike)
 
 
 def checkpoint_bytes(config: TrainConfig, classes: int) -> int:

@@ -306,6 +306,8 @@ class TrainConfig:
     need one rank and accumulate 1 on every device."""
     compile_fallback: bool = False
     """Run eagerly, with a note, where compilation fails; off: a failure is an error."""
+    cuda_graph: bool = False
+    """Record a step as one CUDA graph and replay it: for small batches, which the host holds back. One rank, one micro-batch."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
     deterministic: Literal["on", "off"] = "on"

@@ -50,14 +50,15 @@ class LossGuard:
         self.skip, self._world, self._limit = skip, world, limit or sys.float_info.max
         self.skipped = 0
         """Bad micro-batches left out so far, over all ranks, as of the last look."""
-        self._judged = self._in_a_row = 0
+        self.judged = 0
+        """Micro-batches since the last look. train_step counts them: a step that is replayed calls nothing here."""
+        self._in_a_row = 0
         self._count = torch.zeros((), dtype=torch.int64, device=world.device)
         self._step = torch.zeros((), dtype=torch.int64, device=world.device)
         self._loss = torch.zeros((), dtype=torch.float32, device=world.device)
 
     def judge(self, loss_sum: Tensor, num_images: int, step: int | Tensor) -> tuple[Tensor, Counted]:
         """The loss for the backward pass, a scalar, and the log's (loss, images). loss_sum: as Task.loss, over so many images."""
-        self._judged += 1
         parts, loss_sum = loss_sum.detach(), loss_sum.sum()
         with torch.no_grad():
             good = (loss_sum <= self._limit * num_images) & loss_sum.isfinite()
@@ -74,7 +75,7 @@ class LossGuard:
     def look(self) -> BadLoss | None:
         """The first bad loss since the last look, on any rank, or None. A collective and a sync."""
         count = int(self._world.sum_(self._count.clone()).item())
-        judged, self._judged = self._judged, 0
+        judged, self.judged = self.judged, 0
         self._in_a_row = self._in_a_row + judged if count == judged * self._world.size else 0
         if not count:
             return None

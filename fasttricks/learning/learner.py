@@ -23,6 +23,7 @@ from fasttricks.learning.numbers import StepNumbers, draw_lam
 from fasttricks.learning.optim import WeightAverage, build_optimizer, group_lrs, master_state_dict
 from fasttricks.learning.precision import Autocast, LossScale, make_autocast, make_loss_scale, resolve_precision
 from fasttricks.learning.schedule import learning_rate
+from fasttricks.learning.step_graph import StepGraph
 from fasttricks.learning.teacher import Teacher
 from fasttricks.learning.teacher_cache import CachedTeacher
 from fasttricks.models import BatchNormAct
@@ -47,6 +48,8 @@ class TaskFacts:
     """The field of the short side of validation's whole images, on which data.image_size has no effect; empty: it shows crops."""
     loss_parts: tuple[str, ...] = ()
     """The names of the losses whose sum is the training loss, as the log shows them; empty: it has no parts."""
+    steps_alike: bool = True
+    """Whether a step of full batches launches the same each time, and never waits for the device: then a graph can hold it."""
     packages: tuple[str, ...] = ()
     """Packages that decode and resize its images beside DALI, and whose releases round otherwise."""
 
@@ -147,6 +150,8 @@ class Learner:
     """(K,) float32, on the device: the weight of each class in the loss; None: all alike."""
     exact: dict[str, Tensor] = field(default_factory=dict)
     """FP32 values, on the CPU, of the frozen weights by name, where `model` has them in FP16; else empty."""
+    graph: StepGraph | None = None
+    """Records the step and replays it (cuda_graph); None: each step is launched."""
     step: int = 0
     """Updates done."""
 
@@ -179,6 +184,13 @@ class Learner:
         lrs = group_lrs(self.optimizer, self.lr_at(self.step))
         gain = 0.0 if self.average is None else self.average.gain
         return StepNumbers(self.step, self.world.size / self.images_in_step(), lam, lrs, gain)
+
+    def count_step(self, micro_batches: int) -> None:
+        """Count a step of so many micro-batches as done: all of its effects on the host."""
+        self.step += 1
+        self.guard.judged += micro_batches
+        if self.average is not None:
+            self.average.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The state that all ranks share, as a checkpoint holds it; no copy. FP16 weights as their FP32 masters or `exact`."""

@@ -157,16 +157,19 @@ class WeightAverage:
         """1 - d of the next update."""
         return 1.0 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
 
+    def update(self) -> None:
+        """blend() by self.gain, and count it."""
+        self.blend(self.gain)
+        self.num_updates += 1
+
     @torch.no_grad()
-    def update(self, gain: float | Tensor | None = None) -> None:
-        """Take the source's present weights into the average. gain: 1 - d, a tensor () float32 on the device; None: self.gain."""
+    def blend(self, gain: float | Tensor) -> None:
+        """Take the source's present weights into the average. gain: 1 - d; as a tensor () float32, on the device."""
         self._bound = self._bound or self._bind()
         averages, weights, counters = self._bound
-        gain = self.gain if gain is None else gain
         torch._foreach_lerp_(averages, weights, [gain] * len(averages) if isinstance(gain, Tensor) else gain)
         for average, counter in counters:
             average.copy_(counter)
-        self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
         """`model`: the averaged weights and statistics, no copy; `updates`: how many were taken in."""

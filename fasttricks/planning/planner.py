@@ -163,12 +163,15 @@ def make_plan(config: PlanConfig) -> Plan:
     """Count the run that `config` describes.
 
     Raises ConfigError for a trick that is not as listed, GPUs that do not divide the batch, a batch above the number of
-    images, a precision that the card lacks and as check_compile; DataError for fewer images than GPUs and as find_dataset.
+    images, a precision that the card lacks, and as check_compile and check_graph; DataError for fewer images than GPUs and as
+    find_dataset.
     """
     import torch
 
     from fasttricks.learning.compiled import check_compile
     from fasttricks.learning.precision import resolve_precision
+    from fasttricks.learning.step_graph import check_graph
+    from fasttricks.tasks import find_task
 
     require_switched(config)
     precision = resolve_precision(config.precision, torch.device("cuda"))
@@ -176,6 +179,7 @@ def make_plan(config: PlanConfig) -> Plan:
     require(precision in has, "precision", precision, f"the {config.gpu} has {' and '.join(has)} only")
     check_gpus(config)
     check_compile(config.compile, ranks=config.gpus, accumulate=config.accumulate)
+    check_graph(config, "cuda", ranks=config.gpus, steps_alike=find_task(config.task).facts.steps_alike)
     return count(dataclasses.replace(config, precision=precision), find_data_size(config))
 
 

@@ -43,6 +43,7 @@ class Detection:
         one_output_a_class=False,
         least_classes=1,  # it tells objects from the background too
         whole_images="detect.base_size",
+        steps_alike=False,
         loss_parts=("objectness", "rpn_box_reg", "classifier", "box_reg"),
         packages=("torchvision", "pillow"),
     )

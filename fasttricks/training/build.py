@@ -21,6 +21,7 @@ from fasttricks.learning.initial import start_from
 from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import image_dtype, resolve_precision
+from fasttricks.learning.step_graph import StepGraph
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
 from fasttricks.models import use_norm
@@ -57,7 +58,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     check_run_dir(config)
     check_cache(config)
     train, val = task.open_data(config.data)
-    check_fit(config, train, world)
+    check_fit(task, config, train, world)
     check_triton(world.device)
     ask_for_one_order(world.device, on=config.deterministic == "on", compiled=config.compile != "off")
     config, teacher = with_teacher(config, train, world)
@@ -108,6 +109,8 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         stop=stop or StopRequest(world),
         conditions=needed,
     )
+    if config.cuda_graph:
+        run.graph = StepGraph(shards.batch_size)
     if resumed:
         run.load_state_dict(resumed.state)
         run.extended = resumed.extended

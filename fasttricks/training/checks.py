@@ -27,6 +27,7 @@ from fasttricks.learning.compiled import check_compile, without_cuda_graphs
 from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import check_precision
 from fasttricks.learning.schedule import image_size
+from fasttricks.learning.step_graph import check_graph
 from fasttricks.learning.teacher import check_teacher
 from fasttricks.runs.saved import Saved
 from fasttricks.system.distributed import World
@@ -35,7 +36,7 @@ from fasttricks.tasks import find_task
 _SIZE_ERRORS = (RuntimeError, AssertionError)  # timm asserts a size
 
 
-def check_fit(config: TrainConfig, train: Source, world: World) -> None:
+def check_fit(task: Task, config: TrainConfig, train: Source, world: World) -> None:
     """Raise ConfigError for the fields that do not suit the data and the machine: all of them at once, with options to copy."""
     batch = f"--global-batch-size {_fitting_batch(config, len(train), world.size)}"
     checks: list[tuple[Callable[[], object], str]] = [
@@ -43,6 +44,10 @@ def check_fit(config: TrainConfig, train: Source, world: World) -> None:
         (
             lambda: check_compile(config.compile, ranks=world.size, accumulate=config.accumulate),
             f"--compile {without_cuda_graphs(config.compile)}",
+        ),
+        (
+            lambda: check_graph(config, world.device.type, ranks=world.size, steps_alike=task.facts.steps_alike),
+            "--no-cuda-graph",
         ),
         (lambda: config.micro_batch_size(world.size), batch),
         (lambda: check_batch(config, len(train)), batch),

@@ -1,0 +1,177 @@
+"""A training step that is recorded once as a CUDA graph and then replayed: one launch of the host in place of hundreds."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fasttricks.config import TrainConfig, require
+from fasttricks.learning.compiled import without_cuda_graphs
+from fasttricks.learning.numbers import StepNumbers
+
+T = TypeVar("T")
+Body = Callable[[Any, StepNumbers], T]
+Recorder = Callable[[Callable[[], T]], tuple[Callable[[], object], T]]
+
+WARM_UP = 12
+"""Full steps of a process that are launched before one is recorded: they compile and load kernels, choose cuDNN's algorithms and
+make the optimizer's state. They are steps of the run; none is extra."""
+
+
+class StepGraph:
+    """Steps of full batches on tensors that stay: WARM_UP are launched, the next is recorded, and from then on it is replayed.
+
+    A replay launches all that `body` launched while it was recorded, on the same addresses and with the same numbers. So the
+    batch and the numbers of a step are copied into tensors that stay. `body` may read nothing else that changes, and may change
+    nothing on the host, as it is not called again. A batch that is not full is given to `body` as it is. The bits are those of
+    the steps without a graph; tests/test_step_graph.py shows it on the CPU.
+
+    batch_size: images of a full batch. record: as cuda_graph.
+
+    Costs: a copy of the batch on the device, and a launch for each number. The memory of a graph is its own: the activations of
+    a step that is launched, as of the last batch of an epoch, lie beside it.
+    """
+
+    def __init__(self, batch_size: int, record: Recorder[Any] | None = None) -> None:
+        self.launched = 0
+        """Full steps launched so far; from WARM_UP on they are replayed."""
+        self._batch_size, self._record = batch_size, record or cuda_graph
+        self._batch: Any = None
+        self._numbers: StepNumbers | None = None
+        self._replay: Callable[[], object] | None = None
+        self._result: Any = None
+
+    def __call__(self, body: Body[T], batch: Any, numbers: StepNumbers) -> T:
+        """body(batch, numbers), whose tensors in the result the next call overwrites. Raises ValueError for a full batch of other
+        shapes than the first."""
+        if len(batch) != self._batch_size:
+            return body(batch, numbers)
+        batch, numbers = self._staged(batch, numbers)
+        if self._replay is None and self.launched < WARM_UP:
+            self.launched += 1
+            return body(batch, numbers)
+        if self._replay is None:
+            self._replay, self._result = self._record(lambda: body(batch, numbers))
+        self._replay()
+        result: T = self._result
+        return result
+
+    def _staged(self, batch: Any, numbers: StepNumbers) -> tuple[Any, StepNumbers]:
+        """Both in the tensors that stay."""
+        given = _tensors(batch)
+        if self._numbers is None:
+            device = next(iter(given.values())).device
+            # a field that is no tensor would keep the value of this batch
+            others = {field.name: None for field in fields(batch) if field.name not in given}
+            self._batch = replace(batch, **others, **{name: value.clone() for name, value in given.items()})
+            self._numbers = _map(numbers, lambda number: torch.zeros((), dtype=_dtype(number), device=device))
+        for name, value in _tensors(self._batch).items():
+            if value.shape != given[name].shape:
+                was = f"{name} {tuple(value.shape)} was recorded, and now it is {tuple(given[name].shape)}"
+                raise ValueError(f"cuda_graph: each full batch must have the shapes of the first: {was}")
+            value.copy_(given[name])
+        # by fill_, whose number is an argument of its kernel: pinned memory could be written again before the device has read it
+        assert self._numbers is not None
+        for tensor, number in zip(_flat(self._numbers), _flat(numbers), strict=True):
+            tensor.fill_(number)
+        return self._batch, self._numbers
+
+
+def _tensors(batch: Any) -> dict[str, Tensor]:
+    return {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
+
+
+def _dtype(number: float) -> torch.dtype:
+    return torch.int64 if isinstance(number, int) else torch.float32
+
+
+def _flat(numbers: StepNumbers) -> list[Any]:
+    return [*numbers[:3], *numbers.lrs, numbers.gain]
+
+
+def _map(numbers: StepNumbers, make: Callable[[Any], Tensor]) -> StepNumbers:
+    step, share, lam, lrs, gain = numbers
+    return StepNumbers(make(step), make(share), make(lam), tuple(map(make, lrs)), make(gain))
+
+
+def cuda_graph(launch: Callable[[], T]) -> tuple[Callable[[], object], T]:
+    """(the function that launches again all that `launch` launches now, the result of `launch`), on the current stream.
+
+    Nothing runs before the first replay. The stream must not be CUDA's default one. Other threads, such as DALI's, are not held
+    up. The random numbers of a replay are those of torch's generator at its time. A sync.
+    """
+    torch.cuda.synchronize()
+    gc.collect()  # a tensor that is freed in a capture is freed for its replays too
+    torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        result = launch()
+    return graph.replay, result
+
+
+def relaunch(launch: Callable[[], T]) -> tuple[Callable[[], object], T]:
+    """As cuda_graph, by calling `launch` again: for tests and walks on a CPU. The tensors of the result stay the same, too."""
+    result, done = launch(), [1]  # the first replay's work is done
+
+    def replay() -> None:
+        if done:
+            done.clear()
+            return
+        for kept, new in zip(tree_leaves(result), tree_leaves(launch()), strict=True):
+            if isinstance(kept, Tensor):
+                kept.copy_(new)
+
+    return replay, result
+
+
+@contextmanager
+def own_stream(device: torch.device, *, on: bool) -> Iterator[None]:
+    """Within, a stream of its own where `on`: a graph cannot be recorded on CUDA's default stream, and the launched steps before
+    it must be on the same one, as autograd keeps the stream of a weight."""
+    if not on:
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def check_graph(config: TrainConfig, device: str, *, ranks: int, steps_alike: bool) -> None:
+    """Raise ConfigError for a step that no graph can hold. device: cuda or cpu. steps_alike: as TaskFacts has it."""
+    if not config.cuda_graph:
+        return
+    plain = without_cuda_graphs(config.compile)
+    rules = [
+        (device == "cuda", "needs a GPU; leave it out"),
+        (ranks == 1, f"is for one rank, and here are {ranks}: no GPU has shown it with more; leave it out"),
+        (
+            config.accumulate == 1,
+            f"holds one micro-batch, and accumulate is {config.accumulate}; leave one of them out",
+        ),
+        (steps_alike, f"holds steps that never wait for the device, and those of task {config.task} do; leave it out"),
+        (
+            config.compile == plain,
+            f"records the step, which --compile {config.compile} would too; take --compile {plain}",
+        ),
+        (not config.profile, "leaves the profile without the parts of a step; leave out --profile"),
+        (
+            config.schedule.first_size == 1,
+            "holds images of one size, and schedule.first_size has them grow; leave one out",
+        ),
+        (not config.distill.cache, "holds no cache of the teacher's logits; leave out --distill.cache"),
+        (
+            config.optim.backend != "apex",
+            "needs learning rates on the device; take --optim.backend auto, torch or fused",
+        ),
+    ]
+    for holds, rule in rules:
+        require(holds, "cuda_graph", True, rule)
