@@ -49,8 +49,15 @@ class Footprint:
     """All gradients together, of the weights that are trained; the ranks sum them over the link once a step."""
     flops: int
     """FLOPs of the convolutions and matrix products, forward and backward."""
-    traffic_bytes: int
-    """Read and written by the operators one by one, each input and output once: the least that eager mode moves."""
+    traffic: Counter[str]
+    """Bytes that the operators read and write one by one, by their names, each input and output once: the least of eager mode."""
+    again: Counter[str]
+    """Bytes that batch norm reads and writes beyond that, by operator: it goes over its tensors twice."""
+
+    @property
+    def traffic_bytes(self) -> int:
+        """All of `traffic`."""
+        return self.traffic.total()
 
 
 class LiveTensors(TorchDispatchMode):
@@ -66,12 +73,16 @@ class LiveTensors(TorchDispatchMode):
         self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], str]] = {}
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.flops = self.traffic_bytes = 0
+        self.flops = 0
+        self.traffic: Counter[str] = Counter()
+        self.again: Counter[str] = Counter()
 
     def restart(self) -> None:
         """Count peak, FLOPs and traffic from here on."""
         self.peak = self.now.copy()
-        self.flops = self.traffic_bytes = 0
+        self.flops = 0
+        self.traffic.clear()
+        self.again.clear()
 
     def label(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count `tensors` as `kind` from now on."""
@@ -100,8 +111,31 @@ class LiveTensors(TorchDispatchMode):
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         if not _moves_nothing(func):
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.traffic_bytes += sum(tensor.nbytes for tensor in inputs + outputs)
+            name = func._overloadpacket.__name__
+            self.traffic[name] += sum(tensor.nbytes for tensor in inputs + outputs)
+            self.again[name] += bytes_again(func, args, outputs)
         return out
+
+
+def bytes_again(func: Any, args: Any, outputs: list[Tensor]) -> int:
+    """Bytes of batch norm's second pass in training: the first is for its statistics, or for its sums of gradients.
+
+    torch's kernels for channels-last tensors read x again, and in backward the gradient too. Ours do as batch_norm_act says: what
+    the first pass wrote as the residual's gradient is read in the place of the gradient.
+    """
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    match func._overloadpacket.__name__ if given.get("training", given.get("train")) is True else "":
+        case "native_batch_norm":
+            again = [given["input"]]
+        case "native_batch_norm_backward":
+            again = [given["grad_out"], given["input"]]
+        case "batch_norm_act":
+            again = [given["x"]]
+        case "batch_norm_act_backward":
+            again = [given["x"], outputs[-1] if outputs[-1].numel() else given["grad"]]
+        case _:
+            return 0
+    return sum(tensor.nbytes for tensor in again)
 
 
 def convolution_backward_flops(grad_out: Tensor, images: Tensor, weight: Tensor, *options: Any) -> int:
@@ -161,7 +195,10 @@ def footprint(
         num_parameters=sum(p.numel() for p in parameters),
         gradient_bytes=sum(p.nbytes for p in _trained(model)),
         flops=round(live.flops * repeat),
-        traffic_bytes=round(live.traffic_bytes * repeat),
+        **{
+            name: Counter({op: round(value * repeat) for op, value in counted.items() if value})
+            for name, counted in (("traffic", live.traffic), ("again", live.again))
+        },
     )
 
 
