@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import fasttricks_kernels as fk
 from fasttricks.models import MODELS, BatchNormAct, settle_counts, synchronized, use_norm
+from fasttricks.models.norm import second_use
 from lib.networks import with_random_norms
 
 NETWORKS = {"resnet18b": 64, "resnet50d": 64, "mobilenet_v1": 64, "inception_v3": 96}
@@ -184,6 +185,36 @@ def test_compile_export_and_tracing_see_torchs_operators() -> None:
     assert not any("fasttricks" in name for name in operators) and any("batch_norm" in name for name in operators)
     assert "fasttricks_kernels" not in str(traced.inlined_graph)
     assert len(graphs) == 1
+
+
+def test_autograd_adds_no_gradients_of_a_blocks_two_paths() -> None:
+    """But those of the stem's output, which is the pooling's. Hooks and callers see one tensor a block."""
+    model = MODELS["resnet18b"](num_classes=3, width=WIDTH).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen: list[Any] = []
+    for name, module in model.named_modules():
+        if name.count(".") == 1 and name.startswith("layer"):
+            module.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
+    sums = []
+    for norm in ("fused", "torch"):
+        use_norm(model, norm)  # type: ignore[arg-type]
+        model.zero_grad()  # else each gradient is added to the one before
+        logits = model(channels_last(4, 3, 32, 32))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            logits.square().mean().backward()
+        sums.append(sum(event.name in ("aten::add", "aten::add_") for event in profile.events()))
+    assert sums == [1, 8]
+    assert len(seen) == 16 and all(type(one) is Tensor for call in seen for one in call)
+    with torch.no_grad():
+        assert not second_use_is_apart(model, channels_last(4, 3, 32, 32))
+    assert second_use_is_apart(model, channels_last(4, 3, 32, 32))
+
+
+def second_use_is_apart(model: nn.Module, images: Tensor) -> bool:
+    use_norm(model, "fused")
+    features: Any = model
+    first, *_, last = features.features(images)
+    assert second_use(last) is last  # it has one use
+    return second_use(first) is not first
 
 
 def test_synchronised_layers_keep_tensors_and_activations() -> None:

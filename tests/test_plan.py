@@ -195,7 +195,7 @@ def test_live_tensors_by_hand() -> None:
         live.restart()
         other = view.T @ product  # (10, 5) x (5, 10)
         assert live.flops == 2 * 10 * 5 * 10
-        assert live.traffic_bytes == 200 + 200 + 400
+        assert live.traffic == {"mm": 200 + 200 + 400}
         assert live.peak == {"parameters": 400, "activations": 600}
         del product, other
         other = view * 2

@@ -15,6 +15,8 @@ from fasttricks_kernels import batch_norm_act, batch_norm_compiled
 
 Act = Literal["none", "relu", "relu6"]
 Norm = Literal["fused", "torch"]
+_SECOND = "_second_use"
+"""The attribute of a fork's output that is the other: hooks and callers see one tensor."""
 
 
 def activated(x: Tensor, residual: Tensor | None, act: Act) -> Tensor:
@@ -28,6 +30,12 @@ def activated(x: Tensor, residual: Tensor | None, act: Act) -> Tensor:
     return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)
 
 
+def second_use(y: Tensor) -> Tensor:
+    """`y` for its second use: the other output of a fork; `y` itself where it is none."""
+    other: Tensor = y if torch.compiler.is_compiling() else y.__dict__.get(_SECOND, y)
+    return other
+
+
 class BatchNormAct(nn.BatchNorm2d):
     """act(batch_norm(x) + residual), of channels-last x by one operator: an nn.BatchNorm2d, with its keys.
 
@@ -37,9 +45,12 @@ class BatchNormAct(nn.BatchNorm2d):
 
     The fused form counts its batches on the host. `num_batches_tracked` is brought up to date by settle_counts(), one operator
     for all layers, which a training step ends with, and by state_dict().
+
+    `forks`: the output has two uses, of which the second takes second_use() of it; the backward pass then adds the two gradients
+    itself, where autograd would need a pass over three tensors.
     """
 
-    fused = True
+    fused, forks = True, False
     _uncounted = 0
     """Batches since num_batches_tracked was brought up to date."""
 
@@ -52,14 +63,20 @@ class BatchNormAct(nn.BatchNorm2d):
         if not self._has_kernel(x):
             return activated(super().forward(x), residual, self.act)
         tensors: tuple[Any, ...] = self.weight, self.bias, self.running_mean, self.running_var
-        if isinstance(x, FakeTensor):
-            return self._outline(x, tensors, residual)
         momentum: Any = self.momentum
-        y = batch_norm_act(
-            x, *tensors, residual=residual, act=self.act, training=self.training, momentum=momentum, eps=self.eps
-        )
+        fork: Any = self.forks and torch.is_grad_enabled()
+        if isinstance(x, FakeTensor):
+            y = _Outline.apply(x, *tensors, residual, fork, self.act, self.training, momentum, self.eps)
+        else:
+            y = batch_norm_act(
+                x, *tensors, residual=residual, act=self.act, training=self.training, momentum=momentum, eps=self.eps, fork=fork
+            )  # fmt: skip
         self._uncounted += self.training
-        return y
+        if fork:
+            y, second = y
+            setattr(y, _SECOND, second)
+        out: Tensor = y
+        return out
 
     def _has_kernel(self, x: Tensor) -> bool:
         if not self.fused or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
@@ -79,12 +96,6 @@ class BatchNormAct(nn.BatchNorm2d):
             and x.is_contiguous(memory_format=torch.channels_last)
         )
 
-    def _outline(self, x: Tensor, tensors: tuple[Any, ...], residual: Tensor | None) -> Tensor:
-        """The operator itself, which knows the results' shapes."""
-        operator: Any = torch.ops.fasttricks_kernels.batch_norm_act
-        options = self.act, self.training, self.momentum, self.eps
-        return operator(x, *tensors, residual, None, False, *options)[0]  # type: ignore[no-any-return]
-
     def _check_input_dim(self, input: Any) -> None:
         if isinstance(input, Tensor):  # torch.fx has no dimensions; it does not look into torch's own layer
             super()._check_input_dim(input)
@@ -101,6 +112,31 @@ class BatchNormAct(nn.BatchNorm2d):
     def _load_from_state_dict(self, *args: Any) -> None:
         settle_counts([self])  # a file without the counter leaves it
         super()._load_from_state_dict(*args)
+
+
+class _Outline(torch.autograd.Function):
+    """batch_norm_act on tensors without data, as an eager call on a GPU: its operators know their results' shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Any) -> Any:
+        weight, bias, mean, var, residual, fork, *options = others
+        operator: Any = torch.ops.fasttricks_kernels.batch_norm_act
+        y, _, mean_C, rstd_C, *_ = operator(x, weight, bias, mean, var, residual, None, False, *options)
+        keeps_y = residual is not None and options[0] != "none"
+        ctx.save_for_backward(x, y if keeps_y else None, weight, bias, mean_C, rstd_C)
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        return (y.view_as(y), y.view_as(y)) if fork else y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, second: Tensor | None = None) -> Any:
+        grad, second = (second, None) if grad is None else (grad, second)
+        operator: Any = torch.ops.fasttricks_kernels.batch_norm_act_backward
+        needs_residual = ctx.needs_input_grad[5]
+        *grads, of_residual = operator(grad, second, *ctx.saved_tensors, needs_residual, *ctx.options)
+        of_residual = of_residual if of_residual.numel() else grad
+        wanted = [x if needed else None for x, needed in zip(grads, ctx.needs_input_grad, strict=False)]
+        return *wanted, None, None, of_residual if needs_residual else None, *(None,) * 5
 
 
 class SyncBatchNormAct(nn.SyncBatchNorm):

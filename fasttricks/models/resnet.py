@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from fasttricks.models.common import scaled, xavier_
-from fasttricks.models.norm import BatchNormAct, Norm, use_norm
+from fasttricks.models.norm import BatchNormAct, Norm, second_use, use_norm
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        for_b = second_use(x)
+        shortcut = for_b if self.downsample is None else self.downsample(for_b)
         out: Tensor = self.last_norm(self.path_a(x), shortcut)
         return out
 
@@ -193,10 +194,11 @@ class ResNet(nn.Module):
         """Channels of the last stage, which the classifier sees."""
         self.fc = nn.Linear(in_channels, num_classes)
         xavier_(self)
-        if zero_gamma:
-            for block in self.modules():
-                if isinstance(block, Block):
-                    nn.init.zeros_(block.last_norm.weight)
+        every = [module for module in self.modules() if isinstance(module, Block)]
+        for block in every if zero_gamma else ():
+            nn.init.zeros_(block.last_norm.weight)
+        for block in every[:-1]:  # paths A and B of the next begin there
+            block.last_norm.forks = True
         use_norm(self, norm)
 
     def features(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:

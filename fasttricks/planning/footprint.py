@@ -120,8 +120,8 @@ class LiveTensors(TorchDispatchMode):
 def bytes_again(func: Any, args: Any, outputs: list[Tensor]) -> int:
     """Bytes of batch norm's second pass in training: the first is for its statistics, or for its sums of gradients.
 
-    torch's kernels for channels-last tensors read x again, and in backward the gradient too. Ours do as batch_norm_act says: what
-    the first pass wrote as the residual's gradient is read in the place of the gradient.
+    torch's kernels for channels-last tensors read x again, and in backward the gradient too. Ours do so too, but where the first
+    pass wrote the gradient of a residual, the second reads that.
     """
     given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
     match func._overloadpacket.__name__ if given.get("training", given.get("train")) is True else "":
