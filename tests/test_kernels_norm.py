@@ -18,19 +18,10 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 CHANNELS = [1, 3, 7, 32, 64, 100]
 
 
-def short_of_torch(parameters: list[Any]) -> list[Any]:
-    """The known gap is marked: of two float32 rows y is 1.23 to 1.29 times its bound, because the mean is rounded to float32."""
-    gap = pytest.mark.xfail(strict=True, raises=AssertionError, reason="the mean of two rows is rounded to float32")
-    sets = [p if hasattr(p, "marks") else pytest.param(*p) for p in parameters]
-    return [
-        pytest.param(*p.values, marks=[*p.marks, gap]) if p.values[:3] == (64, 2, torch.float32) else p for p in sets
-    ]
-
-
 @pytest.mark.parametrize(
     ("channels", "rows", "dtype", "form", "fork"),
     [
-        *short_of_torch(covering(CHANNELS, list(SHAPES), FLOATS, FORMS, [False, True])),
+        *covering(CHANNELS, list(SHAPES), FLOATS, FORMS, [False, True]),
         (2048, 2, torch.float16, FORMS[4], True),
         pytest.param(2048, 98, torch.float32, FORMS[1], False, marks=pytest.mark.slow),
     ],

@@ -90,8 +90,8 @@ def test_opcheck() -> None:
     options = "relu6", True, 0.1, 1e-5
     arguments = x, weight, bias, data["running_mean"], data["running_var"], residual, None, True, *options
     torch.library.opcheck(ops.batch_norm_act.default, arguments)
-    y, _, mean, rstd, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
-    saved = x.detach(), y, weight.detach(), bias.detach(), mean, rstd
+    y, _, numbers, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
+    saved = x.detach(), y, numbers
     torch.library.opcheck(ops.batch_norm_act_backward.default, (data["grad"], data["grad"], *saved, True, *options))
 
 
@@ -141,10 +141,9 @@ int main(int argc, char **argv) {
                            .momentum = 0.1, .eps = 1e-5, .act = act, .training = R > 1, .rows = rows, .stream = i % 2};
                 b.x = of((R - 1) * (C + 2) + C), b.grad = of((R - 1) * (C + 1) + C), b.out = of(R * C);
                 b.residual = residual ? of(R * C) : NULL;
-                b.weight = of(C), b.bias = of(C), b.mean = malloc(C * sizeof(double)), b.rstd = of(C), b.grad_weight = of(C);
-                b.running_mean = of(C), b.running_var = of(C), b.numbers = of(5 * C);
-                b.grad_bias = of(C);
-                b.parts = malloc(2 * P * C * sizeof(double));
+                b.weight = of(C), b.bias = of(C), b.grad_weight = of(C), b.grad_bias = of(C);
+                b.running_mean = of(C), b.running_var = of(C), b.numbers = of(4 * C), b.means = of(2 * C);
+                b.parts = malloc(2 * P * C * sizeof(double)), b.totals = malloc(2 * C * sizeof(double));
                 for (int64_t c = 0; c < C; c++) b.running_var[c] = 1;
                 fasttricks_norm_forward(&b, 1, NULL);
                 if (fork) b.second = of((R - 1) * (C + 3) + C);

@@ -132,7 +132,8 @@ def bytes_again(func: Any, args: Any, outputs: list[Tensor]) -> int:
         case "batch_norm_act":
             again = [given["x"]]
         case "batch_norm_act_backward":
-            again = [given["x"], outputs[-1] if outputs[-1].numel() else given["grad"]]
+            grads = [given["grad"], given["second"]] if given["second"] is not None else [given["grad"]]
+            again = [given["x"], *([outputs[-1]] if outputs[-1].numel() else grads)]
         case _:
             return 0
     return sum(tensor.nbytes for tensor in again)

@@ -10,14 +10,14 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .. import native
-from ._kernels import ACTS, Options, stride_of, writes_residual
-from ._layout import as_pixels, empty_pixels, num_pixels
+from ._launches import ACTS, Options, writes_residual
+from ._layout import as_pixels, empty_pixels, num_pixels, stride_of
 
 SOURCE = Path(__file__).with_name("norm.c")
 FLAGS = ("-ffp-contract=off",)
@@ -27,9 +27,10 @@ STREAMED_FROM = 2_097_152  # values of x: 8 MB, beyond the caches of a core
 
 _NUMBERS = ("R", "C", "x_stride", "residual_stride", "grad_stride", "second_stride")
 _POINTERS = (
-    *("x", "residual", "y", "grad", "second", "weight", "bias", "running_mean", "running_var", "mean", "rstd"),
-    *("out", "grad_residual", "grad_weight", "grad_bias", "parts", "numbers"),
+    *("x", "residual", "y", "grad", "second", "weight", "bias", "running_mean", "running_var", "numbers", "out"),
+    *("grad_residual", "grad_weight", "grad_bias", "parts", "totals", "means"),
 )
+Entry = Literal["statistics", "normalise", "forward", "sums", "gradient", "backward"]
 
 
 class Batch(ctypes.Structure):
@@ -50,19 +51,21 @@ class Batch(ctypes.Structure):
 
 
 @functools.cache
-def compiled() -> tuple[Callable[[Batch, int], None], Callable[[Batch, int], None]] | None:
-    """Forward and backward of norm.c, of a batch and a number of threads; None where they cannot be had, with a warning, once."""
+def compiled() -> dict[str, Callable[[Batch, int], None]] | None:
+    """norm.c's entries, of a batch and a number of threads; None where they cannot be had, with a warning, once."""
     try:
         library = native.load(SOURCE, FLAGS)
     except native.NativeError as error:
         warnings.warn(f"batch norm on the CPU is slower than it might be: {error}", RuntimeWarning, stacklevel=2)
         return None
     pool = native.thread_pool()
-    functions = library.fasttricks_norm_forward, library.fasttricks_norm_backward
-    for function in functions:
+
+    def entry(name: str) -> Callable[[Batch, int], None]:
+        function = getattr(library, f"fasttricks_norm_{name}")
         function.argtypes, function.restype = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p), None
-    forward, backward = functions
-    return lambda batch, threads: forward(batch, threads, pool), lambda batch, threads: backward(batch, threads, pool)
+        return lambda batch, threads: function(batch, threads, pool)
+
+    return {name: entry(name) for name in get_args(Entry)}
 
 
 def batch_norm_compiled() -> bool:
@@ -87,18 +90,17 @@ def forward(
     residual: Tensor | None,
     momentum: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As _kernels.launch_forward, but the mean is float64."""
+) -> tuple[Tensor, Tensor]:
+    """As _launches.launch_forward."""
     residual = None if residual is None else as_pixels(residual)
-    y, mean_C, rstd_C = empty_pixels(x), x.new_empty(x.shape[1], dtype=torch.float64), x.new_empty(x.shape[1])
+    y, numbers_4C = empty_pixels(x), x.new_empty((4, x.shape[1]))
     tensors = {
-        "x": x, "residual": residual, "weight": weight, "bias": bias, "running_mean": running_mean,
-        "running_var": running_var, "mean": mean_C, "rstd": rstd_C, "out": y,
+        "residual": residual, "weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var,
+        "numbers": numbers_4C, "out": y,
     }  # fmt: skip
-    strides = {"residual_stride": 0 if residual is None else stride_of(residual)}
     share = options.momentum if momentum is None else float(momentum)
-    _call(0, x, tensors, strides, options._replace(momentum=share))
-    return y, mean_C, rstd_C
+    call("forward", x, tensors, options._replace(momentum=share))
+    return y, numbers_4C
 
 
 def backward(
@@ -106,47 +108,42 @@ def backward(
     second: Tensor | None,
     x: Tensor,
     y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_C: Tensor,
-    rstd_C: Tensor,
+    numbers_4C: Tensor,
     options: Options,
     want_x: bool = True,
     want_numbers: bool = True,
     want_residual: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """As _kernels.launch_backward."""
+    """As _launches.launch_backward."""
     grad, second = as_pixels(grad), None if second is None else as_pixels(second)
     grad_x = empty_pixels(x) if want_x else None
     grad_residual = empty_pixels(x) if writes_residual(y, second, want_residual) else None
     grad_weight_C, grad_bias_C = (x.new_empty(x.shape[1]) for _ in range(2))
     tensors = {
-        "x": x, "grad": grad, "second": second, "y": y, "weight": weight, "bias": bias, "mean": mean_C, "rstd": rstd_C,
-        "out": grad_x, "grad_residual": grad_residual, "grad_weight": grad_weight_C, "grad_bias": grad_bias_C,
+        "grad": grad, "second": second, "y": y, "numbers": numbers_4C, "out": grad_x, "grad_residual": grad_residual,
+        "grad_weight": grad_weight_C, "grad_bias": grad_bias_C, "means": x.new_empty((2, x.shape[1])),
     }  # fmt: skip
-    strides = {"grad_stride": stride_of(grad), "second_stride": 0 if second is None else stride_of(second)}
-    _call(1, x, tensors, strides, options)
+    call("backward", x, tensors, options)
     return grad_x, grad_weight_C, grad_bias_C, grad_residual
 
 
-def _call(which: int, x: Tensor, tensors: dict[str, Tensor | None], strides: dict[str, int], options: Options) -> None:
+def call(entry: Entry, x: Tensor, tensors: dict[str, Tensor | None], options: Options) -> Tensor:
+    """An entry of norm.c on x and these fields of its Batch. Returns the totals (2, C) float64, which not every entry writes."""
     functions = compiled()
     assert functions is not None
     num_rows, num_channels = num_pixels(x), x.shape[1]
     rows = max(ROWS_A_PART, VALUES_A_PART // num_channels)
     num_parts = -(-num_rows // rows)
     # named, to live as long as their addresses are in use
-    parts = x.new_empty(2 * num_parts * num_channels, dtype=torch.float64)
-    numbers = x.new_empty(5 * num_channels)
+    parts, totals_2C = (x.new_empty((2, n), dtype=torch.float64) for n in (num_parts * num_channels, num_channels))
+    tensors = {"x": x, **tensors, "parts": parts, "totals": totals_2C}
     addresses: dict[str, Any] = {name: value.data_ptr() for name, value in tensors.items() if value is not None}
+    strided = {name: tensors.get(name) for name in ("x", "residual", "grad", "second")}
     batch = Batch(
         R=num_rows,
         C=num_channels,
-        x_stride=stride_of(x),
-        **strides,
+        **{f"{name}_stride": stride_of(value) for name, value in strided.items() if value is not None},
         **addresses,
-        parts=parts.data_ptr(),
-        numbers=numbers.data_ptr(),
         momentum=options.momentum,
         eps=options.eps,
         act=ACTS.index(options.act),
@@ -154,4 +151,5 @@ def _call(which: int, x: Tensor, tensors: dict[str, Tensor | None], strides: dic
         stream=x.numel() >= STREAMED_FROM,
         rows=rows,
     )
-    functions[which](batch, min(torch.get_num_threads(), num_parts))
+    functions[entry](batch, min(torch.get_num_threads(), num_parts))
+    return totals_2C

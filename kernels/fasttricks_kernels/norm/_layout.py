@@ -29,6 +29,13 @@ def pixel_stride(x: Tensor) -> int | None:
     return stride if stride >= num_channels else None
 
 
+def stride_of(x: Tensor) -> int:
+    """pixel_stride() of one that has it."""
+    stride = pixel_stride(x)
+    assert stride is not None
+    return stride
+
+
 def empty_pixels(x: Tensor) -> Tensor:
     """New memory of x's shape and dtype, channels-last and dense."""
     num_images, num_channels, *sides = x.shape

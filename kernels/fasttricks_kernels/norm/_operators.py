@@ -1,6 +1,6 @@
 """batch_norm_act's operators, and the torch.autograd.Function that an eager call takes past them; both launch the same code.
 
-    batch_norm_act(...) -> y, mean, rstd, and the running statistics as moved, or nothing for them; with `fork` a copy of y
+    batch_norm_act(...) -> y, with `fork` a copy of y, numbers, and the running statistics as moved, or nothing for them
     batch_norm_act_backward(...) -> gradients of x, weight, bias and residual; nothing for the last, where it is that of y
 
 The operators change none of their inputs, so that torch.compile may reorder them: the caller copies the running statistics.
@@ -21,7 +21,7 @@ from .. import reference
 from .._direct import runs_directly
 from .._launch import NAMESPACE, runs_triton
 from . import _cpu
-from ._kernels import Options, launch_backward, launch_forward, writes_residual
+from ._launches import Options, launch_backward, launch_forward, writes_residual
 from ._layout import empty_pixels, pixel_stride
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -33,8 +33,8 @@ def fuses(x: Tensor) -> bool:
     return x.numel() > 0 and pixel_stride(x) is not None and (runs_triton(x) or _cpu.takes(x))
 
 
-def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As launch_forward, on x's device; on a CPU, which has a kernel for float32 alone, the mean is float64."""
+def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """As launch_forward, on x's device."""
     if runs_triton(x):
         return launch_forward(x, *others)
     return _cpu.forward(x, *others) if _cpu.takes(x) else plain_forward(x, *others)
@@ -49,7 +49,7 @@ def plain_forward(
     residual: Tensor | None,
     momentum: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """By reference.py: for an operator that is called where fuses() sends nothing."""
     act, training, share, eps = options
     statistics = running_mean, running_var
@@ -57,7 +57,7 @@ def plain_forward(
         var_C, mean_C = torch.var_mean(reference.wide(x), [0, *range(2, x.dim())], correction=0)
     else:
         assert running_mean is not None and running_var is not None
-        mean_C, var_C = running_mean.clone(), running_var
+        mean_C, var_C = running_mean, running_var
     y = reference.batch_norm_act(
         x,
         weight,
@@ -70,7 +70,10 @@ def plain_forward(
         eps=eps,
     )
     assert isinstance(y, Tensor)
-    return empty_pixels(x).copy_(y), mean_C.double(), (var_C + eps).rsqrt()
+    rstd_C = (var_C + eps).rsqrt()
+    scale_C = rstd_C if weight is None else rstd_C * weight
+    numbers_4C = torch.stack([mean_C, rstd_C, scale_C, torch.zeros_like(scale_C) if bias is None else bias])
+    return empty_pixels(x).copy_(y), numbers_4C
 
 
 def backward(grad: Tensor, second: Tensor | None, x: Tensor, *others: Any) -> Gradients:
@@ -79,8 +82,9 @@ def backward(grad: Tensor, second: Tensor | None, x: Tensor, *others: Any) -> Gr
         return launch_backward(grad, second, x, *others)
     if _cpu.takes(x):
         return _cpu.backward(grad, second, x, *others)
-    y, weight, bias, mean_C, rstd_C, options, *_, want_residual = others
-    *grads, grad_residual = plain_gradients(grad, second, x, y, weight, bias, mean_C, rstd_C, options)
+    y, numbers_4C, options, *_, want_residual = others
+    weight_C = numbers_4C[2] / numbers_4C[1]
+    *grads, grad_residual = plain_gradients(grad, second, x, y, numbers_4C, weight_C, options)
     return grads[0], grads[1], grads[2], grad_residual if writes_residual(y, second, want_residual) else None
 
 
@@ -96,48 +100,45 @@ def keeps_y(residual: Tensor | None, act: str) -> bool:
     f"{NAMESPACE}::batch_norm_act",
     mutates_args=(),
     schema=f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? residual, "
-    f"Tensor? device_momentum, bool fork, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor? device_momentum, bool fork, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(x, weight, bias, running_mean, running_var, residual, device_momentum, fork, *options):
     mean, var = (None if s is None else s.clone() for s in (running_mean, running_var))
-    y, *numbers = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
-    moved = (numbers[1].new_empty(0) if s is None else s for s in (mean, var))
-    return y, y.clone() if fork else y.new_empty(0), *numbers, *moved
+    y, numbers = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
+    moved = (numbers.new_empty(0) if s is None else s for s in (mean, var))
+    return y, y.clone() if fork else y.new_empty(0), numbers, *moved
 
 
 @_forward.register_fake
 def _(x, weight, bias, running_mean, running_var, residual, device_momentum, fork, *options):
-    numbers = [
-        x.new_empty(x.shape[1], dtype=d) for d in (torch.float32 if runs_triton(x) else torch.float64, torch.float32)
-    ]
-    moved = [numbers[1].new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
-    return empty_pixels(x), empty_pixels(x) if fork else x.new_empty(0), *numbers, *moved
+    numbers = x.new_empty((4, x.shape[1]), dtype=reference.wide_dtype(x.dtype))
+    moved = [numbers.new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
+    return empty_pixels(x), empty_pixels(x) if fork else x.new_empty(0), numbers, *moved
 
 
 @custom_op(
     f"{NAMESPACE}::batch_norm_act_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor? second, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, "
-    f"bool want_residual, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad, Tensor? second, Tensor x, Tensor? y, Tensor numbers, bool want_residual, "
+    f"{OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(grad, second, x, y, weight, bias, mean, rstd, want_residual, *options):
-    saved = x, y, weight, bias, mean, rstd
-    grads = backward(grad, second, *saved, Options(*options), True, True, want_residual)
+def _backward(grad, second, x, y, numbers, want_residual, *options):
+    grads = backward(grad, second, x, y, numbers, Options(*options), True, True, want_residual)
     return *grads[:3], x.new_empty(0) if grads[3] is None else grads[3]
 
 
 @_backward.register_fake
-def _(grad, second, x, y, weight, bias, mean, rstd, want_residual, *options):
-    numbers = [torch.empty_like(rstd) for _ in range(2)]
+def _(grad, second, x, y, numbers, want_residual, *options):
+    grads = [numbers.new_empty(x.shape[1]) for _ in range(2)]
     written = writes_residual(y, second, want_residual)
-    return empty_pixels(x), *numbers, empty_pixels(x) if written else x.new_empty(0)
+    return empty_pixels(x), *grads, empty_pixels(x) if written else x.new_empty(0)
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, bias, _, _, residual, _, fork, *options = inputs
+    x, weight, _, _, _, residual, _, fork, *options = inputs
     ctx.options = Options(*options)
     y = output[0] if keeps_y(residual, ctx.options.act) else None
-    ctx.save_for_backward(x, y, weight, bias, *output[2:4])
+    ctx.save_for_backward(x, y, output[2], weight)
     ctx.mark_non_differentiable(*output[2 if fork else 1 :])
     ctx.set_materialize_grads(False)
 
@@ -147,13 +148,12 @@ def _vjp(ctx, *grads_of_y):
     if grad is None:
         return (None,) * 12
     needs_x, needs_weight, needs_bias, _, _, needs_residual, *_ = ctx.needs_input_grad
-    x, y, weight, bias, mean, rstd = ctx.saved_tensors
-    saved = x, y, weight, bias, mean, rstd
+    x, y, numbers, weight = ctx.saved_tensors
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        grads = _backward(grad, second, *saved, needs_residual, *ctx.options)
+        grads = _backward(grad, second, x, y, numbers, needs_residual, *ctx.options)
         grad_residual = grads[3] if writes_residual(y, second, needs_residual) else grad
     else:
-        grads = plain_gradients(grad, second, *saved, ctx.options)
+        grads = plain_gradients(grad, second, x, y, numbers, weight, ctx.options)
         grad_residual = grads[3]
     return (
         grads[0] if needs_x else None,
@@ -178,15 +178,14 @@ def plain_gradients(
     second: Tensor | None,
     x: Tensor,
     y: Tensor | None,
+    numbers_4C: Tensor,
     weight: Tensor | None,
-    bias: Tensor | None,
-    mean_C: Tensor,
-    rstd_C: Tensor,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By reference.py, which is differentiable again."""
+    """By reference.py, which is differentiable again; the shift in the bias's place gives the mask of the y that was stored."""
+    mean_C, rstd_C, _, shift_C = numbers_4C.unbind()
     act, training, _, eps = options
-    numbers = None if weight is None else weight, None if bias is None else bias.detach(), mean_C, rstd_C
+    numbers = weight, shift_C, mean_C, rstd_C
     return reference.batch_norm_act_grad(grad, second, x, y, *numbers, act=act, training=training, eps=eps)
 
 
@@ -196,9 +195,9 @@ def plain_gradients(
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options, fork):
-        y, mean_C, rstd_C = forward(x, weight, bias, running_mean, running_var, residual, device_momentum, options)
+        y, numbers_4C = forward(x, weight, bias, running_mean, running_var, residual, device_momentum, options)
         ctx.options = options
-        ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, weight, bias, mean_C, rstd_C)
+        ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, numbers_4C, weight)
         ctx.set_materialize_grads(False)
         # Both are views, so that autograd refuses to change either in place: the other would change with it.
         return (y.view_as(y), y.view_as(y)) if fork else y
@@ -206,17 +205,16 @@ class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads_of_y: Tensor | None):
         grad, second = first_of(*(*grads_of_y, None)[:2])
-        x, y, weight, bias, mean_C, rstd_C = ctx.saved_tensors  # raises where one was changed in place
-        saved = x, y, weight, bias, mean_C, rstd_C
+        x, y, numbers_4C, weight = ctx.saved_tensors  # raises where one was changed in place
         if grad is None:
             return (None,) * 9
         needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         grads: Gradients
         if torch.is_grad_enabled() or not runs_directly(grad, second):
-            grads = plain_gradients(grad, second, *saved, ctx.options)
+            grads = plain_gradients(grad, second, x, y, numbers_4C, weight, ctx.options)
         else:
             wanted = needs_x, needs_weight or needs_bias, needs_residual
-            grads = backward(grad, second, *saved, ctx.options, *wanted)
+            grads = backward(grad, second, x, y, numbers_4C, ctx.options, *wanted)
         grad_residual = grad if grads[3] is None else grads[3]
         return (
             grads[0] if needs_x else None,
@@ -247,7 +245,7 @@ def fused(
     running = running_mean, running_var
     if runs_directly(x, weight, bias, *running, residual, device_momentum):
         return _BatchNormAct.apply(x, weight, bias, residual, *running, device_momentum, options, fork)
-    y, second, _, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, fork, *options)
+    y, second, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, fork, *options)
     if training and running_mean is not None and running_var is not None:
         running_mean.copy_(moved[0])
         running_var.copy_(moved[1])

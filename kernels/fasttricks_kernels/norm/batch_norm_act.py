@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._transforms import transformed
-from ._kernels import ACTS
+from ._launches import ACTS
 from ._operators import fused, fuses
 
 Act = Literal["none", "relu", "relu6"]

@@ -29,15 +29,15 @@ typedef struct Batch {
     int64_t R, C;
     int64_t x_stride, residual_stride, grad_stride, second_stride; /* from row to row; all else is dense */
     const float *x, *residual, *y, *grad, *second; /* residual, y and second may be NULL; the gradients grad and second are added */
-    const float *weight, *bias;                     /* may be NULL: 1 and 0 */
-    float *running_mean, *running_var;              /* may be NULL, in training */
-    double *mean; /* its rounding to float32, times 1 / sqrt(eps), would show in a channel of nearly equal values */
-    float *rstd;
-    float *out;                               /* y, or the gradient of x, or NULL if that is not wanted */
-    float *grad_residual;                     /* or NULL: then the mask is that of y computed again */
+    const float *weight, *bias;                    /* may be NULL: 1 and 0 */
+    float *running_mean, *running_var;             /* may be NULL, in training */
+    float *numbers;       /* 4 C: mean, rstd, scale = weight rstd, shift; made by forward, or, for normalise, by the caller */
+    float *out;           /* y, or the gradient of x, or NULL if that is not wanted */
+    float *grad_residual; /* or NULL: then the mask is that of y computed again */
     float *grad_weight, *grad_bias;
-    double *parts;                            /* 2 P C: the parts' sums */
-    float *numbers;                           /* 5 C: scale, bias, mean of g, slope, mean */
+    double *parts;  /* 2 P C: the parts' sums */
+    double *totals; /* 2 C: of all parts the mean and the sum of squared distances from it, or the sums of g and g (x - mean) */
+    float *means;   /* 2 C: of g, and of g (x - mean) rstd^2; 0 in evaluation */
     double momentum, eps;
     int32_t act, training; /* act 0: none, 1: ReLU, 2: ReLU6 */
     int32_t stream;        /* results that no cache holds until they are read: past the caches, whose lines would be read first */
@@ -49,8 +49,8 @@ typedef struct Batch {
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
-INLINE float activated(float x, float mean, float scale, float bias, float residual, int act) {
-    float y = (x - mean) * scale + bias + residual;
+INLINE float activated(float x, float mean, float scale, float shift, float residual, int act) {
+    float y = (x - mean) * scale + shift + residual;
     if (act) y = y <= 0 ? 0 : y; /* a NaN stays */
     if (act == 2) y = y >= 6 ? 6 : y;
     return y;
@@ -124,23 +124,32 @@ static void statistics(const Batch *b, int64_t part, int64_t first, int64_t stop
     }
 }
 
-/* mean and rstd from the parts, which also move the running statistics; or, in evaluation, from those. */
+/* The totals of the parts. */
 static void merge_statistics(const Batch *b, int64_t P) {
+    const int64_t C = b->C;
+    for (int64_t c = 0; c < C; c++) {
+        const double first = b->parts[c];
+        double moved = 0, square = 0;
+        for (int64_t p = 0; p < P; p++) {
+            const double count = least(b->rows, b->R - p * b->rows), d = b->parts[p * C + c] - first;
+            moved += count * d;
+            square += b->parts[(P + p) * C + c] + count * d * d;
+        }
+        const double shift = moved / b->R, about = square - moved * shift;
+        b->totals[c] = first + shift;
+        b->totals[C + c] = about < 0 ? 0 : about;
+    }
+}
+
+/* The numbers from the totals, which also move the running statistics; or, in evaluation, from those. The shift is the bias,
+ * less what the mean's rounding lost, times the scale: in a channel of nearly equal values it would show. */
+static void prepare(const Batch *b) {
     const int64_t C = b->C;
     for (int64_t c = 0; c < C; c++) {
         double mean, var;
         if (b->training) {
-            const double first = b->parts[c];
-            double moved = 0, square = 0;
-            for (int64_t p = 0; p < P; p++) {
-                const double count = least(b->rows, b->R - p * b->rows), d = b->parts[p * C + c] - first;
-                moved += count * d;
-                square += b->parts[(P + p) * C + c] + count * d * d;
-            }
-            const double shift = moved / b->R;
-            mean = first + shift;
-            square -= moved * shift;
-            if (square < 0) square = 0;
+            const double square = b->totals[C + c];
+            mean = b->totals[c];
             var = square / b->R;
             if (b->running_mean) {
                 b->running_mean[c] = (1 - b->momentum) * b->running_mean[c] + b->momentum * mean;
@@ -150,24 +159,17 @@ static void merge_statistics(const Batch *b, int64_t P) {
             mean = b->running_mean[c];
             var = b->running_var[c];
         }
-        b->mean[c] = mean;
-        b->rstd[c] = 1 / sqrt(var + b->eps);
-    }
-}
-
-/* The bias takes up the part of the mean that float32 does not hold. */
-static void prepare(const Batch *b) {
-    float *restrict scale = b->numbers, *restrict bias = b->numbers + b->C, *restrict mean = b->numbers + 4 * b->C;
-    for (int64_t c = 0; c < b->C; c++) {
-        mean[c] = b->mean[c];
-        scale[c] = b->weight ? b->weight[c] * b->rstd[c] : b->rstd[c];
-        bias[c] = (b->bias ? b->bias[c] : 0) + (mean[c] - b->mean[c]) * scale[c];
+        const float rounded = mean, rstd = 1 / sqrt(var + b->eps), scale = b->weight ? b->weight[c] * rstd : rstd;
+        b->numbers[c] = rounded;
+        b->numbers[C + c] = rstd;
+        b->numbers[2 * C + c] = scale;
+        b->numbers[3 * C + c] = (b->bias ? b->bias[c] : 0) + (rounded - mean) * scale;
     }
 }
 
 INLINE void normalise_as(const Batch *b, int64_t first, int64_t stop, int act, int with_residual) {
     const int64_t C = b->C;
-    const float *restrict mean = b->numbers + 4 * C, *restrict scale = b->numbers, *restrict bias = b->numbers + C;
+    const float *restrict mean = b->numbers, *restrict scale = mean + 2 * C, *restrict shift = mean + 3 * C;
     for (int64_t r = first; r < stop; r++) {
         const float *restrict x = b->x + r * b->x_stride;
         const float *restrict residual = with_residual ? b->residual + r * b->residual_stride : x;
@@ -175,7 +177,7 @@ INLINE void normalise_as(const Batch *b, int64_t first, int64_t stop, int act, i
             const int64_t n = least(CHANNELS, C - c0);
             _Alignas(32) float y[CHANNELS];
             for (int64_t c = 0; c < n; c++)
-                y[c] = activated(x[c0 + c], mean[c0 + c], scale[c0 + c], bias[c0 + c], with_residual ? residual[c0 + c] : 0, act);
+                y[c] = activated(x[c0 + c], mean[c0 + c], scale[c0 + c], shift[c0 + c], with_residual ? residual[c0 + c] : 0, act);
             put(b, b->out + r * C + c0, y, n);
         }
     }
@@ -207,7 +209,7 @@ INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, i
     const int64_t C = b->C, S = b->x_stride, P = (b->R + b->rows - 1) / b->rows;
     for (int64_t c0 = 0; c0 < C; c0 += CHANNELS) {
         const int64_t n = least(CHANNELS, C - c0);
-        const float *restrict mean = b->numbers + 4 * C + c0, *restrict scale = b->numbers + c0, *restrict bias = b->numbers + C + c0;
+        const float *restrict mean = b->numbers + c0, *restrict scale = mean + 2 * C, *restrict shift = mean + 3 * C;
         double *restrict sums = b->parts + part * C + c0, *restrict products = b->parts + (P + part) * C + c0;
         float sum[CHANNELS], product[CHANNELS], added0[CHANNELS], added1[CHANNELS];
         for (int64_t c = 0; c < n; c++) sum[c] = product[c] = 0, sums[c] = products[c] = 0;
@@ -221,8 +223,8 @@ INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, i
                 _Alignas(32) float out0[CHANNELS], out1[CHANNELS];
                 for (int64_t c = 0; c < n; c++) {
                     const float d0 = x0[c] - mean[c], d1 = x1[c] - mean[c];
-                    const float v0 = with_y ? y0[c] : activated(x0[c], mean[c], scale[c], bias[c], 0, act);
-                    const float v1 = with_y ? y1[c] : activated(x1[c], mean[c], scale[c], bias[c], 0, act);
+                    const float v0 = with_y ? y0[c] : activated(x0[c], mean[c], scale[c], shift[c], 0, act);
+                    const float v1 = with_y ? y1[c] : activated(x1[c], mean[c], scale[c], shift[c], 0, act);
                     const float m0 = masked(g0[c], v0, act), m1 = masked(g1[c], v1, act);
                     if (written) out0[c] = m0, out1[c] = m1;
                     sum[c] += m0 + m1;
@@ -237,7 +239,7 @@ INLINE void sums_as(const Batch *b, int64_t part, int64_t first, int64_t stop, i
                 const float *restrict g0 = incoming(b, r, c0, n, added0);
                 for (int64_t c = 0; c < n; c++) {
                     const float x = b->x[r * S + c0 + c];
-                    const float y = with_y ? b->y[r * C + c0 + c] : activated(x, mean[c], scale[c], bias[c], 0, act);
+                    const float y = with_y ? b->y[r * C + c0 + c] : activated(x, mean[c], scale[c], shift[c], 0, act);
                     const float g = masked(g0[c], y, act);
                     if (written) b->grad_residual[r * C + c0 + c] = g;
                     sum[c] += g;
@@ -261,28 +263,26 @@ static void sums(const Batch *b, int64_t part, int64_t first, int64_t stop) {
     }
 }
 
-/* The gradients of weight and bias from the parts, and the mean of g and the slope, which are 0 in evaluation. */
+/* The totals of the parts, and the gradients of weight and bias. */
 static void merge_sums(const Batch *b, int64_t P) {
     const int64_t C = b->C;
-    float *restrict mean_g = b->numbers + 2 * C, *restrict slope = b->numbers + 3 * C;
     for (int64_t c = 0; c < C; c++) {
         double sum = 0, product = 0;
         for (int64_t p = 0; p < P; p++) {
             sum += b->parts[p * C + c];
             product += b->parts[(P + p) * C + c];
         }
-        const double rstd = b->rstd[c];
+        b->totals[c] = sum;
+        b->totals[C + c] = product;
         b->grad_bias[c] = sum;
-        b->grad_weight[c] = product * rstd;
-        mean_g[c] = b->training ? sum / b->R : 0;
-        slope[c] = b->training ? product * rstd * rstd / b->R : 0;
+        b->grad_weight[c] = product * b->numbers[C + c];
     }
 }
 
 INLINE void gradient_as(const Batch *b, int64_t first, int64_t stop, int act, int training) {
     const int64_t C = b->C;
-    const float *restrict mean = b->numbers + 4 * C, *restrict scale = b->numbers, *restrict bias = b->numbers + C;
-    const float *restrict mean_g = b->numbers + 2 * C, *restrict slope = b->numbers + 3 * C;
+    const float *restrict mean = b->numbers, *restrict scale = mean + 2 * C, *restrict shift = mean + 3 * C;
+    const float *restrict mean_g = b->means, *restrict slope = b->means + C;
     for (int64_t r = first; r < stop; r++) {
         const float *restrict x = b->x + r * b->x_stride;
         for (int64_t c0 = 0; c0 < C; c0 += CHANNELS) {
@@ -292,7 +292,7 @@ INLINE void gradient_as(const Batch *b, int64_t first, int64_t stop, int act, in
             const float *restrict grad = incoming(b, r, c0, n, added);
             for (int64_t i = 0; i < n; i++) {
                 const int64_t c = c0 + i;
-                float g = masked(grad[i], activated(x[c], mean[c], scale[c], bias[c], 0, act), act);
+                float g = masked(grad[i], activated(x[c], mean[c], scale[c], shift[c], 0, act), act);
                 if (training) g = g - mean_g[c] - (x[c] - mean[c]) * slope[c];
                 out[i] = scale[c] * g;
             }
@@ -332,19 +332,31 @@ static void run(Batch *b, void (*phase)(const Batch *, int64_t, int64_t, int64_t
     else work(b);
 }
 
-/* parallel: an OpenMP runtime's GOMP_parallel, or NULL; torch's own pool, as in losses.c. */
-void fasttricks_norm_forward(Batch *b, uint32_t threads, Parallel parallel) {
-    if (b->training) run(b, statistics, threads, parallel);
+/* The entries. parallel: an OpenMP runtime's GOMP_parallel, or NULL; torch's own pool, as in losses.c. */
+
+/* The totals of x. */
+void fasttricks_norm_statistics(Batch *b, uint32_t threads, Parallel parallel) {
+    run(b, statistics, threads, parallel);
     merge_statistics(b, (b->R + b->rows - 1) / b->rows);
-    prepare(b);
-    run(b, normalise, threads, parallel);
 }
 
-void fasttricks_norm_backward(Batch *b, uint32_t threads, Parallel parallel) {
+/* y by the numbers. */
+void fasttricks_norm_normalise(Batch *b, uint32_t threads, Parallel parallel) { run(b, normalise, threads, parallel); }
+
+void fasttricks_norm_forward(Batch *b, uint32_t threads, Parallel parallel) {
+    if (b->training) fasttricks_norm_statistics(b, threads, parallel);
     prepare(b);
+    fasttricks_norm_normalise(b, threads, parallel);
+}
+
+/* The totals of the gradient, the gradients of weight and bias, and that of the residual. */
+void fasttricks_norm_sums(Batch *b, uint32_t threads, Parallel parallel) {
     run(b, sums, threads, parallel);
     merge_sums(b, (b->R + b->rows - 1) / b->rows);
-    if (!b->out) return;
+}
+
+/* The gradient of x by the means. */
+void fasttricks_norm_gradient(Batch *b, uint32_t threads, Parallel parallel) {
     if (b->grad_residual) { /* its values are added and masked already */
         b->grad = b->grad_residual;
         b->second = NULL;
@@ -352,4 +364,15 @@ void fasttricks_norm_backward(Batch *b, uint32_t threads, Parallel parallel) {
         b->act = 0;
     }
     run(b, gradient, threads, parallel);
+}
+
+void fasttricks_norm_backward(Batch *b, uint32_t threads, Parallel parallel) {
+    fasttricks_norm_sums(b, threads, parallel);
+    if (!b->out) return;
+    for (int64_t c = 0; c < b->C; c++) {
+        const double rstd = b->numbers[b->C + c];
+        b->means[c] = b->training ? b->totals[c] / b->R : 0;
+        b->means[b->C + c] = b->training ? b->totals[b->C + c] * rstd * rstd / b->R : 0;
+    }
+    fasttricks_norm_gradient(b, threads, parallel);
 }

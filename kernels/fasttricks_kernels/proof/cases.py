@@ -16,7 +16,7 @@ from ..images.augment import launch_augment
 from ..images.mixup import launch_mixup
 from ..losses._kernels import launch_cross_entropy, launch_distillation
 from ..losses._options import Labels, Weights
-from ..norm import _kernels as norm
+from ..norm import _launches as norm
 from ..optim._kernels import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
@@ -204,24 +204,28 @@ def _batch_norm_case(form: str, channels: int, images: tuple[int, int, int], dty
     shape = number, height, width, channels
     x, y, residual, second = (torch.zeros(shape, dtype=DTYPES[dtype]).movedim(-1, 1) for _ in range(4))
     weight, bias, mean, var = (torch.ones(channels) for _ in range(4))
+    numbers_4C = torch.ones(4, channels)
     options = norm.Options("relu", True, 0.1, 1e-5)
 
     def run() -> object:
         if backward:
             grads, kept = (residual, second if fork else None), y if has_residual else None
-            return norm.launch_backward(*grads, x, kept, weight, bias, mean, var, options)
+            return norm.launch_backward(*grads, x, kept, numbers_4C, options)
         return norm.launch_forward(x, weight, bias, mean, var, residual if has_residual else None, None, options)
 
     parts = norm.tiles_of(x).grid[0]
-    reads = 2 * parts if backward else 3 * parts + 1  # the means a second time, for distances from the mean of all
+    # weight, bias, and the running statistics as they were and as they are; or the gradients of weight and bias
+    numbers = 2 if backward else 6
+    # the parts' numbers a channel; the means are read a second time, for distances from the mean of all
+    written, read = (2 * parts, 2 * parts) if backward else (3 * parts, 4 * parts + 1)
     return Case(
         f"batch_norm_act {form}",
         f"C={channels}",
         dtype,
-        BATCH_NORM_FORMS[form] * x.numel() * x.element_size(),
+        BATCH_NORM_FORMS[form] * x.numel() * x.element_size() + numbers * channels * 4,
         run,
         wide=channels % 8 == 0,
-        parts_bytes=(2 * parts + reads) * channels * 4,
+        parts_bytes=(written + read) * channels * 4,
     )
 
 
