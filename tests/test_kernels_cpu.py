@@ -225,6 +225,8 @@ def test_a_second_backward_gives_the_same_and_leaves_the_first_alone(distill: bo
     (second,) = torch.autograd.grad(3 * losses.sum(), leaf, retain_graph=True)
     assert torch.equal(first, kept)
     torch.testing.assert_close(second, 3 * first)
+    (with_graph,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+    assert torch.equal(with_graph, first)
     (third,) = torch.autograd.grad(losses, leaf, torch.full_like(losses, math.inf), create_graph=True)
     assert (third[-1] == 0).all() and not third[0].isfinite().all()
 

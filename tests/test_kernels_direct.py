@@ -94,6 +94,8 @@ def derivatives(loss: Loss, z: Tensor) -> list[Tensor]:
     (first,) = torch.autograd.grad(value, leaf, up, retain_graph=True)
     (again,) = torch.autograd.grad(value, leaf, up, retain_graph=True)
     (graph,) = torch.autograd.grad(value, leaf, up, create_graph=True)
+    for other in (again, graph.detach()):
+        torch.testing.assert_close(other, first, equal_nan=True)
     return [value.detach(), first, again, graph, *torch.autograd.grad((graph * UP.to(z.dtype)).sum(), (leaf, up))]
 
 

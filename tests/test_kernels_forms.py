@@ -365,11 +365,90 @@ def test_dense_targets_in_c(shape: tuple[int, ...], layout: str) -> None:
     assert by_c.call_count >= 6
 
 
-def test_a_target_that_requires_grad_gets_torchs() -> None:
-    logits, target = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).unbind()
-    target = target.softmax(1).requires_grad_()
-    fk.cross_entropy(logits, target).backward()
-    torch.testing.assert_close(target.grad, -logits.log_softmax(1) / 4)
+def derivatives(loss: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """The first ones of all leaves that require grad, and the second ones of all pairs, along one direction."""
+    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad) for x in leaves]
+    wanted = [x for x in leaves if x.requires_grad]
+    value = loss(*leaves)
+    up = torch.linspace(1, 2, value.numel(), dtype=value.dtype).view_as(value)
+    plain = torch.autograd.grad(value, wanted, up, retain_graph=True)
+    first = torch.autograd.grad(value, wanted, up, create_graph=True)
+    generator = torch.Generator().manual_seed(1)
+    along = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in wanted]
+    total = sum(((g * v).sum() for g, v in zip(first, along, strict=True)), start=torch.zeros(()))
+    if not total.requires_grad:  # that of the target alone does not depend on it
+        return [*plain, *first]
+    second = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
+    return [*plain, *first, *second]
+
+
+def check_target_that_requires_grad(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    """Of the target and the logits, or of the target alone, against torch in float64."""
+    generator, axis = torch.Generator().manual_seed(sum(shape)), min(1, len(shape) - 1)
+    logits = (2 * torch.randn(shape, generator=generator)).to(dtype)
+    if layout == "last":
+        logits = logits.movedim(1, -1).contiguous().movedim(-1, 1)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    target = torch.randn(shape, generator=generator, dtype=wide).softmax(axis).requires_grad_()
+    weight = torch.rand(shape[axis], generator=generator, dtype=wide)
+    step = max(2e-5, {torch.float16: 2**-10, torch.bfloat16: 2**-6}.get(dtype, 0))
+    for trains, smoothing, reduction, used in (
+        (True, 0.1, "mean", None),
+        (True, 0.0, "none", weight),
+        (False, 0.1, "sum", weight),
+    ):
+        options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": reduction}
+        ours = derivatives(
+            lambda z, t, w=used, o=options: fk.cross_entropy(z, t, w, **o), [logits.requires_grad_(trains), target]
+        )
+        theirs = derivatives(
+            lambda z, t, w=used, o=options: F.cross_entropy(z, t, None if w is None else w.double(), **o),
+            [logits.detach().double().requires_grad_(trains), target.detach().double().requires_grad_()],
+        )
+        for got, true in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(got.double(), true, rtol=4 * step, atol=4 * step)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype"),
+    [
+        *((shape, "first", torch.float32) for shape in DENSE),
+        ((2, 5, 3), "last", torch.float32),
+        ((5, 10), "first", torch.float64),
+        ((5, 10), "first", torch.float16),
+    ],
+    ids=str,
+)
+def test_a_target_that_requires_grad_in_c(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    with mock.patch.object(_cpu, "_loss_and_grad", side_effect=_cpu._loss_and_grad) as own:
+        check_target_that_requires_grad(shape, layout, dtype)
+    assert own.call_count >= 3
+
+
+@interpreted
+def test_a_target_that_requires_grad_in_triton() -> None:
+    from fasttricks_kernels.losses import _kernels
+
+    with mock.patch.object(_kernels, "launch_dense", side_effect=_kernels.launch_dense) as launched:
+        for shape, dtype in (((5, 10), torch.float32), ((6,), torch.float16)):
+            check_target_that_requires_grad(shape, "first", dtype)
+    assert launched.call_count >= 6
+
+
+def test_a_targets_gradient_is_the_operators_too() -> None:
+    """Where torch's dispatcher is needed: gradcheck, and torch.func's grad of the target."""
+    logits, target = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
+    target = target.softmax(1)
+
+    def loss(z: Tensor, t: Tensor) -> Tensor:
+        return fk.cross_entropy(z, t, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), label_smoothing=0.1)
+
+    leaves = logits.requires_grad_(), target.requires_grad_()
+    assert torch.autograd.gradcheck(loss, leaves) and torch.autograd.gradgradcheck(loss, leaves)
+    wanted = torch.autograd.grad(loss(*leaves), leaves)
+    for argnums in (0, 1):
+        found = torch.func.grad(loss, argnums)(logits.detach(), target.detach())
+        torch.testing.assert_close(found, wanted[argnums])
 
 
 def check_ignored() -> None:

@@ -303,21 +303,13 @@ def test_every_input_of_torchs_own_tests() -> None:
 
 
 def walk() -> None:
-    """All right in four dtypes, against torch in float64; how many of them ran fused is counted, as for many logits.
-
-    torch's probabilities all require grad, and then its operator runs; without, they are fused too.
-    """
+    """All right in four dtypes, against torch in float64; how many of them ran fused is counted, as for many logits."""
     cross_entropy.OWN_FROM = 0
-    fused, could, seen, refused = 0, 0, 0, 0
+    fused, seen, refused = 0, 0, 0
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for ours, theirs, tensors in torchs_cases(dtype):
             seen += 1
-            ran = assert_as_torch(ours, theirs, *tensors)
-            fused += ran
-            if is_float(tensors[1]):
-                assert not ran and tensors[1].requires_grad
-                ran = assert_as_torch(ours, theirs, tensors[0], tensors[1].detach(), *tensors[2:])
-            could += ran
+            fused += assert_as_torch(ours, theirs, *tensors)
         for error in torchs_errors(dtype):
             made, given = error.module_error_input.constructor_input, error.module_error_input.forward_input
             with pytest.raises(error.error_type, match=error.error_regex):
@@ -325,4 +317,4 @@ def walk() -> None:
             refused += 1
     if torch.__version__.startswith("2.14."):  # other releases have other samples
         assert (seen, refused) == (504, 28), "the numbers in kernels/README.md"
-    assert seen >= 400 and fused >= 0.63 * seen and could == seen, (fused, could, seen)
+    assert fused == seen >= 400, (fused, seen)

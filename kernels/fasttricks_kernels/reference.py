@@ -124,6 +124,17 @@ def dense_target(logits_NK: Tensor, target_NK: Tensor, uniform: float, weight_K:
     return q_NK if weight_K is None else q_NK * weight_K
 
 
+def dense_target_grad(
+    scale_N: Tensor, logits_NK: Tensor, target_NK: Tensor, uniform: float, weight_K: Tensor | None
+) -> Tensor:
+    """The gradient of sum_n scale_n loss_n of a dense target: -(1 - uniform) c_k log p_k scale. A c_k of 0 counts nothing."""
+    grad_NK = (uniform - 1) * scale_N.unsqueeze(1) * F.log_softmax(wide(logits_NK), dim=1)
+    weight_K = class_weights(weight_K, logits_NK)
+    if weight_K is not None:
+        grad_NK = torch.where(weight_K == 0, 0, weight_K * grad_NK)
+    return grad_NK.to(target_NK.dtype)
+
+
 def cross_entropy_grad(
     scale_N: Tensor,
     logits_NK: Tensor,
@@ -180,16 +191,20 @@ def cross_entropy_grad_vjp(
     uniform: float,
     ignore_index: int | None,
     weight_K: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of sum(v * cross_entropy_grad) with respect to scale and logits; itself differentiable.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient of sum(v * cross_entropy_grad) with respect to scale, logits and a dense target; itself differentiable.
 
-    d/d scale = sum_k v (W p - q),    d/d logits = scale W p (v - sum_k p v).
+    d/d scale = sum_k v (W p - q),    d/d logits = scale W p (v - sum_k p v),    d/d t = (1 - uniform) c scale (sum_k p v - v).
     """
     p_NK, v_NK = wide(logits_NK).softmax(1), wide(v_NK)
     mean_v_N1 = (p_NK * v_NK).sum(1, keepdim=True)
+    d_target = None
     if target_N.is_floating_point():
         q_NK = dense_target(logits_NK, target_N, uniform, weight_K)
         total_N, vq_N = q_NK.sum(1), (v_NK * q_NK).sum(1)
+        d_target = (1 - uniform) * scale_N.unsqueeze(1) * (mean_v_N1 - v_NK)
+        of_classes = class_weights(weight_K, logits_NK)
+        d_target = (d_target if of_classes is None else of_classes * d_target).to(target_N.dtype)
     else:
         labels = labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index)
         weight_K = class_weights(weight_K, logits_NK)
@@ -198,7 +213,7 @@ def cross_entropy_grad_vjp(
         for label_N, weight_N in weighed(labels, weight_K):
             vq_N = vq_N + (1 - uniform) * weight_N * v_NK.gather(1, label_N.unsqueeze(1)).squeeze(1)
     d_logits_NK = (scale_N * total_N).unsqueeze(1) * p_NK * (v_NK - mean_v_N1)
-    return total_N * mean_v_N1.squeeze(1) - vq_N, d_logits_NK.to(logits_NK.dtype)
+    return total_N * mean_v_N1.squeeze(1) - vq_N, d_logits_NK.to(logits_NK.dtype), d_target
 
 
 # ---------------------------------------------------------------------------------------------------- distillation
@@ -277,9 +292,9 @@ def distillation_grad_vjp(
     soft_weight: float,
     uniform: float,
     ignore_index: int | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, None]:
     """The gradient of sum(v * distillation_grad) with respect to scale and logits; itself differentiable."""
-    d_hard_scale_N, hard_NK = cross_entropy_grad_vjp(
+    d_hard_scale_N, hard_NK, _ = cross_entropy_grad_vjp(
         v_NK, scale_N, wide(logits_NK), target_N, target_b_N, lam, uniform=uniform, ignore_index=ignore_index
     )
     total_N = total_weight(labels_and_weights(logits_NK, target_N, target_b_N, lam, ignore_index))
@@ -292,6 +307,7 @@ def distillation_grad_vjp(
     return (
         hard_weight * d_hard_scale_N + soft_weight * d_soft_scale_N,
         (hard_weight * hard_NK + soft_weight * soft_NK).to(logits_NK.dtype),
+        None,
     )
 
 

@@ -21,7 +21,7 @@ from .._launch import runs_triton
 from .._transforms import transformed
 from ..reference import wide_dtype
 from . import _cpu
-from ._operators import Loss, Operators, Options, in_one_pass, make_operators
+from ._operators import Loss, Operators, Options, in_one_pass, make_operators, target_grad
 from ._options import LABEL_TENSORS, Ignored, Reduction, named, reduce_rows, scale_in_parts
 
 Rows = tuple[Tensor, ...]
@@ -40,8 +40,9 @@ def make_losses(loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., tuple[
         if not runs_directly(*rows, *options[0].tensors):
             loss_N, _ = operators.forward(*rows, *chain.from_iterable(options))
             return reduce_rows(loss_N, reduction, options[0].denominator(reduction))
-        if rows[0].requires_grad and torch.is_grad_enabled():
-            return function.apply(rows[0], rows[1:], options, reduction)
+        target = options[0].target
+        if torch.is_grad_enabled() and (rows[0].requires_grad or target.requires_grad):
+            return function.apply(rows[0], target, rows[1:], options, reduction)
         return _forward(loss, rows, options, reduction, want_grad=False)[0]
 
     def loss_and_grad(
@@ -94,9 +95,12 @@ def _forward(
 def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Function]:
     class Fused(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, logits: Tensor, others: Rows, options: Options, reduction: Reduction) -> Tensor:
+        def forward(
+            ctx: Any, logits: Tensor, target: Tensor, others: Rows, options: Options, reduction: Reduction
+        ) -> Tensor:
+            """target: that of the options, where autograd sees it: a dense one may have a gradient."""
             value, kept, denominator, ctx.ignored = _forward(
-                loss, (logits, *others), options, reduction, want_grad=True
+                loss, (logits, *others), options, reduction, want_grad=ctx.needs_input_grad[0]
             )
             on_device = denominator if isinstance(denominator, Tensor) else None
             labels, *weights = options
@@ -108,18 +112,23 @@ def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Func
             return value
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
             kept, denominator, *tensors = ctx.saved_tensors  # raises where one was changed in place
             if grad is None:
-                return None, None, None, None
+                return None, None, None, None, None
             arguments = *tensors, *ctx.numbers
             if ctx.reduction == "mean":
                 grad = grad / (ctx.denominator if denominator is None else denominator)
-            if runs_directly(grad) and not torch.is_grad_enabled():
-                return launched(ctx, grad, kept, arguments), None, None, None
+            of_logits = of_target = None
             grad_N = grad if ctx.reduction == "none" else grad.expand(_shape_of_losses(tensors[0]))
-            kept = tensors[0].new_empty(0) if kept is None else kept
-            return operators.pull(ctx, grad_N, kept, arguments), None, None, None
+            if ctx.needs_input_grad[1]:
+                of_target = target_grad(loss, grad_N, arguments)
+            if ctx.needs_input_grad[0] and runs_directly(grad) and not torch.is_grad_enabled():
+                of_logits = launched(ctx, grad, kept, arguments)
+            elif ctx.needs_input_grad[0]:
+                kept = tensors[0].new_empty(0) if kept is None else kept
+                of_logits = operators.pull(ctx, grad_N, kept, arguments)
+            return of_logits, of_target, None, None, None
 
     def launched(ctx: Any, scale: Tensor, kept: Tensor | None, arguments: tuple[Any, ...]) -> Tensor:
         """The gradient times a number, or one a row."""

@@ -41,8 +41,8 @@ def fits(input: Tensor, target: Tensor) -> bool:
 
 
 def fits_densely(input: Tensor, target: Tensor, ignore_index: int | None) -> bool:
-    """Targets of the logits' shape that need no gradient; of planes on the CPU alone. torch refuses them an ignore_index >= 0."""
-    if target.shape != input.shape or target.dtype not in weight_dtypes(input) or target.requires_grad:
+    """Targets of the logits' shape; of planes on the CPU alone. torch refuses them an ignore_index >= 0."""
+    if target.shape != input.shape or target.dtype not in weight_dtypes(input):
         return False
     if input.dim() == 0 or input.shape[min(1, input.dim() - 1)] == 0 or ignore_index is None or ignore_index >= 0:
         return False

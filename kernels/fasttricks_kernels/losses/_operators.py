@@ -7,7 +7,7 @@
 `rows` are (N, K) tensors: the logits and, where a loss distils, the teacher's. Cross-entropy also takes (N, K, P) logits, of
 (N, P) labels and losses. `options` are LABELS and, there, WEIGHTS.
 `kept` is for backward: on the CPU the gradient of the losses' sum; empty where Triton runs, which computes it again, and for
-float64 on a GPU, which reference.py serves. Only the logits have a gradient.
+float64 on a GPU, which reference.py serves. The logits have a gradient, and a dense target, by reference.py.
 
 Shape suffixes: N samples, K classes.
 """
@@ -48,8 +48,8 @@ class Loss:
     """reference.py's losses: (*rows, **named(*options))."""
     grad: Callable[..., Tensor]
     """Its gradient: (scale_N, *rows, **named(*options))."""
-    grad_vjp: Callable[..., tuple[Tensor, Tensor]]
-    """The gradient of that, of scale_N and logits: (v_NK, scale_N, *rows, **named(*options))."""
+    grad_vjp: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
+    """The gradient of that, of scale_N, logits and dense target: (v_NK, scale_N, *rows, **named(*options))."""
 
     @property
     def arguments(self) -> str:
@@ -213,9 +213,12 @@ def _make_pull(loss: Loss, backward: CustomOpDef) -> Callable[..., Tensor]:
         if transformed(grad_loss):
             (grad,) = torch.func.vjp(lambda z: _plain_losses(loss, (z, *arguments[1:])), logits)[1](grad_loss)
             return grad
-        if not _may_spend(kept):
-            return backward(grad_loss, kept, *arguments)
         rows, options = loss.split(arguments)
+        if not _may_spend(kept):
+            if ctx.spent:  # an earlier backward pass has scaled it
+                with torch.no_grad():
+                    kept = loss.on_cpu(*rows, *options)[1]
+            return backward(grad_loss, kept, *arguments)
         grad = loss.on_cpu(*rows, *options)[1] if ctx.spent else kept.data
         if is_batched(grad_loss):
             return _cpu.scale_(grad, grad_loss, options[0], in_place=False).to(logits.dtype)
@@ -223,6 +226,13 @@ def _make_pull(loss: Loss, backward: CustomOpDef) -> Callable[..., Tensor]:
         return _cpu.scale_(grad, grad_loss, options[0]).to(logits.dtype)
 
     return pull
+
+
+def target_grad(loss: Loss, grad_loss: Tensor, arguments: Sequence[Any]) -> Tensor:
+    """The gradient of a dense target, in plain PyTorch: differentiable itself."""
+    rows, options = loss.split(arguments)
+    labels = options[0]
+    return reference.dense_target_grad(grad_loss, rows[0], labels.target, labels.uniform, labels.weight_K)
 
 
 def _differentiate_forward(loss: Loss, forward: CustomOpDef, pull: Callable[..., Tensor]) -> None:
@@ -238,8 +248,12 @@ def _differentiate_forward(loss: Loss, forward: CustomOpDef, pull: Callable[...,
     def vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
         kept, *tensors = ctx.saved_tensors
         arguments = *tensors, *ctx.numbers
-        grad = None if grad_loss is None else pull(ctx, grad_loss, kept, arguments)
-        return grad, *[None] * (len(arguments) - 1)
+        grads: list[Tensor | None] = [None] * len(arguments)
+        if grad_loss is not None and ctx.needs_input_grad[0]:
+            grads[0] = pull(ctx, grad_loss, kept, arguments)
+        if grad_loss is not None and ctx.needs_input_grad[len(loss.rows)]:
+            grads[len(loss.rows)] = target_grad(loss, grad_loss, arguments)
+        return tuple(grads)
 
     forward.register_autograd(vjp, setup_context=save)
 
@@ -266,7 +280,9 @@ def _differentiate_backward(loss: Loss, backward: CustomOpDef) -> None:
         arguments = *tensors, *ctx.numbers
         rows, options = loss.split(arguments)
         rows = _without_ignored(rows, options[0])
-        d_grad_loss, d_logits = loss.grad_vjp(grad_grad, grad_loss, *rows, **named(*options))
-        return d_grad_loss, None, d_logits, *[None] * (len(arguments) - 1)
+        d_grad_loss, d_logits, d_target = loss.grad_vjp(grad_grad, grad_loss, *rows, **named(*options))
+        grads: list[Tensor | None] = [None] * len(arguments)
+        grads[0], grads[len(loss.rows)] = d_logits, d_target
+        return d_grad_loss, None, *grads
 
     backward.register_autograd(vjp, setup_context=save)

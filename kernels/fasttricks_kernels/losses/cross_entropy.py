@@ -98,7 +98,8 @@ def cross_entropy(
         input: the logits, (N, K), (K,) or (N, K, d1, ...), float16, bfloat16, float32 or float64; not modified. (N, K) logits
             may have any row stride, and a non-unit class stride is copied first. Logits of more dimensions are copied
             where they are neither contiguous nor channels-last.
-        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K). Or dense targets t, as above.
+        target: (N,), () or (N, d1, ...) int64, int32 or uint8, in [0, K). Or dense targets t, as above, which may require
+            grad.
         label_smoothing, or by its other name `smoothing`: in [0, 1].
         target_b, lam: mixup's second labels, like target, and the weight of `target`, in [0, 1]: a number, a ()
             tensor, or (N,) for one a sample. Together or not at all. No gradient flows to lam.
