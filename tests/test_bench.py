@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import compare, end_to_end, images, losses, pairs, published, report, step, transfer_step
+from bench import compare, end_to_end, images, losses, pairs, published, report, step, traffic, transfer_step
 from bench.budget import Budget
 from bench.pairs import Row, by_turns
 from bench.report import BenchConfig, BenchData, step_cases
-from fasttricks.config import ConfigError, get_at
+from fasttricks.config import ConfigError, get_at, replace_at
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.sources.folder import scan_folder
 from fasttricks.system.distributed import World
@@ -417,3 +417,23 @@ def test_the_whole_call_writes_tables_json_and_chart(
     assert call(report.main, "--output", str(tmp_path / "out")) == 2
     assert "must end in .json" in plain(capsys.readouterr().err)
     assert Console
+
+
+def test_traffic_of_both_batch_norms_by_kind() -> None:
+    """Against the tensors of its layers: a MobileNet has no additions, and torch's ReLU6 moves five passes."""
+    config = step.StepCase(model="mobilenet_v1", batch_size=4, image_size=64, precision="fp16").config
+    torchs, ours = (traffic.count(replace_at(config, "model.norm", norm)) for norm in traffic.NORMS)
+    kinds = {name: traffic.by_kind(one.traffic) for name, one in (("torch", torchs), ("ours", ours))}
+    assert sum(kinds["ours"].values()) == ours.traffic_bytes < 0.65 * torchs.traffic_bytes
+    assert kinds["ours"]["convolution"] == kinds["torch"]["convolution"] > 0
+    assert kinds["ours"]["activation"] == 0 < kinds["torch"]["activation"]
+    values = ours.again["batch_norm_act"]  # all activations once
+    assert kinds["ours"]["batch norm"] == pytest.approx(5 * values, rel=0.05)
+    assert kinds["torch"]["activation"] == pytest.approx(5 * values, rel=0.05)
+    lines = list(traffic.table({"torch": torchs, "ours": ours}))
+    assert lines[0] == "| GB | torch, once | torch, passes | ours, once | ours, passes |"
+    total = [float(cell) for cell in lines[-2].strip("| ").split(" | ")[1:]]
+    assert total == pytest.approx(
+        [part / 1e9 for one in (torchs, ours) for part in (one.traffic_bytes, one.traffic_bytes + one.again.total())],
+        abs=0.005,
+    )

@@ -21,6 +21,11 @@ NETWORKS = {"resnet18b": 64, "resnet50d": 64, "mobilenet_v1": 64, "inception_v3"
 WIDTH = 0.125
 
 
+@pytest.fixture(autouse=True)
+def _small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fasttricks.models.norm.FEWEST_ON_CPU", 0)
+
+
 def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, dtype=dtype).to(memory_format=torch.channels_last)
 
@@ -127,6 +132,12 @@ def test_counters_are_torchs_wherever_they_are_read() -> None:
         one[1].momentum = None
     both(lambda one: one(images))  # type: ignore[no-any-return]
     torch.testing.assert_close(model[1].running_mean, theirs[1].running_mean)
+
+
+def test_small_tensors_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fasttricks.models.norm.FEWEST_ON_CPU", 2 * 8 * 16)
+    norm = BatchNormAct(8, "relu")
+    assert [calls(norm, channels_last(2, 8, *sides)) for sides in ((3, 5), (4, 4))] == [0, 1]
 
 
 def test_no_step_counts_on_the_device() -> None:

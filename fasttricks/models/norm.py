@@ -15,6 +15,9 @@ from fasttricks_kernels import batch_norm_act, batch_norm_compiled
 
 Act = Literal["none", "relu", "relu6"]
 Norm = Literal["fused", "torch"]
+FEWEST_ON_CPU = 262_144
+"""Values of a tensor from which the CPU's kernel is used, a megabyte: fewer stay in a core's cache, where torch's passes cost
+less than the call, which is Python's (`python -m bench.batch_norm --small`)."""
 _SECOND = "_second_use"
 """The attribute of a fork's output that is the other: hooks and callers see one tensor."""
 
@@ -39,9 +42,9 @@ def second_use(y: Tensor) -> Tensor:
 class BatchNormAct(nn.BatchNorm2d):
     """act(batch_norm(x) + residual), of channels-last x by one operator: an nn.BatchNorm2d, with its keys.
 
-    `fused`: by fasttricks_kernels.batch_norm_act where that has a kernel: on CUDA, and for float32 on a CPU with a C compiler.
-    Otherwise, and under torch.compile, export and tracing, by torch's operators, which a compiler fuses itself. Both agree
-    within rounding; tests/test_models_norm.py compares them.
+    `fused`: by fasttricks_kernels.batch_norm_act where that has a kernel: on CUDA, and for float32 on a CPU with a C compiler,
+    from FEWEST_ON_CPU values on. Otherwise, and under torch.compile, export and tracing, by torch's operators, which a compiler
+    fuses itself. Both agree within rounding; tests/test_models_norm.py compares them.
 
     The fused form counts its batches on the host. `num_batches_tracked` is brought up to date by settle_counts(), one operator
     for all layers, which a training step ends with, and by state_dict().
@@ -51,12 +54,12 @@ class BatchNormAct(nn.BatchNorm2d):
     """
 
     fused, forks = True, False
-    _uncounted = 0
-    """Batches since num_batches_tracked was brought up to date."""
 
     def __init__(self, num_features: int, act: Act = "none", *, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps=eps)
         self.act: Act = act
+        self._uncounted = [0]
+        """Batches since num_batches_tracked was brought up to date; a list, as an nn.Module's attribute is slow to set."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(N, C, H, W), of x's dtype. residual: of x's shape and dtype; None: 0. x and residual are not modified."""
@@ -71,7 +74,7 @@ class BatchNormAct(nn.BatchNorm2d):
             y = batch_norm_act(
                 x, *tensors, residual=residual, act=self.act, training=self.training, momentum=momentum, eps=self.eps, fork=fork
             )  # fmt: skip
-        self._uncounted += self.training
+        self._uncounted[0] += self.training
         if fork:
             y, second = y
             setattr(y, _SECOND, second)
@@ -86,7 +89,7 @@ class BatchNormAct(nn.BatchNorm2d):
         if isinstance(x, FakeTensor):  # it stands for one on a GPU
             here = x.dtype != torch.float64
         elif x.is_cpu:
-            here = x.dtype == torch.float32 and batch_norm_compiled()
+            here = x.dtype == torch.float32 and x.numel() >= FEWEST_ON_CPU and batch_norm_compiled()
         else:
             here = x.is_cuda and x.dtype != torch.float64
         return (
@@ -101,8 +104,8 @@ class BatchNormAct(nn.BatchNorm2d):
             super()._check_input_dim(input)
 
     def reset_running_stats(self) -> None:
-        """As nn.BatchNorm2d."""
-        self._uncounted = 0
+        """As nn.BatchNorm2d, whose constructor calls it."""
+        self.__dict__.get("_uncounted", [0])[0] = 0
         super().reset_running_stats()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -152,13 +155,13 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
 @torch.no_grad()
 def settle_counts(modules: Iterable[nn.Module]) -> None:
     """Bring num_batches_tracked of each BatchNormAct in `modules` up to date, by one operator for all."""
-    behind = [module for module in modules if isinstance(module, BatchNormAct) and module._uncounted]
+    behind = [module for module in modules if isinstance(module, BatchNormAct) and module._uncounted[0]]
     if not behind:
         return
     counters: list[Any] = [module.num_batches_tracked for module in behind]
-    torch._foreach_add_(counters, [module._uncounted for module in behind])
+    torch._foreach_add_(counters, [module._uncounted[0] for module in behind])
     for module in behind:
-        module._uncounted = 0
+        module._uncounted[0] = 0
 
 
 def fused_arithmetic(device: torch.device) -> str:
