@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from triton import JITFunction
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 from .. import _direct, _launch, augment, cross_entropy, cross_entropy_loss_and_grad, distillation_loss, mixup
 
@@ -54,6 +56,69 @@ def kernels_left_out() -> Iterator[None]:
         mock.patch.object(JITFunction, "run", _not_run),
     ):
         yield
+
+
+_NO_DEVICE = 1 << 20
+"""The number of the device that is not there: a kernel keeps its machine code by device, and a GPU's stays apart."""
+
+
+class Launches(NamedTuple):
+    """Names of kernels, in order."""
+
+    compiled: list[str]
+    """Each time that one was compiled, or its code was read from Triton's cache on the disk."""
+    started: list[str]
+
+
+class _Driver:
+    """Triton's driver of a GPU that is not there: code is compiled for it, and neither loaded nor started."""
+
+    def __init__(self, arch: int) -> None:
+        self.launches = Launches([], [])
+        self.kernels: set[JITFunction] = set()
+        self.utils = self
+        self._target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return _NO_DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 1 << 16}
+
+    def load_binary(self, *arguments: Any) -> tuple[int, int, int, int, int]:
+        return 1, 1, 32, 0, 1024  # module, function, registers, spills, threads
+
+    def unload_module(self, module: int) -> None: ...
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        name = source.fn.fn.__name__
+        self.kernels.add(source.fn)
+        self.launches.compiled.append(name)
+        return lambda *arguments: self.launches.started.append(name)
+
+
+@contextmanager
+def launched_nowhere(arch: int = 90) -> Iterator[Launches]:
+    """Within, CPU tensors take the way of a GPU's, through Triton's own launch: its binder, cache, and compiler for sm_`arch`.
+
+    Only the last call, of the driver, is left out.
+    """
+    pretended = _Driver(arch)
+    with mock.patch.object(_launch, "INTERPRETED", True), mock.patch.object(driver, "_active", pretended):
+        try:
+            yield pretended.launches
+        finally:
+            for kernel in pretended.kernels:
+                kernel.device_caches.pop(_NO_DEVICE, None)
 
 
 def works() -> dict[str, Work]:
