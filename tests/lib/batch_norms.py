@@ -77,11 +77,12 @@ def ours(data: dict[str, Any], act: str, training: bool, **more: Any) -> dict[st
     d = {name: None if value is None else value.clone() for name, value in data.items()}
     names = [name for name in ("x", "weight", "bias", "residual") if d[name] is not None]
     leaves = {name: d[name].requires_grad_() for name in names}
+    group = {"process_group": more.pop("process_group")} if "process_group" in more else {}
     d |= more
     x, fork = d["x"], "second" in d
     y = fk.batch_norm_act(
         x, d["weight"], d["bias"], d["running_mean"], d["running_var"], residual=d["residual"], act=act,
-        training=training, momentum=0.1, eps=1e-5, fork=fork,
+        training=training, momentum=0.1, eps=1e-5, fork=fork, **group,
     )  # fmt: skip
     outputs, grads_of_y = (y, [d["grad"], d["second"]]) if fork else ((y,), [d["grad"]])
     inputs = [x if name == "x" else leaf for name, leaf in leaves.items()]
@@ -95,9 +96,18 @@ def ours(data: dict[str, Any], act: str, training: bool, **more: Any) -> dict[st
     return {name: value for name, value in found.items() if value is not None}
 
 
-def check(data: dict[str, Any], act: str, training: bool, step: dict[torch.dtype, float] = STEP) -> None:
-    """The largest error of each result is at most that of torch in float32, and a rounding to the result's dtype more."""
-    got = ours(data, act, training)
+def check(
+    data: dict[str, Any],
+    act: str,
+    training: bool,
+    step: dict[torch.dtype, float] = STEP,
+    got: dict[str, Tensor] | None = None,
+) -> None:
+    """The largest error of each result is at most that of torch in float32, and a rounding to the result's dtype more.
+
+    `got`: the results, where they are not of ours().
+    """
+    got = ours(data, act, training) if got is None else got
     mask = open_mask(got["y"], act)
     if "second" in data and data["residual"] is not None:
         sum_ = gradient(data, torch.float64) * mask

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, overload
 
+import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks, reference
+from .._direct import runs_directly
 from .._transforms import transformed
 from ._launches import ACTS
 from ._operators import fused, fuses
+from ._synchronized import synchronized
 
 Act = Literal["none", "relu", "relu6"]
 
@@ -32,6 +35,7 @@ def batch_norm_act(
     momentum: Tensor | float,
     eps: float,
     fork: Literal[False] = ...,
+    process_group: dist.ProcessGroup | None = ...,
 ) -> Tensor: ...
 
 
@@ -49,6 +53,7 @@ def batch_norm_act(
     momentum: Tensor | float,
     eps: float,
     fork: Literal[True],
+    process_group: dist.ProcessGroup | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -65,6 +70,7 @@ def batch_norm_act(
     momentum: Tensor | float,
     eps: float,
     fork: bool = False,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """act(torch.nn.functional.batch_norm(x) + residual), rounded once.
 
@@ -87,6 +93,9 @@ def batch_norm_act(
         eps: a finite number of at least 0, positive in `training`.
         fork: return y twice, for its two uses. Backward then adds the two gradients, in float32; with a residual the sum is
             rounded to its dtype before all else. Without `fork` autograd adds them, by an operator and 3 passes of its own.
+        process_group: in `training`, statistics over the values of all its ranks, each of which must make this call, and its
+            backward. None: over this rank's own. A rank may have an empty x. The gradients of weight and bias are of this
+            rank's values alone, as torch.nn.SyncBatchNorm has them. Of one rank it is as None.
 
     Returns:
         y, of x's shape and dtype; channels-last where x is, and dense. Differentiable in x, weight, bias and residual,
@@ -97,23 +106,50 @@ def batch_norm_act(
     Raises:
         RuntimeError, ValueError: with torch's text: a length other than C, running statistics that are missing, one value a
             channel in training, an eps that is negative. And TypeError, ValueError: a wrong dtype, device, shape or name.
+        NotImplementedError: with a `process_group` of several ranks, torch.compile, torch.func or a second derivative.
 
     Costs: no sync, no atomics; deterministic. On CUDA, for x that is channels-last and not float64: each pass reads or
     writes a tensor of x's size. Forward takes 3 passes, 4 with a residual. Backward takes 5, and 7 with a residual and an
-    activation. Backward keeps x, and y too with a residual and an activation. On the CPU the same for float32, by C, whose
-    bits do not depend on the number of threads. Everything else is torch's batch norm in float32 and the rest in plain
-    PyTorch: other layouts and dtypes, the second derivative, torch.func, torch.compile on the CPU, and a CPU without a C
-    compiler.
+    activation. With both gradients of a fork it takes 7, for each of two passes reads both. With a residual it takes 7 too, and
+    8 with an activation: the first pass writes the masked sum, which is the residual's gradient, and the second reads it.
+    Backward keeps x, and y too with a residual and an activation. On the CPU the same for float32, by C, whose bits do not
+    depend on the number of threads. Everything else is torch's batch norm in float32 and the rest in plain PyTorch: other
+    layouts and dtypes, the second derivative, torch.func, torch.compile on the CPU, and a CPU without a C compiler.
+
+    With a process_group forward has one all_gather of 3 C + 1 numbers, and backward one of 2 C. They are added in rank order,
+    so all ranks have the same bits. There x of another layout is copied.
 
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2; the statistics are merged as by Chan, Golub and
     LeVeque 1983. Oracle: torch.nn.functional.batch_norm in float64.
     """
-    _check(x, weight, bias, running_mean, running_var, residual, act, training, momentum, eps)
-    options: dict[str, Any] = {"act": act, "training": training, "eps": eps, "fork": fork}
+    ranks = 1 if process_group is None else _num_ranks(process_group, training)
+    _check(x, weight, bias, running_mean, running_var, residual, act, training, momentum, eps, ranks)
     tensors = x, weight, bias, running_mean, running_var, residual
+    if process_group is not None and ranks > 1:
+        if transformed(*tensors) or not runs_directly(*tensors):
+            raise NotImplementedError(
+                "batch_norm_act with a process_group runs eagerly, not under torch.compile, export, torch.func or a mode; "
+                "there use torch.nn.SyncBatchNorm"
+            )
+        return synchronized(*tensors, momentum, process_group, act=act, eps=eps, fork=fork)
+    options: dict[str, Any] = {"act": act, "training": training, "eps": eps, "fork": fork}
     if fuses(x) and not transformed(*tensors):
         return fused(*tensors, momentum, **options)
     return reference.batch_norm_act(*tensors, momentum=momentum, **options)
+
+
+def _num_ranks(process_group: dist.ProcessGroup, training: bool) -> int:
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup, as torch.distributed.group.WORLD is, or None, not "
+            f"{type(process_group).__name__}"
+        )
+    if not training:
+        raise ValueError("process_group must be None where not training: evaluation has no statistics to gather")
+    ranks = dist.get_world_size(process_group)
+    if ranks < 1:
+        raise ValueError("process_group must have this rank among its own")
+    return ranks
 
 
 def _check(
@@ -127,6 +163,7 @@ def _check(
     training: bool,
     momentum: Tensor | float,
     eps: float,
+    ranks: int,
 ) -> None:
     _checks.check_tensor("x", x)
     if x.dim() < 2:
@@ -135,7 +172,7 @@ def _check(
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, not {x.dtype}")
     _checks.check_choice("act", act, ACTS)
     num_channels, dtype = x.shape[1], reference.wide_dtype(x.dtype)
-    if training and math.prod(x.shape[2:], start=x.shape[0]) == 1:
+    if training and math.prod(x.shape[2:], start=x.shape[0]) == 1 and ranks == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
