@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasttricks_kernels as fk
 from fasttricks_kernels import _launch
+from fasttricks_kernels.optim import sgd
 from fasttricks_kernels.proof.aot import record_launches
 
 
@@ -221,3 +224,65 @@ def test_a_launch_has_the_present_addresses_and_keeps_its_blocks() -> None:
     assert len({id(grads_and_blocks[-1]) for grads_and_blocks in seen}) == 1
     with mock.patch.object(_launch, "INTERPRETED", True):
         assert record_launches(lambda: fk.overflow([torch.zeros(0)])) == []
+
+
+class Seen(TorchDispatchMode):
+    """The names of this package's operators that are called within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fasttricks_kernels":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_an_eager_step_goes_past_the_dispatcher_and_changes_the_same_bits(dtype: torch.dtype) -> None:
+    """Its weights, masters and momenta count as changed: a backward pass that saved a weight is refused."""
+    after = []
+    for watched in (False, True):
+        params = parameters(dtype)
+        optimizer = fk.MasterSGD(params, lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=True)
+        step_with(optimizer, params, 0, 4.0, loss_scale=torch.tensor(4.0))
+        states = [t for p in params for t in (p, optimizer.master_of(p), optimizer.state[p]["momentum_buffer"])]
+        versions = [t._version for t in states]
+        up = torch.ones(5, dtype=dtype, requires_grad=True)
+        saved = (params[0] * up).sum()
+        with (
+            Seen() if watched else nullcontext() as seen,
+            mock.patch.object(sgd, "_sgd_step", wraps=sgd._sgd_step) as op,
+        ):
+            step_with(optimizer, params, 1, 4.0, loss_scale=torch.tensor(4.0))
+        assert op.called is watched
+        assert seen is None or seen.names == ["overflow", "sgd_step"]
+        assert all(t._version > before for t, before in zip(states, versions, strict=True))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            saved.backward()
+        after.append([t.detach().clone() for t in states])
+    assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+
+
+def test_gradients_that_are_not_what_their_memory_holds_are_read_by_their_values() -> None:
+    """A negative view, and a zero without memory: torch's dispatcher makes plain tensors of them."""
+    grads = {
+        "plain": torch.full((3,), -2.0),
+        "negative view": torch.full((3,), 2.0)._neg_view(),
+        "part of a conjugate": torch.complex(torch.zeros(3), torch.full((3,), 2.0)).conj().imag,
+        "zero": torch._efficientzerotensor(3),  # type: ignore[attr-defined]
+    }
+    for name, grad in grads.items():
+        weight = nn.Parameter(torch.ones(3))
+        with mock.patch.object(sgd, "_sgd_step", wraps=sgd._sgd_step) as op:
+            fk.sgd_step([weight], [grad], [], [], lr=0.5)
+        assert op.called is (name in ("negative view", "zero")), (
+            f"{name}: the part of a conjugate is copied, to be dense"
+        )
+        assert torch.equal(weight.detach(), torch.full((3,), 1.0 if name == "zero" else 2.0)), name
+        assert fk.overflow([grad]) == 0
+    with torch.inference_mode():
+        weight_in_inference = torch.ones(3)
+        fk.sgd_step([weight_in_inference], [torch.ones(3)], [], [], lr=0.5)
+        assert torch.equal(weight_in_inference, torch.full((3,), 0.5))

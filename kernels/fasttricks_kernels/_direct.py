@@ -5,7 +5,8 @@ torch.compile, export, tracing, torch.func, fake tensors, subclasses and modes o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch.library import CustomOpDef
 
 Result = TypeVar("Result")
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN = set(PLAIN_TYPES)
 
 
 def _bits(*keys: Any) -> int:
@@ -52,6 +54,22 @@ def runs_directly(*tensors: Tensor | None) -> bool:
         if type(tensor) not in PLAIN_TYPES or torch._C._dispatch_keys(tensor).raw_repr() & OTHER_KEYS:
             return False
     return True
+
+
+def lists_run_directly(*lists: Sequence[Tensor]) -> bool:
+    """As runs_directly, for hundreds of tensors, dense in memory and all on one device: a third of its time.
+
+    A tensor of a transform has no memory, and raises an error where its address is asked for. What is left, and would be read
+    wrongly, is a negative view and a zero without memory.
+    """
+    tensors = [*chain(*lists)]
+    return (
+        runs_directly(tensors[0])
+        and not torch.is_inference_mode_enabled()
+        and _PLAIN.issuperset(map(type, tensors))
+        and not any(map(Tensor.is_neg, tensors))
+        and not any(map(Tensor._is_zerotensor, tensors))
+    )
 
 
 def past_dispatcher(operator: CustomOpDef, body: Callable[..., Result]) -> Callable[..., Result]:
