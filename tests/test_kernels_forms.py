@@ -451,6 +451,31 @@ def test_a_targets_gradient_is_the_operators_too() -> None:
         torch.testing.assert_close(found, wanted[argnums])
 
 
+def test_derivatives_of_the_operator_by_finite_differences() -> None:
+    """Those of the logits, of a dense target and all mixed ones; of the target alone."""
+    x, t = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.tensor([0.0, 2.0, 0.5, 1.25], dtype=torch.float64)
+    options = None, None, weight, 1.0, 0.15, None
+    x, t = x.requires_grad_(), t.softmax(1).detach().requires_grad_()
+
+    def loss(x: Tensor, t: Tensor) -> Tensor:
+        return torch.ops.fasttricks_kernels.cross_entropy(x, t, *options)[0]
+
+    for logits in (x, x.detach()):
+        assert torch.autograd.gradcheck(loss, (logits, t)) and torch.autograd.gradgradcheck(loss, (logits, t))
+    torch.library.opcheck(torch.ops.fasttricks_kernels.cross_entropy.default, (x, t, *options))
+    torch.library.opcheck(torch.ops.fasttricks_kernels.cross_entropy.default, (x.detach(), t, *options))
+
+
+@pytest.mark.parametrize(("num_classes", "trains", "torchs"), [(10, False, 1), (10, True, 0), (16, False, 0)])
+def test_a_target_alone_of_few_classes_is_torchs(num_classes: int, trains: bool, torchs: int) -> None:
+    """Its gradient needs the log_softmax that torch's loss has: 0.8 of torch's speed by ours at 9000 x 10."""
+    logits, target = torch.randn(2, 3, num_classes, generator=torch.Generator().manual_seed(0))
+    with mock.patch.object(F, "cross_entropy", side_effect=F.cross_entropy) as called:
+        fk.cross_entropy(logits.requires_grad_(trains), target.requires_grad_(), label_smoothing=0.1)
+    assert called.call_count == torchs
+
+
 def check_ignored() -> None:
     """Rows of NaN and infinity that are ignored have the loss and gradient 0, and spoil no other."""
     x = draw(5, 19)

@@ -85,6 +85,10 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
         lambda z: fk.cross_entropy(z, TEACHER.softmax(1), CLASS_WEIGHTS, label_smoothing=0.1),
         lambda z: F.cross_entropy(z, TEACHER.softmax(1), CLASS_WEIGHTS, label_smoothing=0.1),
     ),
+    "dense targets of the logits": (
+        lambda z: fk.cross_entropy(TEACHER * z, z.flip(0).softmax(1), CLASS_WEIGHTS, label_smoothing=0.1),
+        lambda z: F.cross_entropy(TEACHER * z, z.flip(0).softmax(1), CLASS_WEIGHTS, label_smoothing=0.1),
+    ),
     "planes": (
         lambda z: fk.cross_entropy(z.unsqueeze(2) * TWO, torch.stack([TARGET, TARGET_B], 1), CLASS_WEIGHTS),
         lambda z: F.cross_entropy(z.unsqueeze(2) * TWO, torch.stack([TARGET, TARGET_B], 1), CLASS_WEIGHTS),

@@ -63,8 +63,10 @@ def torchs_is_faster(logits: Tensor, target: Tensor, uniform: float, weight: Ten
     if torch.compiler.is_compiling():
         return True
     if logits.dtype == torch.float64 or _cpu.compiled() is None:
-        trains = logits.requires_grad and torch.is_grad_enabled()
+        trains = (logits.requires_grad or target.requires_grad) and torch.is_grad_enabled()
         return not trains or logits.numel() < OWN_FROM * torch.get_num_threads()
+    if target.requires_grad and not logits.requires_grad and logits.shape[1] < SHORT:
+        return True  # its one log_softmax serves the loss too
     if logits.dim() == 3 or target.is_floating_point() or (weight is not None and uniform == 0):
         return logits.numel() < OWN_FROM
     return uniform == 0 and logits.numel() < OWN_FROM and (logits.shape[1] >= SHORT or logits.shape[0] < MANY)
@@ -125,8 +127,9 @@ def cross_entropy(
             those of a lam outside [0, 1] (on the CPU a ValueError).
 
     Costs: no sync, no copy, no dense target. Saves the logits for backward; a GPU nothing else of size N K, the CPU the
-    gradient too, in the loss's dtype. Deterministic. Twice differentiable. An eager call is one torch.autograd.Function that
-    launches directly; under torch.compile, export, torch.func, fake tensors and modes it is an operator, or plain PyTorch.
+    gradient too, in the loss's dtype. A dense target's gradient is one log_softmax more. Deterministic. Twice differentiable.
+    An eager call is one torch.autograd.Function that launches directly; under torch.compile, export, torch.func, fake
+    tensors and modes it is an operator, or plain PyTorch.
 
     Source: He et al. 2018 (arXiv:1812.01187), sections 5.2 (smoothing) and 5.4 (mixup). Oracle:
     reference.cross_entropy, and torch.nn.functional.cross_entropy in float64.
