@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fasttricks.models.common import scaled, xavier_
 from fasttricks.models.norm import BatchNormAct, Norm, use_norm
+from fasttricks.models.pool import max_pool
 
 
 class Conv(NamedTuple):
@@ -92,9 +93,7 @@ class Mixed(nn.Module):
                 elif isinstance(step, Conv):
                     out = getattr(self, step.key)(out)
                 else:
-                    out = (
-                        F.avg_pool2d(out, 3, stride=1, padding=1) if step == AVERAGE else F.max_pool2d(out, 3, stride=2)
-                    )
+                    out = F.avg_pool2d(out, 3, stride=1, padding=1) if step == AVERAGE else max_pool(out, 3, stride=2)
             outputs.append(out)
         return cat(outputs, 1)
 
@@ -219,9 +218,9 @@ class InceptionV3(nn.Module):
         """Stem and stages before each halving, (N, channels, side, side): sides 71, 35, 17, 8 for 299; no layer but the
         mixed blocks pads, so a side is not just the image's divided by 4, 8, 16, 32."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images_NCHW)))
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(max_pool(x, 3, stride=2)))
         outputs = [x]
-        x = F.max_pool2d(x, 3, stride=2)
+        x = max_pool(x, 3, stride=2)
         for stage, blocks in STAGES.items():
             for letter in blocks:
                 x = getattr(self, f"Mixed_{stage}{letter}")(x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fasttricks.models.common import scaled, xavier_
 from fasttricks.models.norm import BatchNormAct, Norm, second_use, use_norm
+from fasttricks.models.pool import MaxPool
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class ResNet(nn.Module):
         in_channels = scaled(64, width)
         self.conv1 = _stem_conv(spec.deep_stem, scaled(32, width), in_channels, stem_stride)
         self.bn1 = BatchNormAct(in_channels, "relu")
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_stride == 4 else nn.Identity()
+        self.maxpool = MaxPool(3, stride=2, padding=1) if stem_stride == 4 else nn.Identity()
         feature_channels = []
         walks = _stage_walks(len(spec.depths), stem_stride, output_stride)
         for stage, (depth, first) in enumerate(zip(spec.depths, walks, strict=True)):
