@@ -21,11 +21,12 @@ import torch
 from torch.autograd import DeviceType
 
 from bench.gpu import __main__ as command
-from bench.gpu import card, checks, clock, losses, memory, pack, profiled, report
+from bench.gpu import card, checks, clock, losses, memory, norms, pack, profiled, report
 from bench.gpu.parts import BUILDS, CARD, COPY_RATE, CUDA, GPUS, LAUNCHER, PARTS, Job, why_skipped
 from bench.soak.processes import alive
 from bench.step import StepCase
 from fasttricks.config import ConfigError
+from fasttricks_kernels.norm import _kernels
 from lib.gpu_parts import fake, run_fakes
 from lib.tiny import REPOSITORY, environment
 
@@ -267,17 +268,19 @@ def event(key: str, microseconds: float, device: DeviceType = DeviceType.CUDA, *
 
 def test_the_kernels_of_a_step_are_named_by_kind() -> None:
     kernels = [event(f"sm90_xmma_gemm_{n}", 100.0 + n) for n in range(10)]
-    norms = ["void cudnn::bn_fw_tr_1C11_kernel_NCHW", "at::native::batch_norm_backward_reduce_channels_last_kernel"]
+    of_norm = ["void cudnn::bn_fw_tr_1C11_kernel_NCHW", "at::native::batch_norm_backward_reduce_channels_last_kernel"]
+    of_norm += [name for name, kernel in vars(_kernels).items() if name.endswith("_kernel") and kernel.fn]
+    assert len(of_norm) == 8
     copies = ["Memcpy DtoD (Device -> Device)", "nchwToNhwcKernel", "direct_copy_kernel_cuda"]
-    small = [event(key, 10.0) for key in norms + copies] + [event("elementwise_kernel", 1.0)]
+    small = [event(key, 10.0) for key in of_norm + copies] + [event("elementwise_kernel", 1.0)]
     host = [event("aten::copy_", 1e6, DeviceType.CPU), event("forward", 1e6, user=True)]
     *rows, whole = profiled.table([*small, *kernels, *host], steps=3, on_gpu=True)
     assert [row["kernel"] for row in rows[:10]] == [f"sm90_xmma_gemm_{n}" for n in range(9, -1, -1)]
     assert {row["kernel"]: row["kind"] for row in rows[10:]} == {
-        **dict.fromkeys(norms, "batch norm"),
+        **dict.fromkeys(of_norm, "batch norm"),
         **dict.fromkeys(copies, "copy, cast or layout"),
     }
-    assert whole["kernel"] == "all 16" and whole["ms a step"] == pytest.approx((1045 + 50 + 1) / 3e3)
+    assert whole["kernel"] == "all 22" and whole["ms a step"] == pytest.approx((1045 + 110 + 1) / 3e3)
     assert rows[0]["calls a step"] == 2 and rows[0]["ms a step"] == pytest.approx(109 / 3e3)
 
 
@@ -302,6 +305,19 @@ def test_the_losses_that_are_timed_are_equal(kind: str, monkeypatch: pytest.Monk
     assert len(others) == 2 and ours.abs().max() > 0
     for (theirs,) in others:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_the_batch_norms_that_are_timed_are_equal(with_residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "compiled", lambda layer, *, tiny: layer)
+    shape = 4, 8, 6, 6
+    works, moved = norms.works(shape, torch.float32, torch.device("cpu"), with_residual=with_residual, tiny=True)
+    ours, *others = (work() for work in works.values())
+    assert (
+        len(others) == 3 and len(ours) == 3 + with_residual and moved == (11 if with_residual else 8) * 4 * 8 * 36 * 4
+    )  # type: ignore[arg-type]
+    for theirs in others:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("worst", [1.01, float("nan")])

@@ -68,6 +68,13 @@ PARTS = (
         seconds=50,
         triton=True,
     ),
+    Part(
+        name="batch_norm",
+        title="Batch norm, addition and ReLU by device events",
+        work="bench.gpu.norms:measure",
+        seconds=35,
+        triton=True,
+    ),
     Part(name="step", title="Training step, eager", work="bench.gpu.steps:eager", seconds=75, triton=True),
     Part(
         name="step_graph",

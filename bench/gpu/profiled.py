@@ -19,7 +19,9 @@ from fasttricks.system.determinism import ask_for_one_order
 
 STEPS, LONGEST, CHARACTERS = 3, 10, 120
 KINDS = {
-    "batch norm": re.compile(r"batch_?norm|bn_(?:fw|bw)|::bn|norm_(?:fw|bw)", re.I),
+    "batch norm": re.compile(
+        r"batch_?norm|bn_(?:fw|bw)|::bn|norm_(?:fw|bw)|statistics_kernel|normalise_kernel|gradient\w*_kernel", re.I
+    ),
     "copy, cast or layout": re.compile(
         r"memcpy|copy|cast|convert|nchwtonhwc|nhwctonchw|transpose|_to_copy|contiguous", re.I
     ),
