@@ -309,7 +309,7 @@ class TrainConfig:
     cuda_graph: bool = False
     """Record a step as one CUDA graph and replay it: for small batches, which the host holds back. One rank, one micro-batch."""
     sync_batch_norm: bool = False
-    """Batch-norm statistics over all ranks (CUDA only); off: over each rank's own images, as in the paper."""
+    """Batch-norm statistics over all ranks; off: over each rank's own images, as in the paper. With compile CUDA only."""
     deterministic: Literal["on", "off"] = "on"
     """on: ranks sum gradients in their order, and on a GPU torch, cuDNN, cuBLAS and DALI are asked for one order: the same bits
     after a resume, measured on CPUs alone. off: the backend's sum, cuDNN's fastest algorithms, the GPU's JPEG engine."""

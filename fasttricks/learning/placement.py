@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.config import Precision, TrainConfig, require
+from fasttricks.config import Compile, Precision, TrainConfig, require
 from fasttricks.learning.compiled import CompiledModel
 from fasttricks.learning.precision import halve
 from fasttricks.models import synchronized
@@ -24,13 +24,13 @@ def place(model: nn.Module, world: World, precision: Precision) -> nn.Module:
     return halve(model) if precision == "fp16" else model
 
 
-def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
-    """`model` with batch norm over the images of all ranks; one rank's is that. Raises ConfigError on CPUs, which torch has none
-    for."""
+def synchronize_batch_norm(model: nn.Module, world: World, compile: Compile) -> nn.Module:
+    """`model` with batch norm over the images of all ranks; one rank's is that. Raises ConfigError on CPUs with `compile`, under
+    which it is torch's."""
     if world.size == 1:
         return model
-    rule = "needs CUDA: torch's SyncBatchNorm takes no CPU tensors; leave it off, as in the paper"
-    require(world.device.type == "cuda", "sync_batch_norm", True, rule)
+    rule = "needs CUDA with --compile, under which it is torch's, which takes no CPU tensors; --compile off on CPUs"
+    require(world.device.type == "cuda" or compile == "off", "sync_batch_norm", True, rule)
     return synchronized(model)
 
 

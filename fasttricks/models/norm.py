@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
@@ -142,14 +143,49 @@ class _Outline(torch.autograd.Function):
         return *wanted, None, None, of_residual if needs_residual else None, *(None,) * 5
 
 
-class SyncBatchNormAct(nn.SyncBatchNorm):
-    """BatchNormAct over the images of all ranks, by torch's operators."""
+class SyncBatchNormAct(_BatchNorm):
+    """BatchNormAct over the images of all ranks: `fused`, and on a CPU always, by batch_norm_act; else by nn.SyncBatchNorm's
+    operators, which take CUDA alone. So does torch.compile.
 
+    It is no nn.SyncBatchNorm, since DistributedDataParallel refuses one on a CPU.
+    """
+
+    fused, forks = True, False
     act: Act = "none"
+    process_group: Any = None
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """As BatchNormAct."""
-        return activated(super().forward(x), residual, self.act)
+        if not self._is_synchronized(x):
+            return activated(nn.SyncBatchNorm.forward(self, x), residual, self.act)  # type: ignore[arg-type]
+        tensors: tuple[Any, ...] = self.weight, self.bias, self.running_mean, self.running_var
+        counter, momentum = self.num_batches_tracked, cast(Any, self.momentum)
+        if counter is not None:
+            counter.add_(1)
+            momentum = momentum if momentum is not None else counter.double().reciprocal()  # of all batches
+        options: dict[str, Any] = {
+            "residual": residual, "act": self.act, "training": True, "eps": self.eps, "momentum": momentum or 0.0,
+            "process_group": self.process_group or dist.group.WORLD, "fork": self.forks and torch.is_grad_enabled(),
+        }  # fmt: skip
+        y: Any = batch_norm_act(x, *tensors, **options)
+        if isinstance(y, tuple):
+            y, second = y
+            setattr(y, _SECOND, second)
+        out: Tensor = y
+        return out
+
+    def _is_synchronized(self, x: Tensor) -> bool:
+        return (
+            self.training
+            and not torch.compiler.is_compiling()
+            and not isinstance(x, FakeTensor)
+            and dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size(self.process_group) > 1
+            and (self.fused or x.is_cpu)
+        )
 
 
 @torch.no_grad()
@@ -174,7 +210,7 @@ def fused_arithmetic(device: torch.device) -> str:
 def use_norm(model: nn.Module, norm: Norm) -> None:
     """Have every BatchNormAct in `model` be fused, or torch's."""
     for module in model.modules():
-        if isinstance(module, BatchNormAct):
+        if isinstance(module, BatchNormAct | SyncBatchNormAct):
             module.fused = norm == "fused"
 
 
@@ -182,11 +218,11 @@ def synchronized(module: nn.Module) -> nn.Module:
     """`module` with every batch norm in it over the images of all ranks, which keeps its tensors; as
     nn.SyncBatchNorm.convert_sync_batchnorm, which knows no activation."""
     if isinstance(module, _BatchNorm):
-        found: nn.SyncBatchNorm = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        if isinstance(module, BatchNormAct):
-            found.__class__ = SyncBatchNormAct
-            found.act = module.act  # type: ignore[assignment]
-        return found
+        found: Any = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        found.__class__ = SyncBatchNormAct
+        for name in ("act", "fused", "forks"):
+            setattr(found, name, getattr(module, name, getattr(found, name)))
+        return cast(SyncBatchNormAct, found)
     for name, child in module.named_children():
         setattr(module, name, synchronized(child))
     return module

@@ -174,7 +174,7 @@ def make_network(
     account = start_from(initial, model, config.model, config.data, classes) if initial else ""
     exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)
-    model = synchronize_batch_norm(model, world) if config.sync_batch_norm else model
+    model = synchronize_batch_norm(model, world, config.compile) if config.sync_batch_norm else model
     return Network(freeze(model, frozen), exact, account)
 
 

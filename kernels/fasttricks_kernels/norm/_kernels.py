@@ -50,7 +50,7 @@ def channel_numbers(numbers_ptr, C, c_1C, live_1C):
 
 @triton.jit
 def lost_of_sum(a, b, total):
-    """What a + b has beyond total, its rounding (Knuth's two-sum)."""
+    """The part of a + b that its rounding, `total`, lacks (Knuth's two-sum)."""
     added = total - a
     return (a - (total - added)) + (b - added)
 
@@ -69,7 +69,7 @@ def gradient_at(grad_ptr, second_ptr, row_R1, c_1C, live_RC, grad_stride, second
 def statistics_kernel(
     x_ptr, parts_ptr, R, ROWS, C_units, x_units, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Of ROWS pixels the mean, the sum of squared distances from it, and what the mean's rounding lost: parts (3, P, C).
+    """The mean of ROWS pixels, the sum of squared distances from it, and the mean's rest beyond its rounding: parts (3, P, C).
 
     The sums are of distances from a pilot, the first tile's mean: plain sums of squares would lose all digits at a mean
     of many standard deviations.
@@ -104,7 +104,7 @@ def statistics_kernel(
 
 @triton.jit
 def values_of_parts(parts_ptr, p_P1, R, ROWS, C, P, part_step, RANKS: tl.constexpr):
-    """Values a channel in each part: of ranks as they say, else of ROWS pixels."""
+    """Values a channel in each part: as a rank says, else of ROWS pixels."""
     if RANKS:
         return tl.load(parts_ptr + (p_P1 * part_step + 3 * C), mask=p_P1 < P, other=0.0)
     else:
@@ -137,7 +137,7 @@ def merge_statistics_kernel(
     """From the parts, numbers (4, C): mean, rstd = 1 / sqrt(var + eps), scale = weight rstd, and the shift. It moves the
     running statistics; without parts, in evaluation, it takes them.
 
-    The shift is the bias, less `scale` times what the mean's rounding lost: nearly equal values would show that.
+    The shift is the bias, less `scale` times the rest of the mean: nearly equal values would show that.
     With `total_ptr` it writes a part of all the parts instead, and the number of values behind it: (3 C + 1), a rank's.
     Such are the parts with RANKS, some of them perhaps of no values.
     """
@@ -319,7 +319,7 @@ def merge_gradients_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Of the parts' sums, those that are wanted: the gradients of weight and bias; the sums, total (2, C); and means (2, C),
+    """Those that are wanted among the gradients of weight and bias; the sums, total (2, C); and means (2, C),
     of g and of g (x - mean) rstd^2, over R values or the number at `count_ptr`."""
     c_1C = (tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     live_1C = c_1C < C

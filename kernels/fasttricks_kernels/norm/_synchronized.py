@@ -1,8 +1,8 @@
 """batch_norm_act over the values of all ranks: between the passes each gathers the others' sums, and adds them in rank order.
 
 All ranks therefore have the same bits. A rank's total is its mean, sum of squared distances from it and number of values: of
-the Triton kernels (3 C + 1) float32, with what the mean's rounding lost; else (2 C + 1) float64. In backward it is the sums of g
-and g (x - mean), (2 C).
+the Triton kernels (3 C + 1) float32, with the mean's rest beyond its rounding; else (2 C + 1) float64. In backward it is the
+sums of g and g (x - mean), (2 C).
 
 Shape suffixes: C channels; W ranks.
 """

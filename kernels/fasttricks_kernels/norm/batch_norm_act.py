@@ -95,7 +95,7 @@ def batch_norm_act(
             rounded to its dtype before all else. Without `fork` autograd adds them, by an operator and 3 passes of its own.
         process_group: in `training`, statistics over the values of all its ranks, each of which must make this call, and its
             backward. None: over this rank's own. A rank may have an empty x. The gradients of weight and bias are of this
-            rank's values alone, as torch.nn.SyncBatchNorm has them. Of one rank it is as None.
+            rank's values alone, as torch.nn.SyncBatchNorm has them. A group of one rank is as None.
 
     Returns:
         y, of x's shape and dtype; channels-last where x is, and dense. Differentiable in x, weight, bias and residual,

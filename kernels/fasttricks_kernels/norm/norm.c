@@ -142,7 +142,7 @@ static void merge_statistics(const Batch *b, int64_t P) {
 }
 
 /* The numbers from the totals, which also move the running statistics; or, in evaluation, from those. The shift is the bias,
- * less what the mean's rounding lost, times the scale: in a channel of nearly equal values it would show. */
+ * less the scale times the rest of the mean beyond its rounding: in a channel of nearly equal values it would show. */
 static void prepare(const Batch *b) {
     const int64_t C = b->C;
     for (int64_t c = 0; c < C; c++) {
