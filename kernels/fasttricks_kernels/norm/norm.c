@@ -21,7 +21,7 @@
 
 #define CHANNELS 512 /* of a strip, whose sums stay in the first cache */
 #define GROUP 4      /* rows that are added before a sum is touched */
-#define FLUSH 256    /* rows of a float sum; the sums of these sums are double */
+#define FLUSH 32     /* rows of a float sum; the sums of these sums are double */
 #define PILOTS 16    /* rows whose mean the statistics are taken about */
 #define INLINE static inline __attribute__((always_inline))
 
