@@ -242,6 +242,46 @@ def test_sgd_step(data: st.DataObject) -> None:
         torch.testing.assert_close(velocity.double(), v, rtol=0, atol=step)
 
 
+@SETTINGS
+@given(data=st.data())
+def test_batch_norm_act(data: st.DataObject) -> None:
+    """y, the gradients and the running statistics by the docstring's formula, of values of either layout."""
+    dtype = data.draw(st.sampled_from(dtypes(fk.batch_norm_act, "x")), label="dtype")
+    whole = torch.float64 if dtype == torch.float64 else torch.float32
+    assert whole in dtypes(fk.batch_norm_act, "weight")
+    layout = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]), label="layout")
+    x, residual, *grads = (normal(data, 3, 2, 2, 3, dtype=dtype).contiguous(memory_format=layout) for _ in range(4))
+    weight, bias, mean = (normal(data, 2, dtype=whole) / 3 for _ in range(3))
+    var = normal(data, 2, dtype=whole).abs() + 0.5
+    act = data.draw(st.sampled_from(choices(fk.batch_norm_act, "act")), label="act")
+    training, fork, added = (data.draw(st.booleans(), label=name) for name in ("training", "fork", "residual"))
+    momentum, eps = (number(data, fk.batch_norm_act, name) for name in ("momentum", "eps"))
+    eps += 0.25
+    d = [value.to(torch.float64, copy=True) for value in (x, weight, bias, mean, var, residual)]
+    true = F.batch_norm(d[0].requires_grad_(), *d[3:5], d[1], d[2], training, momentum, eps) + (d[5] if added else 0)
+    leaf, running = x.clone().requires_grad_(), (mean.clone(), var.clone())
+    more: dict[str, Any] = {"residual": residual if added else None, "act": act, "fork": fork, "training": training}
+    got = fk.batch_norm_act(leaf, weight, bias, *running, **more, momentum=momentum, eps=eps)
+    y, used = (got[0], grads) if fork else (got, grads[:1])
+    (grad,) = torch.autograd.grad(got, leaf, used)
+    shut = torch.zeros_like(y, dtype=torch.bool)
+    shut = shut if act == "none" else (y <= 0) | (y >= 6) if act == "relu6" else y <= 0
+    summed = sum(g.double() for g in used).masked_fill(shut, 0)  # type: ignore[union-attr]
+    (true_grad,) = torch.autograd.grad(true, d[0], summed)
+    true = {"none": true, "relu": true.relu(), "relu6": F.relu6(true)}[act]
+    assert y.dtype == grad.dtype == dtype and y.is_contiguous(memory_format=layout)
+    step = 4 * ROUNDING[dtype] + 64 * ROUNDING[whole]
+    size = 4 * float(weight.abs().max()) + float(bias.abs().max()) + float(residual.abs().max())
+    size += float((x.double().abs().max() + mean.abs().max()) * weight.abs().max())
+    torch.testing.assert_close(y.double(), true.detach(), rtol=step, atol=step * size)
+    scale = 10 * float(weight.abs().max()) * float(summed.abs().max()) + 1e-6
+    torch.testing.assert_close(grad.double(), true_grad, rtol=step, atol=step * scale)
+    for moved, exact in zip(running, d[3:5], strict=True):
+        torch.testing.assert_close(
+            moved.double(), exact, rtol=0, atol=64 * ROUNDING[whole] * (1 + float(x.double().square().max()))
+        )
+
+
 LABELS = torch.tensor([0, 1, 1])
 PAIR: dict[str, Any] = {"target_b": LABELS, "lam": 0.5}
 WHOLE: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
@@ -261,8 +301,15 @@ WHOLE: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
         "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "dampening": 0.0,
     },
     fk.overflow: lambda: {"grads": [torch.zeros(3)]},
+    fk.batch_norm_act: lambda: {
+        "x": torch.ones(2, 3, 1, 2), "weight": torch.ones(3), "bias": torch.ones(3), "running_mean": torch.zeros(3),
+        "running_var": torch.ones(3), "residual": torch.zeros(2, 3, 1, 2), "act": "relu", "training": True,
+        "momentum": 0.1, "eps": 1e-5, "fork": False, "process_group": None,
+    },
 }  # fmt: skip
 """Arguments that each function takes."""
+OPTIONAL = {"flip", "dtype", "lam", "target_b", "weight", "bias", "residual", "process_group"}
+"""Those that may be None."""
 
 
 @pytest.mark.parametrize("function", WHOLE, ids=lambda f: f.__name__)
@@ -270,8 +317,10 @@ def test_a_value_beyond_the_table_is_refused_by_name(function: Callable[..., Any
     function(**WHOLE[function]())
     entries, refused = table(function), 0
     for name, value in WHOLE[function]().items():
-        wrong: list[Any] = ["text", None] if name not in ("flip", "dtype", "lam", "target_b") else ["text"]
-        if any(word in entries[name].split("; for ")[0] for word in DTYPES):
+        wrong: list[Any] = ["text", None] if name not in OPTIONAL else ["text"]
+        if isinstance(value, bool):
+            wrong += [1, torch.tensor(True)]
+        elif any(word in entries[name].split("; for ")[0] for word in DTYPES):
             others = [d for d in DTYPES.values() if d not in dtypes(function, name)]
             if name == "masters":  # [] here
                 continue

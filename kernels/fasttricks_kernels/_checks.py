@@ -36,6 +36,11 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, not {type(value).__name__}{hint}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, but is {value!r}")
+
+
 def check_logits(name: str, logits: Tensor) -> None:
     check_tensor(name, logits)
     if logits.dim() != 2:

@@ -122,6 +122,8 @@ def batch_norm_act(
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2; the statistics are merged as by Chan, Golub and
     LeVeque 1983. Oracle: torch.nn.functional.batch_norm in float64.
     """
+    _checks.check_flag("training", training)
+    _checks.check_flag("fork", fork)
     ranks = 1 if process_group is None else _num_ranks(process_group, training)
     _check(x, weight, bias, running_mean, running_var, residual, act, training, momentum, eps, ranks)
     tensors = x, weight, bias, running_mean, running_var, residual
