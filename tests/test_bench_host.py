@@ -31,7 +31,7 @@ def test_the_clock_gives_each_part_its_own_seconds(monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimizer's network is narrow too."""
-    monkeypatch.setattr(host, "make", partial(lambda made, width: made(1 / 16), host.make))
+    monkeypatch.setattr(host, "make", partial(lambda made, width, norm="fused": made(1 / 16, norm), host.make))
 
 
 @pytest.mark.slow

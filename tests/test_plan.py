@@ -286,6 +286,9 @@ def test_the_slowest_part_is_the_bottleneck(paper: Plan) -> None:
     assert slow_loader.bottleneck == "loader"
     assert slow_loader.images_per_sec == pytest.approx(1000)
     assert slow_loader.loader_need == paper.loader_need
+    slow_host = dataclasses.replace(paper, config=dataclasses.replace(paper.config, host_ms=100.0, accumulate=2))
+    assert slow_host.bottleneck == "host" and slow_host.images_per_sec == pytest.approx(1024 / 0.2)
+    assert slow_host.loader_need == pytest.approx(1024 / 0.2), "a loader need not be faster than the host"
     slow_network = dataclasses.replace(paper, config=dataclasses.replace(paper.config, gpus=16, network_gbit=1.0))
     assert slow_network.bottleneck == "link"
     assert slow_network.seconds["link"] == pytest.approx(2 * 15 / 16 * 51_259_024 / 125e6)
@@ -296,7 +299,7 @@ def test_the_slowest_part_is_the_bottleneck(paper: Plan) -> None:
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    args = "--epochs 10 --schedule.warmup-epochs 2 --optim.base-lr 0.2 --gpus 16 --gpu a100 --loader-rate 20000"
+    args = "--epochs 10 --schedule.warmup-epochs 2 --optim.base-lr 0.2 --gpus 16 --gpu a100 --loader-rate 20000 --host-ms 2"
     assert call(main, "cifar10", *SMALL, *args.split()) == 0
     shown = plain(capsys.readouterr().out)
     for line in (
@@ -313,7 +316,8 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         "at 0.2 (assumed) of 312 TFLOP/s",
         "2.5 MB all-reduced: 4.6 MB sent by a GPU in a ring at 12.5 GB/s (the slower of NVLink and 100 Gbit/s a node)",
         "20,000 imgs/sec a node, as given",
-        "bottleneck loader",
+        "host 2.00 2 ms a micro-batch, as given",
+        "bottleneck loader; then about 40,000 imgs/sec",
         "10 epoch(s) 12.5 s, 0.0556 GPU-hours",
         "start it on each node torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --nproc-per-node 8 -m",
     ):
@@ -443,6 +447,7 @@ def test_one_image_that_does_not_fit_has_no_way_out_but_another_card(monkeypatch
         ("cifar10 --efficiency 0", "efficiency = 0.0: must be above 0 and at most 1"),
         ("cifar10 --network-gbit 0", "network_gbit = 0.0: must be above 0"),
         ("cifar10 --loader-rate -1", "loader_rate = -1.0: must be above 0, or 0 (not known)"),
+        ("cifar10 --host-ms nan", "host_ms = nan: must be above 0, or 0 (not known)"),
         ("cifar10 --data.root nowhere", "nowhere: no such folder"),
     ],
 )

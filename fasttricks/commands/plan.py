@@ -101,11 +101,15 @@ def time_rows(plan: Plan) -> dict[str, str]:
         "compute": f"{found.flops / 1e12:,.2f} TFLOP at {config.efficiency:g} (assumed) of {peak}",
         "traffic": f"{traffic}, at {card.memory_bandwidth / 1e9:,.0f} GB/s",
         "link": link if config.gpus > 1 else "one GPU",
+        "host": f"{config.host_ms:g} ms a micro-batch, as given",
         "loader": f"{config.loader_rate:,g} imgs/sec a node, as given",
     }
     rows = {name: f"{seconds * 1e3:10,.2f}  {notes[name]}" for name, seconds in plan.seconds.items()}
     speed = f"then about {plan.images_per_sec:,.0f} imgs/sec"
-    unknown = "" if config.loader_rate else " (loader aside: give --loader-rate)"
+    left_out = {"loader": config.loader_rate, "host": config.host_ms}
+    aside = [name for name, given in left_out.items() if not given]
+    options = [{"loader": "--loader-rate", "host": "--host-ms"}[name] for name in aside]
+    unknown = f" ({' and '.join(aside)} aside: give {' and '.join(options)})" if aside else ""
     return {
         **rows,
         "loader needed": f"       {plan.loader_need:,.0f} imgs/sec a node",

@@ -50,6 +50,10 @@ class PlanConfig(TrainConfig):
     loader_rate: Annotated[float, Range(0, above=True, zero="not known")] = 0.0
     """Images/s that the loader of one node was measured to deliver; where it is not known, it is left out of the bottleneck."""
 
+    host_ms: Annotated[float, Range(0, above=True, zero="not known")] = 0.0
+    """Milliseconds that the training thread computes for a micro-batch, as python -m bench.host measures them; with --cuda-graph
+    those of the loader. Where they are not known, they are left out of the bottleneck."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         find_card(self.gpu)
@@ -123,7 +127,7 @@ class Plan:
     def seconds(self) -> Mapping[str, float]:
         """Time of a step in each part of the hardware. They overlap, so the longest decides.
 
-        The loader is left out where its rate is not known.
+        The loader is left out where its rate is not known, and the host where its milliseconds are not.
         """
         config = self.config
         seconds = {
@@ -131,7 +135,8 @@ class Plan:
             "traffic": self.footprint.traffic_bytes / self.card.memory_bandwidth,
             "link": self.link_bytes / self.link_bandwidth,
         }
-        return seconds | ({"loader": self.node_images / config.loader_rate} if config.loader_rate else {})
+        host = {"host": config.accumulate * config.host_ms / 1e3} if config.host_ms else {}
+        return seconds | host | ({"loader": self.node_images / config.loader_rate} if config.loader_rate else {})
 
     @property
     def node_images(self) -> float:
@@ -145,7 +150,7 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """The part that takes longest: compute, traffic, link or loader."""
+        """The part that takes longest: compute, traffic, link, host or loader."""
         return max(self.seconds, key=lambda name: self.seconds[name])
 
     @property

@@ -59,8 +59,8 @@ def runs_directly(*tensors: Tensor | None) -> bool:
 def lists_run_directly(*lists: Sequence[Tensor]) -> bool:
     """As runs_directly, for hundreds of tensors, dense in memory and all on one device: a third of its time.
 
-    A tensor of a transform has no memory, and raises an error where its address is asked for. What is left, and would be read
-    wrongly, is a negative view and a zero without memory.
+    A tensor of a transform has no memory, and raises an error where its address is asked for. Two kinds
+    would be read wrongly: a negative view, and a zero without memory.
     """
     tensors = [*chain(*lists)]
     return (

@@ -210,7 +210,7 @@ def _blocks(counts: bytes, block: int, device: torch.device) -> Tensor:
 def _launch(kernel: Any, lists: Sequence[Sequence[Tensor]], block: int, *arguments: Any, **options: Any) -> None:
     """Launch over the tensors of each list; those of the first, of one dtype, are the weights or their gradients.
 
-    The table has a row a tensor: its element count, and its address in each list. It is copied anew where an address changed;
+    The table has a row a tensor: its element count, and its address in each list. It is copied again where an address changed;
     the programs' blocks, thousands, only where a count did.
     """
     firsts = lists[0]

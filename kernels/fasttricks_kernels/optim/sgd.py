@@ -122,7 +122,7 @@ def sgd_step(
     direct = lists_run_directly(weights, grads, masters, momenta, [scalar for scalar in scalars if scalar is not None])
     run = _run_step if direct else _sgd_step
     run(weights, grads, masters, momenta, *numbers, nesterov, maximize, *scalars)
-    if direct:  # as the operator does: what autograd has saved of them is no longer there
+    if direct:  # as the operator does: autograd then refuses a backward pass that saved one of them
         torch.autograd.graph.increment_version([*weights, *masters, *momenta])
 
 
