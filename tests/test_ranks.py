@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ from lib.forked import on_ranks
 from lib.tiny import ALONE, arguments, configure, torchrun, write_images
 
 
+TRICKS = shlex.split("--global-batch-size 20 --loss.mixup-alpha 0.2 --seed 1")
+"""With seed 0 a value before a ReLU is 0 within rounding: two ways that round alike to 1e-7 then part by 1e-4 in six steps. Of 16
+other networks one did so with torch's batch norm, none with ours."""
+
+
 def witnessed(folder: Path, *args: str) -> None:
     """The command of a user, and after it what its rank was left with."""
 
@@ -49,9 +55,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two ranks of 41 images, 20 and 21 a rank, in batches of 10: the third step has no image, and one image."""
     folder = tmp_path_factory.mktemp("ranks")
     data = write_images(folder / "data", train=41, val=5)
-    args = arguments(
-        data, folder / "run", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2", "--accumulate", "1"
-    )
+    args = arguments(data, folder / "run", *TRICKS, "--accumulate", "1")
     said = on_ranks(2, witnessed, folder, *args)
     assert not any("Warning" in errors for _, errors in said), said
     (folder / "stdout").write_text("".join(output for output, _ in said))
@@ -77,7 +81,7 @@ def test_the_ranks_end_with_one_model(two_ranks: Path) -> None:
 
 def test_the_ranks_end_where_plain_sgd_on_all_their_images_does(two_ranks: Path, tmp_path: Path) -> None:
     """In one process, with torch's own loss and unfused SGD: two networks of equal weights, batch norm local to each."""
-    config = configure(two_ranks / "data", tmp_path / "plain", "--global-batch-size", "20", "--loss.mixup-alpha", "0.2")
+    config = configure(two_ranks / "data", tmp_path / "plain", *TRICKS)
     run = build(config, ALONE)
     run.log.close()
     replicas = [run.model, copy.deepcopy(run.model)]
