@@ -28,7 +28,6 @@ from fasttricks.training.run import Run
 from lib.forked import on_ranks
 from lib.tiny import ALONE, arguments, configure, torchrun, write_images
 
-
 TRICKS = shlex.split("--global-batch-size 20 --loss.mixup-alpha 0.2 --seed 1")
 """With seed 0 a value before a ReLU is 0 within rounding: two ways that round alike to 1e-7 then part by 1e-4 in six steps. Of 16
 other networks one did so with torch's batch norm, none with ours."""
