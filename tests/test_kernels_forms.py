@@ -476,6 +476,50 @@ def test_a_target_alone_of_few_classes_is_torchs(num_classes: int, trains: bool,
     assert called.call_count == torchs
 
 
+MEANS = ["label", "pair, lam", "pair, lam (N,)", "class weights", "smoothed", "planes", "teacher"]
+
+
+@pytest.mark.parametrize("name", MEANS)
+@interpreted
+def test_the_kernel_writes_the_weights_that_divide_a_mean(name: str) -> None:
+    """In place of torch's operators: the mean and its gradient by the weights that are typed here, in float64."""
+    x = draw(5, 19)
+    z, a, b, c = x["logits"], x["target"], x["target_b"], x["weight"]
+    lam: Any = 0.3 if name == "pair, lam" else x["lam"]
+    options: dict[str, Any] = {"target_b": b, "lam": lam} if name.startswith(("pair", "class", "smoothed")) else {}
+    if name in ("class weights", "smoothed", "planes"):
+        options["weight"] = c
+    if name in ("smoothed", "teacher"):
+        options["label_smoothing"] = 0.1
+    first, second = ((c.double() if "weight" in options else torch.ones(19))[t.clamp(min=0)] * (t >= 0) for t in (a, b))
+    share = torch.as_tensor(lam).double() if "lam" in options else torch.ones(())
+    divisor = (share * first + (1 - share) * second).sum()
+
+    def loss(z: Tensor, reduction: Any) -> Tensor:
+        if name == "teacher":
+            return fk.distillation_loss(z, z.detach().flip(0), a, reduction=reduction, **options)
+        if name == "planes":
+            planes = z.unflatten(0, (1, 5)).movedim(-1, 1).contiguous()
+            return fk.cross_entropy(planes, a[None], reduction=reduction, **options)
+        return fk.cross_entropy(z, a, reduction=reduction, **options)
+
+    with mock.patch.object(torch.Tensor, "__ne__", side_effect=AssertionError("a kernel has counted the labels")):
+        mean, of_mean = value_and_grad(lambda z: loss(z, "mean"), z)
+    total, of_sum = value_and_grad(lambda z: loss(z, "sum"), z)
+    torch.testing.assert_close(mean, total / divisor, rtol=1e-6, atol=0)
+    torch.testing.assert_close(of_mean, of_sum / divisor, rtol=1e-6, atol=1e-9)
+
+
+@interpreted
+def test_a_bad_label_spoils_no_other_rows_gradient_of_a_mean() -> None:
+    x = draw(5, 19)
+    bad = x["target"].clone()
+    bad[3] = 19
+    for weight in (None, x["weight"]):
+        mean, grad = value_and_grad(lambda z, w=weight: fk.cross_entropy(z, bad, w), x["logits"])
+        assert mean.isnan() and grad.isnan().all(1).tolist() == [False, False, False, True, False]
+
+
 def check_ignored() -> None:
     """Rows of NaN and infinity that are ignored have the loss and gradient 0, and spoil no other."""
     x = draw(5, 19)

@@ -38,8 +38,8 @@ def make_losses(loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., tuple[
     def reduced(rows: Rows, options: Options, reduction: Reduction) -> Tensor:
         options = _without_graph(options)
         if not runs_directly(*rows, *options[0].tensors):
-            loss_N, _ = operators.forward(*rows, *chain.from_iterable(options))
-            return reduce_rows(loss_N, reduction, options[0].denominator(reduction))
+            loss_N, label_weight_N = operators.forward(*rows, *chain.from_iterable(options))
+            return reduce_rows(loss_N, reduction, options[0].denominator(reduction, None, label_weight_N))
         target = options[0].target
         if torch.is_grad_enabled() and (rows[0].requires_grad or target.requires_grad):
             return function.apply(rows[0], target, rows[1:], options, reduction)
@@ -76,17 +76,19 @@ def _forward(
     loss: Loss, rows: Rows, options: Options, reduction: Reduction, *, want_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | float, Ignored | None]:
     """The reduced loss; the gradient that the CPU keeps for backward; the mean's denominator; ignored labels, if counted."""
-    logits, kept, ignored = rows[0], None, None
+    logits, kept, ignored, label_weight_N = rows[0], None, None, None
     if runs_triton(logits):
-        loss_N = loss.launch(*rows, *options, want_grad=False)[0]
+        if reduction == "mean" and options[0].unequal:
+            label_weight_N = logits.new_empty(_shape_of_losses(logits), dtype=torch.float32)
+        loss_N = loss.launch(*rows, *options, want_grad=False, label_weight_N=label_weight_N)[0]
     elif logits.is_cpu:
         loss_N, kept, ignored = loss.on_cpu(*rows, *options, want_grad=want_grad)
     else:
         loss_N = loss.values(*rows, **named(*options))
     if reduction == "none":
         return loss_N, kept, 1, ignored
-    denominator = options[0].denominator(reduction, ignored)
-    if isinstance(denominator, Tensor):
+    denominator = options[0].denominator(reduction, ignored, label_weight_N)
+    if isinstance(denominator, Tensor) and denominator.dtype != loss_N.dtype:
         denominator = denominator.to(loss_N.dtype)
     value = loss_N.sum()
     return value.div_(denominator) if reduction == "mean" else value, kept, denominator, ignored
@@ -119,16 +121,20 @@ def _make_function(loss: Loss, operators: Operators) -> type[torch.autograd.Func
             arguments = *tensors, *ctx.numbers
             if ctx.reduction == "mean":
                 grad = grad / (ctx.denominator if denominator is None else denominator)
-            of_logits = of_target = None
+            of_logits, of_target = ctx.needs_input_grad[:2]
+            directly = runs_directly(grad) and not torch.is_grad_enabled()
+            if directly and not of_target:  # the usual one, without an operator more
+                return launched(ctx, grad, kept, arguments), None, None, None, None
             grad_N = grad if ctx.reduction == "none" else grad.expand(_shape_of_losses(tensors[0]))
-            if ctx.needs_input_grad[1]:
-                of_target = target_grad(loss, grad_N, arguments)
-            if ctx.needs_input_grad[0] and runs_directly(grad) and not torch.is_grad_enabled():
-                of_logits = launched(ctx, grad, kept, arguments)
-            elif ctx.needs_input_grad[0]:
+            d_logits = d_target = None
+            if of_target:
+                d_target = target_grad(loss, grad_N, arguments)
+            if of_logits and directly:
+                d_logits = launched(ctx, grad, kept, arguments)
+            elif of_logits:
                 kept = tensors[0].new_empty(0) if kept is None else kept
-                of_logits = operators.pull(ctx, grad_N, kept, arguments)
-            return of_logits, of_target, None, None, None
+                d_logits = operators.pull(ctx, grad_N, kept, arguments)
+            return d_logits, d_target, None, None, None
 
     def launched(ctx: Any, scale: Tensor, kept: Tensor | None, arguments: tuple[Any, ...]) -> Tensor:
         """The gradient times a number, or one a row."""

@@ -26,6 +26,7 @@ from ._rows import (
     packed,
     per_row,
     raised_max,
+    store_label_weight,
     store_rows,
     sum_of_exp,
     unpacked,
@@ -43,6 +44,7 @@ def cross_entropy_kernel(
     device_scale_ptr,
     loss_ptr,
     grad_ptr,
+    label_weight_ptr,
     N,
     lam,
     uniform,
@@ -77,6 +79,7 @@ def cross_entropy_kernel(
         if target_b_ptr is not None:
             weight_b_R *= load_weights(weight_ptr, tl.where(row_R < N, label_b_R, -1), K)
             total_R = weight_R + weight_b_R
+    store_label_weight(label_weight_ptr, row_R, total_R, N)
     if SPREAD:
         weights_RC = tl.zeros([ROWS, BLOCK], tl.float32)
         for chunk in tl.static_range(CHUNKS):
@@ -139,6 +142,7 @@ def distillation_kernel(
     device_scale_ptr,
     loss_ptr,
     grad_ptr,
+    label_weight_ptr,
     N,
     lam,
     uniform,
@@ -219,6 +223,7 @@ def distillation_kernel(
             old_max_R = teacher_max_R
             teacher_max_R, safe_max_R = raised_max(teacher_max_R, t_RC)
             teacher_sum_R = sum_of_exp(teacher_sum_R, old_max_R, safe_max_R, t_RC, coldness)
+    store_label_weight(label_weight_ptr, row_R, total_R, N)
     sums_R = sum_R + soft_sum_R + teacher_sum_R
 
     log_sum_R = tl.log(sum_R)
@@ -259,6 +264,7 @@ def distillation_kernel(
 def launch_cross_entropy(logits_NK: Tensor, labels: Labels, *scale: Any, **wanted: Any) -> tuple[Any, Any]:
     """As `_launch`; for dense targets as `launch_dense`, for (N, K, P) logits as `launch_planes`."""
     if labels.dense:
+        wanted.pop("label_weight_N", None)  # never wanted: each row has its own targets' weight
         return launch_dense(logits_NK, labels, *scale, **wanted)
     if logits_NK.dim() == 3:
         return launch_planes(logits_NK, labels, *scale, **wanted)
@@ -294,9 +300,13 @@ def _launch(
     *,
     want_loss: bool = True,
     want_grad: bool = True,
+    label_weight_N: Optional[Tensor] = None,
     options: Optional[dict[str, Any]] = None,
 ) -> tuple[Any, Any]:
-    """Loss (N,) float32 and gradient (N, K), scaled; None for the one not wanted. rows: logits, and a teacher's."""
+    """Loss (N,) float32 and gradient (N, K), scaled; None for the one not wanted. rows: logits, and a teacher's.
+
+    label_weight_N: float32, where the weight of a row's labels is wanted too.
+    """
     logits_NK = rows[0]
     num_rows = logits_NK.shape[0]
     loss_N = logits_NK.new_empty(num_rows, dtype=torch.float32) if want_loss else None
@@ -315,6 +325,7 @@ def _launch(
             device_scale_N,
             loss_N,
             grad_NK,
+            label_weight_N,
             num_rows,
             labels.lam,
             labels.uniform,

@@ -1,13 +1,14 @@
 """The operators of a loss, by one maker: their devices, fakes and gradients are the same for every loss.
 
-    name(rows, options) -> losses, kept
+    name(rows, options) -> losses, kept, label_weight
     name_backward(grad_loss, kept, rows, options) -> gradient of the logits
     name_loss_and_grad(rows, options, SCALE) -> losses, gradient of the logits
 
 `rows` are (N, K) tensors: the logits and, where a loss distils, the teacher's. Cross-entropy also takes (N, K, P) logits, of
 (N, P) labels and losses. `options` are LABELS and, there, WEIGHTS.
 `kept` is for backward: on the CPU the gradient of the losses' sum; empty where Triton runs, which computes it again, and for
-float64 on a GPU, which reference.py serves. The logits have a gradient, and a dense target, by reference.py.
+float64 on a GPU, which reference.py serves. `label_weight` is a float32 one a loss where Triton runs and labels are `unequal`,
+else empty. The logits have a gradient, and a dense target, by reference.py.
 
 Shape suffixes: N samples, K classes.
 """
@@ -41,7 +42,10 @@ class Loss:
     options: str
     """Their schema."""
     launch: Callable[..., tuple[Any, Any]]
-    """The kernel: (*rows, *options, *SCALE) -> losses, scaled gradient; want_loss or want_grad=False leaves one out."""
+    """The kernel: (*rows, *options, *SCALE) -> losses, scaled gradient; want_loss or want_grad=False leaves one out.
+
+    It writes to label_weight_N, where given.
+    """
     on_cpu: Callable[..., _cpu.Result]
     """(*rows, *options) -> losses, gradient of their sum in their dtype, counts; want_grad=False leaves the gradient out."""
     values: Callable[..., Tensor]
@@ -67,7 +71,8 @@ class Loss:
 class Operators(NamedTuple):
     """For _eager.py, where it does not launch itself."""
 
-    forward: Callable[..., tuple[Tensor, Any]]
+    forward: Callable[..., tuple[Tensor, Tensor | None]]
+    """Losses and the rows' label weights, where a kernel has written them."""
     loss_and_grad: Callable[..., tuple[Tensor, Tensor]]
     pull: Callable[..., Tensor]
     """The gradient of the logits, differentiable itself: (ctx, grad_loss_N, kept, arguments)."""
@@ -81,8 +86,12 @@ def make_operators(loss: Loss) -> Operators:
     _differentiate_backward(loss, backward)
     loss_and_grad = _make_loss_and_grad(loss)
 
-    def either_forward(*arguments: Any) -> tuple[Tensor, Any]:
-        return (_plain_losses(loss, arguments), None) if transformed(*arguments) else forward(*arguments)
+    def either_forward(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+        if transformed(*arguments):
+            return _plain_losses(loss, arguments), None
+        losses, _, label_weight = forward(*arguments)
+        written = runs_triton(arguments[0]) and loss.split(arguments)[1][0].unequal
+        return losses, label_weight if written else None
 
     def either_loss_and_grad(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         if transformed(logits, *others):
@@ -128,20 +137,28 @@ def _plain_loss_and_grad(loss: Loss, arguments: Sequence[Any]) -> tuple[Tensor, 
 
 
 def _make_forward(loss: Loss) -> CustomOpDef:
-    @custom_op(f"{NAMESPACE}::{loss.name}", mutates_args=(), schema=f"({loss.arguments}) -> (Tensor, Tensor)")
-    def forward(*arguments) -> tuple[Tensor, Tensor]:
+    schema = f"({loss.arguments}) -> (Tensor, Tensor, Tensor)"
+
+    @custom_op(f"{NAMESPACE}::{loss.name}", mutates_args=(), schema=schema)
+    def forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
         rows, options = loss.split(arguments)
         logits = rows[0]
         if runs_triton(logits):
-            return loss.launch(*rows, *options, want_grad=False)[0], logits.new_empty(0)
+            label_weight_N = _empty_losses(logits) if options[0].unequal else None
+            losses = loss.launch(*rows, *options, want_grad=False, label_weight_N=label_weight_N)[0]
+            return losses, losses.new_empty(0), losses.new_empty(0) if label_weight_N is None else label_weight_N
         if logits.is_cpu:
-            return loss.on_cpu(*rows, *options)[:2]
-        return loss.values(*rows, **named(*options)), logits.new_empty(0)
+            losses, kept, _ = loss.on_cpu(*rows, *options)
+            return losses, kept, losses.new_empty(0)
+        losses = loss.values(*rows, **named(*options))
+        return losses, losses.new_empty(0), losses.new_empty(0)
 
     @forward.register_fake
-    def _(logits, *others) -> tuple[Tensor, Tensor]:
-        losses, keeps_grad = _empty_losses(logits), logits.is_cpu and not runs_triton(logits)
-        return losses, losses.new_empty(logits.shape if keeps_grad else 0)
+    def _(logits, *others) -> tuple[Tensor, Tensor, Tensor]:
+        losses, triton = _empty_losses(logits), runs_triton(logits)
+        kept = losses.new_empty(logits.shape if logits.is_cpu and not triton else 0)
+        unequal = loss.split((logits, *others))[1][0].unequal
+        return losses, kept, _empty_losses(logits) if triton and unequal else losses.new_empty(0)
 
     return forward
 
@@ -241,11 +258,11 @@ def _differentiate_forward(loss: Loss, forward: CustomOpDef, pull: Callable[...,
     def save(ctx, inputs, output) -> None:
         ctx.save_for_backward(output[1], *inputs[:num_tensors])
         ctx.numbers = inputs[num_tensors:]
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[1:])
         ctx.spent = False
         ctx.set_materialize_grads(False)  # or a zero gradient of N K elements is made for the kept tensors
 
-    def vjp(ctx, grad_loss: Tensor | None, _: Tensor | None):
+    def vjp(ctx, grad_loss: Tensor | None, *_: Tensor | None):
         kept, *tensors = ctx.saved_tensors
         arguments = *tensors, *ctx.numbers
         grads: list[Tensor | None] = [None] * len(arguments)

@@ -77,15 +77,25 @@ class Labels(NamedTuple):
             return ignored_N
         return (ignored_N | (share == 0)) & ((self.target_b.long() == self.ignore_index) | (share == 1))
 
-    def denominator(self, reduction: Reduction, ignored: Ignored | None = None) -> Tensor | float:
+    @property
+    def unequal(self) -> bool:
+        """Whether rows may differ in the weight of their labels: then it is the device that knows a mean's divisor."""
+        return not self.dense and (self.ignore_index is not None or self.weight_K is not None)
+
+    def denominator(
+        self, reduction: Reduction, ignored: Ignored | None = None, label_weight_N: Tensor | None = None
+    ) -> Tensor | float:
         """Divisor of the summed loss: for a mean the weight of the labels that are not ignored, on their device.
 
         A number of the host where that is known: without an ignore_index, and on the CPU where losses.c has counted.
+        label_weight_N: as a kernel of Triton has written it, in place of an operator or two for each step of the sum.
         """
         if reduction != "mean":
             return 1
         if self.dense:
             return self.target.numel() // self.target.shape[1]
+        if label_weight_N is not None:
+            return label_weight_N.sum()
         if self.weight_K is not None:
             return self._weight_of_labels(self.weight_K.double())
         num_rows = self.target.numel()

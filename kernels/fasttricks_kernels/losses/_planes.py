@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._launch import PINNED, WIDEST_BYTES, on_device_of
 from ._options import Labels
-from ._rows import label_and_weight, load_weights, packed, unpacked
+from ._rows import label_and_weight, load_weights, packed, store_label_weight, unpacked
 
 HELD_CLASSES = 160  # in registers; more are read again
 FEW_CLASSES = 64  # held by 4 warps for 128 pixels, more by 8 for 64: with more in a thread, programs spill
@@ -39,6 +39,7 @@ def planes_kernel(
     device_scale_ptr,
     loss_ptr,
     grad_ptr,
+    label_weight_ptr,
     groups,
     blocks,
     uniform,
@@ -69,6 +70,8 @@ def planes_kernel(
     total_P = kept_P
     if weight_ptr is not None:
         total_P *= load_weights(weight_ptr, tl.where(live_P, label_P, -1), K)
+    if label_weight_ptr is not None:
+        store_label_weight(label_weight_ptr + first, pixel_P, total_P, size)
     labelled_P = (1 - uniform) * total_P
     if SPREAD:
         total_P = labelled_P + uniform / K * kept_P * tl.sum(load_weights(weight_ptr, tl.arange(0, WEIGHTS), K), 0)
@@ -191,8 +194,9 @@ def launch_planes(
     *,
     want_loss: bool = True,
     want_grad: bool = True,
+    label_weight_N: Optional[Tensor] = None,
 ) -> tuple[Any, Any]:
-    """Loss (N, P) float32 and gradient (N, K, P), scaled; None for the one not wanted."""
+    """Loss (N, P) float32 and gradient (N, K, P), scaled; None for the one not wanted. label_weight_N: (N, P), or none."""
     logits_NKP = logits_NKP.contiguous()
     num_images, num_classes, num_pixels = logits_NKP.shape
     loss_NP = logits_NKP.new_empty((num_images, num_pixels), dtype=torch.float32) if want_loss else None
@@ -211,6 +215,7 @@ def launch_planes(
             device_scale if one_scale or device_scale is None else device_scale.contiguous(),
             loss_NP,
             grad_NKP,
+            label_weight_N,
             num_pixels // tile["GROUP"],
             blocks,
             labels.uniform,

@@ -186,6 +186,13 @@ def labels_and_weights(target_ptr, target_b_ptr, lam_R, row_R, N, K: tl.constexp
 
 
 @triton.jit
+def store_label_weight(label_weight_ptr, row_R, total_R, N):
+    """A mean's divisor is the sum of these. A row that is NaN for its bad label counts 1, or all gradients would be NaN."""
+    if label_weight_ptr is not None:
+        tl.store(label_weight_ptr + row_R, tl.where(total_R == total_R, total_R, 1.0), mask=row_R < N)
+
+
+@triton.jit
 def load_weights(weight_ptr, column, K: tl.constexpr):
     """The class weights of columns or labels, in float32; 0 outside [0, K)."""
     return tl.load(weight_ptr + column, mask=(column >= 0) & (column < K), other=0.0).to(tl.float32)

@@ -22,6 +22,7 @@ from ..optim._kernels import launch_overflow, launch_sgd
 CLASSES = (10, 100, 1000, 1001, 21843)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LOSS_FORMS = ("loss_and_grad", "mixup", "forward", "backward")
+"""forward writes the weights of the rows' labels too, as for a mean with an ignore_index."""
 WEIGHTED_FORMS = ("class weights", "class weights, smoothed")
 """The forms of cross-entropy with class weights and mixup's pair: without smoothing the labels' weights are read, with it all."""
 PLANE_FORMS = ("loss_and_grad", "class weights", "class weights, smoothed", "forward", "backward")
@@ -78,9 +79,14 @@ def _loss_case(loss: str, form: str, num_classes: int, dtype: str) -> Case:
     weight = torch.rand(num_classes, generator=generator) if weighted else None
     labels = Labels(target, second, lam_N, weight, uniform=0.1 if smoothed else 0.0)
     scale = {"backward": torch.ones(num_rows), "forward": None}.get(form, torch.tensor(1024.0))
-    wanted = {"want_loss": form != "backward", "want_grad": form != "forward"}
+    forward = form == "forward"
+    wanted = {
+        "want_loss": form != "backward",
+        "want_grad": not forward,
+        "label_weight_N": torch.empty(num_rows) if forward else None,
+    }
     row_bytes = num_classes * rows[0].element_size()
-    floor = (num_tensors + wanted["want_grad"]) * row_bytes + (12 if second is None else 24)
+    floor = (num_tensors + (not forward)) * row_bytes + (12 if second is None else 24) + 4 * forward
     floor = num_rows * (floor + 8 * weighted)  # the weights of two labels
     return Case(
         f"{loss} {form}",
@@ -144,13 +150,18 @@ def _plane_case(form: str, num_classes: int, num_pixels: int, dtype: str) -> Cas
     read = () if weight is None else weight if smoothed else target.unique()  # the classes whose weights are needed
     labels = Labels(target, None, None, weight, uniform=0.1 if smoothed else 0.0, ignore_index=-100)
     scale = {"backward": torch.ones(2, num_pixels), "forward": None}.get(form, torch.tensor(1024.0))
-    wanted = {"want_loss": form != "backward", "want_grad": form != "forward"}
-    tensors = (1 + wanted["want_grad"]) * logits.numel() * logits.element_size()
+    forward = form == "forward"
+    wanted = {
+        "want_loss": form != "backward",
+        "want_grad": not forward,
+        "label_weight_N": torch.empty(2, num_pixels) if forward else None,
+    }
+    tensors = (2 - forward) * logits.numel() * logits.element_size()
     return Case(
         f"cross_entropy planes {form}",
         f"K={num_classes}",
         dtype,
-        tensors + 12 * target.numel() + 4 * len(read),
+        tensors + (12 + 4 * forward) * target.numel() + 4 * len(read),
         lambda: launch_cross_entropy(logits, labels, scale, **wanted),
         cached=weight,
     )
