@@ -103,6 +103,32 @@ def test_a_misaligned_gradient_leaves_the_step_wide(arch: int) -> None:
         assert code.local_accesses == 0, code
 
 
+@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (70, 80, 100))])
+def test_machine_code_of_batch_norm_over_ranks(arch: int) -> None:
+    """The kernels that merge: a rank's total for the others, and the ranks' totals."""
+    import torch
+
+    from fasttricks_kernels.norm import _launches as norm
+
+    x, options, means = (
+        torch.zeros(2, 5, 5, 64).movedim(-1, 1),
+        norm.Options("relu", True, 0.1, 1e-5),
+        torch.ones(2, 64),
+    )
+    numbers, channels, count = torch.ones(4, 64), [torch.ones(64) for _ in range(4)], torch.ones(())
+    running, others = (*channels[:2], None, *channels[2:]), (None,) * 6
+
+    def run() -> None:
+        norm.launch_merge_statistics(x, torch.zeros(3, 1, 64), *others, torch.zeros(193), None, options)
+        norm.launch_merge_statistics(x, torch.zeros(3, 193), *running, numbers, None, count, options)
+        norm.launch_merge_gradients(x, torch.zeros(2, 1, 64), numbers, means, None, None, True)
+        norm.launch_merge_gradients(x, torch.zeros(3, 128), numbers, None, means, count, False)
+
+    codes = [inspect(launch, arch) for launch in record_launches(run)]
+    assert [code.kernel for code in codes] == ["merge_statistics_kernel"] * 2 + ["merge_gradients_kernel"] * 2
+    assert all(code.atomics == code.local_accesses == 0 for code in codes), codes
+
+
 def test_the_gate_sees_narrow_accesses() -> None:
     """The gate itself: logits at an address that 16 does not divide must show no wide load."""
     import torch

@@ -17,6 +17,7 @@ import fasttricks_kernels as fk
 from fasttricks_kernels.norm import _synchronized
 from lib.batch_norms import FORMS, STEP, channels_last, check, draw, ours
 from lib.forked import on_ranks
+from lib.interpreter import interpreted
 
 SPLITS = {2: (2, 1), 3: (1, 0, 2)}
 """The images of each rank, of 3 in all."""
@@ -199,3 +200,37 @@ def test_a_group_that_is_none_is_refused_by_name() -> None:
             eps=1e-5,
             process_group="gloo",  # type: ignore[call-overload]
         )
+
+
+@pytest.mark.parametrize("empty", [(), range(66), (0, 69)], ids=["none", "the first 66", "first and last"])
+@interpreted
+def test_seventy_ranks_of_which_some_have_no_value(empty: Any) -> None:
+    """More than a tile of the merging kernel; at a mean of a thousand standard deviations, held to torch in float64."""
+    from fasttricks_kernels.norm import _launches
+
+    generator = torch.Generator().manual_seed(0)
+    options = _launches.Options("none", True, 0.1, 1e-5)
+    shares = [channels_last(torch.randn(1 + rank % 3, 7, 5, 5, generator=generator) + 1000) for rank in range(70)]
+    shares = [x[:0] if rank in empty else x for rank, x in enumerate(shares)]
+    totals = torch.zeros(70, 3 * 7 + 1)
+    for x, total in zip(shares, totals, strict=True):
+        if len(x):
+            parts = _launches.launch_statistics(x)
+            _launches.launch_merge_statistics(x, parts, None, None, None, None, None, None, total, None, options)
+    numbers, count, mean, var = torch.empty(4, 7), torch.empty(()), torch.zeros(7), torch.ones(7)
+    weight, bias = torch.rand(2, 7, generator=generator)
+    channel_tensors = mean, var, None, weight, bias
+    _launches.launch_merge_statistics(shares[0], totals, *channel_tensors, numbers, None, count, options)
+    whole = torch.cat(shares).double()
+    theirs = torch.nn.BatchNorm2d(7, dtype=torch.float64)
+    theirs(whole)
+    torch.testing.assert_close(mean.double(), theirs.running_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), theirs.running_var, rtol=1e-5, atol=0)
+    assert count == whole.numel() / 7
+    y = (whole - numbers[0].double().view(-1, 1, 1)) * numbers[2].view(-1, 1, 1) + numbers[3].view(-1, 1, 1)
+    true, in_float32 = (
+        torch.nn.functional.batch_norm(whole.to(dtype), None, None, weight.to(dtype), bias.to(dtype), True, 0.1, 1e-5)
+        for dtype in (torch.float64, torch.float32)
+    )
+    allowed = (in_float32 - true).abs().max() + 2**-23 * true.abs().max()
+    assert (y - true).abs().max() <= allowed, (float((y - true).abs().max()), float(allowed))

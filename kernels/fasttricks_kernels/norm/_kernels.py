@@ -173,7 +173,8 @@ def merge_statistics_kernel(
             p_P1 = (first + tl.arange(0, BLOCK_P))[:, None]
             live_PC = (p_P1 < P) & live_1C
             part_PC = parts_ptr + (p_P1 * part_step + c_1C)
-            d_PC = tl.load(part_PC, mask=live_PC, other=0.0) - mean_1C
+            lost_PC = tl.load(part_PC + 2 * kind_step, mask=live_PC, other=0.0)
+            d_PC = (tl.load(part_PC, mask=live_PC, other=0.0) - mean_1C) + (lost_PC - lost_1C)
             own_PC = tl.load(part_PC + kind_step, mask=live_PC, other=0.0)
             count_P1 = values_of_parts(parts_ptr, p_P1, R, ROWS, C, P, part_step, RANKS)
             square_PC += tl.where(count_P1 > 0, own_PC + count_P1 * d_PC * d_PC, 0.0)

@@ -228,7 +228,7 @@ def _batch_norm_case(form: str, channels: int, images: tuple[int, int, int], dty
     # weight, bias, and the running statistics as they were and as they are; or the gradients of weight and bias
     numbers = 2 if backward else 6
     # the parts' numbers a channel; the means are read a second time, for distances from the mean of all
-    written, read = (2 * parts, 2 * parts) if backward else (3 * parts, 4 * parts + 1)
+    written, read = (2 * parts, 2 * parts) if backward else (3 * parts, 5 * parts + 1)
     return Case(
         f"batch_norm_act {form}",
         f"C={channels}",
