@@ -5,6 +5,7 @@ Oracles: torch.nn.functional.cross_entropy; for mixup's pair and smoothing over 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import fasttricks_kernels as fk
 from fasttricks_kernels.losses import _cpu, cross_entropy
+from fasttricks_kernels.losses._options import Labels
 from lib.interpreter import interpreted
 from lib.tables import covering
 
@@ -293,13 +295,23 @@ def test_threads_change_no_bit_of_planes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(part.double(), found[0][0][:, 7:])
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 5, 2, 2)], ids=str)
-def test_a_bad_label_of_a_plane_is_named(shape: tuple[int, ...]) -> None:
-    target = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
-    target.view(-1)[6] = 5
-    for rows in (torch.zeros(shape), torch.zeros(shape).contiguous(memory_format=torch.preserve_format)):
-        with pytest.raises(IndexError, match=r"target\[6\] is 5, but must lie in \[0, 5\)"):
-            fk.cross_entropy(rows.requires_grad_(), target)
+@pytest.mark.parametrize(
+    ("shape", "place"),
+    [((2, 5, 4), (1, 2)), ((2, 5, 2, 2), (1, 1, 0)), ((2, 5, 1, 2, 2), (1, 0, 1, 0)), ((5,), ()), ((2, 5), (1,))],
+    ids=str,
+)
+def test_a_bad_label_is_named_by_its_index_in_the_callers_tensor(
+    shape: tuple[int, ...], place: tuple[int, ...]
+) -> None:
+    target = torch.zeros(shape[:1] + shape[2:] if len(shape) > 1 else (), dtype=torch.int64)
+    target[place] = 5
+    named = re.escape(f"target{list(place) if place else ''} is 5, but must lie in [0, 5)")
+    layouts = [torch.zeros(shape), last(*shape) if len(shape) > 2 else torch.zeros(shape)]
+    for logits in layouts:
+        with pytest.raises(IndexError, match=f"^{named}"):
+            fk.cross_entropy(logits.requires_grad_(), target, label_smoothing=0.1)
+        with pytest.raises(IndexError, match=f"^{named}"):
+            torch.func.grad(lambda z: fk.cross_entropy(z, target, label_smoothing=0.1))(logits.detach())
 
 
 @interpreted
@@ -351,6 +363,23 @@ def test_dense_targets_in_triton(shape: tuple[int, ...], dtype: torch.dtype) -> 
     with mock.patch.object(_kernels, "launch_dense", side_effect=_kernels.launch_dense) as launched:
         check_dense(shape, dtype, "first")
     assert launched.call_count >= 12, "forward and backward"
+
+
+@interpreted
+def test_dense_targets_with_class_weights_of_a_long_row_in_triton() -> None:
+    """The operator takes what the function leaves to torch's, for on a GPU it spills: rows of several chunks, held or not."""
+    from fasttricks_kernels.losses._kernels import launch_dense
+
+    for num_classes in (4099, 12_289):
+        generator = torch.Generator().manual_seed(num_classes)
+        logits, target = torch.randn(2, 2, num_classes, generator=generator).unbind()
+        target, weight = target.softmax(1), torch.rand(num_classes, generator=generator)
+        losses, grad = launch_dense(logits, Labels(target, weight_K=weight, uniform=0.1))
+        leaf = logits.double().requires_grad_()
+        truth = F.cross_entropy(leaf, target.double(), weight.double(), reduction="none", label_smoothing=0.1)
+        truth.sum().backward()
+        torch.testing.assert_close(losses.double(), truth.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(grad.double(), leaf.grad, rtol=1e-6, atol=1e-7)
 
 
 @interpreted

@@ -5,6 +5,7 @@ Each of the ways that a loss is computed: torch's operator, C, plain PyTorch in 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 import fasttricks_kernels as fk
 from fasttricks_kernels import reference
 from fasttricks_kernels.losses import cross_entropy
+from fasttricks_kernels.proof.host import host_times
 from lib.interpreter import interpreted
 
 N, K = 4, 3
@@ -197,3 +199,47 @@ def test_numpys_arrays_are_refused_by_name(name: str) -> None:
 def test_an_ignore_index_that_is_no_int64_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="ignore_index must be None or an int64"):
         fk.cross_entropy_loss_and_grad(torch.zeros(N, K), PAIR, ignore_index=bad)
+
+
+COUNTS: dict[str, Callable[[Any], object]] = {
+    "num_images": lambda n: fk.random_color_matrix(n, np.random.default_rng(0)),
+    "turns": host_times,
+}
+"""Every argument of a public function, and of `proof`, that counts."""
+
+
+def test_no_other_public_argument_counts() -> None:
+    """Found by its annotation."""
+    functions = [getattr(fk, name) for name in fk.__all__]
+    found = {
+        parameter.name
+        for function in functions
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.annotation in (int, "int")
+    }
+    assert found == {"num_images"}
+
+
+@pytest.mark.parametrize("bad", [-1, -(10**30), 2**31, 10**30, True, False, 2.0, "2", None, np.float64(2)], ids=repr)
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_bad_count_is_named(name: str, bad: Any) -> None:
+    whole = isinstance(bad, int) and not isinstance(bad, bool)
+    words = rf"{name} must lie in \[[01], 2147483647\], but is {bad}" if whole else f"{name} must be an int, not "
+    with pytest.raises(ValueError if whole else TypeError, match=words):
+        COUNTS[name](bad)
+
+
+def test_no_images_have_no_matrices_and_no_turns_no_median() -> None:
+    assert fk.random_color_matrix(0, np.random.default_rng(0)).shape == (0, 3, 4)
+    assert fk.random_color_matrix(np.int64(2), np.random.default_rng(0)).shape == (2, 3, 4)
+    with pytest.raises(ValueError, match=r"turns must lie in \[1, "):
+        host_times(0)
+
+
+@pytest.mark.parametrize("distil", [False, True])
+def test_a_loss_scale_on_another_device_is_refused(distil: bool) -> None:
+    z, scale = torch.zeros(N, K), torch.ones((), device="meta")
+    call = fk.distillation_loss_and_grad if distil else fk.cross_entropy_loss_and_grad
+    rows = (z, z) if distil else (z,)
+    with pytest.raises(ValueError, match="loss_scale is on meta, but logits on cpu; move one of them"):
+        call(*rows, PAIR, loss_scale=scale)  # type: ignore[operator]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ def check_lam(lam: Tensor | float, num_samples: int, other_name: str, other: Ten
     check_device("lam", lam, other_name, other)
 
 
-def check_loss_scale(loss_scale: Tensor | float) -> None:
+def check_loss_scale(loss_scale: Tensor | float, logits: Tensor) -> None:
     """One real number for the whole batch. Other shapes would be spread over rows or classes, or end deep in torch."""
     if not isinstance(loss_scale, Tensor):
         check_number("loss_scale", loss_scale)
@@ -132,6 +132,8 @@ def check_loss_scale(loss_scale: Tensor | float) -> None:
             f"loss_scale must be a number or a () tensor of real numbers, one for the batch, but is "
             f"{tuple(loss_scale.shape)} {loss_scale.dtype}; factors of rows belong in the loss, by reduction='none'"
         )
+    else:
+        check_device("loss_scale", loss_scale, "logits", logits)
 
 
 def check_permutation(permutation: Tensor, images: Tensor) -> None:
@@ -143,6 +145,14 @@ def check_permutation(permutation: Tensor, images: Tensor) -> None:
             f"permutation must be ({images.shape[0]},), one partner an image, but has {tuple(permutation.shape)}"
         )
     check_device("permutation", permutation, "images", images)
+
+
+def check_count(name: str, value: Any, least: int = 0) -> None:
+    """A whole number from `least` to what 32 bits hold. A bool is none, for it is a flag that stands in the wrong place."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not least <= int(value) < 2**31:
+        raise ValueError(f"{name} must lie in [{least}, {2**31 - 1}], but is {value}")
 
 
 def check_share(name: str, value: float) -> None:
@@ -189,20 +199,28 @@ def uniform_share(label_smoothing: float, smoothing_over: str, num_classes: int)
 
 def check_label_values(name: str, labels_N: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """CPU only: every label in [0, K), or the ignored one. On a GPU such a row becomes NaN instead, without a sync."""
+    error = bad_label(name, labels_N, num_classes, ignore_index)
+    if error is not None:
+        raise error
+
+
+def bad_label(name: str, labels_N: Tensor, num_classes: int, ignore_index: int | None) -> IndexError | None:
+    """The error that names the first bad label by its index in `labels`, of any shape; None on a GPU."""
     if labels_N.is_cuda:
-        return
+        return None
     labels_N = labels_N.long()
     bad_N = (labels_N < 0) | (labels_N >= num_classes)
     if ignore_index is not None:
         bad_N = bad_N & (labels_N != ignore_index)  # not in place, which torch.func.functionalize refuses
-    if bad_N.any():
-        bad_N, labels_N = bad_N.flatten(), labels_N.flatten()  # of planes, whose dimensions are not the caller's
-        row = int(bad_N.nonzero()[0])
-        ignored = "" if ignore_index is None else f", or ignore_index = {ignore_index}"
-        raise IndexError(
-            f"{name}[{row}] is {int(labels_N[row])}, but must lie in [0, {num_classes}){ignored}; "
-            f"check the labels against the number of classes"
-        )
+    if not bad_N.any():
+        return None
+    at = tuple(bad_N.nonzero()[0].tolist())
+    place = f"{name}[{', '.join(map(str, at))}]" if at else name
+    ignored = "" if ignore_index is None else f", or ignore_index = {ignore_index}"
+    return IndexError(
+        f"{place} is {int(labels_N[at])}, but must lie in [0, {num_classes}){ignored}; "
+        f"check the labels against the number of classes"
+    )
 
 
 def check_lam_values(lam: Tensor | None) -> None:

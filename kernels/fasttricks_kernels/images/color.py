@@ -84,7 +84,7 @@ def random_color_matrix(
     """The paper's random colours: hue, saturation, brightness from U[1 - jitter, 1 + jitter], PCA noise N(0, pca_std).
 
     Args:
-        num_images: N, at least 0.
+        num_images: N, from 0 to 2^31 - 1.
         generator: np.random.default_rng(seed); the same generator gives the same matrices.
         jitter: in [0, 1]; pca_std: at least 0; both 0 leaves the normalisation alone, as for validation.
 
@@ -93,6 +93,7 @@ def random_color_matrix(
 
     Source: He et al. 2018, section 2.1.
     """
+    _checks.check_count("num_images", num_images)
     _checks.check_share("jitter", jitter)
     _checks.check_weight("pca_std", pca_std)
     hue_N, saturation_N, brightness_N = generator.uniform(1 - jitter, 1 + jitter, (3, num_images))

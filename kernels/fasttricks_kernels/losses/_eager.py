@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._direct import runs_directly
 from .._launch import runs_triton
 from .._transforms import transformed
@@ -48,6 +49,7 @@ def make_losses(loss: Loss) -> tuple[Callable[..., Tensor], Callable[..., tuple[
     def loss_and_grad(
         rows: Rows, options: Options, reduction: Reduction, loss_scale: Tensor | float
     ) -> tuple[Tensor, Tensor]:
+        _checks.check_loss_scale(loss_scale, rows[0])
         options = _without_graph(options)
         tensors = *rows, *options[0].tensors, loss_scale if isinstance(loss_scale, Tensor) else None
         if runs_directly(*tensors):

@@ -207,7 +207,6 @@ def scale_in_parts(
     loss_scale: Tensor | float, denominator: Tensor | float, dtype: torch.dtype
 ) -> tuple[Tensor | None, float]:
     """SCALE, loss_scale / denominator: the factor that only the device knows, in the losses' dtype, and the host's."""
-    _checks.check_loss_scale(loss_scale)
     if not isinstance(denominator, Tensor):
         number = 1.0 / max(denominator, 1)  # an empty batch has no gradient to scale
         return (loss_scale, number) if isinstance(loss_scale, Tensor) else (None, loss_scale * number)

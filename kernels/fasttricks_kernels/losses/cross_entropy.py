@@ -17,7 +17,7 @@ from torch.nn._reduction import legacy_get_string
 
 from .. import _checks, reference
 from .._launch import runs_triton
-from .._transforms import transformed
+from .._transforms import transformed, untransformed
 from . import _cpu
 from ._eager import make_losses
 from ._forms import fuses, in_rows
@@ -162,7 +162,10 @@ def cross_entropy(
         if torchs_is_faster(logits, target, label_smoothing, weight):
             return by_torch(input, target, weight, ignore_index, reduction, label_smoothing)
         labels = Labels(target_N, None, None, weight, 1.0, label_smoothing, ignore_index)
-    loss = _loss((logits,), (labels,), reduction)
+    try:
+        loss = _loss((logits,), (labels,), reduction)
+    except IndexError as error:  # of the rows or planes; it names the place in the caller's tensor
+        raise _checks.bad_label("target", untransformed(target), logits.shape[1], ignore_index) or error from None
     if reduction != "none" or logits is input:
         return loss
     return loss.view(input.shape[:1] + input.shape[2:] if input.dim() > 1 else ())

@@ -25,7 +25,7 @@ from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from .. import _direct, _launch, augment, cross_entropy, cross_entropy_loss_and_grad, distillation_loss, mixup
+from .. import _checks, _direct, _launch, augment, cross_entropy, cross_entropy_loss_and_grad, distillation_loss, mixup
 
 Work = Callable[[], object]
 WARM_UP = 20
@@ -156,6 +156,7 @@ def works() -> dict[str, Work]:
 
 def host_times(turns: int) -> list[HostTime]:
     """All of works(), in alternation."""
+    _checks.check_count("turns", turns, least=1)
     torch.set_num_threads(1)
     contestants = works()
     torchs = contestants["F.cross_entropy"]
