@@ -16,6 +16,7 @@ import fasttricks_kernels as fk
 from fasttricks.models import MODELS, BatchNormAct, settle_counts, synchronized, use_norm
 from fasttricks.models.norm import SyncBatchNormAct, second_use
 from lib.networks import with_random_norms
+from lib.tables import covering
 
 NETWORKS = {"resnet18b": 64, "resnet50d": 64, "mobilenet_v1": 64, "inception_v3": 96}
 WIDTH = 0.125
@@ -53,8 +54,7 @@ def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-30)) for n in wanted)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "training"), covering(list(NETWORKS), [True, False]))
 def test_a_network_is_as_right_as_with_torchs(name: str, training: bool) -> None:
     """Both in float32, against torch's in float64."""
     torch.manual_seed(0)
@@ -75,9 +75,15 @@ def test_a_network_is_as_right_as_with_torchs(name: str, training: bool) -> None
     assert worst(ours, right) <= 2 * worst(torchs, right) and worst(torchs, right) < 0.02
 
 
-@pytest.mark.parametrize("act", ["none", "relu", "relu6"])
-@pytest.mark.parametrize("added", [False, True], ids=["alone", "residual"])
-@pytest.mark.parametrize("kind", ["fused", "torch", "float16", "bfloat16", "float64", "NCHW", "no compiler"])
+@pytest.mark.parametrize(
+    ("kind", "added", "act"),
+    covering(
+        ["fused", "torch", "float16", "bfloat16", "float64", "NCHW", "no compiler"],
+        [False, True],
+        ["none", "relu", "relu6"],
+        together=2,
+    ),
+)
 def test_a_layer_is_torchs_in_every_form(kind: str, added: bool, act: Any) -> None:
     dtype = getattr(torch, kind) if kind.startswith(("float", "bfloat")) else torch.float32
     torch.manual_seed(0)
