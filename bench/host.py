@@ -225,7 +225,7 @@ def as_on_a_gpu() -> Iterator[None]:
     library.impl("convolution_backward", backward, "CPU")
     try:
         with (
-            mock.patch.object(BatchNormAct, "_has_kernel", lambda norm, x: norm.fused),
+            mock.patch.object(BatchNormAct, "_has_kernel", lambda layer, x: layer.norm == "fused"),
             # where CUDA has not begun, the call is noted with the stack
             mock.patch.object(torch.cuda, "manual_seed_all", return_value=None),
         ):

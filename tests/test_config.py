@@ -63,7 +63,7 @@ RANGES = {
     "model.num_classes": "2 or more, or 0 (from the data)",
     "model.stem_stride": "one of 4, 2, 1",
     "model.width": "above 0 and at most 16",
-    "model.norm": "one of fused, torch",
+    "model.norm": "one of auto, fused, torch",
     "optim.backbone_lr": "above 0",
     "data.mean": f"three numbers, of R, G and B, each 0 to 255, {SCALE}",
     "data.std": f"three numbers, of R, G and B, each 1 to 255, {SCALE}",

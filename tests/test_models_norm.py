@@ -13,8 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import fasttricks_kernels as fk
-from fasttricks.models import MODELS, BatchNormAct, settle_counts, synchronized, use_norm
-from fasttricks.models.norm import SyncBatchNormAct, second_use
+from fasttricks.config import replace_fields
+from fasttricks.config.recipes import RECIPES
+from fasttricks.models import MODELS, BatchNormAct, build_model, norm_of, settle_counts, synchronized, use_norm
+from fasttricks.models.norm import Norm, SyncBatchNormAct, second_use
 from lib.networks import with_random_norms
 from lib.tables import covering
 
@@ -88,7 +90,7 @@ def test_a_layer_is_torchs_in_every_form(kind: str, added: bool, act: Any) -> No
     dtype = getattr(torch, kind) if kind.startswith(("float", "bfloat")) else torch.float32
     torch.manual_seed(0)
     norm = BatchNormAct(8, act)
-    norm.fused = kind != "torch"
+    norm.norm = "torch" if kind == "torch" else "fused"
     norm = norm.double() if dtype == torch.float64 else norm
     x, residual = channels_last(4, 8, 6, 6, dtype=dtype), channels_last(4, 8, 6, 6, dtype=dtype)
     x = x.contiguous() if kind == "NCHW" else x
@@ -259,8 +261,23 @@ def test_fake_tensors_take_the_operator_in_any_precision() -> None:
 
     with FakeTensorMode(), Watch():
         norm = BatchNormAct(8, "relu")
+        norm.norm = "fused"
         x = torch.empty(2, 8, 4, 4, dtype=torch.float16).to(memory_format=torch.channels_last).requires_grad_()
         norm(x, x).sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
     named = [name for name in seen if "batch_norm" in name]
     assert named == ["fasttricks_kernels.batch_norm_act.default", "fasttricks_kernels.batch_norm_act_backward.default"]
+
+
+@pytest.mark.parametrize("norm", ["auto", "fused", "torch"])
+@pytest.mark.parametrize("graphed", [False, True])
+def test_auto_is_fused_on_a_cpu_and_where_a_gpus_steps_are_replayed(norm: Norm, graphed: bool) -> None:
+    config = replace_fields(RECIPES["cifar10"](), {"model.norm": norm, "cuda_graph": graphed})
+    network = build_model(config.model, 3)
+    use_norm(network, norm_of(config))
+    layers = [module for module in network.modules() if isinstance(module, BatchNormAct)]
+    with FakeTensorMode():  # a GPU's
+        there = torch.empty(64, 8, 32, 32).to(memory_format=torch.channels_last)
+    here = torch.empty(64, 8, 32, 32).to(memory_format=torch.channels_last)
+    for x, fused in ((there, norm == "fused" or (norm == "auto" and graphed)), (here, norm != "torch")):
+        assert [layer._has_kernel(x) for layer in layers] == [fused] * len(layers)

@@ -109,7 +109,7 @@ def train(config: PlanConfig, *, steps: int = 2, forward: Callable[[nn.Module], 
 
 RESNET18 = ["cifar10", "--global-batch-size", "32", "--data.image-size", "64", "--data.val-resize", "64"]
 RESNET18 += ["--model.name", "resnet18d", "--model.width", "1"]
-FP16_ON_A_CPU = ["--precision", "fp16", "--model.norm", "torch"]  # a plan counts the fused, which is a GPU's in 16 bits
+FP16_ON_A_CPU = ["--precision", "fp16", "--model.norm", "torch"]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def ring_all_reduce(values: np.ndarray) -> tuple[np.ndarray, int]:
 @pytest.fixture(scope="module")
 def paper() -> Plan:
     """The paper's run on the paper's machine."""
-    return make_plan(configure("resnet50d-tricks"))
+    return make_plan(configure("resnet50d-tricks", "--model.norm", "fused"))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 8, 64])

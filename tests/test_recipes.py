@@ -40,7 +40,7 @@ BASELINE: dict[str, Any] = {
     "model.stem_stride": 4,
     "model.width": 1.0,
     "model.freeze": (),
-    "model.norm": "fused",
+    "model.norm": "auto",
     "model.zero_gamma": False,
     "model.aux_head": False,
     "epochs": 120,

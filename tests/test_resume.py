@@ -264,10 +264,13 @@ def test_another_batch_norm_is_another_version(start: Callable[..., Run]) -> Non
     ("changes", "found"),
     [
         ({}, "compiled"),
+        ({"model.norm": "fused"}, "compiled"),
+        ({"cuda_graph": True}, "compiled"),
+        ({"model.norm": "torch", "cuda_graph": True}, "torch"),
         ({"model.norm": "torch"}, "torch"),
         ({"compile": "default"}, "torch"),  # inductor fuses it
         ({"compile": "default", "distill.teacher": "run"}, "compiled"),  # which is not compiled
-        ({"precision": "bf16"}, "torch"),  # on the CPU
+        ({"precision": "bf16", "model.norm": "fused"}, "torch"),  # on the CPU
         ({"model.name": "timm:resnet18", "model.width": 1.0, "model.stem_stride": 4}, "torch"),
     ],
 )
@@ -276,7 +279,8 @@ def test_the_batch_norm_of_a_run(changes: dict[str, Any], found: str, tiny_data:
     assert conditions(find_task("classification"), config, ALONE, images, images)["batch norm"] == found
     on_gpu = dataclasses.replace(ALONE, device=torch.device("cuda"))
     kind = conditions(find_task("classification"), config, on_gpu, images, images)["batch norm"]
-    assert kind == ("fused" if found == "compiled" or "precision" in changes else "torch")
+    asked = config.model.norm == "fused" or (config.model.norm == "auto" and config.cuda_graph)
+    assert kind == ("fused" if asked and (found == "compiled" or "precision" in changes) else "torch")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -21,12 +21,14 @@ from bench.gpu.child import attempt
 from bench.gpu.clock import device_of, host_seconds, wait
 from bench.gpu.parts import Job, Row, is_installed
 from bench.step import CONTESTANTS, StepCase
+from bench.step import fused as fused_step
 from bench.step import graphed as graphed_step
 from fasttricks.planning.planner import IMAGENET_CLASSES
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 
-OURS, TIMM, GRAPHED = "fasttricks", "timm, channels-last", "fasttricks, CUDA graph"
+OURS, TIMM = "fasttricks", "timm, channels-last"
+FUSED, GRAPHED = "fasttricks, fused batch norm", "fasttricks, fused batch norm, CUDA graph"
 MODELS, BATCHES = ("resnet50d", "resnet50b"), (128, 256)
 SETTINGS: tuple[Literal["on", "off"], ...] = ("on", "off")
 SMALL_BATCHES = (16, 64, 128)
@@ -58,11 +60,11 @@ def compiled(job: Job) -> Iterator[Row]:
 
 
 def graphed(job: Job) -> Iterator[Row]:
-    """Rows of the small batches that the host holds back: launched, and replayed as a CUDA graph; cuDNN's fastest algorithms."""
+    """Rows of batches that the host holds back: launched with torch's batch norm and the fused, and replayed; cuDNN's fastest."""
     for size in (2,) if job.tiny else SMALL_BATCHES:
         case = replace(cases(job)[0], batch_size=size, deterministic="off")
         columns = {"model": case.model, "batch": size}
-        yield from attempt(columns, partial(compare, case, tiny=job.tiny, names=(OURS, GRAPHED)))
+        yield from attempt(columns, partial(compare, case, tiny=job.tiny, names=(OURS, FUSED, GRAPHED)))
         free(device_of(job.device))
 
 
@@ -92,7 +94,7 @@ def steps_of(case: StepCase, names: Sequence[str]) -> dict[str, Step]:
     torch.manual_seed(0)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     labels = torch.randint(0, IMAGENET_CLASSES, (case.batch_size,), device=device)
-    makers = {**CONTESTANTS, GRAPHED: graphed_step}
+    makers = {**CONTESTANTS, FUSED: fused_step, GRAPHED: graphed_step}
     return {name: makers[name](case, World.alone(device), images, labels) for name in names}
 
 

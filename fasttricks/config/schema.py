@@ -131,9 +131,10 @@ class ModelConfig:
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
     aux_head: bool = False
     """Inception-V3: also train a second classifier on the 17 x 17 stage (loss.aux_weight); the paper's runs have none."""
-    norm: Literal["fused", "torch"] = "fused"
+    norm: Literal["auto", "fused", "torch"] = "auto"
     """Batch norm of the project's networks: fused: with the addition and the activation behind it in one operator, which moves
-    less memory; torch: torch's operators. They agree within rounding, and --compile fuses torch's."""
+    less memory; torch: torch's operators, which --compile fuses, and whose launches cost the host of a GPU less; auto: fused on
+    a CPU and with cuda_graph, else torch. They agree within rounding."""
     freeze: tuple[str, ...] = ()
     """Parts that keep their weights and batch-norm statistics: stem (all before the first stage), batch_norm (all of it), or a
     module, as layer1."""

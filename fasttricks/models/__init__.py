@@ -19,6 +19,7 @@ from fasttricks.models.inception import InceptionV3
 from fasttricks.models.mobilenet import MobileNetV1
 from fasttricks.models.norm import BatchNormAct as BatchNormAct
 from fasttricks.models.norm import fused_arithmetic as fused_arithmetic
+from fasttricks.models.norm import norm_of as norm_of
 from fasttricks.models.norm import settle_counts as settle_counts
 from fasttricks.models.norm import synchronized as synchronized
 from fasttricks.models.norm import use_norm as use_norm

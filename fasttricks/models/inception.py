@@ -184,7 +184,7 @@ class InceptionV3(nn.Module):
     """
 
     def __init__(
-        self, *, num_classes: int = 1000, width: float = 1.0, aux_head: bool = False, norm: Norm = "fused"
+        self, *, num_classes: int = 1000, width: float = 1.0, aux_head: bool = False, norm: Norm = "auto"
     ) -> None:
         super().__init__()
         stem = [scaled(channels, width) for channels in (32, 32, 64, 80, 192)]

@@ -50,7 +50,7 @@ class MobileNetV1(nn.Module):
         num_classes: int = 1000,
         width: float = 1.0,
         output_stride: Literal[8, 16, 32] = 32,
-        norm: Norm = "fused",
+        norm: Norm = "auto",
     ) -> None:
         super().__init__()
         in_channels = scaled(32, width)

@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fasttricks.config import TrainConfig
 from fasttricks_kernels import batch_norm_act, batch_norm_compiled
 
 Act = Literal["none", "relu", "relu6"]
-Norm = Literal["fused", "torch"]
+Norm = Literal["auto", "fused", "torch"]
 FEWEST_ON_CPU = 262_144
 """Values of a tensor from which the CPU's kernel is used, a megabyte: fewer stay in a core's cache, where torch's passes cost
 less than the call, which is Python's (`python -m bench.batch_norm --small`)."""
@@ -43,9 +44,10 @@ def second_use(y: Tensor) -> Tensor:
 class BatchNormAct(nn.BatchNorm2d):
     """act(batch_norm(x) + residual), of channels-last x by one operator: an nn.BatchNorm2d, with its keys.
 
-    `fused`: by fasttricks_kernels.batch_norm_act where that has a kernel: on CUDA, and for float32 on a CPU with a C compiler,
-    from FEWEST_ON_CPU values on. Otherwise, and under torch.compile, export and tracing, by torch's operators, which a compiler
-    fuses itself. Both agree within rounding; tests/test_models_norm.py compares them.
+    norm: fused: by fasttricks_kernels.batch_norm_act where that has a kernel: on CUDA, and for float32 on a CPU with a C
+    compiler, from FEWEST_ON_CPU values on. Otherwise, and under torch.compile, export and tracing, by torch's operators, which a
+    compiler fuses itself. Both agree within rounding; tests/test_models_norm.py compares them. auto: as fused on a CPU; on CUDA
+    torch's, whose launches take the host half as long (bench.host). norm_of() has it fused where a graph is replayed.
 
     The fused form counts its batches on the host. `num_batches_tracked` is brought up to date by settle_counts(), one operator
     for all layers, which a training step ends with, and by state_dict().
@@ -54,7 +56,8 @@ class BatchNormAct(nn.BatchNorm2d):
     itself, where autograd would need a pass over three tensors.
     """
 
-    fused, forks = True, False
+    norm: Norm = "auto"
+    forks = False
 
     def __init__(self, num_features: int, act: Act = "none", *, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps=eps)
@@ -83,16 +86,16 @@ class BatchNormAct(nn.BatchNorm2d):
         return out
 
     def _has_kernel(self, x: Tensor) -> bool:
-        if not self.fused or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if self.norm == "torch" or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return False
         if not isinstance(x, Tensor) or x.dim() != 4:  # a tracer's, or one that torch refuses
             return False
         if isinstance(x, FakeTensor):  # it stands for one on a GPU
-            here = x.dtype != torch.float64
+            here = self.norm == "fused" and x.dtype != torch.float64
         elif x.is_cpu:
             here = x.dtype == torch.float32 and x.numel() >= FEWEST_ON_CPU and batch_norm_compiled()
         else:
-            here = x.is_cuda and x.dtype != torch.float64
+            here = self.norm == "fused" and x.is_cuda and x.dtype != torch.float64
         return (
             here
             and self.momentum is not None  # else of all batches, by their number
@@ -144,13 +147,14 @@ class _Outline(torch.autograd.Function):
 
 
 class SyncBatchNormAct(_BatchNorm):
-    """BatchNormAct over the images of all ranks: `fused`, and on a CPU always, by batch_norm_act; else by nn.SyncBatchNorm's
+    """BatchNormAct over the images of all ranks: fused, and on a CPU always, by batch_norm_act; else by nn.SyncBatchNorm's
     operators, which take CUDA alone. So does torch.compile.
 
     It is no nn.SyncBatchNorm, since DistributedDataParallel refuses one on a CPU.
     """
 
-    fused, forks = True, False
+    norm: Norm = "auto"
+    forks = False
     act: Act = "none"
     process_group: Any = None
     _check_input_dim = nn.SyncBatchNorm._check_input_dim
@@ -184,7 +188,7 @@ class SyncBatchNormAct(_BatchNorm):
             and dist.is_available()
             and dist.is_initialized()
             and dist.get_world_size(self.process_group) > 1
-            and (self.fused or x.is_cpu)
+            and (self.norm == "fused" or x.is_cpu)
         )
 
 
@@ -207,11 +211,16 @@ def fused_arithmetic(device: torch.device) -> str:
     return "compiled" if batch_norm_compiled() else "torch"
 
 
+def norm_of(config: TrainConfig) -> Norm:
+    """The norm of a run's networks: auto is fused where its steps are replayed, so that launches cost the host nothing."""
+    return "fused" if config.model.norm == "auto" and config.cuda_graph else config.model.norm
+
+
 def use_norm(model: nn.Module, norm: Norm) -> None:
-    """Have every BatchNormAct in `model` be fused, or torch's."""
+    """Have every BatchNormAct in `model` compute so."""
     for module in model.modules():
         if isinstance(module, BatchNormAct | SyncBatchNormAct):
-            module.fused = norm == "fused"
+            module.norm = norm
 
 
 def synchronized(module: nn.Module) -> nn.Module:
@@ -220,7 +229,7 @@ def synchronized(module: nn.Module) -> nn.Module:
     if isinstance(module, _BatchNorm):
         found: Any = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         found.__class__ = SyncBatchNormAct
-        for name in ("act", "fused", "forks"):
+        for name in ("act", "norm", "forks"):
             setattr(found, name, getattr(module, name, getattr(found, name)))
         return cast(SyncBatchNormAct, found)
     for name, child in module.named_children():

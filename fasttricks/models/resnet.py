@@ -156,7 +156,8 @@ class ResNet(nn.Module):
     output_stride: the factor by which the last stage divides the image's side, at most: a stage that would divide it by more is
     dilated instead, for segmentation (section 6.2). The state-dict keys stay. The oracles, torchvision's
     replace_stride_with_dilation and timm's output_stride, are in tests/test_models_dilated.py.
-    norm: fused: batch norm, the addition of path B and ReLU are one operator; torch: they are torch's own three.
+    norm: fused: batch norm, the addition of path B and ReLU are one operator; torch: they are torch's own three; auto: as
+    BatchNormAct has it.
     Memory: channels-last inputs stay channels-last throughout. Nothing here waits for the device.
     """
 
@@ -169,7 +170,7 @@ class ResNet(nn.Module):
         stem_stride: Literal[4, 2, 1] = 4,
         zero_gamma: bool = False,
         output_stride: Literal[8, 16, 32] = 32,
-        norm: Norm = "fused",
+        norm: Norm = "auto",
     ) -> None:
         super().__init__()
         in_channels = scaled(64, width)

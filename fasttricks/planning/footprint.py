@@ -25,7 +25,7 @@ from fasttricks.learning.learner import Learner, Task, make_learner
 from fasttricks.learning.placement import place
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.teacher import Teacher, teacher_network
-from fasttricks.models import build_model
+from fasttricks.models import build_model, norm_of, use_norm
 from fasttricks.system.distributed import World
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
@@ -171,6 +171,7 @@ def footprint(
     # on meta first: a module of fake tensors can be made, but not be converted to channels-last or FP16
     with torch.device("meta"):
         model = place(task.make_model(config, num_classes), _world(shards, torch.device("meta")), config.precision)
+        use_norm(model, norm_of(config))
         teacher = teacher or (teacher_network(config.distill) if config.distill.teacher else None)
         judge = blank_teacher(teacher, num_classes) if teacher is not None else None
     dtype = image_dtype(config.precision, _CPU)

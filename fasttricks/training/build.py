@@ -24,7 +24,7 @@ from fasttricks.learning.precision import image_dtype, resolve_precision
 from fasttricks.learning.step_graph import StepGraph
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
-from fasttricks.models import use_norm
+from fasttricks.models import norm_of, use_norm
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
@@ -136,7 +136,7 @@ def with_teacher(config: TrainConfig, train: Source, world: World) -> tuple[Trai
     if not config.distill.teacher:
         return config, None
     teacher = load_teacher(config.distill, train.classes, config.data, world)
-    use_norm(teacher, config.model.norm)
+    use_norm(teacher, norm_of(config))
     config = replace_at(config, "distill.digest", teacher.digest)
     check_run_dir(config)
     return config, teacher
@@ -171,6 +171,7 @@ def make_network(
     """
     precision, frozen = resolve_precision(config.precision, world.device), config.model.freeze
     model = task.make_model(config, len(classes))
+    use_norm(model, norm_of(config))
     account = start_from(initial, model, config.model, config.data, classes) if initial else ""
     exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)

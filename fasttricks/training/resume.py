@@ -15,7 +15,7 @@ from fasttricks.config import ConfigError, TrainConfig, model_info
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import resolve_precision
-from fasttricks.models import fused_arithmetic
+from fasttricks.models import fused_arithmetic, norm_of
 from fasttricks.runs.checkpoint import read_checkpoint
 from fasttricks.runs.folder import deciding_fields, releases
 from fasttricks.runs.stored import CheckpointError, DamagedError, checkpoints, named_checkpoints, set_aside
@@ -98,7 +98,9 @@ def _batch_norm(config: TrainConfig, device: torch.device) -> str:
     ours = model_info(config.model.name).family in ("resnet", "inception", "mobilenet") and config.compile == "off"
     if device.type == "cpu":
         ours = ours and resolve_precision(config.precision, device) == "fp32"
-    if config.model.norm == "torch" or not (ours or config.distill.teacher):
+    if norm_of(config) == "torch" or not (ours or config.distill.teacher):
+        return "torch"
+    if norm_of(config) == "auto" and device.type != "cpu":
         return "torch"
     return fused_arithmetic(device)
 
