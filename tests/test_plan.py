@@ -250,7 +250,7 @@ def ring_all_reduce(values: np.ndarray) -> tuple[np.ndarray, int]:
 @pytest.fixture(scope="module")
 def paper() -> Plan:
     """The paper's run on the paper's machine."""
-    return make_plan(configure("resnet50d-tricks", "--model.norm", "fused"))
+    return make_plan(configure("resnet50d-tricks"))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 8, 64])
@@ -460,9 +460,11 @@ def test_what_is_wrong_is_answered_with_the_way_out(
     assert message in plain(captured.err)
 
 
-def test_the_fused_batch_norm_moves_a_quarter_less(paper: Plan) -> None:
+@pytest.mark.parametrize("options", ["--model.norm fused", "--cuda-graph --gpus 1 --global-batch-size 128"])
+def test_the_fused_batch_norm_moves_a_quarter_less(options: str, paper: Plan) -> None:
     """The step of 128 images in FP16 on 8 GPUs. With torch's operators it is 54.4 GB, and 63.6 with re-reads."""
-    found = paper.footprint
+    found = make_plan(configure("resnet50d-tricks", *options.split())).footprint
+    assert found.traffic_bytes < 0.75 * paper.footprint.traffic_bytes
     assert found.traffic_bytes <= 41.1e9 and found.traffic_bytes + found.again.total() <= 47.5e9
     assert found.traffic["convolution"] + found.traffic["convolution_backward"] == pytest.approx(14.2e9, rel=0.001)
     assert "native_batch_norm" not in found.traffic and "threshold_backward" not in found.traffic

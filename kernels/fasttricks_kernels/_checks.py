@@ -148,7 +148,7 @@ def check_permutation(permutation: Tensor, images: Tensor) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 0) -> None:
-    """A whole number from `least` to what 32 bits hold. A bool is none, for it is a flag that stands in the wrong place."""
+    """A whole number from `least` to 2^31 - 1. A bool is refused: it is a flag in the wrong place."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     if not least <= int(value) < 2**31:
