@@ -21,6 +21,7 @@ NEEDS = {
     "bench.gpu.data": "nvidia.dali",
     "bench.gpu.ranks": "PIL",
     "bench.gpu.runs": "PIL",
+    "bench.host": "PIL",
     "bench.loader": "nvidia.dali",
     "bench.pack": "rich",
     "bench.published": "rich",
