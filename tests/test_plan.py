@@ -115,7 +115,8 @@ FP16_ON_A_CPU = ["--precision", "fp16", "--model.norm", "torch"]
 @pytest.mark.parametrize(
     ("args", "tolerance"),
     [
-        pytest.param(["demo"], 0.1, marks=pytest.mark.slow),
+        pytest.param(["demo", "--model.norm", "torch"], 0.1, marks=pytest.mark.slow),  # the plan's, which is a GPU's
+        pytest.param(["demo", "--model.norm", "fused"], 0.1, marks=pytest.mark.slow),
         # a CPU without AVX-512 converts bfloat16 in the workspace
         pytest.param(
             ["demo", "--precision", "bf16", "--model.norm", "torch"],
@@ -126,7 +127,7 @@ FP16_ON_A_CPU = ["--precision", "fp16", "--model.norm", "torch"]
         (["demo", *FP16_ON_A_CPU, "--loss.mixup-alpha", "0.2", "--model.width", "0.125"], None),
         pytest.param(["demo", "--accumulate", "4"], None, marks=pytest.mark.slow),
     ],
-    ids=["demo", "demo-bf16", "resnet18d", "demo-fp16-mixup", "demo-accumulate"],
+    ids=["demo", "demo-fused", "demo-bf16", "resnet18d", "demo-fp16-mixup", "demo-accumulate"],
 )
 def test_live_bytes_are_those_that_the_profiler_counts(
     tiny_data: Path, tmp_path: Path, args: list[str], tolerance: float | None

@@ -42,11 +42,18 @@ def _interpret() -> None:
 
 
 def _sum_as_a_tree() -> None:
-    """NumPy adds the rows of a tile one after another, whose error grows with their number. A GPU adds halves to halves."""
+    """NumPy adds the rows of a tile one after another, whose error grows with their number. A GPU adds halves to halves.
+
+    Along a row NumPy adds by pairs itself.
+    """
     from triton.runtime.interpreter import ReduceOps
+
+    plain = ReduceOps.sum
 
     def summed(self: Any, value: Any) -> Any:
         data, axis = value.handle.data, self.axis
+        if axis == data.ndim - 1:
+            return plain(self, value)
         while data.shape[axis] > 1:  # a power of two
             half = data.shape[axis] // 2
             data = data.take(range(half), axis) + data.take(range(half, 2 * half), axis)
