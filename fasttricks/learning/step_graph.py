@@ -104,14 +104,15 @@ def _map(numbers: StepNumbers, make: Callable[[Any], Tensor]) -> StepNumbers:
 def cuda_graph(launch: Callable[[], T]) -> tuple[Callable[[], object], T]:
     """(the function that launches again all that `launch` launches now, the result of `launch`), on the current stream.
 
-    Nothing runs before the first replay. The stream must not be CUDA's default one. Other threads, such as DALI's, are not held
-    up. The random numbers of a replay are those of torch's generator at its time. A sync.
+    Nothing runs before the first replay. The stream must not be CUDA's default one. Calls of CUDA on other streams continue:
+    DALI's threads decode, and MasterSGD copies its tables. The random numbers of a replay are those of torch's generator at its
+    time. A sync.
     """
     torch.cuda.synchronize()
     gc.collect()  # a tensor that is freed in a capture is freed for its replays too
     torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="relaxed"):
         result = launch()
     return graph.replay, result
 
