@@ -220,10 +220,11 @@ def _fasttricks(
 
 def _replayed(learner: Learner, step: Callable[[], None]) -> Callable[[], None]:
     """`step` by a CUDA graph, which the first turns record; on a CPU, which has none, it is launched on the graph's tensors."""
-    device = learner.world.device
-    learner.graph = StepGraph(learner.shards.batch_size, None if device.type == "cuda" else relaunch)
+    device, size = learner.world.device, learner.shards.batch_size
     if device.type != "cuda":
+        learner.graph = StepGraph(size, relaunch)
         return step
+    learner.graph = StepGraph(size, inputs=torch.cuda.Stream(device))
     stream = torch.cuda.Stream(device)
 
     def on_its_stream() -> None:

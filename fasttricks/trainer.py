@@ -154,7 +154,7 @@ def train_epoch(run: Run) -> None:
     config = run.config
     run.log.resume_clock()
     run.monitor.take()  # readings during validation are not part of the epoch
-    batches = spanned("data", run.train_loader)
+    batches = spanned("data", run.train_loader if run.graph is None else run.graph.taken(run.train_loader))
     for _ in range(run.step_in_epoch, run.steps_per_epoch):
         for loss, images in train_step(run, islice(batches, len(run.micro_batches))):
             run.log.add(loss, images)

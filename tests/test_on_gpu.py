@@ -66,15 +66,16 @@ def test_a_step_as_a_cuda_graph_has_the_bits_of_the_launched_one(precision: str)
     """Over WARM_UP steps that are launched, one that is recorded, and more that are replayed; the host waits in none of these."""
     ask_for_one_order(torch.device("cuda", 0), on=True)
     states = []
-    for graph in (None, StepGraph(16)):
+    for graph in (None, StepGraph(16, inputs=torch.cuda.Stream())):
         torch.manual_seed(0)
         learner, batches = on_random_images(precision, torch.device("cuda", 0))
         learner.graph = graph
+        taken = iter if graph is None else graph.taken
         with own_stream(learner.world.device, on=graph is not None):
-            for batch in batches * 5:
+            for batch in taken(batches * 5):
                 train_step(learner, [batch])
             with no_sync():
-                for batch in batches * 5:
+                for batch in taken(batches * 5):
                     train_step(learner, [batch])
         states.append(learner.state_dict())
     assert same(*states)

@@ -5,84 +5,30 @@ Nothing is recorded here: relaunch() stands in for a CUDA graph, by the same con
 from __future__ import annotations
 
 import re
+import sys
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from traceback import StackSummary
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.cuda import _sanitizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fasttricks.config import ConfigError, DataConfig, TrainConfig, replace_fields
-from fasttricks.config.recipes import RECIPES
-from fasttricks.data.pipeline.shards import Shards
-from fasttricks.learning.learner import Learner, make_learner
-from fasttricks.learning.placement import place
-from fasttricks.learning.precision import image_dtype
+from fasttricks.config import ConfigError, TrainConfig, replace_fields
+from fasttricks.learning import step_graph
+from fasttricks.learning.learner import Learner
 from fasttricks.learning.step_graph import WARM_UP, StepGraph, check_graph, relaunch
-from fasttricks.learning.teacher import Teacher
-from fasttricks.models import build_model
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
-from lib.runs import own_convolutions
+from lib.graphed import BATCH, CASES, CLASSES, CPU, STEPS, batches, config_of, learner_of, quick
 from lib.states import same
-from lib.tiny import ALONE
-
-CPU, CLASSES, BATCH, STEPS = torch.device("cpu"), 5, 4, 20
-SHARDS = Shards(num_images=4 * BATCH - 1, batch_size=BATCH, world_size=1, source="x")
-"""Four batches an epoch, of which the last lacks an image."""
-SMALL = {
-    "model.name": "resnet8d",
-    "model.width": 0.125,
-    "data.image_size": 16,
-    "epochs": 12,
-    "global_batch_size": BATCH,
-}
-CASES: dict[str, dict[str, Any]] = {
-    "plain": {"loss.smoothing": 0.0, "loss.mixup_alpha": 0.0},
-    "tricks": {"loss.mixup_alpha": 0.2, "loss.smoothing": 0.1, "ema_decay": 0.9},
-    "ours in fp32": {"loss.mixup_alpha": 0.2, "optim.backend": "fused", "ema_decay": 0.9},
-    "fp16": {"precision": "fp16", "loss.mixup_alpha": 0.2, "ema_decay": 0.9, "optim.loss_scale_steps": 5},
-    "skip": {"on_bad_loss": "skip", "max_loss": 1.75, "loss.mixup_alpha": 0.2},
-    "skip in fp16": {"precision": "fp16", "on_bad_loss": "skip", "max_loss": 1.75},
-    "distillation": {"distill.teacher": "x", "loss.mixup_alpha": 0.2},
-    "class weights": {"loss.mixup_alpha": 0.2, "loss.class_weights": "balanced"},
-    "slower backbone": {"optim.backbone_lr": 0.3},
-    "multilabel": {"task": "multilabel", "data.label_separator": ";", "loss.mixup_alpha": 0.2},
-    "segmentation": {
-        "task": "segmentation",
-        "loss.smoothing": 0.0,
-        "loss.mixup_alpha": 0.0,
-        "segment.base_size": 16,
-        **{f"data.{name}": getattr(DataConfig(), name) for name in ("area", "aspect")},
-    },
-}
-
-
-def config_of(case: dict[str, Any]) -> TrainConfig:
-    return replace_fields(RECIPES["cifar10"](), {**SMALL, "precision": "fp32", **case})
-
-
-def learner_of(config: TrainConfig) -> Learner:
-    torch.manual_seed(0)
-    task = find_task(config.task)
-    model = place(task.make_model(config, CLASSES), ALONE, config.precision)
-    teacher = None
-    if config.distill.teacher:
-        network = build_model(config.model, CLASSES)
-        teacher = Teacher(network, name="x", digest="", device=CPU, dtype=torch.float32)
-    weights = torch.linspace(0.5, 1.5, CLASSES) if config.loss.class_weights else None
-    return make_learner(task, config, ALONE, SHARDS, model, teacher=teacher, class_weights=weights)
-
-
-def batches(config: TrainConfig, steps: int = STEPS) -> Iterator[Any]:
-    torch.manual_seed(1)
-    for step in range(steps):
-        count = SHARDS.global_count(step % len(SHARDS))
-        dtype = image_dtype(config.precision, CPU)
-        yield find_task(config.task).example(config, count, CLASSES, device=CPU, dtype=dtype)
 
 
 def trained(config: TrainConfig, graph: StepGraph | None) -> tuple[dict[str, Any], list[Any]]:
@@ -94,10 +40,6 @@ def trained(config: TrainConfig, graph: StepGraph | None) -> tuple[dict[str, Any
         logged += tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, counted)
     state = learner.state_dict()
     return {**state, "judged": learner.guard.judged, "bad": learner.guard.look()}, logged
-
-
-def quick(config: TrainConfig) -> Any:
-    return own_convolutions() if config.precision == "fp16" else nullcontext()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -206,6 +148,110 @@ def plant_choice(learner: Learner) -> None:
 @pytest.mark.parametrize("plant", [plant_rate, plant_factor, plant_gain, plant_choice])
 def test_a_number_of_the_host_is_found(plant: Callable[[Learner], None]) -> None:
     assert frozen(config_of(CASES["tricks"]), plant) != []
+
+
+# --------------------------------------------------------------------------------------- the order of the two streams
+class Stream:
+    """A stream of a card that is not there: what it waits for, `judge` is told."""
+
+    device = CPU
+
+    def __init__(self, judge: Judge, number: int) -> None:
+        self.judge, self.number = judge, number
+
+    def wait_stream(self, other: Stream) -> None:
+        line = sys._getframe(2).f_lineno  # in StepGraph, behind _Inputs
+        self.judge.waits.setdefault(line, 0)
+        if line != self.judge.left_out:
+            self.judge.waits[line] += 1
+            event = self.judge.event = self.judge.event + 1
+            self.judge.handler._handle_event_record(event, other.number)
+            self.judge.handler._handle_event_wait(event, self.number)
+
+
+class Judge(TorchDispatchMode):
+    """torch's own sanitizer of CUDA's streams, which is told of each operator here as if it ran on the stream that is current.
+
+    A storage that is let go is one that the stream on which it was made may write to from now on: so does CUDA's allocator.
+    """
+
+    def __init__(self, left_out: int) -> None:
+        super().__init__()
+        self.handler, self.found, self.left_out, self.event = _sanitizer.EventHandler(), [], left_out, 0
+        self.waits: dict[int, int] = {}
+        self.step, self.inputs = Stream(self, 1), Stream(self, 2)
+        self.current = self.step
+        self._held: list[Tensor] = []  # so that no storage comes twice
+
+    @contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def tell(self, stream: Stream, name: str, read: set[int], written: set[int]) -> None:
+        aliases: dict[int, list[str]] = {key: [] for key in read | written}
+        launch = self.handler._handle_kernel_launch
+        self.found += launch(stream.number, read - written, written, set(), name, aliases)
+
+    def watched(self, batch: Any) -> Any:
+        for value in (value for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tensor)):
+            self._held.append(value.detach())
+            weakref.finalize(value, self.tell, self.current, "let go", set(), {value.untyped_storage()._cdata})
+        return batch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
+        changed = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+
+        def keys(values: Any) -> set[int]:
+            tensors = [value for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
+            self._held += [value.detach() for value in tensors]
+            return {value.untyped_storage()._cdata for value in tensors}
+
+        read = keys(given)
+        written = keys([given[name] for name in changed & given.keys()]) | (keys(result) - read)
+        if _sanitizer.FACTORY_FUNCTION_REGEX.match(func._schema.name.removeprefix("aten::")):
+            read = set()  # its shape alone
+        self.tell(self.current, str(func), read, written)
+        return result
+
+
+def loaded(judge: Judge, config: TrainConfig, steps: int, labels: Tensor) -> Iterator[Any]:
+    for batch in batches(config, steps):
+        yield judge.watched(replace(batch, images=batch.images + 0, labels=labels[batch.labels]))
+
+
+def raced(monkeypatch: pytest.MonkeyPatch, left_out: int = 0) -> Judge:
+    """The judge of launched, recorded and replayed steps and a short one, without the waits of that line."""
+    config, judge = config_of({"loss.mixup_alpha": 0.2}), Judge(left_out)
+    monkeypatch.setattr(step_graph, "WARM_UP", 2)
+    monkeypatch.setattr(
+        _sanitizer, "traceback", SimpleNamespace(StackSummary=StackSummary, walk_stack=lambda _: ())
+    )  # half the time
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: judge.current)
+    monkeypatch.setattr(torch.cuda, "stream", judge.on)
+    learner = learner_of(config)
+    learner.graph = StepGraph(BATCH, relaunch, inputs=judge.inputs)  # type: ignore[arg-type]
+    with judge:
+        for steps in (4, 1):  # the last of four is short
+            labels = torch.arange(CLASSES)  # a table of the loader's own
+            for batch in learner.graph.taken(loaded(judge, config, steps, labels)):
+                train_step(learner, [batch])
+                del batch  # nor does the trainer hold it
+    assert learner.step == 5
+    return judge
+
+
+def test_each_wait_between_the_streams_is_needed_and_they_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = raced(monkeypatch)
+    assert judge.found == []
+    assert len(judge.waits) == 5 and all(judge.waits.values())
+    for line in judge.waits:
+        assert raced(monkeypatch, left_out=line).found, (
+            f"nothing is wrong without the wait of line {line} in step_graph.py"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

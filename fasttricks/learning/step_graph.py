@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -33,26 +33,43 @@ class StepGraph:
     nothing on the host, as it is not called again. A batch that is not full is given to `body` as it is. The bits are those of
     the steps without a graph; tests/test_step_graph.py shows it on the CPU.
 
-    batch_size: images of a full batch. record: as cuda_graph.
+    batch_size: images of a full batch. record: as cuda_graph. inputs: the stream, beside the step's, on which batches are copied,
+    and made where they come through taken(); None, as on a CPU: the step's.
 
     Costs: a copy of the batch on the device, and a launch for each number. The memory of a graph is its own: the activations of
     a step that is launched, as of the last batch of an epoch, lie beside it.
     """
 
-    def __init__(self, batch_size: int, record: Recorder[Any] | None = None) -> None:
+    def __init__(
+        self, batch_size: int, record: Recorder[Any] | None = None, *, inputs: torch.cuda.Stream | None = None
+    ) -> None:
         self.launched = 0
         """Full steps launched so far; from WARM_UP on they are replayed."""
-        self._batch_size, self._record = batch_size, record or cuda_graph
+        self._batch_size, self._record, self._inputs = batch_size, record or cuda_graph, _Inputs(inputs)
         self._batch: Any = None
         self._numbers: StepNumbers | None = None
         self._replay: Callable[[], object] | None = None
         self._result: Any = None
 
+    def taken(self, batches: Iterable[T]) -> Iterator[T]:
+        """`batches`, each made on the stream of the inputs: the device makes one while the step of the one before runs."""
+        self._inputs.follow()  # tensors of the loader's own, as a table of its labels, were made on the step's stream
+        iterator = iter(batches)
+        while True:
+            with self._inputs():
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
     def __call__(self, body: Body[T], batch: Any, numbers: StepNumbers) -> T:
         """body(batch, numbers), whose tensors in the result the next call overwrites. Raises ValueError for a full batch of other
         shapes than the first."""
         if len(batch) != self._batch_size:
-            return body(batch, numbers)
+            self._inputs.lead()
+            launched = body(batch, numbers)
+            self._inputs.follow()  # which has its memory again
+            return launched
         batch, numbers = self._staged(batch, numbers)
         if self._replay is None and self.launched < WARM_UP:
             self.launched += 1
@@ -70,18 +87,47 @@ class StepGraph:
             device = next(iter(given.values())).device
             # a field that is no tensor would keep the value of this batch
             others = {field.name: None for field in fields(batch) if field.name not in given}
-            self._batch = replace(batch, **others, **{name: value.clone() for name, value in given.items()})
+            self._batch = replace(batch, **others, **{name: torch.empty_like(value) for name, value in given.items()})
             self._numbers = _map(numbers, lambda number: torch.zeros((), dtype=_dtype(number), device=device))
         for name, value in _tensors(self._batch).items():
             if value.shape != given[name].shape:
                 was = f"{name} {tuple(value.shape)} was recorded, and now it is {tuple(given[name].shape)}"
                 raise ValueError(f"cuda_graph: each full batch must have the shapes of the first: {was}")
-            value.copy_(given[name])
+        self._inputs.follow()  # the step before has read its batch
+        with self._inputs():
+            for name, value in _tensors(self._batch).items():
+                value.copy_(given[name])
+        self._inputs.lead()
         # by fill_, whose number is an argument of its kernel: pinned memory could be written again before the device has read it
         assert self._numbers is not None
         for tensor, number in zip(_flat(self._numbers), _flat(numbers), strict=True):
             tensor.fill_(number)
         return self._batch, self._numbers
+
+
+class _Inputs:
+    """The stream of the inputs, and its order with the step's, which is the current one; without one all is on the step's.
+
+    A batch that was made and copied on one stream may be let go at once: the stream's allocator gives its memory to a later
+    operation of that stream.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream | None) -> None:
+        self._stream = stream
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """Within, it is the current stream."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def follow(self) -> None:
+        """Have it wait for an event of the step's stream, after all that was launched there."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
+    def lead(self) -> None:
+        """Have the step's stream wait for an event of it."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
 def _tensors(batch: Any) -> dict[str, Tensor]:

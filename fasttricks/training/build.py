@@ -110,7 +110,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         conditions=needed,
     )
     if config.cuda_graph:
-        run.graph = StepGraph(shards.batch_size)
+        run.graph = StepGraph(shards.batch_size, inputs=torch.cuda.Stream(world.device))  # type: ignore[no-untyped-call]
     if resumed:
         run.load_state_dict(resumed.state)
         run.extended = resumed.extended
