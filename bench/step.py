@@ -32,7 +32,7 @@ from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import Learner, make_learner
 from fasttricks.learning.placement import place, wrap
 from fasttricks.learning.precision import image_dtype, make_autocast
-from fasttricks.learning.step_graph import WARM_UP, StepGraph, relaunch
+from fasttricks.learning.step_graph import WARM_UP, StepGraph, Streams, cuda_graph, on_all_ranks, relaunch
 from fasttricks.models import build_model, norm_of, use_norm
 from fasttricks.models.norm import Norm
 from fasttricks.planning.footprint import footprint
@@ -207,7 +207,9 @@ def _fasttricks(
     config = replace_fields(case.config, {"compile": "default" if compiled else "off", "cuda_graph": graphed})
     model = place(build_model(config.model, IMAGENET_CLASSES), world, config.precision)
     use_norm(model, norm if norm != "auto" else norm_of(config))
-    forward = wrap(model, config, world, print)
+    streams = Streams.on(world.device) if graphed and world.device.type == "cuda" else Streams()
+    with streams.on_step():
+        forward = wrap(model, config, world, print)
     learner = make_learner(find_task(config.task), config, world, case.shards, model, forward=forward)
     images = images.to(image_dtype(config.precision, world.device)).contiguous(memory_format=torch.channels_last)
     batch = Batch(images, labels)
@@ -215,20 +217,19 @@ def _fasttricks(
     def step() -> None:
         train_step(learner, [batch])
 
-    return _replayed(learner, step) if graphed else step
+    return _replayed(learner, step, streams) if graphed else step
 
 
-def _replayed(learner: Learner, step: Callable[[], None]) -> Callable[[], None]:
+def _replayed(learner: Learner, step: Callable[[], None], streams: Streams) -> Callable[[], None]:
     """`step` by a CUDA graph, which the first turns record; on a CPU, which has none, it is launched on the graph's tensors."""
-    device, size = learner.world.device, learner.shards.batch_size
-    if device.type != "cuda":
-        learner.graph = StepGraph(size, relaunch)
+    world = learner.world
+    if world.device.type != "cuda":
+        learner.graph = StepGraph(relaunch)
         return step
-    learner.graph = StepGraph(size, inputs=torch.cuda.Stream(device))
-    stream = torch.cuda.Stream(device)
+    learner.graph = StepGraph(on_all_ranks(cuda_graph, world), streams)
 
     def on_its_stream() -> None:
-        with torch.cuda.stream(stream):
+        with streams.on_step():
             step()
 
     for _ in range(WARM_UP + 1):

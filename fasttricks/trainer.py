@@ -18,7 +18,6 @@ from fasttricks.learning.freezing import moving_buffers
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.numbers import StepNumbers
 from fasttricks.learning.optim import set_lr
-from fasttricks.learning.step_graph import own_stream
 from fasttricks.models import settle_counts
 from fasttricks.system.failures import lost_rank
 from fasttricks.system.process import command_to_resume
@@ -49,7 +48,7 @@ def train_step(learner: Learner, batches: Iterable[Any]) -> list[Counted]:
             seed_dropout(learner.config.seed, step=learner.step, rank=learner.world.rank)
         numbers = learner.numbers(index)
         if learner.graph is not None:  # then a step has one micro-batch (check_graph)
-            counts.append(learner.graph(partial(whole_step, learner), batch, numbers))
+            counts.append(learner.graph(partial(whole_step, learner), batch, numbers, full=learner.is_full))
             set_lr(learner.optimizer, numbers.lrs)  # a checkpoint has them as Python's
             continue
         with synced_gradients(learner, last=index == last):
@@ -114,7 +113,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
     The run folder is free for another process afterwards.
     """
-    graphed = own_stream(run.world.device, on=run.graph is not None)
+    graphed = nullcontext() if run.graph is None else run.graph.streams.on_step()
     with run.claim, run.log.loggers as loggers, told_of_compiling(run.config.compile, run.log.compiling), graphed:
         loggers.summary = summary = summarize(run, train(run))
         return summary

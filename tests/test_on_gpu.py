@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import Learner, make_learner
 from fasttricks.learning.placement import place
 from fasttricks.learning.precision import image_dtype
-from fasttricks.learning.step_graph import StepGraph, own_stream
+from fasttricks.learning.step_graph import StepGraph, Streams, cuda_graph
 from fasttricks.models import build_model
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.determinism import ask_for_one_order
@@ -66,12 +67,12 @@ def test_a_step_as_a_cuda_graph_has_the_bits_of_the_launched_one(precision: str)
     """Over WARM_UP steps that are launched, one that is recorded, and more that are replayed; the host waits in none of these."""
     ask_for_one_order(torch.device("cuda", 0), on=True)
     states = []
-    for graph in (None, StepGraph(16, inputs=torch.cuda.Stream())):
+    for graph in (None, StepGraph(cuda_graph, Streams.on(torch.device("cuda", 0)))):
         torch.manual_seed(0)
         learner, batches = on_random_images(precision, torch.device("cuda", 0))
         learner.graph = graph
         taken = iter if graph is None else graph.taken
-        with own_stream(learner.world.device, on=graph is not None):
+        with nullcontext() if graph is None else graph.streams.on_step():
             for batch in taken(batches * 5):
                 train_step(learner, [batch])
             with no_sync():

@@ -94,6 +94,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "compile": "off",
     "compile_fallback": False,
     "cuda_graph": False,
+    "cuda_graph_ranks": False,
     "optim.backbone_lr": 1.0,
     "optim.backend": "auto",
     "optim.loss_scale": 0.0,

@@ -195,6 +195,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "compile": "default",
     "compile_fallback": True,
     "cuda_graph": True,
+    "cuda_graph_ranks": True,
     "sync_batch_norm": True,
     "deterministic": "off",
     "schedule.decay": "step",

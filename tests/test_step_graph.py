@@ -19,32 +19,22 @@ import torch
 from torch import Tensor
 from torch.cuda import _sanitizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from fasttricks.config import ConfigError, TrainConfig, replace_fields
+from fasttricks.config.recipes import RECIPES
 from fasttricks.learning import step_graph
 from fasttricks.learning.learner import Learner
-from fasttricks.learning.step_graph import WARM_UP, StepGraph, check_graph, relaunch
+from fasttricks.learning.step_graph import WARM_UP, StepGraph, Streams, check_graph, relaunch
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
-from lib.graphed import BATCH, CASES, CLASSES, CPU, STEPS, batches, config_of, learner_of, quick
+from lib.graphed import CASES, CLASSES, STEPS, batches, config_of, frozen, learner_of, plant_factor, quick, trained
 from lib.states import same
-
-
-def trained(config: TrainConfig, graph: StepGraph | None) -> tuple[dict[str, Any], list[Any]]:
-    """The state after STEPS, and the log's share of each."""
-    learner, logged = learner_of(config), []
-    learner.graph = graph
-    for batch in list(batches(config)):
-        counted = train_step(learner, [batch])
-        logged += tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, counted)
-    state = learner.state_dict()
-    return {**state, "judged": learner.guard.judged, "bad": learner.guard.look()}, logged
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_steps_have_the_bits_of_the_steps_without_a_graph(case: str) -> None:
-    config, graph = config_of(CASES[case]), StepGraph(BATCH, relaunch)
+    config, graph = config_of(CASES[case]), StepGraph(relaunch)
     with quick(config):
         plain, plain_log = trained(config, None)
         graphed, graphed_log = trained(config, graph)
@@ -56,54 +46,6 @@ def test_the_steps_have_the_bits_of_the_steps_without_a_graph(case: str) -> None
 
 
 # ------------------------------------------------------------------------------- numbers that a recording would freeze
-class Launches(TorchDispatchMode):
-    """Each operator with its arguments: tensors made within by their order, others by their address, numbers as they are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-        self._made: dict[int, tuple[int, Tensor]] = {}  # held, so that no address comes twice
-
-    def _named(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
-        key = value.untyped_storage()._cdata
-        return ("made", self._made[key][0]) if key in self._made else ("given", value.data_ptr(), tuple(value.shape))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.calls.append((str(func), tuple(map(self._named, tree_flatten((args, kwargs or {}))[0]))))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, Tensor):
-                self._made.setdefault(value.untyped_storage()._cdata, (len(self._made), value))
-        return result
-
-
-def frozen(config: TrainConfig, plant: Callable[[Learner], None] | None = None) -> list[str]:
-    """The operators of two replayed steps, one after the other, whose arguments differ."""
-    learner, found = learner_of(config), []
-
-    def record(launch: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        def replay() -> None:
-            with Launches() as launches:
-                launch()
-            found.append(launches.calls)
-
-        return replay, []
-
-    learner.graph = StepGraph(BATCH, record)
-    if plant is not None:
-        plant(learner)
-    full = [batch for batch in batches(config, 2 * STEPS) if len(batch) == BATCH]
-    with quick(config):
-        for batch in full[: WARM_UP + 2]:
-            train_step(learner, [batch])
-    first, second = found
-    assert len(first) > 100
-    differ = [a[0] for a, b in zip(first, second, strict=False) if a != b]
-    return differ if len(first) == len(second) else [*differ, f"{len(first)} and {len(second)} operators"]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_two_steps_launch_the_same_with_the_same_numbers(case: str) -> None:
     assert frozen(config_of(CASES[case])) == []
@@ -118,19 +60,6 @@ def plant_rate(learner: Learner) -> None:
         ]
         and step(*args, **more)
     )
-
-
-def plant_factor(learner: Learner) -> None:
-    loss = learner.task.loss
-
-    class Planted:
-        facts = learner.task.facts
-
-        def loss(self, learner: Learner, batch: Any, lam: Any) -> Any:
-            value, images = loss(learner, batch, lam)
-            return value * (1 + learner.step), images
-
-    learner.task = Planted()  # type: ignore[assignment]
 
 
 def plant_gain(learner: Learner) -> None:
@@ -154,13 +83,11 @@ def test_a_number_of_the_host_is_found(plant: Callable[[Learner], None]) -> None
 class Stream:
     """A stream of a card that is not there: what it waits for, `judge` is told."""
 
-    device = CPU
-
     def __init__(self, judge: Judge, number: int) -> None:
         self.judge, self.number = judge, number
 
     def wait_stream(self, other: Stream) -> None:
-        line = sys._getframe(2).f_lineno  # in StepGraph, behind _Inputs
+        line = sys._getframe(2).f_lineno  # in StepGraph, behind Streams
         self.judge.waits.setdefault(line, 0)
         if line != self.judge.left_out:
             self.judge.waits[line] += 1
@@ -219,7 +146,7 @@ class Judge(TorchDispatchMode):
 
 
 def loaded(judge: Judge, config: TrainConfig, steps: int, labels: Tensor) -> Iterator[Any]:
-    for batch in batches(config, steps):
+    for batch in batches(config, steps=steps):
         yield judge.watched(replace(batch, images=batch.images + 0, labels=labels[batch.labels]))
 
 
@@ -230,10 +157,9 @@ def raced(monkeypatch: pytest.MonkeyPatch, left_out: int = 0) -> Judge:
     monkeypatch.setattr(
         _sanitizer, "traceback", SimpleNamespace(StackSummary=StackSummary, walk_stack=lambda _: ())
     )  # half the time
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: judge.current)
     monkeypatch.setattr(torch.cuda, "stream", judge.on)
     learner = learner_of(config)
-    learner.graph = StepGraph(BATCH, relaunch, inputs=judge.inputs)  # type: ignore[arg-type]
+    learner.graph = StepGraph(relaunch, Streams(judge.step, judge.inputs))  # type: ignore[arg-type]
     with judge:
         for steps in (4, 1):  # the last of four is short
             labels = torch.arange(CLASSES)  # a table of the loader's own
@@ -280,16 +206,30 @@ def test_so_are_a_cpu_several_ranks_and_detection() -> None:
     check_graph(config, "cuda", ranks=1, steps_alike=True)
     for device, ranks, alike, rule in (
         ("cpu", 1, True, "needs a GPU; leave it out"),
-        ("cuda", 2, True, "is for one rank, and here are 2"),
+        ("cuda", 2, True, "is for one rank, and here are 2: .*; leave it out, or try --cuda-graph-ranks"),
         ("cuda", 1, find_task("detection").facts.steps_alike, "of task classification"),
     ):
         with pytest.raises(ConfigError, match=f"^cuda_graph = True: .*{rule}"):
             check_graph(config, device, ranks=ranks, steps_alike=alike)
 
 
+def test_several_ranks_have_a_switch_of_their_own() -> None:
+    """It allows that alone, and is refused where it has no effect."""
+    allowed = config_of({"cuda_graph": True, "cuda_graph_ranks": True})
+    for ranks in (1, 2, 64):
+        check_graph(allowed, "cuda", ranks=ranks, steps_alike=True)
+    with pytest.raises(ConfigError, match=r"^cuda_graph = True: needs a GPU"):
+        check_graph(allowed, "cpu", ranks=2, steps_alike=True)
+    with pytest.raises(
+        ConfigError, match=r"^cuda_graph_ranks = True: has no effect without --cuda-graph; leave it out"
+    ):
+        check_graph(replace_fields(allowed, {"cuda_graph": False}), "cuda", ranks=2, steps_alike=True)
+    assert not any(recipe().cuda_graph_ranks for recipe in RECIPES.values())
+
+
 def test_a_full_batch_of_other_shapes_is_refused() -> None:
     learner = learner_of(config_of({}))
-    learner.graph = StepGraph(BATCH, relaunch)
+    learner.graph = StepGraph(relaunch)
     first, other = (next(batches(config_of({"data.image_size": side}))) for side in (16, 24))
     train_step(learner, [first])
     with pytest.raises(ValueError, match=r"images \(4, 3, 16, 16\) was recorded, and now it is \(4, 3, 24, 24\)"):

@@ -309,6 +309,8 @@ class TrainConfig:
     """Run eagerly, with a note, where compilation fails; off: a failure is an error."""
     cuda_graph: bool = False
     """Record a step as one CUDA graph and replay it: for small batches, which the host holds back. One rank, one micro-batch."""
+    cuda_graph_ranks: bool = False
+    """Allow cuda_graph with several ranks, whose sums of gradients are then in the graph. Untested: no GPU has run it."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all ranks; off: over each rank's own images, as in the paper. With compile CUDA only."""
     deterministic: Literal["on", "off"] = "on"

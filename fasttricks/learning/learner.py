@@ -175,6 +175,11 @@ class Learner:
         """Images of the current step, over all its micro-batches and ranks. Arithmetic only, no collective."""
         return sum(map(self.shards.global_count, self.micro_batches))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether each micro-batch of the current step is full on every rank. Arithmetic only: all ranks say the same."""
+        return self.images_in_step() == self.shards.batch_size * self.world.size * self.config.accumulate
+
     def numbers(self, micro_batch: int = 0) -> StepNumbers:
         """The numbers of the current step, for one of its micro-batches. About 30 microseconds on the host; no sync."""
         config, lam = self.config, 1.0

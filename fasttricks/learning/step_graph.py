@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fasttricks.config import TrainConfig, require
 from fasttricks.learning.compiled import without_cuda_graphs
 from fasttricks.learning.numbers import StepNumbers
+from fasttricks.system.distributed import World, host_group
 
 T = TypeVar("T")
 Body = Callable[[Any, StepNumbers], T]
@@ -25,27 +27,68 @@ WARM_UP = 12
 make the optimizer's state. They are steps of the run; none is extra."""
 
 
+@dataclass(frozen=True)
+class Streams:
+    """The stream of a run's steps, and beside it that of its inputs, ordered by events. None, as on a CPU: nothing waits.
+
+    A graph cannot be recorded on CUDA's default stream. The launched steps before it must be on its own stream, and so must the
+    construction of DistributedDataParallel, as autograd keeps the stream of a weight.
+    A batch that is made and copied on the stream of the inputs may be let go at once: its memory goes to a later operation there.
+    """
+
+    step: torch.cuda.Stream | None = None
+    inputs: torch.cuda.Stream | None = None
+
+    @classmethod
+    def on(cls, device: torch.device) -> Streams:
+        """New ones of a card."""
+        return cls(torch.cuda.Stream(device), torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def on_step(self) -> Iterator[None]:
+        """Within, the step's is the current stream, after all that the one before was given, which then waits for it."""
+        if self.step is None:
+            yield
+            return
+        before = torch.cuda.current_stream(self.step.device)
+        self.step.wait_stream(before)
+        with torch.cuda.stream(self.step):
+            yield
+        before.wait_stream(self.step)
+
+    def on_inputs(self) -> AbstractContextManager[object]:
+        """Within, that of the inputs is the current stream."""
+        return nullcontext() if self.inputs is None else torch.cuda.stream(self.inputs)
+
+    def inputs_wait(self) -> None:
+        """Have the inputs' stream wait for all that the step's was given."""
+        if self.inputs is not None and self.step is not None:
+            self.inputs.wait_stream(self.step)
+
+    def step_waits(self) -> None:
+        """Have the step's stream wait for all that the inputs' was given."""
+        if self.inputs is not None and self.step is not None:
+            self.step.wait_stream(self.inputs)
+
+
 class StepGraph:
     """Steps of full batches on tensors that stay: WARM_UP are launched, the next is recorded, and from then on it is replayed.
 
     A replay launches all that `body` launched while it was recorded, on the same addresses and with the same numbers. So the
     batch and the numbers of a step are copied into tensors that stay. `body` may read nothing else that changes, and may change
-    nothing on the host, as it is not called again. A batch that is not full is given to `body` as it is. The bits are those of
-    the steps without a graph; tests/test_step_graph.py shows it on the CPU.
+    nothing on the host, as it is not called again. The bits are those of the steps without a graph; tests/test_step_graph.py
+    shows it on the CPU.
 
-    batch_size: images of a full batch. record: as cuda_graph. inputs: the stream, beside the step's, on which batches are copied,
-    and made where they come through taken(); None, as on a CPU: the step's.
+    record: as cuda_graph, and of several ranks by on_all_ranks. streams: as Streams has them; the calls are within on_step().
 
     Costs: a copy of the batch on the device, and a launch for each number. The memory of a graph is its own: the activations of
     a step that is launched, as of the last batch of an epoch, lie beside it.
     """
 
-    def __init__(
-        self, batch_size: int, record: Recorder[Any] | None = None, *, inputs: torch.cuda.Stream | None = None
-    ) -> None:
+    def __init__(self, record: Recorder[Any], streams: Streams = Streams()) -> None:
         self.launched = 0
         """Full steps launched so far; from WARM_UP on they are replayed."""
-        self._batch_size, self._record, self._inputs = batch_size, record or cuda_graph, _Inputs(inputs)
+        self.streams, self._record = streams, record
         self._batch: Any = None
         self._numbers: StepNumbers | None = None
         self._replay: Callable[[], object] | None = None
@@ -53,22 +96,25 @@ class StepGraph:
 
     def taken(self, batches: Iterable[T]) -> Iterator[T]:
         """`batches`, each made on the stream of the inputs: the device makes one while the step of the one before runs."""
-        self._inputs.follow()  # tensors of the loader's own, as a table of its labels, were made on the step's stream
+        self.streams.inputs_wait()  # tensors of the loader's own, as a table of its labels, were made on the step's
         iterator = iter(batches)
         while True:
-            with self._inputs():
+            with self.streams.on_inputs():
                 batch = next(iterator, None)
             if batch is None:
                 return
             yield batch
 
-    def __call__(self, body: Body[T], batch: Any, numbers: StepNumbers) -> T:
-        """body(batch, numbers), whose tensors in the result the next call overwrites. Raises ValueError for a full batch of other
-        shapes than the first."""
-        if len(batch) != self._batch_size:
-            self._inputs.lead()
+    def __call__(self, body: Body[T], batch: Any, numbers: StepNumbers, *, full: bool) -> T:
+        """body(batch, numbers), whose tensors in the result the next call overwrites.
+
+        full: whether the batches of all ranks are full, so that all replay the step or none does; else it is launched.
+        Raises ValueError for a full batch of other shapes than the first.
+        """
+        if not full:
+            self.streams.step_waits()
             launched = body(batch, numbers)
-            self._inputs.follow()  # which has its memory again
+            self.streams.inputs_wait()  # they have the batch's memory again
             return launched
         batch, numbers = self._staged(batch, numbers)
         if self._replay is None and self.launched < WARM_UP:
@@ -93,41 +139,16 @@ class StepGraph:
             if value.shape != given[name].shape:
                 was = f"{name} {tuple(value.shape)} was recorded, and now it is {tuple(given[name].shape)}"
                 raise ValueError(f"cuda_graph: each full batch must have the shapes of the first: {was}")
-        self._inputs.follow()  # the step before has read its batch
-        with self._inputs():
+        self.streams.inputs_wait()  # the step before has read its batch
+        with self.streams.on_inputs():
             for name, value in _tensors(self._batch).items():
                 value.copy_(given[name])
-        self._inputs.lead()
+        self.streams.step_waits()
         # by fill_, whose number is an argument of its kernel: pinned memory could be written again before the device has read it
         assert self._numbers is not None
         for tensor, number in zip(_flat(self._numbers), _flat(numbers), strict=True):
             tensor.fill_(number)
         return self._batch, self._numbers
-
-
-class _Inputs:
-    """The stream of the inputs, and its order with the step's, which is the current one; without one all is on the step's.
-
-    A batch that was made and copied on one stream may be let go at once: the stream's allocator gives its memory to a later
-    operation of that stream.
-    """
-
-    def __init__(self, stream: torch.cuda.Stream | None) -> None:
-        self._stream = stream
-
-    def __call__(self) -> AbstractContextManager[object]:
-        """Within, it is the current stream."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def follow(self) -> None:
-        """Have it wait for an event of the step's stream, after all that was launched there."""
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-
-    def lead(self) -> None:
-        """Have the step's stream wait for an event of it."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
 def _tensors(batch: Any) -> dict[str, Tensor]:
@@ -178,28 +199,47 @@ def relaunch(launch: Callable[[], T]) -> tuple[Callable[[], object], T]:
     return replay, result
 
 
-@contextmanager
-def own_stream(device: torch.device, *, on: bool) -> Iterator[None]:
-    """Within, a stream of its own where `on`: a graph cannot be recorded on CUDA's default stream, and the launched steps before
-    it must be on the same one, as autograd keeps the stream of a weight."""
-    if not on:
-        yield
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream(device).wait_stream(stream)
+def on_all_ranks(record: Recorder[T], world: World) -> Recorder[T]:
+    """`record` on every rank or on none: where it fails on one, that rank raises its error, and the others ConfigError.
+
+    A replay holds collectives, which would never end without the rank that has none. A collective, and so is the call of the result.
+    """
+    if world.size == 1:
+        return record
+    group = host_group(world)  # a device's own may be of no use after a failure
+
+    def recorded(launch: Callable[[], T]) -> tuple[Callable[[], object], T]:
+        failed: Exception | None = None
+        try:
+            done = record(launch)
+        except Exception as error:
+            failed = error
+        said = [""] * world.size
+        mine = "" if failed is None else (str(failed).splitlines() or [type(failed).__name__])[0]
+        dist.all_gather_object(said, mine, group=group)
+        if failed is not None:
+            raise failed
+        for rank, words in enumerate(said):
+            require(not words, "cuda_graph", True, f"could not be recorded on rank {rank} ({words}); leave it out")
+        return done
+
+    return recorded
 
 
 def check_graph(config: TrainConfig, device: str, *, ranks: int, steps_alike: bool) -> None:
     """Raise ConfigError for a step that no graph can hold. device: cuda or cpu. steps_alike: as TaskFacts has it."""
     if not config.cuda_graph:
+        require(
+            not config.cuda_graph_ranks, "cuda_graph_ranks", True, "has no effect without --cuda-graph; leave it out"
+        )
         return
     plain = without_cuda_graphs(config.compile)
     rules = [
         (device == "cuda", "needs a GPU; leave it out"),
-        (ranks == 1, f"is for one rank, and here are {ranks}: no GPU has shown it with more; leave it out"),
+        (
+            ranks == 1 or config.cuda_graph_ranks,
+            f"is for one rank, and here are {ranks}: no GPU has shown it with more; leave it out, or try --cuda-graph-ranks",
+        ),
         (
             config.accumulate == 1,
             f"holds one micro-batch, and accumulate is {config.accumulate}; leave one of them out",

@@ -110,6 +110,11 @@ def leave(world: World, error: RuntimeError, way_out: str = "") -> NoReturn:
     os._exit(1)
 
 
+def host_group(world: World) -> dist.ProcessGroup:
+    """A group of all ranks, of several, over gloo, whatever joins their devices. A collective."""
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s)))
+
+
 class Vote:
     """Whether any rank says yes, the same answer on all ranks: a sum on the host, through gloo beside the device's backend.
 
@@ -121,8 +126,7 @@ class Vote:
         self._alone = world.size == 1
         self._group: dist.ProcessGroup | None = None
         if not self._alone:
-            timeout = timedelta(seconds=world.timeout_s)
-            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+            self._group = host_group(world)
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, yes: bool) -> bool:

@@ -6,7 +6,6 @@ buckets than the steps after it. So, with three or more ranks, a resumed run wou
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from torch.futures import Future, collect_all
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttricks.system.distributed import World, add_up
+from fasttricks.system.distributed import World, add_up, host_group
 
 
 def mean_of(parts: Tensor) -> Tensor:
@@ -39,7 +38,7 @@ def average_in_rank_order(model: DistributedDataParallel, world: World) -> None:
     if gloo:
         # gloo matches the calls of a group by their order. A rank gathers a bucket when its shards have come, which on another
         # may be after it has sent the next bucket's: so gathers have a group of their own.
-        gathers = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s)))
+        gathers = host_group(world)
     before: Future[Any] = Future()
     before.set_result(None)
 

@@ -21,7 +21,7 @@ from fasttricks.learning.initial import start_from
 from fasttricks.learning.learner import Task, count_steps, make_learner
 from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import image_dtype, resolve_precision
-from fasttricks.learning.step_graph import StepGraph
+from fasttricks.learning.step_graph import StepGraph, Streams, cuda_graph, on_all_ranks
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
 from fasttricks.models import norm_of, use_norm
@@ -84,7 +84,9 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         loggers=Loggers(config.loggers, folder, flatten(dataclasses.asdict(config)), resumed=bool(resumed)),
     )
     judge = with_cache(teacher, config, train, train_loader)
-    forward = wrap(model, config, world, log.print)
+    streams = Streams.on(world.device) if config.cuda_graph else Streams()
+    with streams.on_step():
+        forward = wrap(model, config, world, log.print)
     run = Run(
         **vars(
             make_learner(
@@ -110,7 +112,7 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
         conditions=needed,
     )
     if config.cuda_graph:
-        run.graph = StepGraph(shards.batch_size, inputs=torch.cuda.Stream(world.device))  # type: ignore[no-untyped-call]
+        run.graph = StepGraph(on_all_ranks(cuda_graph, world), streams)
     if resumed:
         run.load_state_dict(resumed.state)
         run.extended = resumed.extended

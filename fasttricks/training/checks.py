@@ -47,7 +47,7 @@ def check_fit(task: Task, config: TrainConfig, train: Source, world: World) -> N
         ),
         (
             lambda: check_graph(config, world.device.type, ranks=world.size, steps_alike=task.facts.steps_alike),
-            "--no-cuda-graph",
+            "--no-cuda-graph" + " --no-cuda-graph-ranks" * config.cuda_graph_ranks,
         ),
         (lambda: config.micro_batch_size(world.size), batch),
         (lambda: check_batch(config, len(train)), batch),
