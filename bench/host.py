@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.stopwatch import Stopwatch
 from fasttricks import trainer
 from fasttricks.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from fasttricks.data.batch import Batch
@@ -52,41 +53,6 @@ WARM_UP = 3
 LOADER, COPY = "loader, hand-over", "loader, input copy"
 OPTIMIZER, MOVED = "optimizer", "optimizer, where all gradients moved"
 STEP = ("forward", "loss", "guard", "backward", "zero_grad", "average", "logging", "the rest")
-
-
-class Stopwatch:
-    """Seconds of this thread by part; those of a part within another count for the inner one alone."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._parts: list[str] = []
-        self._since = 0.0
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Its seconds are `name`'s within the block."""
-        self._switch()
-        self._parts.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._parts.pop()
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, a call of which is such a block."""
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            with self.part(name):
-                return function(*arguments, **options)
-
-        return call
-
-    def _switch(self) -> None:
-        now = time.thread_time()
-        if self._parts:
-            self.seconds[self._parts[-1]] += now - self._since
-        self._since = now
 
 
 def host_ms(batch_size: int, turns: int, norm: Norm = "fused") -> dict[str, float]:
