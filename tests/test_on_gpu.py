@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,18 +17,19 @@ from fasttricks.config.resolve import resolve
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import Learner, make_learner
-from fasttricks.learning.placement import place
+from fasttricks.learning.placement import place, wrap
 from fasttricks.learning.precision import image_dtype
-from fasttricks.learning.step_graph import StepGraph, Streams, cuda_graph
+from fasttricks.learning.step_graph import WARM_UP, StepGraph, Streams, cuda_graph, on_all_ranks
 from fasttricks.models import build_model
 from fasttricks.runs.saved import read_saved
 from fasttricks.system.determinism import ask_for_one_order
-from fasttricks.system.distributed import World
+from fasttricks.system.distributed import World, join_world
 from fasttricks.system.extras import TRAIN_MODULES, missing_extra
 from fasttricks.tasks.classification import CLASSIFICATION
 from fasttricks.trainer import fit, train_step
 from fasttricks.training.build import build
 from fasttricks.training.run import Run
+from lib.forked import on_ranks
 from lib.states import same
 from lib.tiny import ALONE, configure
 
@@ -43,19 +44,22 @@ def start(data: Path, folder: Path, *more: str) -> Run:
     return build(configure(data, folder, *TRICKS, *more), world)
 
 
-def on_random_images(precision: str, device: torch.device) -> tuple[Learner, list[Batch]]:
+def on_random_images(precision: str, world: World, streams: Streams) -> tuple[Learner, list[Batch]]:
     """A learner under mixup with an average of its weights, and three batches for it; no loader, so no DALI."""
     model = {"model.name": "resnet8d", "model.width": 0.125, "data.image_size": 32, "data.val_resize": 36}
     config = resolve(cifar10(), {**model, "loss.mixup_alpha": 0.2, "ema_decay": 0.9, "precision": precision})
-    world, shards = World.alone(device), Shards(num_images=48, batch_size=16, world_size=1, source="random")
-    learner = make_learner(CLASSIFICATION, config, world, shards, place(build_model(config.model, 3), world, precision))
-    dtype = image_dtype(precision, device)
-    return learner, [CLASSIFICATION.example(config, 16, 3, device=device, dtype=dtype) for _ in range(3)]
+    shards = Shards(num_images=48 * world.size, batch_size=16, world_size=world.size, source="random")
+    network = place(build_model(config.model, 3), world, precision)
+    with streams.on_step():
+        forward = wrap(network, config, world, print)
+    learner = make_learner(CLASSIFICATION, config, world, shards, network, forward=forward)
+    dtype = image_dtype(precision, world.device)
+    return learner, [CLASSIFICATION.example(config, 16, 3, device=world.device, dtype=dtype) for _ in range(3)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_step_never_synchronizes(precision: str) -> None:
-    learner, (first, *rest) = on_random_images(precision, torch.device("cuda", 0))
+    learner, (first, *rest) = on_random_images(precision, World.alone(torch.device("cuda", 0)), Streams())
     train_step(learner, [first])  # compiles the kernels, makes the momenta
     with no_sync():
         for batch in rest:
@@ -66,20 +70,45 @@ def test_the_step_never_synchronizes(precision: str) -> None:
 def test_a_step_as_a_cuda_graph_has_the_bits_of_the_launched_one(precision: str) -> None:
     """Over WARM_UP steps that are launched, one that is recorded, and more that are replayed; the host waits in none of these."""
     ask_for_one_order(torch.device("cuda", 0), on=True)
+    assert same(*launched_and_replayed(precision, World.alone(torch.device("cuda", 0))))
+
+
+def launched_and_replayed(precision: str, world: World) -> list[dict[str, Any]]:
+    """The states after 30 steps, of which a graph replays all but WARM_UP."""
     states = []
-    for graph in (None, StepGraph(cuda_graph, Streams.on(torch.device("cuda", 0)))):
+    for graphed in (False, True):
         torch.manual_seed(0)
-        learner, batches = on_random_images(precision, torch.device("cuda", 0))
-        learner.graph = graph
-        taken = iter if graph is None else graph.taken
-        with nullcontext() if graph is None else graph.streams.on_step():
+        streams = Streams.on(world.device) if graphed else Streams()
+        learner, batches = on_random_images(precision, world, streams)
+        learner.graph = StepGraph(on_all_ranks(cuda_graph, world), streams) if graphed else None
+        taken = iter if learner.graph is None else learner.graph.taken
+        with streams.on_step():
             for batch in taken(batches * 5):
                 train_step(learner, [batch])
             with no_sync():
                 for batch in taken(batches * 5):
                     train_step(learner, [batch])
+        assert learner.graph is None or learner.graph.launched == WARM_UP
         states.append(learner.state_dict())
-    assert same(*states)
+    return states
+
+
+def replays_as_it_launches() -> None:
+    """A rank's part, on a GPU of its own."""
+    with join_world("cuda") as world:
+        ask_for_one_order(world.device, on=True)
+        for precision in ("fp32", "fp16"):
+            assert same(*launched_and_replayed(precision, world)), precision
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_so_has_the_step_of_several_ranks(ranks: int) -> None:
+    """Three add up their gradients in their order, by collectives of the project's own."""
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(
+            f"needs {ranks} GPUs, and here are {torch.cuda.device_count()}: --cuda-graph-ranks is untested here"
+        )
+    on_ranks(ranks, replays_as_it_launches)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

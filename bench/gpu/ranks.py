@@ -1,4 +1,4 @@
-"""Several ranks, a GPU each: a stop within an epoch and the resumed bits, a rank that is killed, and the scaling of a step."""
+"""Several ranks, a GPU each: a stop within an epoch and the resumed bits, a rank that is killed, a step's scaling and replay."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,10 @@ from bench import step
 from bench.gpu.child import attempt
 from bench.gpu.parts import Job, Row
 from bench.gpu.runs import RunError, finish, start, stopped_and_left_alone
-from bench.gpu.steps import OURS, cases
+from bench.gpu.steps import OURS, SMALL_BATCHES, cases
 from bench.soak import tiny
 from bench.soak.processes import alive, children, last_step, until
+from bench.step import FUSED, GRAPHED
 
 KILL_AFTER = 7
 """The step after which a rank is killed: the run has saved within an epoch by then."""
@@ -30,13 +32,14 @@ ROUNDS = 3
 
 
 def measure(job: Job) -> Iterator[Row]:
-    """Rows of the three, which can do without each other."""
+    """Rows of the four, which can do without each other."""
     # the micro-batches of the tiny run would have to divide its 24 images too
     more: dict[str, Any] = {"device": job.device, "accumulate": 1, "timeout_s": TIMEOUT_S}
     works: dict[str, Callable[[Path], Iterator[Row]]] = {
         "SIGTERM and resume": lambda folder: stopped_and_left_alone(folder, "fp16", more, job.ranks),
         "a killed rank": partial(killed, more=more, ranks=job.ranks),
         "scaling": lambda _: scaling(job),
+        "step as a CUDA graph": lambda _: replayed(job),
     }
     for name, work in works.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -84,4 +87,24 @@ def scaling(job: Job) -> Iterator[Row]:
             "run": f"{case.model}, {case.batch_size} images a rank, {ranks} rank(s)",
             "imgs/sec": statistics.median(taken),
             "of ranks x one": ratio / ranks,
+        }
+
+
+def replayed(job: Job) -> Iterator[Row]:
+    """imgs/sec of all ranks at a small batch, in alternation: launched, and replayed with the sums of the gradients inside."""
+    size = 2 if job.tiny else SMALL_BATCHES[0]
+    case = replace(cases(job)[0], ranks=job.ranks, batch_size=size * job.ranks, deterministic="off")
+    rates: dict[str, list[float]] = {FUSED: [], GRAPHED: []}
+    with ExitStack() as stack:
+        turns = {name: stack.enter_context(step.processes_of("bench.step", name, case)) for name in rates}
+        for turn in turns.values():
+            turn()  # does not count: it warms
+        for index in range(1 if job.tiny else ROUNDS):
+            for name in list(turns) if index % 2 == 0 else list(turns)[::-1]:
+                rates[name].append(turns[name]())
+    for name, taken in rates.items():
+        yield {
+            "run": f"{case.model}, {size} images a rank, {job.ranks} ranks, {name}",
+            "imgs/sec": statistics.median(taken),
+            "of launched": statistics.median(a / b for a, b in zip(taken, rates[FUSED], strict=True)),
         }

@@ -20,15 +20,12 @@ import torch
 from bench.gpu.child import attempt
 from bench.gpu.clock import device_of, host_seconds, wait
 from bench.gpu.parts import Job, Row, is_installed
-from bench.step import CONTESTANTS, StepCase
-from bench.step import fused as fused_step
-from bench.step import graphed as graphed_step
+from bench.step import FUSED, GRAPHED, MAKERS, StepCase
 from fasttricks.planning.planner import IMAGENET_CLASSES
 from fasttricks.system.determinism import ask_for_one_order
 from fasttricks.system.distributed import World
 
 OURS, TIMM = "fasttricks", "timm, channels-last"
-FUSED, GRAPHED = "fasttricks, fused batch norm", "fasttricks, fused batch norm, CUDA graph"
 MODELS, BATCHES = ("resnet50d", "resnet50b"), (128, 256)
 SETTINGS: tuple[Literal["on", "off"], ...] = ("on", "off")
 SMALL_BATCHES = (16, 64, 128)
@@ -94,8 +91,7 @@ def steps_of(case: StepCase, names: Sequence[str]) -> dict[str, Step]:
     torch.manual_seed(0)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     labels = torch.randint(0, IMAGENET_CLASSES, (case.batch_size,), device=device)
-    makers = {**CONTESTANTS, FUSED: fused_step, GRAPHED: graphed_step}
-    return {name: makers[name](case, World.alone(device), images, labels) for name in names}
+    return {name: MAKERS[name](case, World.alone(device), images, labels) for name in names}
 
 
 def compare(case: StepCase, *, tiny: bool, names: Sequence[str] = ()) -> Iterator[Row]:

@@ -202,7 +202,7 @@ def relaunch(launch: Callable[[], T]) -> tuple[Callable[[], object], T]:
 def on_all_ranks(record: Recorder[T], world: World) -> Recorder[T]:
     """`record` on every rank or on none: where it fails on one, that rank raises its error, and the others ConfigError.
 
-    A replay holds collectives, which would never end without the rank that has none. A collective, and so is the call of the result.
+    A replay holds collectives, which would never end without the rank that has none. A collective, as is the call of the result.
     """
     if world.size == 1:
         return record
