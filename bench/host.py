@@ -192,6 +192,7 @@ def as_on_a_gpu() -> Iterator[None]:
     try:
         with (
             mock.patch.object(BatchNormAct, "_has_kernel", lambda layer, x: layer.norm == "fused"),
+            mock.patch.object(WeightAverage, "_launches", return_value=True),
             # where CUDA has not begun, the call is noted with the stack
             mock.patch.object(torch.cuda, "manual_seed_all", return_value=None),
         ):

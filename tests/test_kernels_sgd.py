@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import nullcontext
 from typing import Any
 from unittest import mock
@@ -15,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasttricks_kernels as fk
 from fasttricks_kernels import _launch
-from fasttricks_kernels.optim import sgd
+from fasttricks_kernels.optim import _kernels, sgd
 from fasttricks_kernels.proof.aot import record_launches
 
 
@@ -224,6 +226,28 @@ def test_a_launch_has_the_present_addresses_and_keeps_its_blocks() -> None:
     assert len({id(grads_and_blocks[-1]) for grads_and_blocks in seen}) == 1
     with mock.patch.object(_launch, "INTERPRETED", True):
         assert record_launches(lambda: fk.overflow([torch.zeros(0)])) == []
+
+
+def test_a_launch_that_is_recorded_keeps_its_tables_for_the_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though launches before it made the same, and launches of other tensors follow, for more tables than are kept of those."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(_launch, "INTERPRETED", True)
+
+    def tables(grads: list[torch.Tensor]) -> list[weakref.ref[torch.Tensor]]:
+        (check,) = record_launches(lambda: fk.overflow(grads))
+        return [weakref.ref(check.arguments[name]) for name in ("table_ptr", "blocks_ptr")]
+
+    grads = [torch.zeros(5000), torch.zeros(7)]
+    launched = tables(grads)
+    with monkeypatch.context() as recording:
+        recording.setattr(_kernels, "_is_recorded", lambda device: True)
+        recorded = tables(grads)
+    for count in range(1, 80):
+        tables([torch.zeros(count)])
+    gc.collect()
+    assert [made() for made in launched] == [None, None], "of launches only the last are kept"
+    assert [made().tolist()[0][0] for made in recorded] == [5000, 0]
 
 
 class Seen(TorchDispatchMode):

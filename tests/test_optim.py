@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasttricks.config import Backend, ConfigError, ModelConfig, OptimConfig, Precision
 from fasttricks.learning.optim import (
@@ -27,6 +29,7 @@ from fasttricks.learning.optim import (
 from fasttricks.learning.precision import halve
 from fasttricks.models import MODELS, build_model
 from fasttricks_kernels import MasterSGD
+from lib.card import CARD, card
 from lib.tables import mostly_slow
 
 
@@ -319,6 +322,48 @@ def test_the_average_is_the_formulas_in_float64() -> None:
             torch.testing.assert_close(value.double(), want[name], rtol=1e-6, atol=1e-6)
     assert got["1.num_batches_tracked"] == 12  # a counter is copied, not averaged
     assert not any(p.requires_grad for p in average.model.parameters())
+
+
+class Operators(TorchDispatchMode):
+    """The names of those that change something in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_on_a_card_it_is_one_launch_with_a_gain_of_either_place(on_device: bool) -> None:
+    """And one for the counters. In float64 too it is the formula's, for every gain of a run's start."""
+    with card():
+        model = small_model().to(CARD)
+        average = WeightAverage(model, decay=0.95)
+        want = {name: value.double() for name, value in host_of(model).items()}
+        for n in range(12):
+            with torch.no_grad():
+                for value in model.state_dict().values():
+                    value.add_(1 if not value.is_floating_point() else torch.full_like(value, 0.1 * n))
+            gain = average.gain
+            average.num_updates += 1
+            with Operators() as operators:
+                average.blend(torch.tensor(gain, dtype=torch.float32, device=CARD) if on_device else gain)
+            assert operators.names == ["sgd_step", "_foreach_copy_"]
+            want = {k: (1 - gain) * want[k] + gain * v.double() for k, v in host_of(model).items()}
+        got = host_of(average.model)
+    counters = [name for name, value in got.items() if not value.is_floating_point()]
+    assert [got.pop(name).item() for name in counters] == [12] * len(counters) != []
+    for name, value in got.items():
+        torch.testing.assert_close(value.double(), want[name], rtol=1e-6, atol=1e-6)
+
+
+def host_of(model: nn.Module) -> dict[str, Any]:
+    """Its values as they are now."""
+    return {name: value.detach().host.clone() for name, value in model.state_dict().items()}
 
 
 def test_the_average_is_torchs_once_its_decay_is_reached() -> None:

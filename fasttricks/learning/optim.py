@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from fasttricks.config import ConfigError, OptimConfig, Precision, require
 from fasttricks.models import new_names
 from fasttricks.runs.checkpoint import load_weights
-from fasttricks_kernels import MasterSGD
+from fasttricks_kernels import MasterSGD, sgd_step
 
 
 def parameter_groups(
@@ -150,7 +150,7 @@ class WeightAverage:
         if exact:
             self.model.load_state_dict(dict(exact), strict=False)
         self._source, self._optimizer = source, optimizer
-        self._bound: tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
+        self._bound: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     @property
     def gain(self) -> float:
@@ -166,10 +166,14 @@ class WeightAverage:
     def blend(self, gain: float | Tensor) -> None:
         """Take the source's present weights into the average. gain: 1 - d; as a tensor () float32, on the device."""
         self._bound = self._bound or self._bind()
-        averages, weights, counters = self._bound
-        torch._foreach_lerp_(averages, weights, [gain] * len(averages) if isinstance(gain, Tensor) else gain)
-        for average, counter in counters:
-            average.copy_(counter)
+        averages, weights, counts, counters = self._bound
+        if self._launches(averages[0]):
+            # average -= gain (average - weight) is a step of SGD; torch's own would launch once a tensor for a gain on the device
+            sgd_step(averages, weights, [], [], lr=gain, weight_decay=1.0, maximize=True)
+        else:
+            torch._foreach_lerp_(averages, weights, [gain] * len(averages) if isinstance(gain, Tensor) else gain)
+        if counts:
+            torch._foreach_copy_(counts, counters)
 
     def state_dict(self) -> dict[str, Any]:
         """`model`: the averaged weights and statistics, no copy; `updates`: how many were taken in."""
@@ -180,8 +184,13 @@ class WeightAverage:
         load_weights(self.model, state["model"], source=source)
         self.num_updates, self._bound = state["updates"], None
 
-    def _bind(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """(averages, the tensors that they average, (average, counter) pairs), each tensor once: two modules may share one.
+    @staticmethod
+    def _launches(average: Tensor) -> bool:
+        """Whether it lies where the project's kernels run."""
+        return average.is_cuda
+
+    def _bind(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """(averages, the tensors they are of, copies, the counters that they copy), each tensor once: two modules may share one.
 
         Not before the first update: loading an optimizer's state replaces its masters.
         """
@@ -191,5 +200,8 @@ class WeightAverage:
             if p.requires_grad:
                 pairs.append((average, p if optimizer is None else master_of(optimizer, p)))
         floats = [(average, weight) for average, weight in pairs if average.is_floating_point()]
-        counters = [(average, counter) for average, counter in pairs if not average.is_floating_point()]
-        return [average for average, _ in floats], [weight for _, weight in floats], counters
+        counted = [(average, counter) for average, counter in pairs if not average.is_floating_point()]
+        averages, weights, counts, counters = (
+            [pair[side] for pair in of] for of in (floats, counted) for side in (0, 1)
+        )
+        return averages, weights, counts, counters

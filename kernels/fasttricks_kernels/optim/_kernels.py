@@ -171,9 +171,12 @@ def overflow_kernel(
 
 def _device_rows(device: torch.device, numbers: bytes, dtype: str, columns: int) -> Tensor:
     """(rows, columns) numbers of the host on the device."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _recorded_rows(device, numbers, dtype, columns)
-    return _copied_rows(device, numbers, dtype, columns)
+    rows = _recorded_rows if _is_recorded(device) else _copied_rows
+    return rows(device, numbers, dtype, columns)
+
+
+def _is_recorded(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @lru_cache(maxsize=64)
@@ -185,7 +188,7 @@ def _copied_rows(device: torch.device, numbers: bytes, dtype: str, columns: int)
 
 @cache
 def _recorded_rows(device: torch.device, numbers: bytes, dtype: str, columns: int) -> Tensor:
-    """For a launch that is recorded: copied now, on a stream that is not, and kept for its replays. A few KB each.
+    """For a launch that is recorded: copied now, on a stream that is not, and kept for its replays. Some 100 KB each.
 
     A copy that is recorded would read the host's memory again in each replay, when it may long hold something else.
     """
@@ -198,13 +201,12 @@ def _rows(numbers: bytes, dtype: str, columns: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _blocks(counts: bytes, block: int, device: torch.device) -> Tensor:
+def _blocks(counts: bytes, block: int) -> bytes:
     """(programs, 2) int32: the tensor of each program and its block there, for tensors of these element counts."""
     programs = -(-np.frombuffer(counts, np.int64) // block)
     tensors = np.repeat(np.arange(len(programs)), programs)
     firsts = np.cumsum(programs) - programs
-    blocks = np.stack([tensors, np.arange(len(tensors)) - firsts[tensors]], 1).astype(np.int32)
-    return _device_rows(device, blocks.tobytes(), "int32", 2)
+    return np.stack([tensors, np.arange(len(tensors)) - firsts[tensors]], 1).astype(np.int32).tobytes()
 
 
 def _launch(kernel: Any, lists: Sequence[Sequence[Tensor]], block: int, *arguments: Any, **options: Any) -> None:
@@ -217,10 +219,11 @@ def _launch(kernel: Any, lists: Sequence[Sequence[Tensor]], block: int, *argumen
     fields, num_tensors, device = 1 + len(lists), len(firsts), firsts[0].device
     columns = chain(map(Tensor.numel, firsts), *(map(Tensor.data_ptr, tensors) for tensors in lists))
     table = np.fromiter(columns, np.int64, fields * num_tensors).reshape(fields, num_tensors)
-    blocks = _blocks(table[0].tobytes(), block, device)
-    if len(blocks) == 0:
+    numbers = _blocks(table[0].tobytes(), block)
+    if not numbers:
         return
     with on_device_of(firsts[0]):
+        blocks = _device_rows(device, numbers, "int32", 2)
         kernel[(len(blocks),)](
             _device_rows(device, table.T.tobytes(), "int64", fields),
             blocks,
