@@ -65,6 +65,7 @@ RANGES = {
     "model.width": "above 0 and at most 16",
     "model.norm": "one of auto, fused, torch",
     "optim.backbone_lr": "above 0",
+    "optim.bias_lr": "above 0",
     "data.mean": f"three numbers, of R, G and B, each 0 to 255, {SCALE}",
     "data.std": f"three numbers, of R, G and B, each 1 to 255, {SCALE}",
     "optim.base_lr": "above 0",

@@ -380,9 +380,11 @@ OTHERS: dict[str, Any] = {
     "data.aspect": (1.0, 1.0),
     "data.color": "paper",
     "data.pca_noise": 0.1,
+    "data.alternate_flip": True,
     "data.fixed_augmentation": True,
     "data.operators": "dali",
     "data.balance": 0.5,
+    "model.whitening": True,
     "model.aux_head": True,
     "schedule.first_size": 0.5,
     "loss.smoothing": 0.1,
@@ -401,6 +403,8 @@ def test_a_field_that_has_no_effect_is_refused_by_name(path: str) -> None:
     recipe = RECIPES["detect-voc"]()
     if path == "model.aux_head":
         recipe = replace_at(recipe, "model.name", "inception_v3")
+    if path == "model.whitening":
+        recipe = replace_at(recipe, "model.name", "cifarnet")
     with pytest.raises(DoesNotApplyError, match=rf"^{path} = .*: has no effect in detection, where .*; leave it at "):
         replace_at(recipe, path, OTHERS[path])
 
@@ -418,7 +422,8 @@ def test_a_field_of_detection_is_refused_elsewhere() -> None:
 def test_the_tricks_that_apply() -> None:
     """All but those of a class an image, or of one size."""
     recipe = RECIPES["detect-voc"]()
-    none = ["label_smoothing", "distillation", "mixup", "progressive_resizing"]
+    none = ["label_smoothing", "distillation", "mixup"]
+    none += ["whitening", "identity_init", "alternate_flip", "progressive_resizing"]
     assert [name for name in TRICKS if not applies(recipe, name)] == none
     assert [name for name in TRICKS if is_on(recipe, name)] == ["linear_scaling", "warmup", "resnet_d"]
 

@@ -28,10 +28,10 @@ DEEP = ("resnet101", "resnet152")
 every_model_the_deep_ones_slow = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith(DEEP) else name for name in MODELS]
 )
-KINDS = ("resnet8d", "resnet50d", "inception_v3", "mobilenet_v1")
+KINDS = ("resnet8d", "resnet50d", "inception_v3", "mobilenet_v1", "cifarnet")
 """One of each family, with both blocks of the ResNets: for what takes long and does not depend on the depth."""
 every_kind = pytest.mark.parametrize("name", KINDS)
-SMALL = {"width": 0.125, "stem_stride": 2, "zero_gamma": True}
+SMALL = {"width": 0.125, "stem_stride": 2, "zero_gamma": True, "whitening": True, "identity_init": True}
 
 
 def smallest_side(name: str) -> int:
@@ -44,6 +44,11 @@ def small(name: str, **options: Any) -> nn.Module:
         num_classes=5,
         **{option: options.get(option, SMALL[option]) for option in model_info(name).options if option in SMALL},
     )
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Its parameters but for the filters of a whitened layer."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def classifiers(model: nn.Module) -> list[nn.Linear]:
@@ -83,7 +88,7 @@ def test_finite_gradients_reach_every_parameter(name: str, bf16: bool, zero_gamm
     assert logits.shape == (4, 5)
     assert logits.dtype == (torch.bfloat16 if bf16 else torch.float32)
     loss_of(logits).backward()
-    for parameter_name, parameter in model.named_parameters():
+    for parameter_name, parameter in trained(model).items():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
         # At gamma 0 only that gamma learns, and the rest of path A waits for it.
@@ -148,7 +153,7 @@ def test_a_batch_of_no_images_gives_no_loss_and_no_gradient(name: str) -> None:
     loss = loss_of(model(torch.empty(0, 3, side, side)))
     loss.backward()
     assert loss == 0
-    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in trained(model).values())
 
 
 @pytest.mark.slow
@@ -167,8 +172,8 @@ def test_weight_decay_is_for_convolutions_and_classifiers_alone(name: str) -> No
     model = small(name)
     decayed, rest = (group["params"] for group in parameter_groups(model, weight_decay=1e-4, bias_decay=False))
     assert isinstance(decayed, list) and isinstance(rest, list)
-    assert {id(p) for p in decayed} == {id(p) for p in model.parameters() if p.dim() > 1}
-    assert {id(p) for p in rest} == {id(p) for p in model.parameters() if p.dim() == 1}
+    assert {id(p) for p in decayed} == {id(p) for p in trained(model).values() if p.dim() > 1}
+    assert {id(p) for p in rest} == {id(p) for p in trained(model).values() if p.dim() == 1}
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def layers(depth: int, letter: str) -> int:
 
 COUNTED = {
     "inception_v3": 94 + 1,  # torchvision's: 94 convolutions and the classifier
+    "cifarnet": 1 + 3 * 2 + 1,
     "mobilenet_v1": 1 + 13 * 2 + 1,  # the paper's table 1: stem, depthwise and pointwise by turns, classifier
 }
 

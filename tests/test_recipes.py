@@ -28,6 +28,7 @@ BASELINE: dict[str, Any] = {
     "data.color": "paper",
     "data.color_jitter": 0.4,  # U[0.6, 1.4]
     "data.pca_noise": 0.1,
+    "data.alternate_flip": False,
     "data.fixed_augmentation": False,
     "data.balance": 0.0,
     "loss.class_weights": "",
@@ -42,6 +43,8 @@ BASELINE: dict[str, Any] = {
     "model.freeze": (),
     "model.norm": "auto",
     "model.zero_gamma": False,
+    "model.whitening": False,
+    "model.identity_init": False,
     "model.aux_head": False,
     "epochs": 120,
     "global_batch_size": 256,
@@ -96,6 +99,7 @@ UNSET: dict[str, Any] = {  # how to run it, which is no part of the paper
     "cuda_graph": False,
     "cuda_graph_ranks": False,
     "optim.backbone_lr": 1.0,
+    "optim.bias_lr": 1.0,
     "optim.backend": "auto",
     "optim.loss_scale": 0.0,
     "optim.loss_scale_steps": 2000,
@@ -193,7 +197,7 @@ def test_recipe_is_the_papers_field_by_field(name: str) -> None:
 
 
 def test_the_recipes_are_these() -> None:
-    of_data = ["demo", "cifar10", "cifar10-ablate", "cifar10-teacher", "cifar10-distill"]
+    of_data = ["demo", "cifar10", "cifar10-fast", "cifar10-ablate", "cifar10-teacher", "cifar10-distill"]
     assert list(RECIPES) == [*of_data, *PAPER, "finetune", "segment-ade20k", "detect-voc"]
 
 

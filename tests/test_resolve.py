@@ -21,7 +21,7 @@ from fasttricks.config.resolve import require_resolved, resolve
 from fasttricks.config.tricks import TRICKS, is_on
 from fasttricks.planning.planner import PlanConfig, make_plan
 from fasttricks.training.build import build
-from lib.configs import OF_CLASSIFIERS
+from lib.configs import OF_CLASSIFIERS, has_use_for
 from lib.tiny import ALONE, SMALLEST, arguments, call, configure
 
 MIXED = dataclasses.replace(resnet50_baseline(), tricks=TricksConfig(on=("mixup",)))
@@ -39,12 +39,7 @@ def as_command(overrides: dict[str, Any], recipe: TrainConfig) -> TrainConfig:
     return parse_recipe([recipe.recipe, *args], prog="test")
 
 
-EVERY = [
-    (recipe, trick)
-    for recipe in OF_CLASSIFIERS
-    for trick in TRICKS
-    if trick not in ("zero_gamma", "resnet_d") or RECIPES[recipe]().model.name.startswith("resnet")
-]
+EVERY = [(recipe, trick) for recipe in OF_CLASSIFIERS for trick in TRICKS if has_use_for(recipe, trick)]
 QUARTER = [
     pytest.param(
         recipe, trick, marks=[pytest.mark.slow] * ((OF_CLASSIFIERS.index(recipe) + [*TRICKS].index(trick)) % 4 != 0)

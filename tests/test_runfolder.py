@@ -156,6 +156,7 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "data.color": "none",
     "data.color_jitter": 0.1,
     "data.pca_noise": 0.0,
+    "data.alternate_flip": True,
     "data.fixed_augmentation": True,
     "data.balance": 0.5,
     "data.interpolation": "cubic",
@@ -180,10 +181,13 @@ OTHER: dict[str, Any] = {  # a valid value other than resnet50d-tricks' for ever
     "model.width": 0.5,
     "model.zero_gamma": False,
     "model.aux_head": True,
+    "model.whitening": True,
+    "model.identity_init": True,
     "model.norm": "torch",
     "init": "/trained.pt",
     "optim.base_lr": 0.2,
     "optim.backbone_lr": 0.1,
+    "optim.bias_lr": 64.0,
     "model.freeze": ("layer1",),
     "optim.linear_scaling": False,
     "optim.momentum": 0.8,
@@ -272,6 +276,8 @@ def test_a_run_resumes_with_its_own_config_only(tmp_path: Path, path: str) -> No
     config = config_in(tmp_path / "run", resume=True)
     if path == "model.aux_head":
         config = dataclasses.replace(config, model=ModelConfig(name="inception_v3"))
+    if path in ("model.whitening", "model.identity_init"):
+        config = dataclasses.replace(config, model=ModelConfig(name="cifarnet"))
     if path == "data.label_separator":  # no task has both values: test_multilabel.py resumes a run as another task
         config = replace_fields(config, {"task": "multilabel", path: ";", "distill.teacher": ""})
     if path == "distill.cache":

@@ -305,9 +305,11 @@ OTHERS: dict[str, Any] = {
     "data.aspect": (1.0, 1.0),
     "data.color": "paper",
     "data.pca_noise": 0.1,
+    "data.alternate_flip": True,
     "data.fixed_augmentation": True,
     "data.operators": "dali",
     "data.balance": 0.5,
+    "model.whitening": True,
     "model.aux_head": True,
     "schedule.first_size": 0.5,
     "loss.mixup_alpha": 0.2,
@@ -321,6 +323,8 @@ def test_a_field_that_has_no_effect_is_refused_by_name(path: str) -> None:
     recipe = RECIPES["segment-ade20k"]()
     if path == "model.aux_head":
         recipe = replace_at(replace_at(recipe, "model.name", "inception_v3"), "segment.output_stride", 32)
+    if path == "model.whitening":
+        recipe = replace_at(replace_at(recipe, "model.name", "cifarnet"), "segment.output_stride", 32)
     with pytest.raises(
         DoesNotApplyError, match=rf"^{path} = .*: has no effect in segmentation, where .*; leave it at "
     ):
@@ -336,7 +340,8 @@ def test_a_field_of_segmentation_is_refused_elsewhere() -> None:
 def test_the_tricks_that_apply() -> None:
     """All but those of a class an image. The recipe has none of the paper's schedule."""
     recipe = RECIPES["segment-ade20k"]()
-    assert [name for name in TRICKS if not applies(recipe, name)] == ["distillation", "mixup", "progressive_resizing"]
+    none = ["distillation", "mixup", "whitening", "identity_init", "alternate_flip", "progressive_resizing"]
+    assert [name for name in TRICKS if not applies(recipe, name)] == none
     assert [name for name in TRICKS if is_on(recipe, name)] == ["resnet_d"]
     cosine = parse_recipe(["segment-ade20k", "--tricks.on", "cosine"], prog="test")
     assert cosine.schedule.decay == "cosine" and cosine == dataclasses.replace(

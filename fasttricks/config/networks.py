@@ -23,7 +23,7 @@ class ModelInfo:
     name: str
     """As of ModelConfig.name."""
     family: str
-    """resnet, inception or mobilenet; timm for a name of timm's; own for PACKAGE.MODULE:FACTORY; empty: no known network."""
+    """resnet, inception, mobilenet or cifarnet; timm for a name of timm's; own for PACKAGE.MODULE:FACTORY; empty: none."""
     options: tuple[str, ...]
     """The fields of ModelConfig that it has a use for; any other must be at its default."""
     variant: str = ""
@@ -72,6 +72,13 @@ NETWORKS: dict[str, ModelInfo] = {
             torchvision="inception_v3",
         ),
         ModelInfo(name="mobilenet_v1", family="mobilenet", options=("width", "norm"), timm="mobilenetv1_100"),
+        ModelInfo(
+            name="cifarnet",
+            family="cifarnet",
+            options=("width", "whitening", "identity_init", "norm"),
+            image_size=32,
+            val_resize=32,
+        ),
     )
 }
 """The networks by name."""
@@ -80,6 +87,8 @@ OPTIONS = {
     "stem_stride": "only the ResNets have such a stem",
     "zero_gamma": "only the project's ResNets have residual blocks to start as the identity: zero gamma does not apply",
     "aux_head": "only inception_v3 has an auxiliary head",
+    "whitening": "only cifarnet has a first layer for it: whitening does not apply",
+    "identity_init": "only cifarnet's convolutions can start so: identity init does not apply",
     "norm": "only the project's own networks have its batch norm",
 }
 """Fields of ModelConfig that not every network has a use for -> why another has none."""

@@ -65,6 +65,9 @@ class DataConfig:
     balance: Annotated[float, Range(0, 1, zero="off")] = 0.0
     """Draw images of rare classes more often; an epoch keeps its length. 1: every class alike; below: a class of n images has a
     share as n^(1 - balance)."""
+    alternate_flip: bool = False
+    """Mirror an image in every second epoch where its first epoch did not, and the other way round: in two epochs both are seen.
+    Not the paper's."""
     fixed_augmentation: bool = False
     """Draw crop, flip and colour of an image once for all epochs, as distill.cache needs it. Not in the paper."""
     interpolation: Interpolation = "linear"
@@ -93,6 +96,8 @@ class DataConfig:
         check_fields(self, "data.")
         rule = f"must be at least data.image_size ({self.image_size}), which is cropped from it"
         require(self.val_resize >= self.image_size, "data.val_resize", self.val_resize, rule)
+        rule = "draws a flip once for all epochs, and data.alternate_flip changes it; leave one out"
+        require(not (self.alternate_flip and self.fixed_augmentation), "data.fixed_augmentation", True, rule)
         for name in ("limit_per_class", "balance") if self.label_separator else ():
             rule = f"goes by the one class of an image, and data.label_separator gives it several; leave {name} at 0"
             require(getattr(self, name) == 0, f"data.{name}", getattr(self, name), rule)
@@ -106,6 +111,7 @@ AUGMENTATION = (
     "color_jitter",
     "pca_noise",
     "balance",
+    "alternate_flip",
     "fixed_augmentation",
     "operators",
 )
@@ -119,8 +125,8 @@ class ModelConfig:
     """The network and its initial weights."""
 
     name: str = "resnet50d"
-    """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; timm:NAME; or
-    PACKAGE.MODULE:FACTORY of your own: its FACTORY(num_classes=K) returns the network."""
+    """resnet, layers (8, 10, 11, 18, 34, 50, 101, 152), variant (a to d), as resnet50d; inception_v3; mobilenet_v1; cifarnet, for
+    small images; timm:NAME; or PACKAGE.MODULE:FACTORY of your own: its FACTORY(num_classes=K) returns the network."""
     num_classes: Annotated[int, Range(2, zero="from the data")] = 0
     """Outputs of the classifier. Another number than data.root has classes is an error."""
     stem_stride: Literal[4, 2, 1] = 4
@@ -129,6 +135,10 @@ class ModelConfig:
     """Multiplies every channel count (rounded to a multiple of 8); the paper's networks have 1."""
     zero_gamma: bool = False
     """Start the last batch norm of every residual block at 0, so that each block starts as the identity."""
+    whitening: bool = False
+    """cifarnet: fix the first convolution at filters that whiten the patches of the training images. Not the paper's."""
+    identity_init: bool = False
+    """cifarnet: start the 3x3 convolutions so that they pass their channels on. Not the paper's."""
     aux_head: bool = False
     """Inception-V3: also train a second classifier on the 17 x 17 stage (loss.aux_weight); the paper's runs have none."""
     norm: Literal["auto", "fused", "torch"] = "auto"
@@ -158,6 +168,8 @@ class OptimConfig:
     """Peak lr = base_lr x global_batch_size / 256; off: base_lr whatever the batch."""
     backbone_lr: Annotated[float, Range(0, above=True, note="1 is off, 0.1 is usual")] = 1.0
     """Factor of the lr for all weights but the classifier's, or but the heads' on a base network; 1: one lr for all."""
+    bias_lr: Annotated[float, Range(0, above=True, note="1 is off")] = 1.0
+    """Factor of the lr for biases, those of batch norm too; 1: the lr of all weights. Not the paper's."""
     momentum: Annotated[float, Range(0, 1, below=True, note="0.9 is usual")] = 0.9
     """Nesterov momentum."""
     weight_decay: Annotated[float, Range(0, 1, below=True)] = 1e-4

@@ -68,6 +68,22 @@ _ROWS = (
         on={"loss.mixup_alpha": 0.2}, off={"loss.mixup_alpha": 0.0},
     ),
     Trick(
+        "whitening", "none", "cifarnet's first layer whitens the patches of the images; not the paper's",
+        on={"model.whitening": True}, off={"model.whitening": False},
+    ),
+    Trick(
+        "identity_init", "none", "cifarnet's convolutions start by passing their channels on; not the paper's",
+        on={"model.identity_init": True}, off={"model.identity_init": False},
+    ),
+    Trick(
+        "bias_lr", "none", "biases learn 64 times as fast as weights; not the paper's",
+        on={"optim.bias_lr": 64.0}, off={"optim.bias_lr": 1.0},
+    ),
+    Trick(
+        "alternate_flip", "none", "an image is mirrored in every second epoch, not at random; not the paper's",
+        on={"data.alternate_flip": True}, off={"data.alternate_flip": False},
+    ),
+    Trick(
         "progressive_resizing", "none", "training images grow from half their side to all of it over the epochs; not the paper's",
         on={"schedule.first_size": 0.5}, off={"schedule.first_size": 1.0},
     ),

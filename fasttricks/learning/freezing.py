@@ -43,10 +43,13 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 @torch.no_grad()
 def frozen_weights(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Copies of the weights of these parts by name, in their dtype, on the CPU. Raises ConfigError as find_part."""
+    """Copies of the weights of these parts by name, and of any that need no gradient already, in their dtype, on the CPU.
+
+    Raises ConfigError as find_part.
+    """
     frozen = {parameter for name in names for parameter in find_part(model, name).parameters}
     named = model.named_parameters(remove_duplicate=False)
-    return {name: parameter.to("cpu", copy=True) for name, parameter in named if parameter in frozen}
+    return {n: p.to("cpu", copy=True) for n, p in named if p in frozen or not p.requires_grad}
 
 
 def moving_buffers(model: nn.Module) -> Iterator[str]:

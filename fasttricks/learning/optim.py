@@ -20,7 +20,7 @@ from fasttricks_kernels import MasterSGD, sgd_step
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, bias_decay: bool, backbone_lr: float = 1.0
+    model: nn.Module, *, weight_decay: float, bias_decay: bool, backbone_lr: float = 1.0, bias_lr: float = 1.0
 ) -> list[dict[str, Any]]:
     """Split the parameters of `model` that are to be trained into those with and those without weight decay.
 
@@ -32,7 +32,8 @@ def parameter_groups(
 
     backbone_lr: other than 1, the parameters that are not the classifier's, or not of the heads on a base network
     (models.new_names), have groups of their own, with this factor as `lr_factor`. Raises ConfigError where there is no
-    classifier, or nothing else to train.
+    classifier, or nothing else to train. bias_lr: other than 1, likewise the biases of all modules, those of batch norm too;
+    the factors are multiplied.
     """
     layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     decayed = dict.fromkeys(model.parameters() if bias_decay else [layer.weight for layer in layers])
@@ -43,6 +44,9 @@ def parameter_groups(
     ]
     if backbone_lr != 1:
         groups = _with_factor(model, groups, backbone_lr)
+    if bias_lr != 1:
+        biases = {bias for module in model.modules() if isinstance(bias := getattr(module, "bias", None), nn.Parameter)}
+        groups = [part for group in groups for part in _biases_apart(group, biases, bias_lr)]
     return [group for group in groups if group["params"]]
 
 
@@ -60,6 +64,12 @@ def _with_factor(model: nn.Module, groups: list[dict[str, Any]], factor: float) 
     return [*({**g, "params": [p for p in g["params"] if p in head]} for g in groups), *backbone]
 
 
+def _biases_apart(group: dict[str, Any], biases: set[nn.Parameter], factor: float) -> list[dict[str, Any]]:
+    """`group` without its biases; and these, their lr times `factor`."""
+    others, own = ([p for p in group["params"] if (p in biases) is wanted] for wanted in (False, True))
+    return [{**group, "params": others}, {**group, "params": own, "lr_factor": factor * group.get("lr_factor", 1.0)}]
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, precision: Precision = "fp32") -> torch.optim.Optimizer:
     """Nesterov SGD over `model`: g += wd x w; v = momentum x v + g; w -= lr x (g + momentum x v).
 
@@ -69,7 +79,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig, precision: Precision 
     by `set_lr`; until then it is 0. Raises ConfigError for a backend that cannot do this.
     """
     groups = parameter_groups(
-        model, weight_decay=config.weight_decay, bias_decay=config.bias_decay, backbone_lr=config.backbone_lr
+        model,
+        weight_decay=config.weight_decay,
+        bias_decay=config.bias_decay,
+        backbone_lr=config.backbone_lr,
+        bias_lr=config.bias_lr,
     )
     options: dict[str, Any] = {"lr": 0.0, "momentum": config.momentum, "nesterov": config.momentum > 0}
     if config.backend == "fused" or (config.backend == "auto" and precision == "fp16"):

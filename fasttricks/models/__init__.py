@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fasttricks.config import TIMM, ModelConfig, TrainConfig, model_info, nearest, require
+from fasttricks.models.cifarnet import CifarNet
 from fasttricks.models.head import AUXILIARY as AUXILIARY
 from fasttricks.models.head import COUNTER as COUNTER
 from fasttricks.models.head import Embedder as Embedder
@@ -25,6 +26,7 @@ from fasttricks.models.norm import synchronized as synchronized
 from fasttricks.models.norm import use_norm as use_norm
 from fasttricks.models.parts import find_part as find_part
 from fasttricks.models.resnet import LAYOUTS, ResNet, resnet_a, resnet_b, resnet_c, resnet_d
+from fasttricks.models.whitening import whiten as whiten
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{
@@ -34,6 +36,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     },
     "inception_v3": InceptionV3,
     "mobilenet_v1": MobileNetV1,
+    "cifarnet": CifarNet,
 }
 """Name -> constructor(*, num_classes, and the options that config.model_info gives it), each with the default of the paper.
 

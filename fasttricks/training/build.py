@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fasttricks.config import TrainConfig, flatten, replace_at
 from fasttricks.config.resolve import require_resolved
@@ -24,7 +24,7 @@ from fasttricks.learning.precision import image_dtype, resolve_precision
 from fasttricks.learning.step_graph import StepGraph, Streams, cuda_graph, on_all_ranks
 from fasttricks.learning.teacher import Teacher, load_teacher
 from fasttricks.learning.teacher_cache import CachedTeacher, check_cache, open_cache
-from fasttricks.models import norm_of, use_norm
+from fasttricks.models import norm_of, use_norm, whiten
 from fasttricks.runs.begin import check_run_dir, check_unused
 from fasttricks.runs.folder import config_table
 from fasttricks.runs.log import RunLog
@@ -68,7 +68,8 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     torch.manual_seed(config.seed)
     with named("init"):
         initial = read_weights(config.init) if config.init and not resumed else None
-    model, exact, account = make_network(task, config, train.classes, world, initial)
+    patches = training_patches(task, config, train) if config.model.whitening and not (resumed or initial) else ()
+    model, exact, account = make_network(task, config, train.classes, world, initial, patches)
     train_loader, val_loader = make_loaders(task, config, train, val, world)
     shards, folder = train_loader.shards, Path(config.run_dir)
     check_sizes(task, config, len(train.classes), shards.smallest_batch)
@@ -158,16 +159,23 @@ class Network(NamedTuple):
 
     model: nn.Module
     """On the rank's device, its parts frozen."""
-    exact: dict[str, torch.Tensor]
+    exact: dict[str, Tensor]
     """As Learner.exact."""
     account: str
     """The account of its initial weights."""
 
 
 def make_network(
-    task: Task, config: TrainConfig, classes: Sequence[str], world: World, initial: Weights | None = None
+    task: Task,
+    config: TrainConfig,
+    classes: Sequence[str],
+    world: World,
+    initial: Weights | None = None,
+    patches: Iterable[Tensor] = (),
 ) -> Network:
     """The task's network, with the weights of `initial`, and where there are none, those of torch's generator as it stands.
+
+    patches: the images by which model.whitening sets its filters, as whiten() takes them; empty: they stay.
 
     Raises CheckpointError as start_from, ConfigError as freeze.
     """
@@ -175,10 +183,21 @@ def make_network(
     model = task.make_model(config, len(classes))
     use_norm(model, norm_of(config))
     account = start_from(initial, model, config.model, config.data, classes) if initial else ""
+    if patches:
+        whiten(model, patches)
     exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)
     model = synchronize_batch_norm(model, world, config.compile) if config.sync_batch_norm else model
     return Network(freeze(model, frozen), exact, account)
+
+
+def training_patches(task: Task, config: TrainConfig, train: Source) -> Iterator[Tensor]:
+    """The images of the first epoch in their full size, the same on all ranks, which decode them each for itself on the CPU."""
+    alone = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+    schedule = dataclasses.replace(config.schedule, first_size=1.0)
+    config = dataclasses.replace(config, schedule=schedule, accumulate=1, precision="fp32")
+    for batch in task.train_batches(config, train, alone):
+        yield batch.images
 
 
 def make_loaders(task: Task, config: TrainConfig, train: Source, val: Source, world: World) -> tuple[Batches, Batches]:

@@ -15,6 +15,14 @@ from fasttricks.config.recipes import RECIPES
 OF_CLASSIFIERS = tuple(name for name in RECIPES if RECIPES[name]().task == "classification")
 """The recipes that the tricks and the tables of an ablation are for; tests/test_segmentation.py has the others."""
 
+FAMILIES = {"zero_gamma": "resnet", "resnet_d": "resnet", "whitening": "cifarnet", "identity_init": "cifarnet"}
+"""The networks that a trick is for, where it is not for all."""
+
+
+def has_use_for(recipe: str, trick: str) -> bool:
+    """Whether the trick applies to the recipe's network."""
+    return RECIPES[recipe]().model.name.startswith(FAMILIES.get(trick, ""))
+
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type, str]]:
     """(dotted path, class that has it, field name) of every field that is not itself a section."""

@@ -14,7 +14,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from fasttricks.config import DataConfig
-from fasttricks.data.pipeline.draws import Draws, image_draws
+from fasttricks.data.pipeline.draws import Draws, alternating_flip, image_draws
 from fasttricks.data.pipeline.feed import Job
 from fasttricks.data.pipeline.graph import image_graph, training_inputs
 from fasttricks.data.pipeline.lent import Lent
@@ -75,6 +75,8 @@ class Decoder:
         draws = None
         if self._pixels is not None:
             draws = image_draws(self._seed, 0 if self._config.fixed_augmentation else job.epoch, job.places)
+            if self._config.alternate_flip:
+                draws = draws._replace(flip=alternating_flip(self._seed, job.epoch, job.places))
             inputs |= training_inputs(self._config, self._pixels, draws)
         self._under_way.append((draws, inputs))
         for name, values in inputs.items():

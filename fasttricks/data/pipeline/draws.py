@@ -48,6 +48,14 @@ def image_draws(seed: int, epoch: int, indices: NDArray[np.int64]) -> Draws:
     return Draws(uniform[:, 0], uniform[:, 1], uniform[:, 2:4], uniform[:, 4], uniform[:, 5:8], noise)
 
 
+def alternating_flip(seed: int, epoch: int, indices: NDArray[np.int64]) -> Array:
+    """Draws.flip, (N,), of which each image's moves by a half from epoch to epoch: below 0.5 in every second one.
+
+    Source: Jordan 2024 (arXiv:2404.00498), section 3.6.
+    """
+    return (image_draws(seed, 0, indices).flip + 0.5 * (epoch % 2)) % 1.0
+
+
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """A random permutation of the data set, the images by a random key each; 0.2 s for a million."""
     keys = random_bits(stream_key(seed, epoch, _ORDER), np.arange(num_images, dtype=np.uint64))
