@@ -163,6 +163,7 @@ def unordered(model: nn.Module, side: int) -> set[str]:
         (ModelConfig(name="resnet50d"), 64),
         pytest.param(ModelConfig(name="inception_v3", aux_head=True), 299, marks=pytest.mark.slow),
         (ModelConfig(name="mobilenet_v1"), 64),
+        (ModelConfig(name="cifarnet", whitening=True, identity_init=True), 32),
     ],
 )
 def test_the_projects_networks_have_no_operator_without_a_deterministic_algorithm(

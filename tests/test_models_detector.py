@@ -126,6 +126,10 @@ def test_every_base_network_trains_and_detects(name: str, strides: tuple[int, ..
             ModelConfig(name="inception_v3"),
             r"^model\.name = 'inception_v3': makes no feature pyramid: its convolutions",
         ),
+        (
+            ModelConfig(name="cifarnet"),
+            r"^model\.name = 'cifarnet': makes no feature pyramid: its convolutions",
+        ),
         (ModelConfig(name="nets:make"), r"^model\.name = 'nets:make': has no features that are known here; "),
         (
             ModelConfig(name="timm:vit_tiny_patch16_224"),

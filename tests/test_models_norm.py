@@ -20,7 +20,7 @@ from fasttricks.models.norm import Norm, SyncBatchNormAct, second_use
 from lib.networks import with_random_norms
 from lib.tables import covering
 
-NETWORKS = {"resnet18b": 64, "resnet50d": 64, "mobilenet_v1": 64, "inception_v3": 96}
+NETWORKS = {"resnet18b": 64, "resnet50d": 64, "mobilenet_v1": 64, "inception_v3": 96, "cifarnet": 33}
 WIDTH = 0.125
 
 

@@ -176,6 +176,8 @@ def test_dropout_of_a_step_depends_on_seed_step_and_rank_alone(tiny_data: Path, 
         ({"name": "inception_v3", "aux_head": True}, 299, True),
         ({"name": "inception_v3", "aux_head": True}, 298, False),
         ({"name": "mobilenet_v1"}, 8, True),
+        ({"name": "cifarnet"}, 9, True),
+        ({"name": "cifarnet"}, 8, False),
         ({"name": "timm:test_vit"}, 32, True),
         ({"name": "timm:test_vit"}, 40, False),
     ],
@@ -191,7 +193,7 @@ def test_an_image_that_the_network_cannot_take_is_refused(
             check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
 
 
-@pytest.mark.parametrize(("name", "side"), [("mobilenet_v1", 32), ("inception_v3", 75), ("resnet10d", 32)])
+@pytest.mark.parametrize(("name", "side"), [("mobilenet_v1", 32), ("inception_v3", 75), ("resnet10d", 32), ("cifarnet", 9)])
 def test_one_image_that_shrinks_to_one_pixel_is_refused(name: str, side: int, tmp_path: Path) -> None:
     config = small_config(tmp_path, tmp_path / "run", side, name=name)
     check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)

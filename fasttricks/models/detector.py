@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MAPS = 4
 """Feature maps of the base network that are used, at most: the last ones."""
+_SHIFTED = ("inception", "cifarnet")
+"""Families whose feature maps are not centred on the image."""
 
 
 def build_detector(model: ModelConfig, detect: DetectConfig, num_classes: int) -> Detector:
@@ -46,5 +48,5 @@ def _check_pyramid(name: str, base: nn.Module) -> None:
     require(halves, "model.name", name, f"{rule}; take a ResNet, a MobileNet or another of timm's with such maps")
     rule = "makes no feature pyramid: its convolutions without padding shift the maps against the image"
     require(
-        model_info(name).family != "inception", "model.name", name, f"{rule}; take a ResNet, MobileNet or timm:NAME"
+        model_info(name).family not in _SHIFTED, "model.name", name, f"{rule}; take a ResNet, MobileNet or timm:NAME"
     )

@@ -95,7 +95,7 @@ def _batch_norm(config: TrainConfig, device: torch.device) -> str:
 
     torch.compile is left torch's; a teacher runs eagerly, and on the CPU in FP32.
     """
-    ours = model_info(config.model.name).family in ("resnet", "inception", "mobilenet") and config.compile == "off"
+    ours = "norm" in model_info(config.model.name).options and config.compile == "off"
     if device.type == "cpu":
         ours = ours and resolve_precision(config.precision, device) == "fp32"
     if norm_of(config) == "torch" or not (ours or config.distill.teacher):
