@@ -67,7 +67,7 @@ def cifar10() -> TrainConfig:
 def cifar10_fast() -> TrainConfig:
     """A convolutional network at 32 pixels, for folders of CIFAR-10 images: as exact as 20 minutes of 2 CPU cores allow.
 
-    Source: the paper's smoothing and warm-up with tricks of the CIFAR-10 speed records (arXiv:2404.00498); chosen in docs/log.md
+    Source: the paper's smoothing and warm-up with tricks of the CIFAR-10 speed records (Jordan 2024); chosen in docs/log.md
     on images that are held out of train/.
     Command: python -m fasttricks.train cifar10-fast --data.root DIR
     """

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fasttricks.config import require
 
 ENOUGH_PATCHES = 1_000_000
-"""Of 2x2 pixels a thousand images of 32 pixels; their 12 x 12 moments are then exact to a thousandth."""
+"""A thousand images of 32 pixels have as many of 2x2 pixels. Their 12 x 12 moments are then exact to a thousandth."""
 LEAST_VARIANCE = 5e-4
 """Added to the variances: directions in which patches hardly differ would be noise amplified."""
 
