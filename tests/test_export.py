@@ -274,7 +274,9 @@ def test_onnx_says_what_it_takes(session: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "side"), [("resnet50d", 65), ("inception_v3", 75), ("mobilenet_v1", 49), ("cifarnet", 33)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("resnet50d", 65), ("inception_v3", 75), ("mobilenet_v1", 49), ("cifarnet", 33)]
+)
 def test_every_kind_of_network_is_the_same_in_onnx(name: str, side: int, tmp_path: Path) -> None:
     """write_onnx compares by itself, for one image and for two, and raises where they differ."""
     torch.manual_seed(0)

@@ -193,7 +193,9 @@ def test_an_image_that_the_network_cannot_take_is_refused(
             check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
 
 
-@pytest.mark.parametrize(("name", "side"), [("mobilenet_v1", 32), ("inception_v3", 75), ("resnet10d", 32), ("cifarnet", 9)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("mobilenet_v1", 32), ("inception_v3", 75), ("resnet10d", 32), ("cifarnet", 9)]
+)
 def test_one_image_that_shrinks_to_one_pixel_is_refused(name: str, side: int, tmp_path: Path) -> None:
     config = small_config(tmp_path, tmp_path / "run", side, name=name)
     check_sizes(CLASSIFICATION, config, 3, smallest_batch=2)
