@@ -54,6 +54,8 @@ EVERY = (ALTERNATE | {(name, arch) for name, spills in SPILLS.items() for arch i
 
 # They read and write some numbers a channel.
 MERGES = {"merge_statistics_kernel", "merge_gradients_kernel"}
+# They write and read the mask's bytes.
+MASKED = {"normalise_kernel", "gradient_sums_kernel"}
 
 
 def check(case: Case, arch: int) -> None:
@@ -67,6 +69,11 @@ def check(case: Case, arch: int) -> None:
                 code.kernel == "gradient_sums_kernel" and "residual" not in case.name
             )
             assert code.stores[128] > 0 or narrow or "forward" in case.name or "overflow" in case.name, code
+            # a lane's own byte of the mask: wider ones would have come through shared memory
+            if case.name.startswith("batch_norm_act") and code.kernel in MASKED and "residual" in case.name:
+                bytes_ = code.stores if code.kernel == "normalise_kernel" else code.loads
+                assert bytes_[8] > 0 and not bytes_[16], code
+                assert not code.shared_bytes or code.kernel != "normalise_kernel", code
 
 
 @pytest.mark.parametrize(("name", "arch"), sorted(QUICK))

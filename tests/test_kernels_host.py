@@ -76,7 +76,8 @@ def batch_norm(num_images: int, lam: float) -> None:
     x = torch.zeros(num_images, 64, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     numbers = [torch.zeros(64).requires_grad_(place < 2) for place in range(4)]
     options: dict[str, Any] = {"act": "relu", "training": True, "momentum": lam, "eps": 1e-5}
-    fk.batch_norm_act(x.requires_grad_(), *numbers, **options).sum().backward()
+    for residual in (None, x.clone()):
+        fk.batch_norm_act(x.requires_grad_(), *numbers, residual=residual, **options).sum().backward()
 
 
 def update(num_images: int, lam: float) -> None:

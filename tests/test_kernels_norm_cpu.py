@@ -90,9 +90,13 @@ def test_opcheck() -> None:
     options = "relu6", True, 0.1, 1e-5
     arguments = x, weight, bias, data["running_mean"], data["running_var"], residual, None, True, *options
     torch.library.opcheck(ops.batch_norm_act.default, arguments)
-    y, _, numbers, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
-    saved = x.detach(), y, numbers
-    torch.library.opcheck(ops.batch_norm_act_backward.default, (data["grad"], data["grad"], *saved, True, *options))
+    y, _, numbers, bits, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
+    found = []
+    for mask in (y, bits):
+        given = data["grad"], data["grad"], x.detach(), mask, numbers, True, *options
+        torch.library.opcheck(ops.batch_norm_act_backward.default, given)
+        found.append(ops.batch_norm_act_backward(*given))
+    assert all(map(torch.equal, *found))
 
 
 def test_a_changed_input_is_refused_in_backward() -> None:

@@ -41,8 +41,10 @@ def test_opcheck(dtype: torch.dtype, act: str, training: bool, with_residual: bo
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
     arguments = *leaves[:3], mean, var, leaves[3] if with_residual else None, momentum, fork, *options
     torch.library.opcheck(ops.batch_norm_act.default, arguments)
-    y, _, numbers, *_ = ops.batch_norm_act(x, weight, bias, mean, var, residual, momentum, fork, *options)
-    saved = x, y if with_residual and act != "none" else None, numbers
+    arguments = *arguments[:5], residual if with_residual else None, momentum, fork, *options
+    _, _, numbers, bits, *_ = (result.detach() for result in ops.batch_norm_act(*arguments))
+    assert bits.nbytes == (x.nbytes // 16 if with_residual and act != "none" else 0)
+    saved = x, bits if bits.numel() else None, numbers
     more = second if fork else None, *saved, with_residual
     torch.library.opcheck(ops.batch_norm_act_backward.default, (grad, *more, *options))
 
@@ -58,15 +60,16 @@ def test_an_operator_called_where_no_kernel_is_computes_by_the_reference(dtype: 
     options: dict[str, Any] = {**OPTIONS, "act": "relu", "training": training}
     running = mean.clone(), var.clone()
     y = fk.batch_norm_act(*leaves[:3], *running, residual=leaves[3], **options)
-    found, _, numbers, *moved = ops.batch_norm_act(
+    found, _, numbers, bits, *moved = ops.batch_norm_act(
         x, weight, bias, mean, var, residual, None, False, "relu", training, 0.1, 1e-5
     )
     assert torch.equal(found, y) and all(map(torch.equal, moved, running))
-    saved = None, x, found, numbers, True
-    grads = ops.batch_norm_act_backward(grad, *saved, "relu", training, 0.1, 1e-5)
     step = {torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    for got, wanted in zip(grads, torch.autograd.grad(y, leaves, grad), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=step, atol=4 * step)
+    true = torch.autograd.grad(y, leaves, grad)
+    for mask in (bits, found):
+        grads = ops.batch_norm_act_backward(grad, None, x, mask, numbers, True, "relu", training, 0.1, 1e-5)
+        for got, wanted in zip(grads, true, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=step, atol=4 * step)
 
 
 class Program(torch.nn.Module):
@@ -132,9 +135,11 @@ def test_fake_tensors_on_a_gpu() -> None:
         momentum = torch.ones((), device="cuda")
         options = {"training": True, "momentum": momentum, "eps": 1e-5}
         y, second = fk.batch_norm_act(x, weight, bias, mean, var, residual=residual, act="relu", fork=True, **options)
-        grads = torch.ops.fasttricks_kernels.batch_norm_act_backward(
-            y, second, x, y, weight.expand(4, 8), True, "relu", True, 0.1, 1e-5
-        )
+        ops = torch.ops.fasttricks_kernels
+        numbers = weight, bias, mean, var
+        bits = ops.batch_norm_act(x, *numbers, residual, momentum, False, "relu", True, 0.1, 1e-5)[3]
+        grads = ops.batch_norm_act_backward(y, second, x, bits, weight.expand(4, 8), True, "relu", True, 0.1, 1e-5)
+    assert bits.device.type == "cuda" and bits.dtype == torch.uint8 and bits.nbytes == x.nbytes // 16
     for tensor in (y, second, grads[0], grads[3]):
         assert tensor.device.type == "cuda" and tensor.shape == x.shape and tensor.dtype == x.dtype
         assert tensor.is_contiguous(memory_format=torch.channels_last)

@@ -128,9 +128,10 @@ class _Outline(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *others: Any) -> Any:
         weight, bias, mean, var, residual, fork, *options = others
         operator: Any = torch.ops.fasttricks_kernels.batch_norm_act
-        y, _, numbers_4C, *_ = operator(x, weight, bias, mean, var, residual, None, False, *options)
-        keeps_y = residual is not None and options[0] != "none"
-        ctx.save_for_backward(x, y if keeps_y else None, numbers_4C)
+        y, _, numbers_4C, bits, *_ = operator(x, weight, bias, mean, var, residual, None, False, *options)
+        keeps_mask = residual is not None and options[0] != "none"
+        mask = bits if bits.numel() else y
+        ctx.save_for_backward(x, mask if keeps_mask else None, numbers_4C)
         ctx.set_materialize_grads(False)
         ctx.options = options
         return (y.view_as(y), y.view_as(y)) if fork else y

@@ -3,7 +3,7 @@
 A program takes BLOCK_C channels of ROWS pixels, a number that depends on the shape alone, so that sums have one order. Each
 program writes its part of a sum; a small kernel adds the parts. There are no atomics.
 
-Shape suffixes: C channels; in device code R pixels of a tile, C channels of a tile, P parts of a sum.
+Shape suffixes: C channels; in device code R pixels of a tile, C channels of a tile, B bytes of a tile's mask, P parts of a sum.
 """
 
 # No `from __future__ import annotations`: Triton reads tl.constexpr from annotations.
@@ -30,13 +30,25 @@ def activated(x_RC, mean_1C, scale_1C, shift_1C, residual_RC, ACT: tl.constexpr)
 
 
 @triton.jit
-def masked(grad_RC, y_RC, ACT: tl.constexpr):
-    """The gradient where the activation was open, judged by its output as stored, in float32."""
-    if ACT != "none":
-        grad_RC = tl.where(y_RC <= 0, 0.0, grad_RC)
+def shut(y_RC, ACT: tl.constexpr):
+    """Where the activation passes no gradient, judged by its output as stored, in float32. A NaN passes it."""
+    shut_RC = y_RC <= 0
     if ACT == "relu6":
-        grad_RC = tl.where(y_RC >= 6, 0.0, grad_RC)
-    return grad_RC
+        shut_RC = shut_RC | (y_RC >= 6)
+    return shut_RC
+
+
+@triton.jit
+def bytes_at(bits_ptr, row_R1, there_R1, R, C, BLOCK_C: tl.constexpr, GROUP: tl.constexpr):
+    """The mask's bytes of a tile, (R, B), and which of them are there: one of GROUP channels, as _bits.py lays them.
+
+    A lane that holds 16 bytes of y holds the byte of their mask. The hint, of no two bytes side by side, keeps it there: for
+    wider accesses the compiler would send the bytes through shared memory.
+    """
+    byte_1B = tl.arange(0, BLOCK_C // GROUP)[None, :]
+    num_bytes = tl.minimum(C, BLOCK_C) // GROUP
+    offset_RB = (tl.program_id(1).to(tl.int64) * R + row_R1) * num_bytes + byte_1B
+    return bits_ptr + tl.max_contiguous(offset_RB, [1, 1]), there_R1 & (byte_1B < num_bytes)
 
 
 @triton.jit
@@ -221,6 +233,7 @@ def normalise_kernel(
     residual_ptr,
     numbers_ptr,
     y_ptr,
+    bits_ptr,
     R,
     ROWS,
     C_units,
@@ -231,8 +244,9 @@ def normalise_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y = act(weight (x - mean) rstd + bias + residual), rounded once."""
+    """y = act(weight (x - mean) rstd + bias + residual), rounded once; and its mask, a bit a value, at `bits_ptr`."""
     C = C_units * UNIT
+    GROUP: tl.constexpr = 128 // y_ptr.dtype.element_ty.primitive_bitwidth
     start = tl.program_id(0) * ROWS
     stop = tl.minimum(start + ROWS, R)
     c_1C = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
@@ -246,8 +260,14 @@ def normalise_kernel(
         if residual_ptr is not None:
             offset_RC = row_R1 * (residual_units * UNIT) + c_1C
             residual_RC = tl.load(residual_ptr + offset_RC, mask=live_RC, other=0.0).to(tl.float32)
-        y_RC = activated(x_RC, mean_1C, scale_1C, shift_1C, residual_RC, ACT)
-        tl.store(y_ptr + (row_R1 * C + c_1C), y_RC.to(y_ptr.dtype.element_ty), mask=live_RC)
+        y_RC = activated(x_RC, mean_1C, scale_1C, shift_1C, residual_RC, ACT).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + (row_R1 * C + c_1C), y_RC, mask=live_RC)
+        if bits_ptr is not None:
+            open_RC = tl.where(shut(y_RC.to(tl.float32), ACT), 0, 1)
+            open_RBg = tl.reshape(open_RC, [BLOCK_R, BLOCK_C // GROUP, GROUP])
+            byte_RB = tl.sum(open_RBg << tl.arange(0, GROUP)[None, None, :], 2).to(tl.uint8)
+            at_RB, live_RB = bytes_at(bits_ptr, row_R1, there_R1, R, C, BLOCK_C, GROUP)
+            tl.store(at_RB, byte_RB, mask=live_RB)
 
 
 @triton.jit(do_not_specialize=["R", "ROWS", "C_units", "grad_units", "second_units", "x_units"])
@@ -256,6 +276,7 @@ def gradient_sums_kernel(
     second_ptr,
     x_ptr,
     y_ptr,
+    bits_ptr,
     numbers_ptr,
     grad_residual_ptr,
     parts_ptr,
@@ -272,9 +293,10 @@ def gradient_sums_kernel(
 ):
     """Sums of g and g (x - mean) over ROWS pixels, parts (2, P, C); g, the masked gradient, is written for a residual.
 
-    The mask is of y where it is kept, else of y computed again.
+    The mask is that of normalise_kernel or of y where one is kept, else of y computed again.
     """
     C = C_units * UNIT
+    GROUP: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     start = tl.program_id(0) * ROWS
     stop = tl.minimum(start + ROWS, R)
     c_1C = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
@@ -287,11 +309,17 @@ def gradient_sums_kernel(
         live_RC = there_R1 & live_1C
         grad_RC = gradient_at(grad_ptr, second_ptr, row_R1, c_1C, live_RC, grad_units * UNIT, second_units * UNIT)
         x_RC = tl.load(x_ptr + (row_R1 * (x_units * UNIT) + c_1C), mask=live_RC, other=0.0).to(tl.float32)
-        if y_ptr is not None:
-            y_RC = tl.load(y_ptr + (row_R1 * C + c_1C), mask=live_RC, other=0.0).to(tl.float32)
-        else:
-            y_RC = activated(x_RC, mean_1C, scale_1C, shift_1C, 0.0, ACT).to(x_ptr.dtype.element_ty).to(tl.float32)
-        grad_RC = masked(grad_RC, y_RC, ACT)
+        if bits_ptr is not None:
+            at_RB, live_RB = bytes_at(bits_ptr, row_R1, there_R1, R, C, BLOCK_C, GROUP)
+            byte_RB = tl.load(at_RB, mask=live_RB, other=0).to(tl.int32)
+            open_RBg = (byte_RB[:, :, None] >> tl.arange(0, GROUP)[None, None, :]) & 1
+            grad_RC = tl.where(tl.reshape(open_RBg, [BLOCK_R, BLOCK_C]) != 0, grad_RC, 0.0)
+        elif ACT != "none":
+            if y_ptr is not None:
+                y_RC = tl.load(y_ptr + (row_R1 * C + c_1C), mask=live_RC, other=0.0).to(tl.float32)
+            else:
+                y_RC = activated(x_RC, mean_1C, scale_1C, shift_1C, 0.0, ACT).to(x_ptr.dtype.element_ty).to(tl.float32)
+            grad_RC = tl.where(shut(y_RC, ACT), 0.0, grad_RC)
         if grad_residual_ptr is not None:
             value_RC = grad_RC.to(grad_residual_ptr.dtype.element_ty)
             tl.store(grad_residual_ptr + (row_R1 * C + c_1C), value_RC, mask=live_RC)
@@ -383,8 +411,9 @@ def gradient_kernel(
         live_RC = there_R1 & live_1C
         grad_RC = gradient_at(grad_ptr, second_ptr, row_R1, c_1C, live_RC, grad_units * UNIT, second_units * UNIT)
         x_RC = tl.load(x_ptr + (row_R1 * (x_units * UNIT) + c_1C), mask=live_RC, other=0.0).to(tl.float32)
-        y_RC = activated(x_RC, mean_1C, scale_1C, shift_1C, 0.0, ACT).to(x_ptr.dtype.element_ty).to(tl.float32)
-        grad_RC = masked(grad_RC, y_RC, ACT)
+        if ACT != "none":
+            y_RC = activated(x_RC, mean_1C, scale_1C, shift_1C, 0.0, ACT).to(x_ptr.dtype.element_ty).to(tl.float32)
+            grad_RC = tl.where(shut(y_RC, ACT), 0.0, grad_RC)
         if means_ptr is not None:
             grad_RC = grad_RC - mean_grad_1C - (x_RC - mean_1C) * slope_1C
         grad_RC = scale_1C * grad_RC

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from .._launch import PINNED, on_device_of
+from ._bits import empty_bits, fits_bits
 from ._kernels import (
     gradient_kernel,
     gradient_sums_kernel,
@@ -22,10 +23,9 @@ from ._kernels import (
     normalise_kernel,
     statistics_kernel,
 )
-from ._layout import as_pixels, empty_pixels, num_pixels, stride_of
+from ._layout import SEGMENT_BYTES, as_pixels, empty_pixels, num_pixels, stride_of
 
 TILE_BYTES = 8192  # of one tensor, at 8 warps: two loads of 16 bytes a lane
-SEGMENT_BYTES = 128  # of one pixel in a tile: a cache line
 FEWEST_ROWS = (
     1024  # of a program: the reads of its channels' numbers stay below 0.5 % of the traffic, its sums below 1 %
 )
@@ -76,14 +76,15 @@ def launch_forward(
     residual: Tensor | None,
     momentum: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor]:
-    """y, dense and channels-last, and numbers (4, C) float32: mean, rstd, scale and shift, as merge_statistics_kernel has
-    them. Moves the running statistics in place."""
+    want_mask: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """y, dense and channels-last; its mask, as launch_normalise has it; and numbers (4, C) float32: mean, rstd, scale and shift,
+    as merge_statistics_kernel has them. Moves the running statistics in place."""
     numbers_4C = x.new_empty((4, x.shape[1]), dtype=torch.float32)
     parts = launch_statistics(x) if options.training else None
     channel_tensors = running_mean, running_var, momentum, weight, bias
     launch_merge_statistics(x, parts, *channel_tensors, numbers_4C, None, None, options)
-    return launch_normalise(x, residual, numbers_4C, options.act), numbers_4C
+    return *launch_normalise(x, residual, numbers_4C, options.act, want_mask), numbers_4C
 
 
 def launch_statistics(x: Tensor) -> Tensor:
@@ -147,24 +148,28 @@ def part_steps(parts: Tensor, num_channels: int) -> tuple[int, int, int]:
     return parts.shape[1], num_channels, parts.shape[1] * num_channels
 
 
-def launch_normalise(x: Tensor, residual: Tensor | None, numbers_4C: Tensor, act: str) -> Tensor:
+def launch_normalise(
+    x: Tensor, residual: Tensor | None, numbers_4C: Tensor, act: str, want_mask: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y, and the mask that backward may read, if wanted: bits, or y itself where they do not fill bytes."""
     residual = None if residual is None else as_pixels(residual)
     strides = stride_of(x), x.shape[1] if residual is None else stride_of(residual)
     tiles, y = tiles_of(x, *strides), empty_pixels(x)
+    bits = empty_bits(x) if want_mask and fits_bits(x) else None
     unit = tiles.constants["UNIT"]
     steps = [x.shape[1] // unit, *(stride // unit for stride in strides)]
     with on_device_of(x):
         normalise_kernel[tiles.grid](
-            x, residual, numbers_4C, y, num_pixels(x), tiles.rows, *steps, ACT=act, **tiles.constants
+            x, residual, numbers_4C, y, bits, num_pixels(x), tiles.rows, *steps, ACT=act, **tiles.constants
         )
-    return y
+    return y, (y if bits is None else bits) if want_mask else None
 
 
 def launch_backward(
     grad: Tensor,
     second: Tensor | None,
     x: Tensor,
-    y: Tensor | None,
+    mask: Tensor | None,
     numbers_4C: Tensor,
     options: Options,
     want_x: bool = True,
@@ -173,13 +178,14 @@ def launch_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, and of a residual where writes_residual(); None where not wanted.
 
-    `grad` and `second` are those of a fork's two outputs, and are added.
+    `grad` and `second` are those of a fork's two outputs, and are added. mask: launch_normalise's; None: that of y computed
+    again.
     """
-    grad_residual = empty_pixels(x) if writes_residual(y, second, want_residual) else None
+    grad_residual = empty_pixels(x) if writes_residual(mask, second, want_residual) else None
     grads: tuple[Tensor | None, Tensor | None] = (None, None)
     means_2C = x.new_empty((2, x.shape[1]), dtype=torch.float32) if options.training else None
     if want_numbers or grad_residual is not None or options.training:
-        parts = launch_gradient_sums(grad, second, x, y, numbers_4C, grad_residual, options.act)
+        parts = launch_gradient_sums(grad, second, x, mask, numbers_4C, grad_residual, options.act)
         grads = launch_merge_gradients(x, parts, numbers_4C, None, means_2C, None, want_numbers)
     grad_x = None
     if want_x:
@@ -191,17 +197,18 @@ def launch_gradient_sums(
     grad: Tensor,
     second: Tensor | None,
     x: Tensor,
-    y: Tensor | None,
+    mask: Tensor | None,
     numbers_4C: Tensor,
     grad_residual: Tensor | None,
     act: str,
 ) -> Tensor:
     """Parts (2, P, C) float32, as gradient_sums_kernel has them. Writes `grad_residual`."""
+    y, bits = (None, mask) if mask is not None and mask.dtype == torch.uint8 else (mask, None)
     grads, tiles, shape = _gradients(grad, second, x)
     parts = x.new_empty((2, tiles.grid[0], x.shape[1]), dtype=torch.float32)
     with on_device_of(x):
         gradient_sums_kernel[tiles.grid](
-            *grads, x, y, numbers_4C, grad_residual, parts, *shape, ACT=act, **tiles.constants
+            *grads, x, y, bits, numbers_4C, grad_residual, parts, *shape, ACT=act, **tiles.constants
         )
     return parts
 
@@ -269,6 +276,6 @@ def _gradients(
     return (grad, second), tiles, shape
 
 
-def writes_residual(y: Tensor | None, second: Tensor | None, want_residual: bool) -> bool:
+def writes_residual(mask: Tensor | None, second: Tensor | None, want_residual: bool) -> bool:
     """Whether backward writes the residual's gradient: it is not the gradient of y as it came."""
-    return y is not None or (want_residual and second is not None)
+    return mask is not None or (want_residual and second is not None)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SEGMENT_BYTES = 128  # of one pixel in a tile: a cache line
+
 
 def pixel_stride(x: Tensor) -> int | None:
     """Elements from one pixel to the next of an (N, C, ...) tensor whose channels lie side by side; None for another layout."""

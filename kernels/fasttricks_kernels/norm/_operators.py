@@ -1,6 +1,7 @@
 """batch_norm_act's operators, and the torch.autograd.Function that an eager call takes past them; both launch the same code.
 
-    batch_norm_act(...) -> y, with `fork` a copy of y, numbers, and the running statistics as moved, or nothing for them
+    batch_norm_act(...) -> y, with `fork` a copy of y, numbers, y's mask in bits where backward needs one and they fill bytes, and
+        the running statistics as moved; an empty tensor for each that is not there
     batch_norm_act_backward(...) -> gradients of x, weight, bias and residual; nothing for the last, where it is that of y
 
 The operators change none of their inputs, so that torch.compile may reorder them: the caller copies the running statistics.
@@ -21,6 +22,7 @@ from .. import reference
 from .._direct import runs_directly
 from .._launch import NAMESPACE, runs_triton
 from . import _cpu
+from ._bits import as_y, empty_bits, fits_bits, packed
 from ._launches import Options, launch_backward, launch_forward, writes_residual
 from ._layout import empty_pixels, pixel_stride
 
@@ -33,11 +35,13 @@ def fuses(x: Tensor) -> bool:
     return x.numel() > 0 and pixel_stride(x) is not None and (runs_triton(x) or _cpu.takes(x))
 
 
-def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    """As launch_forward, on x's device."""
+def forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As launch_forward, on x's device. On the CPU the mask is y itself, which the next layer keeps anyway."""
     if runs_triton(x):
         return launch_forward(x, *others)
-    return _cpu.forward(x, *others) if _cpu.takes(x) else plain_forward(x, *others)
+    *arguments, want_mask = others
+    y, numbers_4C = _cpu.forward(x, *arguments) if _cpu.takes(x) else plain_forward(x, *arguments)
+    return y, y if want_mask else None, numbers_4C
 
 
 def plain_forward(
@@ -76,20 +80,20 @@ def plain_forward(
     return empty_pixels(x).copy_(y), numbers_4C
 
 
-def backward(grad: Tensor, second: Tensor | None, x: Tensor, *others: Any) -> Gradients:
+def backward(grad: Tensor, second: Tensor | None, x: Tensor, mask: Tensor | None, *others: Any) -> Gradients:
     """As launch_backward, on x's device."""
     if runs_triton(x):
-        return launch_backward(grad, second, x, *others)
+        return launch_backward(grad, second, x, mask, *others)
     if _cpu.takes(x):
-        return _cpu.backward(grad, second, x, *others)
-    y, numbers_4C, options, *_, want_residual = others
+        return _cpu.backward(grad, second, x, as_y(mask, x), *others)
+    numbers_4C, options, *_, want_residual = others
     weight_C = numbers_4C[2] / numbers_4C[1]
-    *grads, grad_residual = plain_gradients(grad, second, x, y, numbers_4C, weight_C, options)
-    return grads[0], grads[1], grads[2], grad_residual if writes_residual(y, second, want_residual) else None
+    *grads, grad_residual = plain_gradients(grad, second, x, mask, numbers_4C, weight_C, options)
+    return grads[0], grads[1], grads[2], grad_residual if writes_residual(mask, second, want_residual) else None
 
 
-def keeps_y(residual: Tensor | None, act: str) -> bool:
-    """Whether backward reads the mask from y; without a residual it computes y again from x."""
+def keeps_mask(residual: Tensor | None, act: str) -> bool:
+    """Whether backward reads y's mask; without a residual it computes y again from x."""
     return residual is not None and act != "none"
 
 
@@ -100,45 +104,53 @@ def keeps_y(residual: Tensor | None, act: str) -> bool:
     f"{NAMESPACE}::batch_norm_act",
     mutates_args=(),
     schema=f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? residual, "
-    f"Tensor? device_momentum, bool fork, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor? device_momentum, bool fork, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(x, weight, bias, running_mean, running_var, residual, device_momentum, fork, *options):
     mean, var = (None if s is None else s.clone() for s in (running_mean, running_var))
-    y, numbers = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options))
+    wants = keeps_mask(residual, options[0])
+    y, mask, numbers = forward(x, weight, bias, mean, var, residual, device_momentum, Options(*options), wants)
     moved = (numbers.new_empty(0) if s is None else s for s in (mean, var))
-    return y, y.clone() if fork else y.new_empty(0), numbers, *moved
+    bits = numbers.new_empty(0, dtype=torch.uint8)
+    if mask is not None and fits_bits(x):  # on every device, so that the operator's fake form need not know it
+        bits = mask if mask.dtype == torch.uint8 else packed(y, options[0])
+    return y, y.clone() if fork else y.new_empty(0), numbers, bits, *moved
 
 
 @_forward.register_fake
 def _(x, weight, bias, running_mean, running_var, residual, device_momentum, fork, *options):
     numbers = x.new_empty((4, x.shape[1]), dtype=reference.wide_dtype(x.dtype))
     moved = [numbers.new_empty(0) if s is None else torch.empty_like(s) for s in (running_mean, running_var)]
-    return empty_pixels(x), empty_pixels(x) if fork else x.new_empty(0), numbers, *moved
+    has_bits = keeps_mask(residual, options[0]) and fits_bits(x)
+    bits = empty_bits(x) if has_bits else x.new_empty(0, dtype=torch.uint8)
+    return empty_pixels(x), empty_pixels(x) if fork else x.new_empty(0), numbers, bits, *moved
 
 
 @custom_op(
     f"{NAMESPACE}::batch_norm_act_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor? second, Tensor x, Tensor? y, Tensor numbers, bool want_residual, "
+    schema="(Tensor grad, Tensor? second, Tensor x, Tensor? mask, Tensor numbers, bool want_residual, "
     f"{OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(grad, second, x, y, numbers, want_residual, *options):
-    grads = backward(grad, second, x, y, numbers, Options(*options), True, True, want_residual)
+def _backward(grad, second, x, mask, numbers, want_residual, *options):
+    grads = backward(grad, second, x, mask, numbers, Options(*options), True, True, want_residual)
     return *grads[:3], x.new_empty(0) if grads[3] is None else grads[3]
 
 
 @_backward.register_fake
-def _(grad, second, x, y, numbers, want_residual, *options):
+def _(grad, second, x, mask, numbers, want_residual, *options):
     grads = [numbers.new_empty(x.shape[1]) for _ in range(2)]
-    written = writes_residual(y, second, want_residual)
+    written = writes_residual(mask, second, want_residual)
     return empty_pixels(x), *grads, empty_pixels(x) if written else x.new_empty(0)
 
 
 def _save(ctx, inputs, output) -> None:
     x, weight, _, _, _, residual, _, fork, *options = inputs
     ctx.options = Options(*options)
-    y = output[0] if keeps_y(residual, ctx.options.act) else None
-    ctx.save_for_backward(x, y, output[2], weight)
+    mask = None
+    if keeps_mask(residual, ctx.options.act):
+        mask = output[3] if fits_bits(x) else output[0]
+    ctx.save_for_backward(x, mask, output[2], weight)
     ctx.mark_non_differentiable(*output[2 if fork else 1 :])
     ctx.set_materialize_grads(False)
 
@@ -148,12 +160,12 @@ def _vjp(ctx, *grads_of_y):
     if grad is None:
         return (None,) * 12
     needs_x, needs_weight, needs_bias, _, _, needs_residual, *_ = ctx.needs_input_grad
-    x, y, numbers, weight = ctx.saved_tensors
+    x, mask, numbers, weight = ctx.saved_tensors
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        grads = _backward(grad, second, x, y, numbers, needs_residual, *ctx.options)
-        grad_residual = grads[3] if writes_residual(y, second, needs_residual) else grad
+        grads = _backward(grad, second, x, mask, numbers, needs_residual, *ctx.options)
+        grad_residual = grads[3] if writes_residual(mask, second, needs_residual) else grad
     else:
-        grads = plain_gradients(grad, second, x, y, numbers, weight, ctx.options)
+        grads = plain_gradients(grad, second, x, mask, numbers, weight, ctx.options)
         grad_residual = grads[3]
     return (
         grads[0] if needs_x else None,
@@ -177,7 +189,7 @@ def plain_gradients(
     grad: Tensor,
     second: Tensor | None,
     x: Tensor,
-    y: Tensor | None,
+    mask: Tensor | None,
     numbers_4C: Tensor,
     weight: Tensor | None,
     options: Options,
@@ -186,7 +198,7 @@ def plain_gradients(
     mean_C, rstd_C, _, shift_C = numbers_4C.unbind()
     act, training, _, eps = options
     numbers = weight, shift_C, mean_C, rstd_C
-    return reference.batch_norm_act_grad(grad, second, x, y, *numbers, act=act, training=training, eps=eps)
+    return reference.batch_norm_act_grad(grad, second, x, as_y(mask, x), *numbers, act=act, training=training, eps=eps)
 
 
 # -------------------------------------------------------------------------------------------------------- autograd
@@ -194,10 +206,15 @@ def plain_gradients(
 
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options, fork):
-        y, numbers_4C = forward(x, weight, bias, running_mean, running_var, residual, device_momentum, options)
+    def forward(
+        ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options, fork, records
+    ):
+        wants = records and keeps_mask(residual, options.act)
+        y, mask, numbers_4C = forward(
+            x, weight, bias, running_mean, running_var, residual, device_momentum, options, wants
+        )
         ctx.options = options
-        ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, numbers_4C, weight)
+        ctx.save_for_backward(x, mask, numbers_4C, weight)
         ctx.set_materialize_grads(False)
         # Both are views, so that autograd refuses to change either in place: the other would change with it.
         return (y.view_as(y), y.view_as(y)) if fork else y
@@ -205,23 +222,23 @@ class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads_of_y: Tensor | None):
         grad, second = first_of(*(*grads_of_y, None)[:2])
-        x, y, numbers_4C, weight = ctx.saved_tensors  # raises where one was changed in place
+        x, mask, numbers_4C, weight = ctx.saved_tensors  # raises where one was changed in place
         if grad is None:
-            return (None,) * 9
+            return (None,) * 10
         needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         grads: Gradients
         if torch.is_grad_enabled() or not runs_directly(grad, second):
-            grads = plain_gradients(grad, second, x, y, numbers_4C, weight, ctx.options)
+            grads = plain_gradients(grad, second, x, mask, numbers_4C, weight, ctx.options)
         else:
             wanted = needs_x, needs_weight or needs_bias, needs_residual
-            grads = backward(grad, second, x, y, numbers_4C, ctx.options, *wanted)
+            grads = backward(grad, second, x, mask, numbers_4C, ctx.options, *wanted)
         grad_residual = grad if grads[3] is None else grads[3]
         return (
             grads[0] if needs_x else None,
             grads[1] if needs_weight else None,
             grads[2] if needs_bias else None,
             grad_residual if needs_residual else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
@@ -244,8 +261,9 @@ def fused(
     options = Options(act, training, 0.0 if isinstance(momentum, Tensor) else float(momentum), float(eps))
     running = running_mean, running_var
     if runs_directly(x, weight, bias, *running, residual, device_momentum):
-        return _BatchNormAct.apply(x, weight, bias, residual, *running, device_momentum, options, fork)
-    y, second, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, fork, *options)
+        records = torch.is_grad_enabled()
+        return _BatchNormAct.apply(x, weight, bias, residual, *running, device_momentum, options, fork, records)
+    y, second, _, _, *moved = _forward(x, weight, bias, *running, residual, device_momentum, fork, *options)
     if training and running_mean is not None and running_var is not None:
         running_mean.copy_(moved[0])
         running_var.copy_(moved[1])

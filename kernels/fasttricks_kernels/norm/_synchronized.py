@@ -29,7 +29,7 @@ from ._launches import (
     writes_residual,
 )
 from ._layout import as_pixels, empty_pixels, num_pixels
-from ._operators import first_of, keeps_y
+from ._operators import first_of, keeps_mask
 
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -89,11 +89,20 @@ def numbers_of_all(
     return torch.stack([rounded_C, rstd_C, scale_C, shift_C.to(dtype)]), count
 
 
-def normalise(x: Tensor, residual: Tensor | None, numbers_4C: Tensor, options: Options) -> Tensor:
+def normalise(
+    x: Tensor, residual: Tensor | None, numbers_4C: Tensor, options: Options, want_mask: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As launch_normalise."""
+    if x.numel() and runs_triton(x):
+        return launch_normalise(x, residual, numbers_4C, options.act, want_mask)
+    y = plain_normalise(x, residual, numbers_4C, options)
+    return y, y if want_mask else None
+
+
+def plain_normalise(x: Tensor, residual: Tensor | None, numbers_4C: Tensor, options: Options) -> Tensor:
+    """y, without Triton."""
     if not x.numel():
         return torch.empty_like(x)
-    if runs_triton(x):
-        return launch_normalise(x, residual, numbers_4C, options.act)
     if _cpu.takes(x):
         y, residual = empty_pixels(x), None if residual is None else as_pixels(residual)
         _cpu.call("normalise", x, {"residual": residual, "numbers": numbers_4C, "out": y}, options)
@@ -116,7 +125,7 @@ def sums(
     grad: Tensor,
     second: Tensor | None,
     x: Tensor,
-    y: Tensor | None,
+    mask: Tensor | None,
     numbers_4C: Tensor,
     options: Options,
     written: bool,
@@ -131,16 +140,16 @@ def sums(
         grad, second = as_pixels(grad), None if second is None else as_pixels(second)
         grad_residual = empty_pixels(x) if written else None
         if triton:
-            parts = launch_gradient_sums(grad, second, x, y, numbers_4C, grad_residual, options.act)
+            parts = launch_gradient_sums(grad, second, x, mask, numbers_4C, grad_residual, options.act)
             of_numbers = launch_merge_gradients(x, parts, numbers_4C, total_2C, None, None, True)
             return total_2C, of_numbers, grad_residual
         of_numbers = x.new_empty(num_channels), x.new_empty(num_channels)
         tensors = {
-            "grad": grad, "second": second, "y": y, "numbers": numbers_4C, "grad_residual": grad_residual,
+            "grad": grad, "second": second, "y": mask, "numbers": numbers_4C, "grad_residual": grad_residual,
             "grad_weight": of_numbers[0], "grad_bias": of_numbers[1],
         }  # fmt: skip
         return _cpu.call("sums", x, tensors, options), of_numbers, grad_residual
-    g = masked(grad, second, x, y, numbers_4C, options)
+    g = masked(grad, second, x, mask, numbers_4C, options)
     grad_residual = g.to(x.dtype) if written else None
     g = g if grad_residual is None else reference.wide(grad_residual)  # as gradient() reads it
     mean, *_ = spread(numbers_4C, x)
@@ -157,7 +166,7 @@ def masked(
     g = reference.wide(grad) if second is None else reference.wide(grad) + reference.wide(second)
     if options.act == "none":
         return g
-    y = normalise(x, None, numbers_4C, options) if y is None else y
+    y = plain_normalise(x, None, numbers_4C, options) if y is None else y
     return g.masked_fill((y <= 0) if options.act == "relu" else (y <= 0) | (y >= 6), 0.0)
 
 
@@ -197,30 +206,32 @@ def gradient(
 
 class _Synchronized(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options, fork, group):
+    def forward(
+        ctx: Any, x, weight, bias, residual, running_mean, running_var, device_momentum, options, fork, records, group
+    ):
         x = as_pixels(x) if runs_triton(x) or _cpu.takes(x) else x
         running = running_mean, running_var
         numbers_4C, count = numbers_of_all(x, weight, bias, running, device_momentum, options, group)
-        y = normalise(x, residual, numbers_4C, options)
+        y, mask = normalise(x, residual, numbers_4C, options, records and keeps_mask(residual, options.act))
         ctx.options, ctx.group = options, group
-        ctx.save_for_backward(x, y if keeps_y(residual, options.act) else None, numbers_4C, count)
+        ctx.save_for_backward(x, mask, numbers_4C, count)
         ctx.set_materialize_grads(False)
         return (y.view_as(y), y.view_as(y)) if fork else y
 
     @staticmethod
     def backward(ctx: Any, *grads_of_y: Tensor | None):
         grad, second = first_of(*(*grads_of_y, None)[:2])
-        x, y, numbers_4C, count = ctx.saved_tensors  # raises where one was changed in place
+        x, mask, numbers_4C, count = ctx.saved_tensors  # raises where one was changed in place
         if grad is None:
-            return (None,) * 10
+            return (None,) * 11
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "batch_norm_act with a process_group has no second derivative (create_graph=True); "
                 "without process_group, in one process, it has"
             )
         needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
-        written = writes_residual(y, second, needs_residual)
-        total_2C, of_numbers, grad_residual = sums(grad, second, x, y, numbers_4C, ctx.options, written)
+        written = writes_residual(mask, second, needs_residual)
+        total_2C, of_numbers, grad_residual = sums(grad, second, x, mask, numbers_4C, ctx.options, written)
         grad_x = None
         if needs_x:
             totals = gathered(total_2C.flatten(), ctx.group)
@@ -231,7 +242,7 @@ class _Synchronized(torch.autograd.Function):
             of_numbers[0] if needs_weight else None,
             of_numbers[1] if needs_bias else None,
             of_residual if needs_residual else None,
-            *(None,) * 6,
+            *(None,) * 7,
         )
 
 
@@ -253,4 +264,4 @@ def synchronized(
     device_momentum = momentum if isinstance(momentum, Tensor) else None
     options = Options(act, True, 0.0 if isinstance(momentum, Tensor) else float(momentum), float(eps))
     tensors = x, weight, bias, residual, running_mean, running_var, device_momentum
-    return _Synchronized.apply(*tensors, options, fork, group)
+    return _Synchronized.apply(*tensors, options, fork, torch.is_grad_enabled(), group)

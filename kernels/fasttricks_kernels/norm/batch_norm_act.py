@@ -109,12 +109,15 @@ def batch_norm_act(
         NotImplementedError: with a `process_group` of several ranks, torch.compile, torch.func or a second derivative.
 
     Costs: no sync, no atomics; deterministic. On CUDA, for x that is channels-last and not float64: each pass reads or
-    writes a tensor of x's size. Forward takes 3 passes, 4 with a residual. Backward takes 5, and 7 with a residual and an
-    activation. With both gradients of a fork it takes 7, for each of two passes reads both. With a residual it takes 7 too, and
-    8 with an activation: the first pass writes the masked sum, which is the residual's gradient, and the second reads it.
-    Backward keeps x, and y too with a residual and an activation. On the CPU the same for float32, by C, whose bits do not
-    depend on the number of threads. Everything else is torch's batch norm in float32 and the rest in plain PyTorch: other
-    layouts and dtypes, the second derivative, torch.func, torch.compile on the CPU, and a CPU without a C compiler.
+    writes a tensor of x's size. Forward takes 3 passes, 4 with a residual. Backward takes 5, and 6 with a residual and an
+    activation. With both gradients of a fork it takes 7, for each of two passes reads both. With a residual it takes 7 too:
+    the first pass writes the masked sum, which is the residual's gradient, and the second reads it.
+    Backward keeps x. With a residual and an activation it keeps y's mask too, a bit a value: a byte for 16 bytes of y (8 values
+    of 16 bits, 4 of 32), which forward writes and backward reads, 1/16 of a pass each. Where a pixel's C values are no multiple
+    of 16 bytes, backward keeps y for the mask, and reads it: one pass more. On the CPU C does so for float32, keeps y too, and
+    has bits that do not depend on the number of threads. Everything else is torch's batch norm in float32 and the rest in plain
+    PyTorch: other layouts and dtypes, the second derivative, torch.func, torch.compile on the CPU, and a CPU without a C
+    compiler.
 
     With a process_group forward has one all_gather of 3 C + 1 numbers, and backward one of 2 C. They are added in rank order,
     so all ranks have the same bits. There x of another layout is copied.

@@ -17,6 +17,7 @@ from ..images.mixup import launch_mixup
 from ..losses._kernels import launch_cross_entropy, launch_distillation
 from ..losses._options import Labels, Weights
 from ..norm import _launches as norm
+from ..norm._bits import empty_bits, fits_bits
 from ..optim._kernels import launch_overflow, launch_sgd
 
 CLASSES = (10, 100, 1000, 1001, 21843)
@@ -192,11 +193,11 @@ BATCH_NORM_FORMS = {
     "values": 3,
     "values with a residual": 4,
     "gradients": 5,
-    "gradients with a residual": 7,
+    "gradients with a residual": 6,
     "gradients of a fork": 7,
-    "gradients of a fork with a residual": 8,
+    "gradients of a fork with a residual": 7,
 }
-"""A form -> its passes over a tensor of x's size."""
+"""A form -> its passes over a tensor of x's size. With a residual the mask's bytes come on top: one for 16 bytes of x."""
 
 
 def batch_norm_cases() -> list[Case]:
@@ -214,26 +215,29 @@ def _batch_norm_case(form: str, channels: int, images: tuple[int, int, int], dty
     number, height, width = images
     shape = number, height, width, channels
     x, y, residual, second = (torch.zeros(shape, dtype=DTYPES[dtype]).movedim(-1, 1) for _ in range(4))
+    mask = empty_bits(x).zero_() if fits_bits(x) else y
     weight, bias, mean, var = (torch.ones(channels) for _ in range(4))
     numbers_4C = torch.ones(4, channels)
     options = norm.Options("relu", True, 0.1, 1e-5)
 
     def run() -> object:
         if backward:
-            grads, kept = (residual, second if fork else None), y if has_residual else None
+            grads, kept = (residual, second if fork else None), mask if has_residual else None
             return norm.launch_backward(*grads, x, kept, numbers_4C, options)
-        return norm.launch_forward(x, weight, bias, mean, var, residual if has_residual else None, None, options)
+        of_channels = weight, bias, mean, var
+        return norm.launch_forward(x, *of_channels, residual if has_residual else None, None, options, has_residual)
 
     parts = norm.tiles_of(x).grid[0]
     # weight, bias, and the running statistics as they were and as they are; or the gradients of weight and bias
     numbers = 2 if backward else 6
     # the parts' numbers a channel; the means are read a second time, for distances from the mean of all
     written, read = (2 * parts, 2 * parts) if backward else (3 * parts, 5 * parts + 1)
+    of_mask = mask.nbytes if has_residual and (backward or mask is not y) else 0  # forward writes y anyway
     return Case(
         f"batch_norm_act {form}",
         f"C={channels}",
         dtype,
-        BATCH_NORM_FORMS[form] * x.numel() * x.element_size() + numbers * channels * 4,
+        BATCH_NORM_FORMS[form] * x.nbytes + of_mask + numbers * channels * 4,
         run,
         wide=channels % 8 == 0,
         parts_bytes=(written + read) * channels * 4,
