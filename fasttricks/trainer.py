@@ -37,8 +37,8 @@ def train_step(learner: Learner, batches: Iterable[Any]) -> list[Counted]:
     """One update from this rank's micro-batches. The gradient is the mean over the step's images on all ranks.
 
     Each of `batches`, as many as learner.micro_batches, is asked for once the one before it is launched.
-    Returns of each micro-batch (its loss, summed over its images; its images) for the log, on the device. Nothing here waits
-    for it: no .item(), no copy to the host, no branch on a tensor; but for a cache of the teacher's logits (distill.cache)
+    Returns of each micro-batch (its loss, summed over its images; its images), as the log gets them, on the device. Nothing here
+    waits for it: no .item(), no copy to the host, no branch on a tensor; but for a cache of the teacher's logits (distill.cache)
     while it is being filled.
     """
     counts: list[Counted] = []
@@ -71,6 +71,7 @@ def add_gradients(learner: Learner, batch: Any, numbers: StepNumbers) -> Counted
     with span("forward"):
         loss, images = learner.task.loss(learner, batch, numbers.lam)
         loss, counted = learner.guard.judge(loss, images, numbers.step)
+        learner.log_loss(*counted)
     with span("backward"):
         # losses are sums over images; ranks' gradients are averaged
         torch.autograd.backward(loss * (learner.loss_scale.value * numbers.share))
@@ -155,8 +156,7 @@ def train_epoch(run: Run) -> None:
     run.monitor.take()  # readings during validation are not part of the epoch
     batches = spanned("data", run.train_loader if run.graph is None else run.graph.taken(run.train_loader))
     for _ in range(run.step_in_epoch, run.steps_per_epoch):
-        for loss, images in train_step(run, islice(batches, len(run.micro_batches))):
-            run.log.add(loss, images)
+        train_step(run, islice(batches, len(run.micro_batches)))
         run.profiler.step()
         if run.step % config.log_steps == 0:
             run.train_seconds += report(run)

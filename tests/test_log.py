@@ -240,6 +240,7 @@ def test_a_log_goes_on_within_an_interval(tmp_path: Path, monkeypatch: pytest.Mo
     log.resume_clock()
     log.add(torch.tensor(8.0), 4)
     log.add(torch.tensor(4.0), 4)
+    log.stepped()
     now[0] += 3
     state = log.state_dict()
     log.close()

@@ -120,12 +120,13 @@ def step(run: Run) -> None:
         parameter.grad = torch.ones_like(parameter)
     loss, counted = run.guard.judge(torch.tensor(8.0, device=CARD), 8, run.step)
     assert isinstance(loss, OnCard)
-    run.log.add(*counted)
+    run.log_loss(*counted)
     run.loss_scale.step(run.optimizer, check=run.guard.skip)
     run.optimizer.zero_grad()
     assert run.average is not None
     run.average.update()
     run.step += 1
+    run.log.stepped()
 
 
 def on_host(state: Any) -> Any:

@@ -16,6 +16,7 @@ from fasttricks.config.recipes import cifar10
 from fasttricks.config.resolve import resolve
 from fasttricks.data.batch import Batch
 from fasttricks.data.pipeline.shards import Shards
+from fasttricks.learning import step_graph
 from fasttricks.learning.learner import Learner, make_learner
 from fasttricks.learning.placement import place, wrap
 from fasttricks.learning.precision import image_dtype
@@ -122,6 +123,21 @@ def test_the_input_never_synchronizes_the_step(precision: str, tiny_data: Path, 
         for batch in rest:
             train_step(run, [batch])
     run.log.close()
+
+
+@with_images
+def test_a_run_by_a_cuda_graph_ends_with_the_bits_of_the_launched_one(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the loader, whose batches are made on a stream beside the step's."""
+    monkeypatch.setattr(step_graph, "WARM_UP", 1)
+    states = []
+    for name, options in (("launched", ()), ("replayed", ("--cuda-graph",))):
+        run = start(tiny_data, tmp_path / name, "--precision", "fp16", "--model.norm", "fused", *options)
+        fit(run)
+        assert run.graph is None or (run.graph.launched == 1 and run.step > 2)
+        states.append(Learner.state_dict(run))
+    assert same(*states)
 
 
 @with_images

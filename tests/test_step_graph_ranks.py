@@ -19,6 +19,8 @@ from fasttricks.config import ConfigError
 from fasttricks.learning import step_graph
 from fasttricks.learning.learner import Learner
 from fasttricks.learning.step_graph import WARM_UP, StepGraph, on_all_ranks, relaunch
+from fasttricks.runs.log import TIMINGS
+from fasttricks.runs.records import read_metrics
 from fasttricks.system.distributed import World, join_world
 from fasttricks.trainer import fit
 from fasttricks.training.build import build
@@ -116,9 +118,9 @@ def test_where_one_rank_cannot_record_all_end_and_say_so() -> None:
 
 
 def goes_through_fit(data: str, folder: str) -> None:
-    """A rank's part: runs with and without a graph, through the loader, to the last validation."""
+    """A rank's part: runs with and without a graph, through the loader, to the last validation. Their logs are the same too."""
     step_graph.WARM_UP = 1
-    states = []
+    states, logged = [], []
     with join_world("cpu") as world:
         for name in ("launched", "replayed"):
             options = ("--global-batch-size", "20", "--loss.mixup-alpha", "0.2", "--ema-decay", "0.9")
@@ -127,8 +129,13 @@ def goes_through_fit(data: str, folder: str) -> None:
                 run.graph, notes = counted(world)
             fit(run)
             states.append(copy.deepcopy(Learner.state_dict(run)))
+            if world.is_main:
+                records = read_metrics(run.folder)
+                assert [record["step"] for record in records if "train_loss" in record] == [1, 2, 3, 4, 5, 6]
+                logged.append([{name: record[name] for name in record.keys() - TIMINGS} for record in records])
         assert len(notes) == 3, "of two epochs of two full steps each, all but the first"
     assert same(*states)
+    assert not logged or same(*logged)
 
 
 def test_a_run_of_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> None:

@@ -190,6 +190,9 @@ class Learner:
         gain = 0.0 if self.average is None else self.average.gain
         return StepNumbers(self.step, self.world.size / self.images_in_step(), lam, lrs, gain)
 
+    def log_loss(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
+        """Take in a micro-batch's share of the log, on the device: of a Run, which has a log."""
+
     def count_step(self, micro_batches: int) -> None:
         """Count a step of so many micro-batches as done: all of its effects on the host."""
         self.step += 1

@@ -49,7 +49,7 @@ CONSOLE = "console.log"
 class RunLog:
     """The output of a run, and its records in `folder`.
 
-    add() is called in the training step and never waits for the device. flush(), at every interval, is the only sync.
+    add() is part of the training step and never waits for the device. flush(), at every interval, is the only sync.
     A terminal gets a progress bar. A pipe, a file and a terminal that cannot move its cursor get a line at every flush.
     """
 
@@ -155,11 +155,17 @@ class RunLog:
             self._excepthook(args)
 
     def add(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
-        """Take in a micro-batch: the loss summed over its images, a scalar or its parts, on the device. No sync."""
+        """Take in a micro-batch: the loss summed over its images, a scalar or its parts, on the device. No sync.
+
+        In place, and nothing on the host: a step that is replayed holds it.
+        """
         self._sums[0] += loss_sum.sum()
         self._sums[1] += num_images
         if self._loss_parts:
             self._sums[2:] += loss_sum
+
+    def stepped(self) -> None:
+        """Take in that a step is done, whose time state_dict() then counts."""
         self._pending = True
 
     def resume_clock(self) -> None:
@@ -176,7 +182,7 @@ class RunLog:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that state_dict() gave on this rank. Before start(). Raises ConfigError for unreadable records."""
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.world.device)
+        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
         self._seconds, self._records = state["seconds"], state["records"]
         self._pending = self._seconds > 0
         path = self.folder / METRICS

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fasttricks.learning.batches import Batches
 from fasttricks.learning.divergence import MOST_SKIPPED, DivergedError, first_not_finite
@@ -66,6 +67,15 @@ class Run(Learner):
     def gave_up(self) -> bool:
         """Whether early stopping (eval.patience) has ended it."""
         return self.best.gives_up(self.config.eval.patience)
+
+    def log_loss(self, loss_sum: Tensor, num_images: int | Tensor) -> None:
+        """Add it to the log's sums."""
+        self.log.add(loss_sum, num_images)
+
+    def count_step(self, micro_batches: int) -> None:
+        """As a Learner does, and for the log."""
+        super().count_step(micro_batches)
+        self.log.stepped()
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint on the main rank; on the others without `ranks`. A collective and a sync."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.step_graph import StepGraph
 from fasttricks.learning.teacher import Teacher
 from fasttricks.models import build_model
+from fasttricks.runs.log import RunLog
 from fasttricks.system.distributed import World
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
@@ -128,6 +130,7 @@ class Launches(TorchDispatchMode):
 def frozen(config: TrainConfig, plant: Callable[[Learner], None] | None = None, world: World = ALONE) -> list[str]:
     """The operators of two replayed steps, one after the other, whose arguments differ."""
     learner, found = learner_of(config, world), []
+    learner.log_loss = RunLog(Path("nowhere"), world, (), num_steps=1, steps_per_epoch=1).add  # type: ignore[method-assign]
 
     def record(launch: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         def replay() -> None:
