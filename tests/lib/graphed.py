@@ -16,7 +16,7 @@ from fasttricks.config import DataConfig, TrainConfig, replace_fields
 from fasttricks.config.recipes import RECIPES
 from fasttricks.data.pipeline.shards import Shards
 from fasttricks.learning.learner import Learner, make_learner
-from fasttricks.learning.placement import place, wrap
+from fasttricks.learning.placement import place, synchronize_batch_norm, wrap
 from fasttricks.learning.precision import image_dtype
 from fasttricks.learning.step_graph import StepGraph
 from fasttricks.learning.teacher import Teacher
@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "distillation": {"distill.teacher": "x", "loss.mixup_alpha": 0.2},
     "class weights": {"loss.mixup_alpha": 0.2, "loss.class_weights": "balanced"},
     "slower backbone": {"optim.backbone_lr": 0.3},
+    "faster biases": {"optim.bias_lr": 4.0, "optim.backend": "fused"},
     "multilabel": {"task": "multilabel", "data.label_separator": ";", "loss.mixup_alpha": 0.2},
     "segmentation": {
         "task": "segmentation",
@@ -71,6 +72,7 @@ def learner_of(config: TrainConfig, world: World = ALONE) -> Learner:
     torch.manual_seed(0)
     task = find_task(config.task)
     model = place(task.make_model(config, CLASSES), world, config.precision)
+    model = synchronize_batch_norm(model, world, config.compile) if config.sync_batch_norm else model
     teacher = None
     if config.distill.teacher:
         network = build_model(config.model, CLASSES)
