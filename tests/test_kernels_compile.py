@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import triton
 
 from fasttricks_kernels.proof.aot import inspect, record_launches
 from fasttricks_kernels.proof.cases import Case, every_case
@@ -54,8 +55,9 @@ EVERY = (ALTERNATE | {(name, arch) for name, spills in SPILLS.items() for arch i
 
 # They read and write some numbers a channel.
 MERGES = {"merge_statistics_kernel", "merge_gradients_kernel"}
-# They write and read the mask's bytes.
+# They write and read the mask's bytes. Triton before 3.7 moves a tile of them to the same lanes through shared memory.
 MASKED = {"normalise_kernel", "gradient_sums_kernel"}
+MASK_SHARED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else 512
 
 
 def check(case: Case, arch: int) -> None:
@@ -73,7 +75,7 @@ def check(case: Case, arch: int) -> None:
             if case.name.startswith("batch_norm_act") and code.kernel in MASKED and "residual" in case.name:
                 bytes_ = code.stores if code.kernel == "normalise_kernel" else code.loads
                 assert bytes_[8] > 0 and not bytes_[16], code
-                assert not code.shared_bytes or code.kernel != "normalise_kernel", code
+                assert code.shared_bytes <= MASK_SHARED or code.kernel != "normalise_kernel", code
 
 
 @pytest.mark.parametrize(("name", "arch"), sorted(QUICK))

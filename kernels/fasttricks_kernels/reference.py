@@ -352,6 +352,11 @@ def batch_norm_act(
     return (y, y.view_as(y)) if fork else y
 
 
+def shut(y: Tensor, act: str) -> Tensor:
+    """Where ReLU or ReLU6 passes no gradient, judged by its output as stored. A NaN passes it."""
+    return (y <= 0) if act == "relu" else (y <= 0) | (y >= 6)
+
+
 def batch_norm_act_grad(
     grad: Tensor,
     second: Tensor | None,
@@ -380,9 +385,7 @@ def batch_norm_act_grad(
         if y is None:
             y = (x_wide - mean) * (scale * rstd) + (0.0 if bias_C is None else bias_C.view(shape))
             y = activation(y, act).to(x.dtype)
-        y = y.detach()
-        shut = (y <= 0) if act == "relu" else (y <= 0) | (y >= 6)
-        g = g.masked_fill(shut, 0.0)
+        g = g.masked_fill(shut(y.detach(), act), 0.0)
     if training:  # as functions of x
         var, mean = torch.var_mean(x_wide, axes, correction=0, keepdim=True)
         rstd = (var + eps).rsqrt()

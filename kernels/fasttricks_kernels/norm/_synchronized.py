@@ -167,7 +167,7 @@ def masked(
     if options.act == "none":
         return g
     y = plain_normalise(x, None, numbers_4C, options) if y is None else y
-    return g.masked_fill((y <= 0) if options.act == "relu" else (y <= 0) | (y >= 6), 0.0)
+    return g.masked_fill(reference.shut(y, options.act), 0.0)
 
 
 def gradient(
