@@ -5,8 +5,9 @@
 
 A network by its name, trained as bench.step has it, or a recipe; random images. Timers stand around each layer's forward pass and
 around each node of autograd's graph. A convolution's two gradients are computed one after the other, as torch does within one
-call. Steps with timers and without alternate: their ratio is the timers' own cost. The clock is the time of day or, with --clock
-cpu, the CPU time of all threads, which other work changes less; a thread that waits for another in torch's pool counts there too.
+call. GFLOP/s are those of a convolution's definition; winograd.conv3x3 takes fewer operations. Steps with timers and without
+alternate: their ratio is the timers' own cost. The clock is the time of day or, with --clock cpu, the CPU time of all threads,
+which other work changes less; a thread that waits for another in torch's pool counts there too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from fasttricks.planning.planner import IMAGENET_CLASSES
 from fasttricks.system.distributed import World, keep_freed_memory
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
+from fasttricks_kernels.convolution import winograd
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = (f"convolution, {name}" for name in ("forward", "grad_input", "grad_weight"))
 NORM, POOL, HEAD, LOSS, UPDATE, REST = "batch norm", "pooling", "classifier", "loss", "optimizer", "the rest"
@@ -99,6 +101,14 @@ def watched(model: nn.Module, learner: Learner, watch: Stopwatch, flops: dict[st
         y: Tensor = _Convolution.apply(x, weight, bias, watch, flops, *how)  # type: ignore[no-untyped-call]
         return y
 
+    def counted(part: str, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def call(pixels: Tensor, other: Tensor) -> Tensor:
+            flops[part] += 2 * 9 * pixels.numel() * other.shape[part != FORWARD]
+            with watch.part(part):
+                return function(pixels, other)
+
+        return call
+
     def backward(loss: Tensor) -> None:
         with watch.part(REST):
             for node in _nodes(loss):
@@ -119,6 +129,9 @@ def watched(model: nn.Module, learner: Learner, watch: Stopwatch, flops: dict[st
                 stack.callback(end.remove)
         for where, name, new in (
             (nn.Conv2d, "_conv_forward", convolve),
+            (winograd, "convolve", counted(FORWARD, winograd.convolve)),
+            (winograd, "grad_input", counted(GRAD_INPUT, winograd.grad_input)),
+            (winograd, "grad_weight", counted(GRAD_WEIGHT, winograd.grad_weight)),
             (learner, "forward", watch.timed(REST, forward)),
             (type(learner.task), "loss", lambda _, *given: watch.timed(f"{LOSS}, forward", loss_of)(*given)),
             (torch.autograd, "backward", backward),

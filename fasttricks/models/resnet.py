@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from fasttricks.models.common import scaled, xavier_
+from fasttricks.models.convolution import Conv2d
 from fasttricks.models.norm import BatchNormAct, Norm, second_use, use_norm
 from fasttricks.models.pool import MaxPool
 
@@ -51,7 +52,7 @@ class Walk(NamedTuple):
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     padding = dilation * (kernel // 2)
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=padding, dilation=dilation, bias=False)
+    return Conv2d(in_channels, out_channels, kernel, stride, padding=padding, dilation=dilation, bias=False)
 
 
 class Block(nn.Module):

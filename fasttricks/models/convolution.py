@@ -1,0 +1,31 @@
+"""Convolutions that the CPU computes in fewer operations."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fasttricks_kernels.convolution import winograd
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, with its keys. On a CPU, eager and in float32, a 3x3 of stride 1 is winograd.conv3x3 where that takes it.
+
+    Both agree within rounding: the error beside float64 is at most torch's (tests/test_models_convolution.py). Under
+    torch.compile, export, tracing, torch.func, autocast and modes of Python it is torch's, and so it is on other devices.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._is_plain_3x3 and winograd.takes(input, weight):
+            return winograd.conv3x3(input, weight)
+        out: Tensor = super()._conv_forward(input, weight, bias)
+        return out
+
+    @property
+    def _is_plain_3x3(self) -> bool:
+        return (
+            self.kernel_size == (3, 3)
+            and self.stride == self.padding == self.dilation == (1, 1)
+            and self.groups == 1
+            and self.bias is None
+            and self.padding_mode == "zeros"
+        )

@@ -1,0 +1,85 @@
+"""Conv2d of the networks: nn.Conv2d beside which it is right, where it is used and where torch's is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fasttricks.config import ModelConfig
+from fasttricks.models import build_model
+from fasttricks.models.convolution import Conv2d
+from fasttricks_kernels.convolution import winograd
+
+
+@pytest.fixture(autouse=True)
+def _compiled() -> None:
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("winograd.c is for AVX2 and AVX-512")
+
+
+def step(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits and all gradients of a training step, in float64."""
+    logits = model(images)
+    loss = logits.square().mean()
+    return [value.detach().double() for value in (logits, *torch.autograd.grad(loss, list(model.parameters())))]
+
+
+def test_a_networks_step_is_as_right_as_torchs() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="resnet10d", width=0.5, stem_stride=2), 10).to(
+        memory_format=torch.channels_last
+    )
+    images = torch.randn(32, 3, 32, 32).to(memory_format=torch.channels_last)
+    right = step(copy.deepcopy(model).double(), images.double())
+    with mock.patch.object(winograd, "conv3x3", side_effect=winograd.conv3x3) as counted:
+        ours = step(copy.deepcopy(model), images)
+    assert counted.call_count == 3  # two of the first stage, one of the second; the others are narrow, small or strided
+    with mock.patch.object(winograd, "takes", return_value=False):
+        theirs = step(model, images)
+
+    def error(found: list[Tensor]) -> float:
+        return max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
+
+    assert error(ours) <= 1.5 * error(theirs)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "1x1": {"kernel_size": 1},
+    "no padding": {"kernel_size": 3},
+    "stride": {"kernel_size": 3, "padding": 1, "stride": 2},
+    "dilation": {"kernel_size": 3, "padding": 1, "dilation": 2},
+    "groups": {"kernel_size": 3, "padding": 1, "groups": 2},
+    "bias": {"kernel_size": 3, "padding": 1, "bias": True},
+    "reflection": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "a padding by name": {"kernel_size": 3, "padding": "same"},
+}
+
+
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_other_convolutions_are_torchs(kind: str) -> None:
+    torch.manual_seed(0)
+    layer, theirs = (made(64, 64, **{"bias": False, **SMALL[kind]}) for made in (Conv2d, nn.Conv2d))
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 64, 32, 32).to(memory_format=torch.channels_last)
+    assert winograd.takes(x, torch.empty(64, 64, 3, 3))
+    assert torch.equal(layer(x), theirs(x))
+
+
+def test_it_has_torchs_place_in_other_uses() -> None:
+    layer, x = (
+        Conv2d(64, 64, 3, padding=1, bias=False),
+        torch.randn(2, 64, 32, 32).to(memory_format=torch.channels_last),
+    )
+    with mock.patch.object(winograd, "conv3x3") as never:
+        assert "conv2d" in str(torch.export.export(nn.Sequential(layer), (x,)).graph)
+        traced = torch.fx.symbolic_trace(nn.Sequential(layer))
+        wanted = torch.func.functional_call(layer, {"weight": layer.weight.double()}, x.double())
+    never.assert_not_called()
+    torch.testing.assert_close(traced(x).double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
