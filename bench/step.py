@@ -9,6 +9,7 @@ all that a step takes, so five of them fit a card that one of them fits. Weights
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import socket
@@ -169,6 +170,8 @@ def main(name: str, case: StepCase) -> None:
         repeats = 10 if case.device == "cuda" else 1
         for _ in sys.stdin:
             print(repeats * case.batch_size / turn(step, world, repeats), flush=True)
+        del step
+        gc.collect()  # no graph is left with collectives, whose group would not end
 
 
 def turn(step: Callable[[], None], world: World, repeats: int) -> float:

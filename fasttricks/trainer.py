@@ -114,7 +114,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises Stopped where a signal asked for it (signals.py), after saving; DivergedError for a loss that is no use.
     The run folder is free for another process afterwards.
     """
-    graphed = nullcontext() if run.graph is None else run.graph.streams.on_step()
+    graphed = nullcontext() if run.graph is None else run.graph.running()
     with run.claim, run.log.loggers as loggers, told_of_compiling(run.config.compile, run.log.compiling), graphed:
         loggers.summary = summary = summarize(run, train(run))
         return summary

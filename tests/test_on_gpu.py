@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def launched_and_replayed(precision: str, world: World) -> list[dict[str, Any]]:
         learner, batches = on_random_images(precision, world, streams)
         learner.graph = StepGraph(on_all_ranks(cuda_graph, world), streams) if graphed else None
         taken = iter if learner.graph is None else learner.graph.taken
-        with streams.on_step():
+        with nullcontext() if learner.graph is None else learner.graph.running():
             for batch in taken(batches * 5):
                 train_step(learner, [batch])
             with no_sync():

@@ -4,6 +4,7 @@ Nothing is recorded here: relaunch() stands in for a CUDA graph, by the same con
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 import weakref
@@ -28,7 +29,19 @@ from fasttricks.learning.learner import Learner
 from fasttricks.learning.step_graph import WARM_UP, StepGraph, Streams, check_graph, relaunch
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
-from lib.graphed import CASES, CLASSES, STEPS, batches, config_of, frozen, learner_of, plant_factor, quick, trained
+from lib.graphed import (
+    BATCH,
+    CASES,
+    CLASSES,
+    STEPS,
+    batches,
+    config_of,
+    frozen,
+    learner_of,
+    plant_factor,
+    quick,
+    trained,
+)
 from lib.states import same
 
 
@@ -77,6 +90,26 @@ def plant_choice(learner: Learner) -> None:
 @pytest.mark.parametrize("plant", [plant_rate, plant_factor, plant_gain, plant_choice])
 def test_a_number_of_the_host_is_found(plant: Callable[[Learner], None]) -> None:
     assert frozen(config_of(CASES["tricks"]), plant) != []
+
+
+@pytest.mark.parametrize("case", ["tricks", "fp16"])
+def test_a_resumed_run_warms_up_by_its_own_steps_again(case: str) -> None:
+    """Stopped while it was replayed; the bits are those of a run without a graph and a stop."""
+    config, stop = config_of(CASES[case]), STEPS - 2
+    given = list(batches(config, steps=stop + STEPS))
+    plain, first, second = (learner_of(config) for _ in range(3))
+    first.graph, second.graph = StepGraph(relaunch), StepGraph(relaunch)
+    with quick(config):
+        for batch in given:
+            train_step(plain, [batch])
+        for batch in given[:stop]:
+            train_step(first, [batch])
+        second.load_state_dict({**copy.deepcopy(first.state_dict()), "path": "x"})
+        for count, batch in enumerate(given[stop:], 1):
+            train_step(second, [batch])
+            assert second.graph.launched == min(WARM_UP, sum(len(one) == BATCH for one in given[stop:][:count]))
+    assert first.graph.launched == WARM_UP
+    assert same(plain.state_dict(), second.state_dict())
 
 
 # --------------------------------------------------------------------------------------- the order of the two streams

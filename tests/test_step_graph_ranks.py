@@ -6,6 +6,8 @@ Over gloo, where relaunch() stands in for a CUDA graph. That NCCL's collectives 
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -97,12 +99,17 @@ def test_two_steps_launch_the_same_with_the_same_numbers(count: int, cases: tupl
 
 
 def fails_on_one() -> None:
-    """A rank's part."""
+    """A rank's part. The graphs of the others are gone while their errors are still there, so that NCCL's group can end."""
+    made: list[weakref.ref[Any]] = []
 
     def record(launch: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         if world.rank == 1:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
-        return lambda: None, []
+
+        def replay() -> None: ...
+
+        made.append(weakref.ref(replay))
+        return replay, []
 
     with join_world("cpu") as world:
         error, words = (
@@ -113,8 +120,10 @@ def fails_on_one() -> None:
                 r"^cuda_graph = True: could not be recorded on rank 1 \(operation not permitted\); leave it out$",
             )
         )
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=words) as caught:
             on_all_ranks(record, world)(list)
+        gc.collect()
+        assert [graph() for graph in made] == [None] * (world.rank != 1) and caught.traceback
 
 
 def test_where_one_rank_cannot_record_all_end_and_say_so() -> None:
@@ -132,6 +141,7 @@ def goes_through_fit(data: str, folder: str) -> None:
             if name == "replayed":
                 run.graph, notes = counted(world)
             fit(run)
+            assert run.graph is None or run.graph._replay is None, "it holds collectives, whose group would not end"
             states.append(copy.deepcopy(Learner.state_dict(run)))
             if world.is_main:
                 records = read_metrics(run.folder)

@@ -79,7 +79,7 @@ class StepGraph:
     nothing on the host, as it is not called again. The bits are those of the steps without a graph; tests/test_step_graph.py
     shows it on the CPU.
 
-    record: as cuda_graph, and of several ranks by on_all_ranks. streams: as Streams has them; the calls are within on_step().
+    record: as cuda_graph, and of several ranks by on_all_ranks. streams: as Streams has them. Calls are within running().
 
     Costs: a copy of the batch on the device, and a launch for each number. The memory of a graph is its own: the activations of
     a step that is launched, as of the last batch of an epoch, lie beside it.
@@ -93,6 +93,19 @@ class StepGraph:
         self._numbers: StepNumbers | None = None
         self._replay: Callable[[], object] | None = None
         self._result: Any = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within, steps are taken, on their stream. At its end, or an error, the recorded step is let go.
+
+        NCCL ends no group while a graph holds collectives of it (https://github.com/pytorch/pytorch/issues/115388).
+        """
+        with self.streams.on_step():
+            try:
+                yield
+            finally:
+                self._replay = self._result = None
+                gc.collect()  # the graph itself, should a cycle hold it
 
     def taken(self, batches: Iterable[T]) -> Iterator[T]:
         """`batches`, each made on the stream of the inputs: the device makes one while the step of the one before runs."""
@@ -219,6 +232,8 @@ def on_all_ranks(record: Recorder[T], world: World) -> Recorder[T]:
         dist.all_gather_object(said, mine, group=group)
         if failed is not None:
             raise failed
+        if any(said):
+            del done  # no replay, and NCCL would wait for the end of its graph, which the error's trace would hold
         for rank, words in enumerate(said):
             require(not words, "cuda_graph", True, f"could not be recorded on rank {rank} ({words}); leave it out")
         return done
