@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared")
+# without -fno-trapping-math gcc vectorises no choice between two values for AVX2, as a mask is; the bits are the same
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # the widest vectors of this CPU
 _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 
