@@ -283,6 +283,36 @@ def test_the_batch_norm_of_a_run(changes: dict[str, Any], found: str, tiny_data:
     assert kind == ("fused" if asked and (found == "compiled" or "precision" in changes) else "torch")
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, "winograd"),
+        ({"compile": "default"}, "torch"),
+        ({"compile": "default", "distill.teacher": "run"}, "winograd"),
+        ({"precision": "bf16"}, "torch"),
+        ({"model.name": "cifarnet", "model.stem_stride": 4}, "winograd"),
+        ({"model.name": "mobilenet_v1", "model.stem_stride": 4}, "torch"),
+    ],
+)
+def test_the_convolutions_of_a_run(changes: dict[str, Any], found: str, tiny_data: Path, tmp_path: Path) -> None:
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("winograd.c is for AVX2 and AVX-512")
+    config, images = replace_fields(configure(tiny_data, tmp_path), changes), ImageFiles(["a.jpg"])
+    now = json.loads(json.dumps(conditions(find_task("classification"), config, ALONE, images, images)))
+    assert now["convolution"] == found
+    on_gpu = dataclasses.replace(ALONE, device=torch.device("cuda"))
+    assert "convolution" not in conditions(find_task("classification"), config, on_gpu, images, images)
+    old = {name: value for name, value in now.items() if name != "convolution"}
+    if found == "torch":
+        check_conditions(old, now, config, at="", edge="")
+        return
+    with pytest.raises(
+        ConfigError, match=r"changed: convolution: 'torch' -> 'winograd'; go back, or resume with --allow"
+    ):
+        check_conditions(old, now, config, at="", edge="")
+    check_conditions(old, now, dataclasses.replace(config, allow_other_versions=True), at="", edge="")
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_another_data_set_is_refused(split: str, start: Callable[..., Run], tmp_path: Path, tiny_data: Path) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")

@@ -10,6 +10,8 @@ from torch import nn
 
 from fasttricks.config import TIMM, ModelConfig, TrainConfig, model_info, nearest, require
 from fasttricks.models.cifarnet import CifarNet
+from fasttricks.models.convolution import OF_CONV2D as OF_CONV2D
+from fasttricks.models.convolution import convolution_arithmetic as convolution_arithmetic
 from fasttricks.models.head import AUXILIARY as AUXILIARY
 from fasttricks.models.head import COUNTER as COUNTER
 from fasttricks.models.head import Embedder as Embedder

@@ -11,6 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from fasttricks.models.common import scaled, xavier_
+from fasttricks.models.convolution import Conv2d
 from fasttricks.models.norm import BatchNormAct, Norm, use_norm
 from fasttricks.models.pool import MaxPool
 
@@ -27,10 +28,10 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.maxpool = MaxPool(2, stride=2)
         self.bn1 = BatchNormAct(channels, "relu")
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = BatchNormAct(channels, "relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,14 @@ from torch import Tensor, nn
 
 from fasttricks_kernels.convolution import winograd
 
+OF_CONV2D = ("resnet", "cifarnet")
+"""The networks whose convolutions are Conv2d."""
+
+
+def convolution_arithmetic() -> str:
+    """The implementation of the 3x3 of stride 1 on this CPU: winograd, or torch where that cannot be had."""
+    return "winograd" if winograd.compiled() is not None else "torch"
+
 
 class Conv2d(nn.Conv2d):
     """nn.Conv2d, with its keys. On a CPU, eager and in float32, a 3x3 of stride 1 is winograd.conv3x3 where that takes it.

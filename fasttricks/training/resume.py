@@ -15,7 +15,7 @@ from fasttricks.config import ConfigError, TrainConfig, model_info
 from fasttricks.data.sources import Source
 from fasttricks.learning.learner import Task
 from fasttricks.learning.precision import resolve_precision
-from fasttricks.models import fused_arithmetic, norm_of
+from fasttricks.models import OF_CONV2D, convolution_arithmetic, fused_arithmetic, norm_of
 from fasttricks.runs.checkpoint import read_checkpoint
 from fasttricks.runs.folder import deciding_fields, releases
 from fasttricks.runs.stored import CheckpointError, DamagedError, checkpoints, named_checkpoints, set_aside
@@ -29,6 +29,7 @@ _RANKS = ("ranks", "accumulate")
 """The facts that may differ under --allow-other-ranks."""
 _SOFTWARE = (
     *("device kind", "torch", "nvidia-dali-cuda120", "numpy", "triton", "fasttricks", "cross-entropy", "batch norm"),
+    "convolution",
     *dict.fromkeys(package for task in TASKS.values() for package in task.facts.packages),
 )
 """The facts that may differ under --allow-other-versions: each computes or draws numbers that affect the weights."""
@@ -75,6 +76,7 @@ def conditions(
     if world.device.type == "cpu":
         found.pop("triton", None)  # the CPU runs none of its kernels
         found["cross-entropy"] = arithmetic()
+        found["convolution"] = _convolution(config, world.device)
     return {
         "recipe": config.recipe,
         **deciding_fields(config),
@@ -105,6 +107,13 @@ def _batch_norm(config: TrainConfig, device: torch.device) -> str:
     return fused_arithmetic(device)
 
 
+def _convolution(config: TrainConfig, device: torch.device) -> str:
+    """The implementation of 3x3 convolutions in a run on a CPU: winograd in FP32 where a network has it, or torch."""
+    plain = config.compile == "off" and resolve_precision(config.precision, device) == "fp32"
+    ours = plain and model_info(config.model.name).family in OF_CONV2D
+    return convolution_arithmetic() if ours or config.distill.teacher else "torch"
+
+
 def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainConfig, *, at: str, edge: str) -> None:
     """Raise ConfigError, naming every field that differs and the way out.
 
@@ -113,8 +122,9 @@ def check_conditions(saved: dict[str, Any], now: dict[str, Any], config: TrainCo
     saved = deciding_fields(_ANY) | saved  # a field that was added since behaved before as its default does
     if "cross-entropy" in now:
         saved.setdefault("cross-entropy", "torch")  # as in every run before it was recorded
-    if "batch norm" in now:
-        saved.setdefault("batch norm", "torch")  # likewise
+    for name in ("batch norm", "convolution"):
+        if name in now:
+            saved.setdefault(name, "torch")  # likewise
     changed = {n: f"{n}: {saved.get(n)!r} -> {now.get(n)!r}" for n in [*now, *saved] if saved.get(n) != now.get(n)}
     ranks = [changed.pop(name) for name in _RANKS if name in changed]
     software = [changed.pop(name) for name in _SOFTWARE if name in changed]
