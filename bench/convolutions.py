@@ -1,0 +1,181 @@
+"""`python -m bench.convolutions`: each shape of a network's convolutions on the CPU, all passes, in several forms.
+
+    python -m bench.convolutions resnet50d --batch-size 16 --threads 1
+    python -m bench.convolutions cifar10
+
+oneDNN's by torch, channels-last and default layout; a 1x1 of stride 1 as a matrix product; the project's Winograd; the weight's
+gradient as a product with unfolded pixels, and by halves of the batch. GFLOP/s are of a convolution's definition, by CPU time, the
+best of the turns, which alternate. The bound is a matrix product of the same sizes. The last rows add up all layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.step import StepCase
+from fasttricks.config import ModelConfig
+from fasttricks.config.recipes import RECIPES
+from fasttricks.models import build_model
+from fasttricks.planning.planner import IMAGENET_CLASSES
+from fasttricks.system.distributed import keep_freed_memory
+from fasttricks_kernels.convolution import winograd
+
+PASSES = ("forward", "grad_input", "grad_weight")
+BOUND = "matrix product"
+AT_LEAST = 1e9
+"""FLOPs of a turn: a small convolution is repeated."""
+Forms = dict[str, Callable[[], Tensor]]
+
+
+class Shape(NamedTuple):
+    """A convolution without groups, its kernel, stride and padding alike in both directions."""
+
+    channels: int
+    outputs: int
+    kernel: int
+    stride: int
+    padding: int
+    side: int
+    """Of the input, in pixels."""
+
+    @property
+    def out_side(self) -> int:
+        """Of the output, in pixels."""
+        return (self.side + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def flops(self, images: int) -> int:
+        """FLOPs of one pass, a multiplication and an addition being two."""
+        return 2 * images * self.out_side**2 * self.outputs * self.channels * self.kernel**2
+
+
+def shapes_of(config: ModelConfig, image_size: int, num_classes: int) -> Counter[Shape]:
+    """Shape -> the number of the network's layers that have it. Raises NotImplementedError for other convolutions."""
+    found: Counter[Shape] = Counter()
+
+    def see(layer: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        sides = layer.kernel_size, layer.stride, layer.padding, inputs[0].shape[2:]
+        if layer.groups != 1 or layer.dilation != (1, 1) or any(len(set(pair)) > 1 for pair in sides):
+            raise NotImplementedError(f"{layer}: bench.convolutions knows square ones, without groups and dilation")
+        found[Shape(layer.in_channels, layer.out_channels, *(int(pair[0]) for pair in sides))] += 1
+
+    with torch.device("meta"):
+        model = build_model(config, num_classes)
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(see)
+        model(torch.empty(2, 3, image_size, image_size))
+    return found
+
+
+def forms(shape: Shape, images: int) -> dict[str, Forms]:
+    """Pass, or the bound -> name of a form -> its call, on random numbers."""
+    channels, outputs, kernel, stride, padding, side = shape
+    last = {"memory_format": torch.channels_last}
+    x = torch.randn(images, channels, side, side).contiguous(**last)
+    weight = torch.randn(outputs, channels, kernel, kernel).contiguous(**last)
+    grad = torch.randn(images, outputs, shape.out_side, shape.out_side).contiguous(**last)
+    found: dict[str, Forms] = {name: {} for name in PASSES}
+
+    def gradient(number: int, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        how = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [number == 0, number == 1, False]
+        made: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *how)[number]
+        return made
+
+    for name, one in (("torch, channels-last", (x, weight, grad)), ("torch, default layout", None)):
+        a, b, c = one or (value.contiguous() for value in (x, weight, grad))
+        found["forward"][name] = lambda a=a, b=b: F.conv2d(a, b, None, stride, padding)
+        found["grad_input"][name] = lambda a=a, b=b, c=c: gradient(0, c, a, b)
+        found["grad_weight"][name] = lambda a=a, b=b, c=c: gradient(1, c, a, b)
+    pixels, grads = (value.permute(0, 2, 3, 1).flatten(0, 2) for value in (x, grad))
+    if kernel == stride == 1:
+        matrix = weight.flatten(1)
+        found["forward"][BOUND] = lambda: pixels @ matrix.t()
+        found["grad_input"][BOUND] = lambda: grads @ matrix
+        found["grad_weight"][BOUND] = lambda: grads.t() @ pixels
+    else:
+
+        def unfolded() -> Tensor:
+            return grads.t() @ F.unfold(x, kernel, 1, padding, stride).transpose(1, 2).flatten(0, 1)
+
+        found["grad_weight"]["unfolded"] = unfolded
+    if images > 1:
+        halves = [value.tensor_split(2) for value in (grad, x)]
+        found["grad_weight"]["by halves"] = lambda: sum(
+            (gradient(1, a, b, weight) for a, b in zip(*halves, strict=True)), torch.zeros(())
+        )
+    if (kernel, stride, padding) == (3, 1, 1) and winograd.takes(x, weight):
+        found["forward"]["winograd"] = lambda: winograd.convolve(x, weight)
+        found["grad_input"]["winograd"] = lambda: winograd.grad_input(grad, weight)
+        found["grad_weight"]["winograd"] = lambda: winograd.grad_weight(x, grad)
+    sizes = len(grads), channels * kernel**2, outputs
+    a, b = torch.randn(sizes[:2]), torch.randn(sizes[1:])
+    return found | {"bound": {BOUND: lambda: a @ b}}
+
+
+@torch.no_grad()
+def best_seconds(calls: dict[str, Forms], turns: int, repeats: int) -> dict[str, dict[str, float]]:
+    """The CPU seconds of each call, the best of `turns`, which alternate, after one that does not count."""
+    seconds = {name: dict.fromkeys(forms, float("inf")) for name, forms in calls.items()}
+    for turn in range(turns + 1):
+        for name, forms in calls.items():
+            for form, call in forms.items():
+                began = time.process_time()
+                for _ in range(repeats):
+                    call()
+                if turn:
+                    seconds[name][form] = min(seconds[name][form], (time.process_time() - began) / repeats)
+    return seconds
+
+
+def table(shapes: Counter[Shape], images: int, turns: int) -> Iterator[str]:
+    """The lines of the table."""
+    yield "| in, out, kernel, stride, side | layers | pass | GFLOP/s by form | best | bound |\n|---|---|---|---|---|---|"
+    now, best, bound = (Counter[str]() for _ in range(3))
+    for shape, layers in shapes.items():
+        flops = shape.flops(images)
+        seconds = best_seconds(forms(shape, images), turns, max(1, int(AT_LEAST / flops)))
+        least = seconds.pop("bound")[BOUND]
+        for name, taken in seconds.items():
+            first = min(taken, key=lambda form: taken[form])
+            now[name] += layers * taken["torch, channels-last"]
+            best[name] += layers * taken[first]
+            bound[name] += layers * least
+            rates = ", ".join(f"{form} {flops / taken[form] / 1e9:.0f}" for form in taken)
+            size = f"{shape.channels}, {shape.outputs}, {shape.kernel}, {shape.stride}, {shape.side}"
+            yield f"| {size} | {layers} | {name} | {rates} | {first} | {flops / least / 1e9:.0f} |"
+    yield "\n| all layers, ms | torch, channels-last | best | bound |\n|---|---|---|---|"
+    for name in PASSES:
+        yield f"| {name} | {1e3 * now[name]:.1f} | {1e3 * best[name]:.1f} | {1e3 * bound[name]:.1f} |"
+    yield f"| all | {1e3 * now.total():.1f} | {1e3 * best.total():.1f} | {1e3 * bound.total():.1f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="resnet50d", help="network, or recipe")
+    parser.add_argument("--batch-size", type=int, help="images; of a recipe its own, else 16")
+    parser.add_argument("--image-size", type=int, help="pixels; of a recipe its own, else 224")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(given.threads)
+    recipe = RECIPES[given.name]() if given.name in RECIPES else None
+    model = recipe.model if recipe else ModelConfig(name=given.name)
+    images = given.batch_size or (recipe.global_batch_size if recipe else StepCase.batch_size)
+    side = given.image_size or (recipe.data.image_size if recipe else StepCase.image_size)
+    print(f"{model.name}, {images} images, {side} pixels, {given.threads} threads\n")
+    for line in table(shapes_of(model, side, IMAGENET_CLASSES), images, given.turns):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
