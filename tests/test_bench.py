@@ -169,7 +169,7 @@ def test_ours_and_theirs_ask_the_gpu_for_the_same(
     """In the process of each, before its network is made."""
     asked: list[dict[str, bool]] = []
     monkeypatch.setattr(step, "ask_for_one_order", lambda device, **given: asked.append(given))
-    monkeypatch.setattr(step, "CONTESTANTS", {name: lambda *_: asked.append({"made": True})})
+    monkeypatch.setattr(step, "MAKERS", {name: lambda *_: asked.append({"made": True})})
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     step.main(name, step.StepCase(batch_size=1, image_size=8, deterministic=deterministic))  # type: ignore[arg-type]
     assert asked == [{"on": deterministic == "on", "compiled": "compile" in name}, {"made": True}]

@@ -40,7 +40,7 @@ def parse(*args: str) -> TrainConfig:
     ("args", "wrong", "nearest"),
     [
         (["resnet50-eficient"], "resnet50-eficient", "did you mean 'resnet50-efficient'?"),
-        (["demo", "--optim.bas-lr", "0.1"], "--optim.bas-lr", "did you mean --optim.base-lr?"),
+        (["demo", "--optim.bse-lr", "0.1"], "--optim.bse-lr", "did you mean --optim.base-lr?"),
         (["demo", "--tricks.off", "mixupp"], "mixupp", "did you mean 'mixup'?"),
     ],
     ids=["recipe", "field", "trick"],
