@@ -4,7 +4,7 @@
     python -m bench.convolutions cifar10
 
 oneDNN's by torch, channels-last and default layout; a 1x1 of stride 1 as a matrix product; the project's Winograd; the weight's
-gradient as a product with unfolded pixels, and by halves of the batch. GFLOP/s are of a convolution's definition, by CPU time, the
+gradient as a product with unfolded pixels, and by halves of the batch. GFLOP/s are of the definition, by CPU time, the
 best of the turns, which alternate. The bound is a matrix product of the same sizes. The last rows add up all layers.
 """
 
@@ -44,11 +44,11 @@ class Shape(NamedTuple):
     stride: int
     padding: int
     side: int
-    """Of the input, in pixels."""
+    """Pixels along a side of the input."""
 
     @property
     def out_side(self) -> int:
-        """Of the output, in pixels."""
+        """Pixels along a side of the output."""
         return (self.side + 2 * self.padding - self.kernel) // self.stride + 1
 
     def flops(self, images: int) -> int:
