@@ -76,7 +76,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether conv3x3 takes these: eager float32 on the CPU, channels-last and large enough, and no autocast or transform."""
     return (
         isinstance(x, Tensor)
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
