@@ -142,6 +142,7 @@ CALLS: dict[str, tuple[Any, Any]] = {
     "few outputs": (LARGE, WEIGHT[:20]),
     "other channels": (LARGE, WEIGHT[:, :32]),
     "no images": (LARGE[:0], WEIGHT),
+    "tiles that are half empty": (torch.empty(256, 64, 3, 3).to(memory_format=torch.channels_last), WEIGHT),
     "three dimensions": (LARGE[0], WEIGHT),
     "meta": (LARGE.to("meta"), WEIGHT.to("meta")),
 }
@@ -151,6 +152,7 @@ CALLS: dict[str, tuple[Any, Any]] = {
 def test_it_takes_large_channels_last_float32() -> None:
     assert LARGE.numel() == winograd.LEAST_VALUES
     assert winograd.takes(LARGE, WEIGHT)
+    assert winograd.takes(torch.empty(64, 64, 7, 7).to(memory_format=torch.channels_last), WEIGHT)
 
 
 @pytest.mark.parametrize("name", list(CALLS))
