@@ -10,7 +10,6 @@ best of the turns, which alternate. The bound is a matrix product of the same si
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.step import StepCase
+from bench.parts import chosen, options_of
 from fasttricks.config import ModelConfig
-from fasttricks.config.recipes import RECIPES
 from fasttricks.models import build_model
 from fasttricks.planning.planner import IMAGENET_CLASSES
-from fasttricks.system.distributed import keep_freed_memory
 from fasttricks_kernels.convolution import winograd
 
 PASSES = ("forward", "grad_input", "grad_weight")
@@ -159,19 +156,9 @@ def table(shapes: Counter[Shape], images: int, turns: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="resnet50d", help="network, or recipe")
-    parser.add_argument("--batch-size", type=int, help="images; of a recipe its own, else 16")
-    parser.add_argument("--image-size", type=int, help="pixels; of a recipe its own, else 224")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(given.threads)
-    recipe = RECIPES[given.name]() if given.name in RECIPES else None
-    model = recipe.model if recipe else ModelConfig(name=given.name)
-    images = given.batch_size or (recipe.global_batch_size if recipe else StepCase.batch_size)
-    side = given.image_size or (recipe.data.image_size if recipe else StepCase.image_size)
+    given = options_of(__doc__).parse_args()
+    config, side = chosen(given)
+    model, images = config.model, config.global_batch_size
     print(f"{model.name}, {images} images, {side} pixels, {given.threads} threads\n")
     for line in table(shapes_of(model, side, IMAGENET_CLASSES), images, given.turns):
         print(line, flush=True)

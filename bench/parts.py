@@ -201,24 +201,35 @@ def matrix_rate(clock: Callable[[], float], side: int = GEMM_SIDES[1]) -> float:
     return 8 * side**3 / (clock() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of a command that chosen() reads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="resnet50d", help="network, or recipe")
     parser.add_argument("--batch-size", type=int, help="images; of a recipe its own, else 16")
     parser.add_argument("--image-size", type=int, help="pixels; of a recipe its own, else 224")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
+    return parser
+
+
+def chosen(given: argparse.Namespace) -> tuple[TrainConfig, int]:
+    """The config of a step and the side of its images; and the process as a run has it, with so many threads."""
     keep_freed_memory()
     torch.set_num_threads(given.threads)
     if given.name in RECIPES:
         config = RECIPES[given.name]()
-        size, classes = given.image_size or config.data.image_size, 10 if "cifar10" in given.name else IMAGENET_CLASSES
         config = replace_fields(config, {"global_batch_size": given.batch_size or config.global_batch_size})
-    else:
-        case = StepCase(model=given.name, batch_size=given.batch_size or StepCase.batch_size)
-        config, size, classes = case.config, given.image_size or case.image_size, IMAGENET_CLASSES
+        return config, given.image_size or config.data.image_size
+    case = StepCase(model=given.name, batch_size=given.batch_size or StepCase.batch_size)
+    return case.config, given.image_size or case.image_size
+
+
+def main() -> None:
+    parser = options_of(__doc__)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    given = parser.parse_args()
+    config, size = chosen(given)
+    classes = 10 if "cifar10" in config.recipe else IMAGENET_CLASSES
     found, flops, plain, rate = measure(config, classes, size, given.turns, CLOCKS[given.clock])
     step = sum(found.values())
     print(
