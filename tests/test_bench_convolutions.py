@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench import convolutions
+from bench import convolutions, parts
 from bench.convolutions import PASSES, Shape
 from fasttricks.config import ModelConfig
 from fasttricks_kernels.convolution import winograd
@@ -65,7 +65,7 @@ def test_the_table_adds_up_its_layers(monkeypatch: pytest.MonkeyPatch, capsys: p
         }
 
     monkeypatch.setattr(convolutions, "best_seconds", seconds)
-    monkeypatch.setattr(convolutions, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(parts, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(sys, "argv", ["convolutions", "cifar10", "--batch-size", "2", "--turns", "2"])
     convolutions.main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
