@@ -137,7 +137,7 @@ def test_another_user_without_a_home_and_with_ascii_alone(tmp_path_factory: pyte
     assert output.count("this user has no home folder") == 1, "the loader"
     ours = [line for line in notes.splitlines() if "Matplotlib" not in line]  # which says its own of a missing home
     slower = [line.partition(" on the CPU ")[0] for line in ours]
-    assert sorted(slower) == ["note: batch norm", "note: losses"], "each says so once"
+    assert sorted(slower) == ["note: 3x3 convolutions", "note: batch norm", "note: losses"], "each says so once"
     output, notes = said("predict", run, image, os.fsdecode(b"im\xe4ge.jpg"), code=1)
     assert r"val/\xe9/000.jpg" in output and r"%  \u72ac" in output and r"%  cat\udcff" in output
     assert notes == "error: im\\udce4ge.jpg: unreadable: No such file or directory\n"

@@ -79,13 +79,13 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     return (
         isinstance(x, Tensor)
         and not torch.jit.is_tracing()
+        and runs_directly(x, weight)  # before a size is asked, which an export would take for a rule
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
         and x.numel() >= LEAST_VALUES
         and x.shape[1] == weight.shape[1]  # else torch has the error
         and not torch.is_autocast_enabled("cpu")
-        and runs_directly(x, weight)
         and x.is_contiguous(memory_format=torch.channels_last)
         and _used(x.shape[2]) * _used(x.shape[3]) >= LEAST_USED
         and weight.shape[0] % CHANNELS == weight.shape[1] % CHANNELS == 0
