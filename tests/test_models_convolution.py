@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fasttricks.config import ModelConfig
+from fasttricks.config import NETWORKS, ModelConfig
 from fasttricks.models import build_model
-from fasttricks.models.convolution import Conv2d
+from fasttricks.models.convolution import OF_CONV2D, Conv2d
 from fasttricks_kernels.convolution import winograd
 
 
@@ -46,6 +46,14 @@ def test_a_networks_step_is_as_right_as_torchs() -> None:
         return max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
 
     assert error(ours) <= 1.5 * error(theirs)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_runs_fingerprint_knows_the_networks_that_have_it(name: str) -> None:
+    """Else a run on one of them would be resumed with other last bits in silence."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name), 3)
+    assert any(isinstance(layer, Conv2d) for layer in model.modules()) == (NETWORKS[name].family in OF_CONV2D)
 
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ def whiten(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     conv = model.get_submodule("conv1")
     assert isinstance(conv, nn.Conv2d)
-    side, (size,) = conv.kernel_size[0], {conv.weight[0].numel()}
+    side, size = conv.kernel_size[0], conv.weight[0].numel()
     moments, count = torch.zeros(size, size, dtype=torch.float64), 0
     for images in batches:
         patches_PS = F.unfold(images.double(), side).transpose(1, 2).reshape(-1, size)

@@ -68,7 +68,8 @@ def build(config: TrainConfig, world: World, stop: StopRequest | None = None, *,
     torch.manual_seed(config.seed)
     with named("init"):
         initial = read_weights(config.init) if config.init and not resumed else None
-    patches = training_patches(task, config, train) if config.model.whitening and not (resumed or initial) else ()
+    whitens = config.model.whitening and not (resumed or initial)
+    patches = training_patches(task, config, train) if whitens else None
     model, exact, account = make_network(task, config, train.classes, world, initial, patches)
     train_loader, val_loader = make_loaders(task, config, train, val, world)
     shards, folder = train_loader.shards, Path(config.run_dir)
@@ -171,11 +172,11 @@ def make_network(
     classes: Sequence[str],
     world: World,
     initial: Weights | None = None,
-    patches: Iterable[Tensor] = (),
+    patches: Iterable[Tensor] | None = None,
 ) -> Network:
     """The task's network, with the weights of `initial`, and where there are none, those of torch's generator as it stands.
 
-    patches: the images by which model.whitening sets its filters, as whiten() takes them; empty: they stay.
+    patches: the images by which model.whitening sets its filters, as whiten() takes them; None: they stay.
 
     Raises CheckpointError as start_from, ConfigError as freeze.
     """
@@ -183,7 +184,7 @@ def make_network(
     model = task.make_model(config, len(classes))
     use_norm(model, norm_of(config))
     account = start_from(initial, model, config.model, config.data, classes) if initial else ""
-    if patches:
+    if patches is not None:
         whiten(model, patches)
     exact = frozen_weights(model, frozen) if precision == "fp16" else {}
     model = place(model, world, precision)

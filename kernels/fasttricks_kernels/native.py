@@ -15,8 +15,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 _COMPILERS = ("cc", "gcc", "clang")
 # without -fno-trapping-math gcc vectorises no choice between two values for AVX2, as a mask is; the bits are the same
@@ -42,6 +43,17 @@ def load(source: Path, flags: Sequence[str] = (), *, cache: Path | None = None) 
         return ctypes.CDLL(str(path))  # loaded once a process, never unloaded
     except OSError as error:
         raise NativeError(f"{path} cannot be loaded ({error}); remove it, or {_OTHER_CACHE}") from None
+
+
+def entry(library: ctypes.CDLL, name: str, argument: type[ctypes.Structure], result: Any = None) -> Callable[..., Any]:
+    """The C function `name` as a function of an argument and a number of threads. It takes the argument's address, the number and
+    thread_pool().
+
+    result: its ctypes type; None: void. Both are set here, once, and not at each call.
+    """
+    function, pool = getattr(library, name), thread_pool()
+    function.argtypes, function.restype = (ctypes.POINTER(argument), ctypes.c_uint32, ctypes.c_void_p), result
+    return lambda given, threads: function(given, threads, pool)
 
 
 def thread_pool() -> ctypes.c_void_p | None:

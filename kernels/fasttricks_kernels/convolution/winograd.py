@@ -12,7 +12,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -50,10 +50,10 @@ Entry = Literal["convolve", "differentiate"]
 
 
 @functools.cache
-def compiled() -> Callable[[Entry, Job, int], None] | None:
-    """winograd.c, as a function of an entry, its argument and a number of threads.
+def compiled() -> dict[str, Callable[[Job, int], None]] | None:
+    """winograd.c's entries, of an argument and a number of threads.
 
-    None where it cannot be had, with a warning, once; and on a CPU without AVX2, where nobody has measured it.
+    None where they cannot be had, with a warning, once; and on a CPU without AVX2, where nobody has measured it.
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
@@ -64,23 +64,16 @@ def compiled() -> Callable[[Entry, Job, int], None] | None:
             f"3x3 convolutions on the CPU are slower than they might be: {error}", RuntimeWarning, stacklevel=2
         )
         return None
-    pool = native.thread_pool()
-
-    def call(entry: Entry, job: Job, threads: int) -> None:
-        function = getattr(library, f"fasttricks_winograd_{entry}")
-        function.argtypes, function.restype = (ctypes.POINTER(Job), ctypes.c_uint32, ctypes.c_void_p), None
-        function(job, threads, pool)
-
-    return call
+    return {name: native.entry(library, f"fasttricks_winograd_{name}", Job) for name in get_args(Entry)}
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether conv3x3 takes these: eager float32 on the CPU, channels-last and large enough, and no autocast or transform."""
     return (
         isinstance(x, Tensor)
+        and x.is_cpu  # first, so that a GPU's step is not held up
         and not torch.jit.is_tracing()
         and runs_directly(x, weight)  # before a size is asked, which an export would take for a rule
-        and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
         and x.numel() >= LEAST_VALUES
@@ -151,10 +144,10 @@ def _convolve(x: Tensor, weight: Tensor, strides: tuple[int, ...], outputs: int,
 
 def _call(entry: Entry, threads: int, tensors: dict[str, Tensor], **numbers: int) -> None:
     """`tensors` live as long as their addresses are in use."""
-    run = compiled()
-    assert run is not None
+    functions = compiled()
+    assert functions is not None
     addresses: dict[str, Any] = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    run(entry, Job(**numbers, **addresses), threads)
+    functions[entry](Job(**numbers, **addresses), threads)
 
 
 class _Conv3x3(torch.autograd.Function):

@@ -70,13 +70,11 @@ Result = tuple[Tensor, Tensor, Ignored | None]
 def compiled() -> Callable[[Batch, int], int] | None:
     """The function of losses.c, of a batch and a number of threads; None where it cannot be had, with a warning, once."""
     try:
-        function = native.load(SOURCE).fasttricks_losses
+        library = native.load(SOURCE)
     except native.NativeError as error:
         warnings.warn(f"losses on the CPU are slower than they might be: {error}", RuntimeWarning, stacklevel=2)
         return None
-    function.argtypes = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p)
-    pool = native.thread_pool()
-    return lambda batch, threads: int(function(batch, threads, pool))
+    return native.entry(library, "fasttricks_losses", Batch, ctypes.c_int)
 
 
 def losses_compiled() -> bool:

@@ -58,14 +58,7 @@ def compiled() -> dict[str, Callable[[Batch, int], None]] | None:
     except native.NativeError as error:
         warnings.warn(f"batch norm on the CPU is slower than it might be: {error}", RuntimeWarning, stacklevel=2)
         return None
-    pool = native.thread_pool()
-
-    def entry(name: str) -> Callable[[Batch, int], None]:
-        function = getattr(library, f"fasttricks_norm_{name}")
-        function.argtypes, function.restype = (ctypes.POINTER(Batch), ctypes.c_uint32, ctypes.c_void_p), None
-        return lambda batch, threads: function(batch, threads, pool)
-
-    return {name: entry(name) for name in get_args(Entry)}
+    return {name: native.entry(library, f"fasttricks_norm_{name}", Batch) for name in get_args(Entry)}
 
 
 def batch_norm_compiled() -> bool:
