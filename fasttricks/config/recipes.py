@@ -25,7 +25,7 @@ from fasttricks.config.transfer_recipes import detect_voc, segment_ade20k
 
 
 def demo() -> TrainConfig:
-    """ResNet-10-D on ten classes of drawn shapes that the project makes itself; 5 minutes on 2 CPU cores.
+    """ResNet-10-D on ten classes of drawn shapes that the project makes itself; minutes on 2 CPU cores.
 
     Source: none, a first run for a newcomer. Command: make train.
     """
