@@ -101,11 +101,11 @@ def watched(model: nn.Module, learner: Learner, watch: Stopwatch, flops: dict[st
         y: Tensor = _Convolution.apply(x, weight, bias, watch, flops, *how)  # type: ignore[no-untyped-call]
         return y
 
-    def counted(part: str, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        def call(pixels: Tensor, other: Tensor) -> Tensor:
+    def counted(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(pixels: Tensor, other: Tensor, **how: bool) -> Any:
             flops[part] += 2 * 9 * pixels.numel() * other.shape[part != FORWARD]
             with watch.part(part):
-                return function(pixels, other)
+                return function(pixels, other, **how)
 
         return call
 
@@ -130,6 +130,7 @@ def watched(model: nn.Module, learner: Learner, watch: Stopwatch, flops: dict[st
         for where, name, new in (
             (nn.Conv2d, "_conv_forward", convolve),
             (winograd, "convolve", counted(FORWARD, winograd.convolve)),
+            (winograd, "convolve_pool", counted(FORWARD, winograd.convolve_pool)),
             (winograd, "grad_input", counted(GRAD_INPUT, winograd.grad_input)),
             (winograd, "grad_weight", counted(GRAD_WEIGHT, winograd.grad_weight)),
             (learner, "forward", watch.timed(REST, forward)),

@@ -1,4 +1,4 @@
-"""winograd.conv3x3: as right as torch's convolution beside float64, its derivatives, the calls that it leaves to torch."""
+"""winograd.conv3x3 and conv3x3_pool: as right as torch's convolution beside float64, derivatives, the calls left to torch."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def plain(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1)
 
 
+def pooled(x: Tensor, weight: Tensor) -> Tensor:
+    return F.max_pool2d(plain(x, weight), 2)
+
+
+KINDS = {"conv3x3": (winograd.conv3x3, plain), "conv3x3_pool": (winograd.conv3x3_pool, pooled)}
+"""Name -> ours and torch's."""
+
+
 def passes(
     convolution: Callable[[Tensor, Tensor], Tensor], data: dict[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Wanted:
@@ -53,53 +61,77 @@ def passes(
     x, weight, grad = (value.detach().to(dtype) for value in data.values())
     leaves = x.requires_grad_(), weight.requires_grad_()
     y = convolution(*leaves)
+    grad = grad[..., : y.shape[2], : y.shape[3]]
     return tuple(value.detach().double() for value in (y, *torch.autograd.grad(y, leaves, grad)))
 
 
 @pytest.mark.parametrize(
-    ("channels", "outputs", "side", "images", "layout"),
-    covering([32, 64, 160], [32, 96, 128], list(SIDES), [3, 41], ["NHWC", "NCHW"], together=2),
+    ("channels", "outputs", "side", "images", "layout", "kind"),
+    covering([24, 32, 64, 160], [24, 40, 96, 128], list(SIDES), [3, 41], ["NHWC", "NCHW"], list(KINDS), together=2),
     ids=str,
 )
 def test_errors_are_torchs_times_a_small_factor(
-    channels: int, outputs: int, side: tuple[int, int], images: int, layout: str
+    channels: int, outputs: int, side: tuple[int, int], images: int, layout: str, kind: str
 ) -> None:
+    ours_is, theirs_is = KINDS[kind if min(side) > 1 else "conv3x3"]
     data = draw(channels, outputs, side, images)
     if layout == "NHWC":
         data["weight"] = data["weight"].to(memory_format=torch.channels_last)
-    exact = passes(plain, data, torch.float64)
-    for ours, theirs, right in zip(passes(winograd.conv3x3, data), passes(plain, data), exact, strict=True):
+    exact = passes(theirs_is, data, torch.float64)
+    for ours, theirs, right in zip(passes(ours_is, data), passes(theirs_is, data), exact, strict=True):
         assert ours.shape == right.shape
         step = torch.finfo(torch.float32).eps * right.square().mean().sqrt()
         bound = SMALL_FACTOR * (theirs - right).square().mean().sqrt() + step
         assert (ours - right).square().mean().sqrt() <= bound
 
 
-def test_results_are_channels_last_and_the_inputs_are_left() -> None:
-    data = draw(32, 64, (5, 6))
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf"), float("-inf"), "random"])
+def test_maxima_are_max_pool2ds_of_the_convolution_bit_for_bit(value: float | str) -> None:
+    """And so are the places of equal ones and of NaN, in the gradient."""
+    data = draw(24, 40, (9, 7), images=2)
+    x, weight, grad = data.values()
+    if isinstance(value, float):
+        x[0, 3, 4:6, 2:4] = value
+        x[1] = 0  # all of a window are equal
+    whole = winograd.convolve(x, weight).requires_grad_()
+    wanted = F.max_pool2d(whole, 2)
+    grad = grad[..., :4, :3].contiguous(memory_format=torch.channels_last)
+    made, chosen = winograd.convolve_pool(x, weight)
+    torch.testing.assert_close(made, wanted.detach(), rtol=0, atol=0, equal_nan=True)
+    (of_whole,) = torch.autograd.grad(wanted, whole, grad)
+    assert torch.equal(winograd.spread(grad, chosen, 9, 7), of_whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_channels_last_and_the_inputs_are_left(kind: str) -> None:
+    ours = KINDS[kind][0]
+    data = draw(32, 64, (6, 8))
     before = {name: value.clone() for name, value in data.items()}
     x, weight = data["x"].requires_grad_(), data["weight"].requires_grad_()
-    y = winograd.conv3x3(x, weight)
-    grads = torch.autograd.grad(y, (x, weight), data["grad"].contiguous())  # a gradient of another layout
+    y = ours(x, weight)
+    grad = data["grad"][..., : y.shape[2], : y.shape[3]]
+    grads = torch.autograd.grad(y, (x, weight), grad.contiguous())  # a gradient of another layout
     assert all(value.is_contiguous(memory_format=torch.channels_last) for value in (y, *grads))
     assert all(torch.equal(value, before[name]) for name, value in data.items())
-    (again,) = torch.autograd.grad(winograd.conv3x3(x, weight), x, data["grad"])
+    (again,) = torch.autograd.grad(ours(x, weight), x, grad)
     assert torch.equal(again, grads[0])
 
 
 @pytest.mark.usefixtures("threads")
-def test_threads_change_rounding_in_the_gradient_of_the_weight_alone() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_change_rounding_in_the_gradient_of_the_weight_alone(kind: str) -> None:
     data, results = draw(64, 64, (40, 42), images=2), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append([passes(winograd.conv3x3, data) for _ in range(2)])
+        results.append([passes(KINDS[kind][0], data) for _ in range(2)])
     for first, second in results:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         assert torch.equal(first[0], results[0][0][0]) and torch.equal(first[1], results[0][0][1])
         torch.testing.assert_close(first[2], results[0][0][2], rtol=0, atol=1e-6 * float(first[2].abs().max()))
 
 
-def test_the_second_derivative_is_torchs() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_second_derivative_is_torchs(kind: str) -> None:
     data = draw(32, 32, (6, 5))
 
     def twice(convolution: Callable[[Tensor, Tensor], Tensor]) -> Wanted:
@@ -107,16 +139,19 @@ def test_the_second_derivative_is_torchs() -> None:
         grads = torch.autograd.grad(convolution(x, weight).pow(2).sum(), (x, weight), create_graph=True)
         return torch.autograd.grad(sum(grad.pow(2).mean() for grad in grads), (x, weight))
 
-    for ours, theirs in zip(twice(winograd.conv3x3), twice(plain), strict=True):
+    for ours, theirs in zip(*map(twice, KINDS[kind]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", ["x", "weight"])
-def test_a_gradient_that_is_not_asked_for_is_not_computed(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_asked_for_is_not_computed(
+    frozen: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = draw(32, 32, (4, 4))
     leaves = [data[name].requires_grad_(name != frozen) for name in ("x", "weight")]
     monkeypatch.setattr(winograd, "grad_input" if frozen == "x" else "grad_weight", None)
-    winograd.conv3x3(*leaves).sum().backward()
+    KINDS[kind][0](*leaves).sum().backward()
     assert [leaf.grad is None for leaf in leaves] == [frozen == "x", frozen == "weight"]
 
 
@@ -138,7 +173,8 @@ CALLS: dict[str, tuple[Any, Any]] = {
     "NCHW": (LARGE.contiguous(), WEIGHT),
     "few values": (LARGE[:, :, :31, :31].to(memory_format=torch.channels_last), WEIGHT),
     "few channels": (torch.empty(2, 12, 80, 80).to(memory_format=torch.channels_last), torch.empty(64, 12, 3, 3)),
-    "few outputs": (LARGE, WEIGHT[:20]),
+    "few outputs": (LARGE, WEIGHT[:16]),
+    "a part of a vector": (LARGE, WEIGHT[:28]),
     "other channels": (LARGE, WEIGHT[:, :32]),
     "no images": (LARGE[:0], WEIGHT),
     "tiles that are half empty": (torch.empty(256, 64, 3, 3).to(memory_format=torch.channels_last), WEIGHT),
@@ -152,6 +188,7 @@ def test_it_takes_large_channels_last_float32() -> None:
     assert LARGE.numel() == winograd.LEAST_VALUES
     assert winograd.takes(LARGE, WEIGHT)
     assert winograd.takes(torch.empty(64, 64, 7, 7).to(memory_format=torch.channels_last), WEIGHT)
+    assert winograd.takes(LARGE, WEIGHT[:24])
 
 
 @pytest.mark.parametrize("name", list(CALLS))
@@ -203,19 +240,31 @@ def test_a_cpu_without_avx2_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) ->
 
 
 BODY = """
-    const int64_t sizes[][4] = {{1, 1, 1, 1}, {3, 1, 5, 2}, {2, 7, 6, 1}, {2, 16, 17, 3}};
-    for (int i = 0; i < 4; i++)
+    const int64_t sizes[][4] = {{1, 2, 2, 0}, {3, 2, 5, 1}, {2, 7, 6, 2}, {2, 16, 17, 0}, {1, 1, 9, 1}};
+    for (int i = 0; i < 5; i++)
         for (int tiles = 6; tiles <= 96; tiles += 30) {
-            const int64_t N = sizes[i][0], H = sizes[i][1], W = sizes[i][2], C = PANEL * sizes[i][3], K = 2 * PANEL;
+            const int64_t N = sizes[i][0], H = sizes[i][1], W = sizes[i][2];
+            const int64_t C = LANES + 8 * sizes[i][3], K = 56 - 8 * sizes[i][3];
+            const int64_t wide = panels(C) * PANEL, high = panels(K) * PANEL;
             Job b = {.N = N, .H = H, .W = W, .C = C, .K = K, .tiles = tiles, .flip = tiles % 2,
+                     .TH = (H + 1) / 2, .TW = (W + 1) / 2,
                      .stride_out = 9 * C, .stride_in = 9, .stride_row = 3, .stride_col = 1,
                      .scratch_size = 16 * tiles * (C + PANEL) + PANEL};
             b.x = of(N * H * W * C), b.w = of(9 * K * C), b.y = of(N * H * W * K);
             b.grad = of(N * H * W * K), b.grad_w = of(9 * K * C), b.zeros = of(C > K ? C : K);
-            b.u = of(16 * K * C), b.scratch = of(b.scratch_size);
+            b.u = of(16 * high * C), b.scratch = of(b.scratch_size);
             fasttricks_winograd_convolve(&b, 1, NULL);
-            b.scratch_size = 16 * tiles * (C + K), b.scratch = of(b.scratch_size), b.sums = of(16 * K * C);
+            b.scratch_size = 16 * tiles * (wide + K), b.scratch = of(b.scratch_size), b.sums = of(16 * K * wide);
             fasttricks_winograd_differentiate(&b, 1, NULL);
+            if (H < 2) continue;
+            b.TH = H / 2, b.TW = W / 2;
+            fasttricks_winograd_differentiate(&b, 1, NULL);
+            const int64_t windows = N * b.TH * b.TW * K;
+            b.chosen = (uint8_t *)of((windows + 3) / 4) + (-windows & 3);  /* its end is the end of the memory */
+            b.scratch_size = 16 * tiles * (C + PANEL) + PANEL, b.scratch = of(b.scratch_size), b.y = of(windows);
+            fasttricks_winograd_convolve(&b, 1, NULL);
+            b.grad = of(windows), b.y = of(N * H * W * K);
+            fasttricks_winograd_spread(&b, 1, NULL);
         }
 """
 

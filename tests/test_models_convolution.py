@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fasttricks.config import NETWORKS, ModelConfig
 from fasttricks.models import build_model
-from fasttricks.models.convolution import OF_CONV2D, Conv2d
+from fasttricks.models.convolution import OF_CONV2D, Conv2d, Conv2dPool
 from fasttricks_kernels.convolution import winograd
 
 
@@ -71,19 +71,25 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", list(SMALL))
 def test_other_convolutions_are_torchs(kind: str) -> None:
     torch.manual_seed(0)
-    layer, theirs = (made(64, 64, **{"bias": False, **SMALL[kind]}) for made in (Conv2d, nn.Conv2d))
-    theirs.load_state_dict(layer.state_dict())
+    layers = [made(64, 64, **{"bias": False, **SMALL[kind]}) for made in (Conv2d, Conv2dPool, nn.Conv2d)]
+    for layer in layers[:2]:
+        layer.load_state_dict(layers[2].state_dict())
     x = torch.randn(2, 64, 32, 32).to(memory_format=torch.channels_last)
     assert winograd.takes(x, torch.empty(64, 64, 3, 3))
-    assert torch.equal(layer(x), theirs(x))
+    ours, pooled, theirs = (layer(x) for layer in layers)
+    assert torch.equal(ours, theirs) and torch.equal(pooled, nn.functional.max_pool2d(theirs, 2))
 
 
-def test_it_has_torchs_place_in_other_uses() -> None:
+@pytest.mark.parametrize(("made", "function"), [(Conv2d, "conv3x3"), (Conv2dPool, "conv3x3_pool")])
+def test_it_has_torchs_place_in_other_uses(made: type[Conv2d], function: str) -> None:
     layer, x = (
-        Conv2d(64, 64, 3, padding=1, bias=False),
+        made(64, 64, 3, padding=1, bias=False),
         torch.randn(2, 64, 32, 32).to(memory_format=torch.channels_last),
     )
-    with mock.patch.object(winograd, "conv3x3") as never:
+    with mock.patch.object(winograd, function, side_effect=getattr(winograd, function)) as counted:
+        layer(x)
+    counted.assert_called_once()
+    with mock.patch.object(winograd, function) as never:
         assert "conv2d" in str(torch.export.export(nn.Sequential(layer), (x,)).graph)
         any_number = {"input": {0: torch.export.Dim("N", min=1)}}
         few = x[:, :, :8, :8].contiguous(memory_format=torch.channels_last)

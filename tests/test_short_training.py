@@ -124,11 +124,12 @@ def test_channels_pass_a_stage_unchanged_at_its_start() -> None:
     """The first 24 of 32 channels, without batch norm and ReLU; torch's dirac_ is the rule, as far as the input has channels."""
     model = CifarNet(num_classes=5, identity_init=True)
     x = torch.randn(2, 24, 8, 8)
-    assert torch.equal(model.blocks[0].conv1(x)[:, :24], x)  # type: ignore[operator, union-attr]
+    maxima = F.max_pool2d(x, 2)
+    assert torch.equal(model.blocks[0].conv1(x)[:, :24], maxima)  # type: ignore[operator, union-attr]
     assert model.blocks[0].conv1.weight[24:].any()  # type: ignore[union-attr, index]
     assert torch.equal(model.blocks[1].conv2.weight, nn.init.dirac_(torch.empty(128, 128, 3, 3)))  # type: ignore[union-attr]
     plain = CifarNet(num_classes=5)
-    assert not torch.equal(plain.blocks[0].conv1(x)[:, :24], x)  # type: ignore[operator, union-attr]
+    assert not torch.equal(plain.blocks[0].conv1(x)[:, :24], maxima)  # type: ignore[operator, union-attr]
 
 
 def test_images_that_are_too_small_are_refused_before_the_training(tmp_path: Path, tiny_data: Path) -> None:

@@ -11,9 +11,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from fasttricks.models.common import scaled, xavier_
-from fasttricks.models.convolution import Conv2d
+from fasttricks.models.convolution import Conv2d, Conv2dPool
 from fasttricks.models.norm import BatchNormAct, Norm, use_norm
-from fasttricks.models.pool import MaxPool
 
 STAGES = (32, 128, 128)
 """Channels; each stage halves the image."""
@@ -28,14 +27,13 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.maxpool = MaxPool(2, stride=2)
+        self.conv1 = Conv2dPool(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = BatchNormAct(channels, "relu")
         self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = BatchNormAct(channels, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.maxpool(self.conv1(x)))
+        x = self.bn1(self.conv1(x))
         out: Tensor = self.bn2(self.conv2(x))
         return out
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fasttricks.models.pool import max_pool
 from fasttricks_kernels.convolution import winograd
 
 OF_CONV2D = ("resnet", "cifarnet")
-"""The networks whose convolutions are Conv2d."""
+"""The networks whose convolutions are Conv2d or Conv2dPool."""
 
 
 def convolution_arithmetic() -> str:
@@ -37,3 +38,15 @@ class Conv2d(nn.Conv2d):
             and self.bias is None
             and self.padding_mode == "zeros"
         )
+
+
+class Conv2dPool(Conv2d):
+    """Conv2d, and the maxima of its 2x2 windows: (N, K, H // 2, W // 2).
+
+    Where winograd takes the convolution it is never written whole; else it is max_pool(Conv2d).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._is_plain_3x3 and winograd.takes(input, self.weight):
+            return winograd.conv3x3_pool(input, self.weight)
+        return max_pool(super().forward(input), 2, stride=2)

@@ -4,7 +4,8 @@
  *     gradient of w = G' [ sum over tiles (A g A') . (B' x B) ] G
  *
  * The gradient of x is the convolution of g with the flipped and transposed w. Tiles are taken in blocks whose transforms stay
- * in the second cache; each of the 16 places of a tile is a matrix product of its own.
+ * in the second cache; each of the 16 places of a tile is a matrix product of its own. A tile of y is a window of a 2x2 maximum,
+ * which can be taken before it is written. C and K are multiples of LANES / 2, and LANES or more.
  */
 #include <stdint.h>
 #include <stddef.h>
@@ -24,18 +25,22 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 typedef struct Job {
     int64_t N, H, W, C, K;                                 /* images, rows, columns, channels of x and of y */
     int64_t stride_out, stride_in, stride_row, stride_col; /* of w, in values; out: along K */
+    int64_t TH, TW;                                        /* rows and columns of tiles; half of H and W, up, or down to pool */
     int64_t tiles;                                         /* of a block, a multiple of ROWS */
     int64_t scratch_size;                                  /* values of a thread's scratch */
     const float *x, *w, *grad;
     const float *zeros; /* a pixel of zeros, of the most channels, which stands for those beyond the edge */
     float *y, *grad_w;
-    float *u;           /* 16 K C: the weights' transform */
+    uint8_t *chosen;    /* not NULL: y holds the tiles' maxima, and this the pixel of each, 0 to 3 */
+    float *u;           /* 16 C values a channel of K, which is rounded up to PANEL: the weights' transform */
     float *scratch;     /* a thread's transforms */
-    float *sums;        /* 16 K C a thread */
+    float *sums;        /* 16 K values a channel of C, which is rounded up to PANEL, and a thread */
     int32_t flip;       /* of w, for the gradient of x */
     /* of the work */
     int64_t parts, next, joined, summed;
@@ -46,6 +51,13 @@ typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 INLINE Vec load(const float *p) { return *(const Vec *)p; }
 INLINE void store(float *p, Vec v) { *(Vec *)p = v; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE Vec pick(Ints mask, Vec a, Vec b) { return (Vec)((mask & (Ints)a) | (~mask & (Ints)b)); }
+INLINE int64_t panels(int64_t channels) { return (channels + PANEL - 1) / PANEL; }
+/* The first `room` values of v, of which there are LANES / 2 or more. */
+INLINE void store_some(float *p, Vec v, int64_t room) {
+    if (room >= LANES) store(p, v);
+    else memcpy(p, &v, sizeof v / 2);
+}
 
 /* ---- transforms */
 #define INPUT(d, t, o) /* B' d B of 4x4 Vecs */                                                                     \
@@ -68,15 +80,16 @@ static void find(const float *base, const float *none, int64_t n, int64_t y, int
         }
 }
 
-/* V[place][tile][C] of tiles first .. first + count; zeros from there up to `rows`. */
-static void transform_input(const Job *b, int64_t first, int64_t count, int64_t rows, float *restrict v) {
-    const int64_t C = b->C, TW = (b->W + 1) / 2, TH = (b->H + 1) / 2, S = b->tiles * C;
+/* V[place][tile][width] of tiles first .. first + count; columns from C on are left; zeros from there up to `rows`. */
+static void transform_input(const Job *b, int64_t first, int64_t count, int64_t rows, int64_t width, float *restrict v) {
+    const int64_t C = b->C, TW = b->TW, TH = b->TH, S = b->tiles * width;
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = first + t, n = at / (TH * TW), ty = at / TW % TH, tx = at % TW;
         const float *p[16];
         find(b->x, b->zeros, n, 2 * ty - 1, 2 * tx - 1, b->H, b->W, C, 4, p);
-        float *restrict out = v + t * C;
-        for (int64_t c = 0; c < C; c += LANES) {
+        float *restrict out = v + t * width;
+        for (int64_t at_c = 0; at_c < C; at_c += LANES) {
+            const int64_t c = least(at_c, C - LANES); /* half of the last again, where C ends within it */
             Vec d[4][4], m[4][4], o[4][4];
             UNROLL for (int i = 0; i < 16; i++) d[i / 4][i % 4] = load(p[i] + c);
             INPUT(d, m, o)
@@ -84,18 +97,19 @@ static void transform_input(const Job *b, int64_t first, int64_t count, int64_t 
         }
     }
     for (int64_t t = count; t < rows; t++)
-        for (int i = 0; i < 16; i++) memset(v + i * S + t * C, 0, C * sizeof *v);
+        for (int i = 0; i < 16; i++) memset(v + i * S + t * width, 0, width * sizeof *v);
 }
 
 /* Z[place][tile][K] = A g A' */
 static void transform_grad(const Job *b, int64_t first, int64_t count, float *restrict z) {
-    const int64_t K = b->K, TW = (b->W + 1) / 2, TH = (b->H + 1) / 2, S = b->tiles * K;
+    const int64_t K = b->K, TW = b->TW, TH = b->TH, S = b->tiles * K;
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = first + t, n = at / (TH * TW), ty = at / TW % TH, tx = at % TW;
         const float *p[4];
         find(b->grad, b->zeros, n, 2 * ty, 2 * tx, b->H, b->W, K, 2, p);
         float *restrict out = z + t * K;
-        for (int64_t c = 0; c < K; c += LANES) {
+        for (int64_t at_c = 0; at_c < K; at_c += LANES) {
+            const int64_t c = least(at_c, K - LANES);
             Vec m[4][2];
             const Vec d00 = load(p[0] + c), d01 = load(p[1] + c), d10 = load(p[2] + c), d11 = load(p[3] + c);
             m[0][0] = d00, m[0][1] = d01, m[1][0] = d00 + d10, m[1][1] = d01 + d11;
@@ -110,20 +124,20 @@ static void transform_grad(const Job *b, int64_t first, int64_t count, float *re
     }
 }
 
-/* U[place][K / PANEL][C][PANEL] = G w G' */
+/* U[place][panels of K][C][PANEL] = G w G', and zeros beyond K */
 static void transform_weight(Job *b, int64_t part, float *scratch) {
     (void)scratch;
-    const int64_t C = b->C, K = b->K, S = K * C;
-    const int64_t panels = K / PANEL, from = panels * part / b->parts, to = panels * (part + 1) / b->parts;
-    for (int64_t q = from; q < to; q++)
+    const int64_t C = b->C, P = panels(b->K), S = P * PANEL * C, from = P * part / b->parts, to = P * (part + 1) / b->parts;
+    for (int64_t q = from; q < to; q++) {
+        const int64_t room = least(PANEL, b->K - q * PANEL);
         for (int64_t c = 0; c < C; c++) {
             float *restrict out = b->u + (q * C + c) * PANEL;
-            float w[9][PANEL];
+            float w[9][PANEL] = {0};
             for (int i = 0; i < 9; i++) {
                 const int k = b->flip ? 8 - i : i;
                 const float *p = b->w + c * b->stride_in + (k / 3) * b->stride_row + (k % 3) * b->stride_col + q * PANEL * b->stride_out;
-                if (b->stride_out == 1) memcpy(w[i], p, sizeof w[i]);
-                else for (int j = 0; j < PANEL; j++) w[i][j] = p[j * b->stride_out];
+                if (b->stride_out == 1) memcpy(w[i], p, room * sizeof *p);
+                else for (int j = 0; j < room; j++) w[i][j] = p[j * b->stride_out];
             }
             for (int j = 0; j < PANEL; j += LANES) {
                 Vec t[4][3];
@@ -139,6 +153,7 @@ static void transform_weight(Job *b, int64_t part, float *scratch) {
                 }
             }
         }
+    }
 }
 
 /* M[ROWS][PANEL] = V[ROWS][C] U[C][PANEL] */
@@ -155,36 +170,75 @@ INLINE void product(const float *restrict v, const float *restrict u, float *res
     UNROLL for (int r = 0; r < ROWS; r++) store(m + r * PANEL, a[r][0]), store(m + r * PANEL + LANES, a[r][1]);
 }
 
+/* The larger of two, as torch has it: of equals the first, of NaN the last. `which`: the larger one's number. */
+INLINE void larger(Vec *best, Ints *which, Vec v, int number) {
+    const Ints take = (v > *best) | (v != v);
+    *best = pick(take, v, *best), *which = (take & number) | (*which & ~take);
+}
 
 /* A block of tiles of y. */
 static void convolve(Job *b, int64_t part, float *scratch) {
-    const int64_t C = b->C, K = b->K, TW = (b->W + 1) / 2, TH = (b->H + 1) / 2, total = b->N * TH * TW, T = b->tiles;
-    const int64_t first = part * T, count = least(T, total - first), rows = (count + ROWS - 1) / ROWS * ROWS;
+    const int64_t C = b->C, K = b->K, H = b->H, W = b->W, TW = b->TW, TH = b->TH, total = b->N * TH * TW, T = b->tiles;
+    const int64_t first = part * T, count = least(T, total - first), rows = (count + ROWS - 1) / ROWS * ROWS, P = panels(K);
     float *restrict v = scratch, *restrict m = v + 16 * T * C, *restrict none = m + 16 * T * PANEL;
-    transform_input(b, first, count, rows, v);
-    for (int64_t q = 0; q < K / PANEL; q++) {
+    transform_input(b, first, count, rows, C, v);
+    for (int64_t q = 0; q < P; q++) {
         for (int i = 0; i < 16; i++)
             for (int64_t t = 0; t < rows; t += ROWS)
-                product(v + (i * T + t) * C, b->u + (i * K / PANEL + q) * C * PANEL, m + (i * T + t) * PANEL, C);
+                product(v + (i * T + t) * C, b->u + (i * P + q) * C * PANEL, m + (i * T + t) * PANEL, C);
         for (int64_t t = 0; t < count; t++) {
             const int64_t at = first + t, n = at / (TH * TW), y = at / TW % TH * 2, x = at % TW * 2;
-            float *out = b->y + ((n * b->H + y) * b->W + x) * K + q * PANEL;
-            float *below = y + 1 < b->H ? out + b->W * K : none, *aside = x + 1 < b->W ? out + K : none;
-            float *corner = y + 1 < b->H && x + 1 < b->W ? below + K : none;
-            for (int j = 0; j < PANEL; j += LANES) {
+            float *out = b->y + (b->chosen ? at : (n * H + y) * W + x) * K + q * PANEL;
+            float *below = y + 1 < H ? out + W * K : none, *aside = x + 1 < W ? out + K : none;
+            float *corner = y + 1 < H && x + 1 < W ? below + K : none;
+            for (int64_t j = 0; j < least(PANEL, K - q * PANEL); j += LANES) {
+                const int64_t room = K - q * PANEL - j;
                 Vec d[4][4], s[2][4];
                 UNROLL for (int i = 0; i < 16; i++) d[i / 4][i % 4] = load(m + (i * T + t) * PANEL + j);
                 UNROLL for (int k = 0; k < 4; k++) {
                     s[0][k] = d[0][k] + d[1][k] + d[2][k];
                     s[1][k] = d[1][k] - d[2][k] - d[3][k];
                 }
-                store(out + j, s[0][0] + s[0][1] + s[0][2]);
-                store(aside + j, s[0][1] - s[0][2] - s[0][3]);
-                store(below + j, s[1][0] + s[1][1] + s[1][2]);
-                store(corner + j, s[1][1] - s[1][2] - s[1][3]);
+                const Vec y00 = s[0][0] + s[0][1] + s[0][2], y01 = s[0][1] - s[0][2] - s[0][3];
+                const Vec y10 = s[1][0] + s[1][1] + s[1][2], y11 = s[1][1] - s[1][2] - s[1][3];
+                if (b->chosen) {
+                    Vec best = y00;
+                    Ints which = {0};
+                    larger(&best, &which, y01, 1), larger(&best, &which, y10, 2), larger(&best, &which, y11, 3);
+                    const Bytes bytes = __builtin_convertvector(which, Bytes);
+                    store_some(out + j, best, room);
+                    memcpy(b->chosen + at * K + q * PANEL + j, &bytes, room >= LANES ? LANES : LANES / 2);
+                    continue;
+                }
+                store_some(out + j, y00, room), store_some(aside + j, y01, room);
+                store_some(below + j, y10, room), store_some(corner + j, y11, room);
             }
         }
     }
+}
+
+/* The gradient of the convolution's y, into b->y, from that of its maxima: an image. */
+static void spread(Job *b, int64_t n, float *scratch) {
+    const int64_t K = b->K, H = b->H, W = b->W, TH = b->TH, TW = b->TW;
+    float *image = b->y + n * H * W * K;
+    (void)scratch;
+    for (int64_t ty = 0; ty < TH; ty++) {
+        float *row = image + 2 * ty * W * K;
+        for (int64_t tx = 0; tx < TW; tx++) {
+            const int64_t at = ((n * TH + ty) * TW + tx) * K;
+            float *out = row + 2 * tx * K;
+            for (int64_t at_k = 0; at_k < K; at_k += LANES) {
+                const int64_t k = least(at_k, K - LANES);
+                const Vec g = load(b->grad + at + k);
+                Bytes bytes;
+                memcpy(&bytes, b->chosen + at + k, sizeof bytes);
+                const Ints which = __builtin_convertvector(bytes, Ints);
+                UNROLL for (int i = 0; i < 4; i++) store(out + (i / 2 * W + i % 2) * K + k, pick(which == i, g, (Vec){0}));
+            }
+        }
+        for (int i = 0; W % 2 && i < 2; i++) memset(row + (i * W + W - 1) * K, 0, K * sizeof *row);
+    }
+    if (H % 2) memset(image + (H - 1) * W * K, 0, W * K * sizeof *image);
 }
 
 /* D[R][2 Vecs] += Z' V over `rows` tiles */
@@ -208,15 +262,16 @@ OUTER(6)
 OUTER(4)
 OUTER(2)
 
-/* A part's sums D[place][K][C] over its blocks of tiles. */
+/* A part's sums D[place][K][C, up to PANEL] over its blocks of tiles. */
 static void differentiate(Job *b, int64_t part, float *scratch) {
-    const int64_t C = b->C, K = b->K, TW = (b->W + 1) / 2, TH = (b->H + 1) / 2, total = b->N * TH * TW, T = b->tiles;
+    const int64_t C = panels(b->C) * PANEL, K = b->K, total = b->N * b->TH * b->TW, T = b->tiles;
     const int64_t blocks = (total + T - 1) / T, from = blocks * part / b->parts, to = blocks * (part + 1) / b->parts;
     float *restrict v = scratch, *restrict z = v + 16 * T * C, *restrict sums = b->sums + part * 16 * K * C;
     memset(sums, 0, 16 * K * C * sizeof *sums);
+    if (C > b->C) memset(v, 0, 16 * T * C * sizeof *v); /* for the columns from b->C on */
     for (int64_t block = from; block < to; block++) {
         const int64_t first = block * T, count = least(T, total - first);
-        transform_input(b, first, count, count, v);
+        transform_input(b, first, count, count, C, v);
         transform_grad(b, first, count, z);
         for (int i = 0; i < 16; i++)
             for (int64_t c = 0; c < C; c += PANEL) {
@@ -232,14 +287,15 @@ static void differentiate(Job *b, int64_t part, float *scratch) {
 
 /* The gradient of w, (K, 3, 3, C) dense, from the parts' sums. */
 static void gather(Job *b, int64_t part, float *scratch) {
-    const int64_t C = b->C, K = b->K, S = K * C;
+    const int64_t C = b->C, K = b->K, width = panels(C) * PANEL, S = K * width;
     (void)scratch;
     for (int64_t k = part; k < K; k += b->parts)
-        for (int64_t c = 0; c < C; c += LANES) {
+        for (int64_t at_c = 0; at_c < C; at_c += LANES) {
+            const int64_t c = least(at_c, C - LANES);
             Vec d[4][4], t[3][4];
             for (int i = 0; i < 16; i++) {
-                Vec sum = load(b->sums + i * S + k * C + c);
-                for (int64_t p = 1; p < b->summed; p++) sum += load(b->sums + (p * 16 + i) * S + k * C + c);
+                Vec sum = load(b->sums + i * S + k * width + c);
+                for (int64_t p = 1; p < b->summed; p++) sum += load(b->sums + (p * 16 + i) * S + k * width + c);
                 d[i / 4][i % 4] = sum;
             }
             for (int j = 0; j < 4; j++) {
@@ -270,12 +326,11 @@ static void run(Job *b, void (*phase)(Job *, int64_t, float *), int64_t parts, u
 }
 
 static int64_t blocks(const Job *b) {
-    const int64_t total = b->N * ((b->H + 1) / 2) * ((b->W + 1) / 2);
-    return (total + b->tiles - 1) / b->tiles;
+    return (b->N * b->TH * b->TW + b->tiles - 1) / b->tiles;
 }
 
 void fasttricks_winograd_convolve(Job *b, unsigned threads, Parallel pool) {
-    run(b, transform_weight, b->K / PANEL, threads, pool);
+    run(b, transform_weight, panels(b->K), threads, pool);
     run(b, convolve, blocks(b), threads, pool);
 }
 
@@ -284,3 +339,5 @@ void fasttricks_winograd_differentiate(Job *b, unsigned threads, Parallel pool) 
     run(b, differentiate, b->summed, threads, pool);
     run(b, gather, b->K, threads, pool);
 }
+
+void fasttricks_winograd_spread(Job *b, unsigned threads, Parallel pool) { run(b, spread, b->N, threads, pool); }

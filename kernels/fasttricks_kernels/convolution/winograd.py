@@ -1,7 +1,8 @@
 """3x3 convolutions of stride 1 by Winograd's F(2x2, 3x3) in C: float32, channels-last, on a CPU with AVX2 or AVX-512.
 
 It multiplies 16 numbers where the definition multiplies 36. Source: Lavin and Gray 2015 (arXiv:1509.09308), section 4.1.
-Oracle: torch.nn.functional.conv2d in float64.
+A maximum over 2x2 windows is taken before the convolution is written. Oracles: torch.nn.functional.conv2d and max_pool2d in
+float64.
 Shape suffixes: N images, C and K channels of input and output, H rows, W columns.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import native
 from .._direct import runs_directly
@@ -23,15 +25,30 @@ from .._direct import runs_directly
 SOURCE = Path(__file__).with_name("winograd.c")
 LEAST_VALUES = 131_072
 """Values of x from which it is used: with fewer the weights' transform costs more than it saves."""
-CHANNELS = 32
-"""Channels of input and output are multiples of this: two vectors of AVX-512."""
+CHANNELS, FEWEST_CHANNELS = 8, 24
+"""Channels of input and output are multiples of the first, half a vector of AVX-512, and the second or more: 16 are slower."""
+PANEL = 32  # the most channels of a product's columns in winograd.c, which its memory is rounded up to
 LEAST_USED = 0.6
 """Share of the tiles' pixels that are the image's. A side of 3 has 0.56, where oneDNN is faster, and 7 has 0.77."""
 BLOCK_BYTES = 800_000  # of a block's transformed input, about half of a core's second cache; half and double are slower
 MOST_TILES, ROWS = 96, 6  # of a block, and of a product in winograd.c
 
-_NUMBERS = ("N", "H", "W", "C", "K", "stride_out", "stride_in", "stride_row", "stride_col", "tiles", "scratch_size")
-_POINTERS = ("x", "w", "grad", "zeros", "y", "grad_w", "u", "scratch", "sums")
+_NUMBERS = (
+    "N",
+    "H",
+    "W",
+    "C",
+    "K",
+    "stride_out",
+    "stride_in",
+    "stride_row",
+    "stride_col",
+    "TH",
+    "TW",
+    "tiles",
+    "scratch_size",
+)
+_POINTERS = ("x", "w", "grad", "zeros", "y", "grad_w", "chosen", "u", "scratch", "sums")
 
 
 class Job(ctypes.Structure):
@@ -46,7 +63,7 @@ class Job(ctypes.Structure):
     )
 
 
-Entry = Literal["convolve", "differentiate"]
+Entry = Literal["convolve", "differentiate", "spread"]
 
 
 @functools.cache
@@ -81,7 +98,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and x.is_contiguous(memory_format=torch.channels_last)
         and _used(x.shape[2]) * _used(x.shape[3]) >= LEAST_USED
-        and weight.shape[0] % CHANNELS == weight.shape[1] % CHANNELS == 0
+        and all(channels % CHANNELS == 0 and channels >= FEWEST_CHANNELS for channels in weight.shape[:2])
         and compiled() is not None
     )
 
@@ -102,44 +119,86 @@ def conv3x3(x_NCHW: Tensor, weight_KC33: Tensor) -> Tensor:
     return y
 
 
+def conv3x3_pool(x_NCHW: Tensor, weight_KC33: Tensor) -> Tensor:
+    """max_pool2d(conv3x3(x, weight), 2), (N, K, H // 2, W // 2) channels-last: its values, bit for bit, and its gradients.
+
+    As conv3x3. The convolution itself is not kept, and a last row or column without a window is not computed; for backward one
+    byte a value of the result is kept. H and W: 2 or more.
+    """
+    y: Tensor = _Conv3x3Pool.apply(x_NCHW, weight_KC33)
+    return y
+
+
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """The convolution, without autograd."""
-    return _convolve(x, weight, weight.stride(), weight.shape[0], flip=False)
+    return _convolve(x, weight, weight.stride(), weight.shape[0])[0]
+
+
+def convolve_pool(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The maxima of its 2x2 windows, (N, K, H // 2, W // 2), and the pixel of each, 0 to 3, (N, H // 2, W // 2, K) uint8."""
+    y, chosen = _convolve(x, weight, weight.stride(), weight.shape[0], pool=True)
+    assert chosen is not None
+    return y, chosen
 
 
 def grad_input(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x from that of y: the convolution with the flipped and transposed weight."""
     out, of_x, *sides = weight.stride()
-    return _convolve(grad, weight, (of_x, out, *sides), weight.shape[1], flip=True)
+    return _convolve(grad, weight, (of_x, out, *sides), weight.shape[1], flip=True)[0]
 
 
-def grad_weight(x: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of the weight, (K, C, 3, 3), channels-last, from x and the gradient of y."""
+def grad_weight(x: Tensor, grad: Tensor, *, pool: bool = False) -> Tensor:
+    """The gradient of the weight, (K, C, 3, 3), channels-last, from x and the gradient of y.
+
+    pool: the gradient is spread()'s, so that a last row or column without a window holds zeros.
+    """
     (num_images, channels, height, width), outputs = x.shape, grad.shape[1]
-    threads, size = torch.get_num_threads(), 16 * MOST_TILES * (channels + outputs)
+    threads, size = torch.get_num_threads(), 16 * MOST_TILES * (_panels(channels) + outputs)
     made = x.new_empty((outputs, 3, 3, channels))
     tensors = {
         "x": x, "grad": grad, "zeros": x.new_zeros(max(channels, outputs)), "grad_w": made,
-        "scratch": x.new_empty(threads * size), "sums": x.new_empty(threads * 16 * outputs * channels),
+        "scratch": x.new_empty(threads * size), "sums": x.new_empty(threads * 16 * outputs * _panels(channels)),
     }  # fmt: skip
-    shape = {"N": num_images, "H": height, "W": width, "C": channels, "K": outputs}
+    shape = {"N": num_images, "H": height, "W": width, "C": channels, "K": outputs, **_tiles(height, width, pool)}
     _call("differentiate", threads, tensors, **shape, tiles=MOST_TILES, scratch_size=size)
     return made.movedim(-1, 1)
 
 
-def _convolve(x: Tensor, weight: Tensor, strides: tuple[int, ...], outputs: int, *, flip: bool) -> Tensor:
+def spread(grad: Tensor, chosen: Tensor, height: int, width: int) -> Tensor:
+    """The gradient of the convolution, (N, K, height, width), from that of its maxima and their pixels."""
+    num_images, outputs = grad.shape[:2]
+    made = grad.new_empty((num_images, height, width, outputs))
+    shape = {"N": num_images, "H": height, "W": width, "K": outputs, **_tiles(height, width, pool=True)}
+    _call("spread", torch.get_num_threads(), {"grad": grad, "chosen": chosen, "y": made}, **shape)
+    return made.movedim(-1, 1)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, strides: tuple[int, ...], outputs: int, *, flip: bool = False, pool: bool = False
+) -> tuple[Tensor, Tensor | None]:
     (num_images, channels, height, width), threads = x.shape, torch.get_num_threads()
     tiles = min(MOST_TILES, max(ROWS, BLOCK_BYTES // (64 * channels) // ROWS * ROWS))
-    size = 16 * tiles * (channels + CHANNELS) + CHANNELS
-    y = x.new_empty((num_images, height, width, outputs))
+    size = 16 * tiles * (channels + PANEL) + PANEL
+    y = x.new_empty((num_images, *((height // 2, width // 2) if pool else (height, width)), outputs))
+    chosen = torch.empty_like(y, dtype=torch.uint8) if pool else None
     tensors = {
-        "x": x, "w": weight, "zeros": x.new_zeros(channels), "y": y, "u": x.new_empty(16 * outputs * channels),
-        "scratch": x.new_empty(threads * size),
+        "x": x, "w": weight, "zeros": x.new_zeros(channels), "y": y, "u": x.new_empty(16 * _panels(outputs) * channels),
+        "scratch": x.new_empty(threads * size), **({"chosen": chosen} if chosen is not None else {}),
     }  # fmt: skip
-    shape = {"N": num_images, "H": height, "W": width, "C": channels, "K": outputs}
+    shape = {"N": num_images, "H": height, "W": width, "C": channels, "K": outputs, **_tiles(height, width, pool)}
     steps = dict(zip(("stride_out", "stride_in", "stride_row", "stride_col"), strides, strict=True))
     _call("convolve", threads, tensors, **shape, **steps, tiles=tiles, scratch_size=size, flip=flip)
-    return y.movedim(-1, 1)
+    return y.movedim(-1, 1), chosen
+
+
+def _tiles(height: int, width: int, pool: bool) -> dict[str, int]:
+    """Rows and columns of tiles. A tile at the edge may hold one pixel in a direction; a window may not."""
+    odd = 0 if pool else 1
+    return {"TH": (height + odd) // 2, "TW": (width + odd) // 2}
+
+
+def _panels(channels: int) -> int:
+    return -(-channels // PANEL) * PANEL
 
 
 def _call(entry: Entry, threads: int, tensors: dict[str, Tensor], **numbers: int) -> None:
@@ -159,10 +218,41 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled() or not runs_directly(grad):  # an operator, and so differentiable again
-            wanted = [*ctx.needs_input_grad, False]
-            how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
-            return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, wanted)[:2]
+        if torch.is_grad_enabled() or not runs_directly(grad):
+            return _differentiable(grad, x, weight, ctx.needs_input_grad)
         grad = grad.contiguous(memory_format=torch.channels_last)
         needs_x, needs_weight = ctx.needs_input_grad
         return grad_input(grad, weight) if needs_x else None, grad_weight(x, grad) if needs_weight else None
+
+
+class _Conv3x3Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        y, chosen = convolve_pool(x, weight)
+        ctx.save_for_backward(x, weight, chosen)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, chosen = ctx.saved_tensors
+        sides = x.shape[2:]
+        if torch.is_grad_enabled() or not runs_directly(grad):
+            return _differentiable(_spread_by_operators(grad, chosen, sides), x, weight, ctx.needs_input_grad)
+        grad = spread(grad.contiguous(memory_format=torch.channels_last), chosen, *sides)
+        needs_x, needs_weight = ctx.needs_input_grad
+        return grad_input(grad, weight) if needs_x else None, grad_weight(x, grad, pool=True) if needs_weight else None
+
+
+def _differentiable(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Any:
+    """Both gradients by an operator, and so differentiable again."""
+    how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, [*wanted, False])[:2]
+
+
+def _spread_by_operators(grad: Tensor, chosen: Tensor, sides: torch.Size) -> Tensor:
+    """spread(), differentiable in grad."""
+    places = F.one_hot(chosen.movedim(-1, 1).long(), 4).to(grad.dtype)  # (N, K, H // 2, W // 2, 4)
+    height, width = (2 * (side // 2) for side in sides)
+    windows = (grad[..., None] * places).unflatten(-1, (2, 2)).transpose(3, 4)
+    full = windows.reshape(*grad.shape[:2], height, width)
+    return F.pad(full, (0, sides[1] - width, 0, sides[0] - height))
