@@ -161,6 +161,18 @@ def test_each_contestant_trains_in_processes_of_its_own(
         assert all(measure() > 0 for measure in measures.values())
 
 
+def test_timm_stands_there_with_our_allocators_setting_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where it is malloc's; as its user would start it, it has none."""
+    assert step.KEPT in step.names_of(step.StepCase())
+    assert step.KEPT not in step.names_of(step.StepCase(device="cuda"))
+    case = step.StepCase(model="mobilenet_v1", batch_size=1, image_size=32)
+    set_by = []
+    for name in (THEIRS, step.KEPT):
+        monkeypatch.setattr(step, "keep_freed_memory", lambda name=name: set_by.append(name))
+        step.CONTESTANTS[name](case, ALONE, torch.randn(1, 3, 32, 32), torch.tensor([1]))
+    assert set_by == [step.KEPT]
+
+
 @pytest.mark.parametrize("deterministic", ["on", "off"])
 @pytest.mark.parametrize("name", [OURS, f"{THEIRS}, torch.compile"])
 def test_ours_and_theirs_ask_the_gpu_for_the_same(

@@ -34,7 +34,7 @@ def test_one_contestant_of_the_step_bench_holds_a_cards_memory_at_a_time(monkeyp
 
         return lambda: 1 / step.turn(one, World.alone(GPU), 3)
 
-    names = list(step.CONTESTANTS)
+    names = step.names_of(step.StepCase(device="cuda", compiled=True))
     rows = pairs.by_turns({name: contestant(name) for name in names}, rounds=3)
     assert len(rows) == 5 and most == 1 and not cached
 
