@@ -60,7 +60,7 @@ class CifarNet(nn.Module):
         super().__init__()
         patch_size = 3 * PATCH**2
         self.conv1 = nn.Conv2d(3, 2 * patch_size, PATCH, bias=whitening)
-        self.bn1 = nn.ReLU() if whitening else BatchNormAct(2 * patch_size, "relu")
+        self.bn1 = nn.ReLU(inplace=True) if whitening else BatchNormAct(2 * patch_size, "relu")
         channels = (2 * patch_size, *(scaled(count, width) for count in STAGES))
         self.blocks = nn.Sequential(*(Stage(*pair) for pair in pairwise(channels)))
         self.feature_channels = channels[1:]
