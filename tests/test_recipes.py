@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import runpy
 from collections.abc import Iterator
 from typing import Any
@@ -258,6 +259,18 @@ def test_every_recipe_has_an_expected_accuracy_or_the_reason_why_not() -> None:
     assert list(EXPECTED) == list(RECIPES)
     assert {*PRINTED, "resnet152d-teacher", "places365"} == set(PAPER), "of the paper's recipes, all that it printed"
     assert all(expected.top1 or expected.note for expected in EXPECTED.values())
+
+
+def test_cifar10_fasts_figure_is_the_mean_of_its_runs() -> None:
+    """Their summaries are committed. A recipe of other epochs would need runs of its own."""
+    recipe, folder = RECIPES["cifar10-fast"](), REPOSITORY / "bench" / "results" / "cifar10-fast"
+    runs = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/summary.json"))]
+    assert runs
+    scores = [run["top1"] for run in runs]
+    assert EXPECTED["cifar10-fast"].top1 == pytest.approx(sum(scores) / len(scores), abs=0.005)
+    for run in runs:
+        assert (run["recipe"], run["epochs"], run["val_images"]) == ("cifar10-fast", recipe.epochs, 10_000)
+        assert run["train_seconds"] <= 1_200, "the recipe is for 20 minutes"
 
 
 def test_the_page_of_recipes_is_made_from_them() -> None:
