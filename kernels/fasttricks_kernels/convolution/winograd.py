@@ -34,19 +34,9 @@ BLOCK_BYTES = 800_000  # of a block's transformed input, about half of a core's 
 MOST_TILES, ROWS = 96, 6  # of a block, and of a product in winograd.c
 
 _NUMBERS = (
-    "N",
-    "H",
-    "W",
-    "C",
-    "K",
-    "stride_out",
-    "stride_in",
-    "stride_row",
-    "stride_col",
-    "TH",
-    "TW",
-    "tiles",
-    "scratch_size",
+    *("N", "H", "W", "C", "K"),
+    *("stride_out", "stride_in", "stride_row", "stride_col"),
+    *("TH", "TW", "tiles", "scratch_size"),
 )
 _POINTERS = ("x", "w", "grad", "zeros", "y", "grad_w", "chosen", "u", "scratch", "sums")
 
@@ -153,11 +143,11 @@ def grad_weight(x: Tensor, grad: Tensor, *, pool: bool = False) -> Tensor:
     pool: the gradient is spread()'s, so that a last row or column without a window holds zeros.
     """
     (num_images, channels, height, width), outputs = x.shape, grad.shape[1]
-    threads, size = torch.get_num_threads(), 16 * MOST_TILES * (_panels(channels) + outputs)
+    threads, size = torch.get_num_threads(), 16 * MOST_TILES * (_padded(channels) + outputs)
     made = x.new_empty((outputs, 3, 3, channels))
     tensors = {
         "x": x, "grad": grad, "zeros": x.new_zeros(max(channels, outputs)), "grad_w": made,
-        "scratch": x.new_empty(threads * size), "sums": x.new_empty(threads * 16 * outputs * _panels(channels)),
+        "scratch": x.new_empty(threads * size), "sums": x.new_empty(threads * 16 * outputs * _padded(channels)),
     }  # fmt: skip
     shape = {"N": num_images, "H": height, "W": width, "C": channels, "K": outputs, **_tiles(height, width, pool)}
     _call("differentiate", threads, tensors, **shape, tiles=MOST_TILES, scratch_size=size)
@@ -182,7 +172,7 @@ def _convolve(
     y = x.new_empty((num_images, *((height // 2, width // 2) if pool else (height, width)), outputs))
     chosen = torch.empty_like(y, dtype=torch.uint8) if pool else None
     tensors = {
-        "x": x, "w": weight, "zeros": x.new_zeros(channels), "y": y, "u": x.new_empty(16 * _panels(outputs) * channels),
+        "x": x, "w": weight, "zeros": x.new_zeros(channels), "y": y, "u": x.new_empty(16 * _padded(outputs) * channels),
         "scratch": x.new_empty(threads * size), **({"chosen": chosen} if chosen is not None else {}),
     }  # fmt: skip
     shape = {"N": num_images, "H": height, "W": width, "C": channels, "K": outputs, **_tiles(height, width, pool)}
@@ -197,7 +187,7 @@ def _tiles(height: int, width: int, pool: bool) -> dict[str, int]:
     return {"TH": (height + odd) // 2, "TW": (width + odd) // 2}
 
 
-def _panels(channels: int) -> int:
+def _padded(channels: int) -> int:
     return -(-channels // PANEL) * PANEL
 
 
@@ -218,11 +208,9 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled() or not runs_directly(grad):
+        if _needs_operators(grad):
             return _differentiable(grad, x, weight, ctx.needs_input_grad)
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        needs_x, needs_weight = ctx.needs_input_grad
-        return grad_input(grad, weight) if needs_x else None, grad_weight(x, grad) if needs_weight else None
+        return _gradients(grad.contiguous(memory_format=torch.channels_last), x, weight, ctx.needs_input_grad)
 
 
 class _Conv3x3Pool(torch.autograd.Function):
@@ -236,11 +224,23 @@ class _Conv3x3Pool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, chosen = ctx.saved_tensors
         sides = x.shape[2:]
-        if torch.is_grad_enabled() or not runs_directly(grad):
+        if _needs_operators(grad):
             return _differentiable(_spread_by_operators(grad, chosen, sides), x, weight, ctx.needs_input_grad)
-        grad = spread(grad.contiguous(memory_format=torch.channels_last), chosen, *sides)
-        needs_x, needs_weight = ctx.needs_input_grad
-        return grad_input(grad, weight) if needs_x else None, grad_weight(x, grad, pool=True) if needs_weight else None
+        whole = spread(grad.contiguous(memory_format=torch.channels_last), chosen, *sides)
+        return _gradients(whole, x, weight, ctx.needs_input_grad, pool=True)
+
+
+def _needs_operators(grad: Tensor) -> bool:
+    """Whether backward is to be differentiated again, or runs under a transform."""
+    return torch.is_grad_enabled() or not runs_directly(grad)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...], *, pool: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those that are wanted of x and weight, in C; `grad` is channels-last."""
+    of_x, of_weight = wanted
+    return grad_input(grad, weight) if of_x else None, grad_weight(x, grad, pool=pool) if of_weight else None
 
 
 def _differentiable(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Any:
