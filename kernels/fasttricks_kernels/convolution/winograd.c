@@ -268,7 +268,8 @@ static void differentiate(Job *b, int64_t part, float *scratch) {
     const int64_t blocks = (total + T - 1) / T, from = blocks * part / b->parts, to = blocks * (part + 1) / b->parts;
     float *restrict v = scratch, *restrict z = v + 16 * T * C, *restrict sums = b->sums + part * 16 * K * C;
     memset(sums, 0, 16 * K * C * sizeof *sums);
-    if (C > b->C) memset(v, 0, 16 * T * C * sizeof *v); /* for the columns from b->C on */
+    /* no result has the columns from b->C on, but denormals that the memory may hold there would be slow */
+    if (C > b->C) memset(v, 0, 16 * T * C * sizeof *v);
     for (int64_t block = from; block < to; block++) {
         const int64_t first = block * T, count = least(T, total - first);
         transform_input(b, first, count, count, C, v);
