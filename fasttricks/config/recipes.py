@@ -73,7 +73,7 @@ def cifar10_fast() -> TrainConfig:
     """
     return TrainConfig(
         recipe="cifar10-fast",
-        epochs=24,
+        epochs=16,
         global_batch_size=256,
         ema_decay=0.995,
         data=DataConfig(
@@ -85,10 +85,10 @@ def cifar10_fast() -> TrainConfig:
             pca_noise=0.0,
             alternate_flip=True,
         ),
-        model=ModelConfig(name="cifarnet", whitening=True, identity_init=True),
+        model=ModelConfig(name="cifarnet", width=1.5, whitening=True, identity_init=True),
         optim=OptimConfig(base_lr=0.375, momentum=0.85, weight_decay=1.33e-3, bias_lr=64.0),
         schedule=ScheduleConfig(
-            decay="poly", poly_power=1.0, warmup_epochs=5, first_size=0.75, size_steps=1, full_size_at=0.55
+            decay="poly", poly_power=1.0, warmup_epochs=4, first_size=0.75, size_steps=1, full_size_at=0.55
         ),
         loss=LossConfig(smoothing=0.1),
         eval=EvalConfig(every_epochs=4, flip=True, batch_size=500),
