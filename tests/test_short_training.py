@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttricks.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fasttricks.config import ConfigError, DataConfig, DoesNotApplyError, ModelConfig, OptimConfig, TrainConfig
+from fasttricks.config.recipes import RECIPES
+from fasttricks.config.resolve import resolve
 from fasttricks.data.pipeline.draws import alternating_flip, image_draws
 from fasttricks.data.pipeline.loader import Loader
 from fasttricks.data.pipeline.shards import Shards
@@ -137,6 +139,16 @@ def test_images_that_are_too_small_are_refused_before_the_training(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"data\.image_size = 8: "):
         build(config, ALONE)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet8d", "mobilenet_v1", "timm:resnet18"])
+def test_another_network_is_refused_with_a_way_out_that_works(name: str) -> None:
+    with pytest.raises(DoesNotApplyError, match=rf"^model\.\w+ = .*: not for model\.name = '{name}': ") as refused:
+        resolve(RECIPES["cifar10-fast"](), {"model.name": name})
+    tricks = str(refused.value).partition("--tricks.off ")[2].partition(" switches")[0].split()
+    assert tricks == ["whitening", "identity_init"]
+    changes = {"model.name": name, "model.width": 1.0, "tricks.off": tuple(tricks)}
+    assert resolve(RECIPES["cifar10-fast"](), changes).model == ModelConfig(name=name)
 
 
 # -------------------------------------------------------------------------------------------------- the biases' rate

@@ -92,6 +92,8 @@ OPTIONS = {
     "norm": "only the project's own networks have its batch norm",
 }
 """Fields of ModelConfig that not every network has a use for -> why another has none."""
+OPTION_TRICKS = ("zero_gamma", "whitening", "identity_init")
+"""Those of OPTIONS that the trick of the same name switches."""
 
 
 def model_info(name: str) -> ModelInfo:

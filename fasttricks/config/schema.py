@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fasttricks.config.errors import DoesNotApplyError, require, unknown
-from fasttricks.config.networks import OPTIONS, model_info
+from fasttricks.config.networks import OPTION_TRICKS, OPTIONS, model_info
 from fasttricks.config.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fasttricks.config.ranges import Channels, Range, Rising, Span, check_fields
 from fasttricks.config.transfer import DetectConfig, SegmentConfig, check_transfer
@@ -151,11 +151,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
-        for option, why in OPTIONS.items():
-            value, default = getattr(self, option), getattr(type(self), option)
-            ok = value == default or option in model_info(self.name).options
-            rule = f"not for model.name = {self.name!r}: {why}; leave it at {default!r}"
-            require(ok, f"model.{option}", value, rule, DoesNotApplyError)
+        defaults = {option: getattr(type(self), option) for option in OPTIONS}
+        useful = model_info(self.name).options
+        stray = [o for o, default in defaults.items() if getattr(self, o) != default and o not in useful]
+        tricks = " ".join(option for option in stray if option in OPTION_TRICKS)
+        more = f"; --tricks.off {tricks} switches off all that do not apply" if tricks else ""
+        for option in stray[:1]:
+            rule = f"not for model.name = {self.name!r}: {OPTIONS[option]}; leave it at {defaults[option]!r}{more}"
+            require(False, f"model.{option}", getattr(self, option), rule, DoesNotApplyError)
 
 
 @dataclass(frozen=True, kw_only=True)
