@@ -16,6 +16,7 @@ from fasttricks.config import (
     get_at,
     replace_at,
 )
+from fasttricks.config.networks import OPTION_TRICKS, OPTIONS
 from fasttricks.config.recipes import (
     RECIPES,
     resnet50_baseline,
@@ -59,6 +60,11 @@ def test_the_tricks_are_these() -> None:
     }
     assert all(trick.name == name and trick.on.keys() == trick.off.keys() for name, trick in TRICKS.items())
     assert all(len(trick.summary) > 15 for trick in TRICKS.values())
+
+
+def test_the_switches_of_a_networks_options_are_the_tricks_that_edit_them() -> None:
+    edits = {path: name for name, trick in TRICKS.items() for path in trick.on}
+    assert tuple(option for option in OPTIONS if edits.get(f"model.{option}") == option) == OPTION_TRICKS
 
 
 @pytest.mark.parametrize("trick", PAPERS)

@@ -154,11 +154,12 @@ class ModelConfig:
         defaults = {option: getattr(type(self), option) for option in OPTIONS}
         useful = model_info(self.name).options
         stray = [o for o, default in defaults.items() if getattr(self, o) != default and o not in useful]
-        tricks = " ".join(option for option in stray if option in OPTION_TRICKS)
-        more = f"; --tricks.off {tricks} switches off all that do not apply" if tricks else ""
-        for option in stray[:1]:
+        if stray:
+            option = stray[0]
+            tricks = " ".join(name for name in stray if name in OPTION_TRICKS)
+            more = f"; --tricks.off {tricks} switches off the tricks that do not apply" if tricks else ""
             rule = f"not for model.name = {self.name!r}: {OPTIONS[option]}; leave it at {defaults[option]!r}{more}"
-            require(False, f"model.{option}", getattr(self, option), rule, DoesNotApplyError)
+            raise DoesNotApplyError(f"model.{option} = {getattr(self, option)!r}: {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
