@@ -42,12 +42,7 @@ EXPECTED: dict[str, Expected] = {
     "demo": Expected("measured", 96.80, 100.00, XEON, "3 min"),
     "cifar10": Expected("measured", 87.03, None, XEON, "17 min"),
     "cifar10-fast": Expected(
-        "measured",
-        89.52,
-        None,
-        "2 cores of an Intel Xeon",
-        "17 to 20 min",
-        "mean of three seeds, the first with AVX2 alone",
+        "measured", 89.53, None, "2 cores of an Intel Xeon (AVX2 alone)", "16 to 17 min", "mean of three seeds"
     ),
     "cifar10-ablate": Expected("measured", hardware=EPYC_CORE, time="1 min", note="docs/ablation.md has its results"),
     "cifar10-teacher": Expected("measured", 74.81, None, EPYC_CORE, "4 min of CPU time"),
