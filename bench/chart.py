@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from bench.pairs import show_ratio
 OURS, THEIRS, EDGE = "tab:blue", "lightgray", "dimgray"
 WIDE = 30
 """Ratio of the highest rate to the lowest above which a panel's axis is logarithmic: the short bar would not be seen."""
+TITLE_COLUMNS = 90
+"""Characters that a panel's title has room for in a line, beside the longest of the contestants' names."""
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -52,6 +55,7 @@ def _panel(axes: Any, table: dict[str, Any]) -> None:
         axes.text(1.01, position, rate + ratio, va="center", fontsize=9, transform=axes.get_yaxis_transform())
     axes.invert_yaxis()
     scale = ", logarithmic axis" if is_wide else ""
-    axes.set_title(f"{table['title']} ({table['unit']}{scale})", loc="left", fontsize=10)
+    title = textwrap.fill(f"{table['title']} ({table['unit']}{scale})", TITLE_COLUMNS)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.tick_params(labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
