@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
+from bench.pairs import show_ratio
 from fasttricks import config
 from fasttricks.ablation.cells import extend
 from fasttricks.commands import evaluate, predict
@@ -107,6 +110,46 @@ def test_the_table_of_recipes_has_their_expected_accuracy() -> None:
         assert said, line
         assert expected.top1 == pytest.approx(float(said[1]), abs=0.5 * 10 ** -len(said[1].partition(".")[2]) + 1e-9)
         assert SOURCES[expected.source].startswith(said[2])
+
+
+def test_the_first_lines_have_the_figures_of_the_tables() -> None:
+    said = re.findall(r"\*\*([\d.]+) (times|%)\*\*", README.partition("![")[0])
+    bench = {row["name"]: row["ratio"] for part in ("loader", "step") for row in rows_of("x86_64-cpu", part)}
+    ratios = [bench["torchvision, same colour"], bench["timm, channels-last"]]
+    scores = [EXPECTED["demo"].top1, EXPECTED["cifar10-fast"].top1]
+    assert said == [*((f"{ratio:.1f}", "times") for ratio in ratios), *((f"{score:.4g}", "%") for score in scores)]
+    assert f"after {EXPECTED['cifar10-fast'].time.replace('min', 'minutes')} with AVX2" in README
+
+
+def rows_of(result: str, part: str) -> list[dict[str, Any]]:
+    """The rows of the tables of `part` in the committed result of make bench of that name."""
+    tables = json.loads((REPOSITORY / "bench" / "results" / f"{result}.json").read_text())["tables"]
+    return [row for table in tables[part] for row in table["rows"]]
+
+
+SHOWN = {
+    "x86_64-cpu": ("loader", "step", "kernels"),
+    "x86_64-cpu-loader": ("loader",),
+    "x86_64-cpu-step32": ("step",),
+    "x86_64-cpu-step32-avx2": ("step",),
+    "x86_64-cpu-transfer": ("transfer",),
+}
+"""Results of make bench -> the parts whose every ratio docs/performance.md shows."""
+
+
+@pytest.mark.parametrize("result", SHOWN)
+def test_the_ratios_are_those_of_the_committed_bench(result: str) -> None:
+    spans = {
+        f"{show_ratio(row['ratio'])} ({show_ratio(row['ratio_low'])} to {show_ratio(row['ratio_high'])})"
+        for part in SHOWN[result]
+        for row in rows_of(result, part)
+        if row["ratio_low"] != row["ratio_high"]
+    }
+    text = (REPOSITORY / "docs" / "performance.md").read_text()
+    assert spans and [span for span in spans if span not in text] == []
+    if result == "x86_64-cpu":
+        of_readme = re.findall(r"[\d.]+ \([\d.]+ to [\d.]+\)", README)
+        assert of_readme and set(of_readme) <= spans
 
 
 def test_it_is_short() -> None:
