@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fasttricks.commands import train
 from fasttricks.learning.teacher_cache import _checksum
-from lib.forked import GIVE_UP_S, python_m, running
-from lib.tiny import arguments
+from fasttricks.training import build
+from lib.forked import python_m, running, wait_for_file
+from lib.tiny import arguments, call
 
 WHO = f"on {socket.gethostname()} since 20"
 
@@ -22,14 +24,6 @@ def steps_of(run: Path) -> list[int]:
     """The steps of the records of training, all of them whole."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [record["step"] for record in records if "train_loss" in record]
-
-
-def wait_for_owner(run: Path) -> int:
-    """The pid of the process that trains in `run`, once it has begun to."""
-    until_s = time.monotonic() + GIVE_UP_S
-    while not (run / "metrics.jsonl").exists():
-        assert time.monotonic() < until_s
-    return int(json.loads((run / ".lock").read_text())["pid"])
 
 
 @pytest.mark.slow
@@ -56,7 +50,8 @@ def test_of_two_that_begin_at_once_one_trains(tiny_data: Path, tmp_path: Path, m
     run = tmp_path / "run"
     args = arguments(tiny_data, run, "--epochs", "8", *more)
     with running("fasttricks.train", *args) as one, running("fasttricks.train", *args) as other:
-        owner = wait_for_owner(run)
+        wait_for_file(run / "metrics.jsonl", one, other)
+        owner = json.loads((run / ".lock").read_text())["pid"]
         trains, refused = (one, other) if owner == one.pid else (other, one)
         trains.signal(signal.SIGSTOP)  # else it may have finished before the other looks
         ended = refused.wait()
@@ -66,6 +61,40 @@ def test_of_two_that_begin_at_once_one_trains(tiny_data: Path, tmp_path: Path, m
         ended = trains.wait()
         assert ended.returncode == 0, ended.stderr
     assert steps_of(run) == list(range(1, 25))
+
+
+@pytest.mark.parametrize(
+    "more, rule",
+    [([], "already exists and is never overwritten"), (["--resume"], "another process has resumed it since")],
+    ids=["new", "resume"],
+)
+def test_a_run_that_was_not_there_when_it_looked_is_refused(
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    rule: str,
+) -> None:
+    """Another trains from beginning to end between this one's look at the folder and its claim on it."""
+    run, own = tmp_path / "run", build.own
+    args = arguments(tiny_data, run, *more)
+
+    def own_late(*looked: Any) -> object:
+        monkeypatch.setattr(build, "own", own)
+        assert call(train.main, *args) == 0
+        before.extend(contents(run))
+        return own(*looked)
+
+    before: list[tuple[Path, bytes]] = []
+    monkeypatch.setattr(build, "own", own_late)
+    assert call(train.main, *args) == 2
+    assert f"error: run_dir = '{run}': {rule}" in capsys.readouterr().err
+    assert before and before == contents(run)
+
+
+def contents(folder: Path) -> list[tuple[Path, bytes]]:
+    return [(path, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 @pytest.mark.slow

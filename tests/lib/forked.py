@@ -86,9 +86,7 @@ class Running:
 
     def stop_at(self, path: Path) -> None:
         """Hold it (SIGSTOP) as soon as it has made `path`."""
-        until_s = time.monotonic() + GIVE_UP_S
-        while not path.exists():
-            assert self.process.is_alive() and time.monotonic() < until_s, self.wait()
+        wait_for_file(path, self)
         self.signal(signal.SIGSTOP)
 
     def wait(self, give_up_s: float = GIVE_UP_S) -> subprocess.CompletedProcess[str]:
@@ -98,6 +96,14 @@ class Running:
         said = [file.read_text() if file.exists() else "" for file in files]
         said[1] += "" if in_time else f"killed by the test after {give_up_s} s\n"
         return subprocess.CompletedProcess(self.args, self.process.exitcode or 0, *said)
+
+
+def wait_for_file(path: Path, *makers: Running) -> None:
+    """Until one of these commands has made `path`. Fails where all have ended without it, or it takes too long."""
+    until_s = time.monotonic() + GIVE_UP_S
+    while not path.exists():
+        alive = any(maker.process.is_alive() for maker in makers)
+        assert alive and time.monotonic() < until_s, [maker.wait(0) for maker in makers]
 
 
 @contextmanager
