@@ -58,6 +58,23 @@ def _same_algorithms() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """A test draws the same numbers alone, after any other, and on each day."""
+    from lib.seeds import seed_all
+
+    seed_all()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """So do the fixtures of several tests, whichever test is the first to ask for them."""
+    if fixturedef.scope != "function":
+        from lib.seeds import seed_all
+
+        seed_all()
+
+
+@pytest.fixture(autouse=True)
 def _closing_of_the_terminal_is_heard() -> Iterator[None]:
     """Also where the tests are started by nohup, which commands respect: they are then deaf to SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)

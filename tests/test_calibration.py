@@ -79,7 +79,7 @@ def test_the_parts_that_bound_the_memory_change_nothing(monkeypatch: pytest.Monk
     logits, labels = data(203, 5, 2.0)
     whole = fit_temperature(logits, labels)
     monkeypatch.setattr("fasttricks.tasks.calibration._AT_ONCE", 35)
-    assert fit_temperature(logits, labels) == pytest.approx(whole, rel=1e-12)
+    assert fit_temperature(logits, labels) == pytest.approx(whole, rel=1e-10)  # the sums have another order
 
 
 @pytest.mark.parametrize(

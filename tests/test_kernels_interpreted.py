@@ -255,7 +255,8 @@ def test_views_and_empty_batches() -> None:
         teacher = logits.flip(1)
         got = fk.distillation_loss(logits, teacher, target, reduction="none")
         whole = fk.distillation_loss(logits.contiguous(), teacher.contiguous(), target, reduction="none")
-        assert torch.equal(got, whole)
+        # rows of another stride may be cut in other places, so their sums in another order
+        torch.testing.assert_close(got, whole, rtol=8 * STEP[torch.float32], atol=0)
     empty, none = wide[:0, :1000], labels[:0]
     assert fk.cross_entropy(empty, none, reduction="none").shape == (0,)
     assert fk.cross_entropy(empty, none).isnan()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fasttricks_kernels as fk
-from lib.batch_norms import FORMS, SHAPES, by_torch, channels_last, check, draw, open_mask, ours
+from lib.batch_norms import FORMS, SHAPES, by_torch, channels_last, check, check_many, draw, open_mask, ours
 from lib.interpreter import interpreted
 from lib.tables import covering
 
@@ -40,6 +40,11 @@ def test_training(channels: int, rows: int, dtype: torch.dtype, form: tuple[str,
 def test_evaluation(channels: int, dtype: torch.dtype, form: tuple[str, bool], fork: bool) -> None:
     data = draw(channels, 98, dtype, fork=fork)
     check(data if form[1] else data | {"residual": None}, form[0], training=False)
+
+
+@interpreted
+def test_the_errors_of_many_draws_are_torchs() -> None:
+    check_many(20)
 
 
 @interpreted

@@ -10,7 +10,7 @@ import torch
 
 import fasttricks_kernels as fk
 from fasttricks_kernels.norm import _cpu
-from lib.batch_norms import FORMS, SHAPES, channels_last, check, draw, ours
+from lib.batch_norms import FORMS, SHAPES, channels_last, check, check_many, draw, ours
 from lib.sanitized import check_sanitized
 from lib.tables import covering
 
@@ -33,6 +33,10 @@ def test_errors_are_at_most_torchs(
 ) -> None:
     data = draw(channels, rows, torch.float32, fork=fork)
     check(data if form[1] else data | {"residual": None}, form[0], training, step=ALMOST_NONE)
+
+
+def test_the_errors_of_many_draws_are_torchs() -> None:
+    check_many(100)
 
 
 def test_a_mean_of_a_thousand_standard_deviations() -> None:

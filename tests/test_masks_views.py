@@ -54,18 +54,22 @@ def twin(image: np.ndarray, mask: np.ndarray, view: View, data: DataConfig) -> t
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (50, 50), (23, 120), (31, 33), (40, 2), (1, 1)])
 def test_against_pillow(size: tuple[int, int], interpolation: str) -> None:
-    """Larger and smaller, with and without filling; the classes exactly, the pixels to a grey level, by a cubic filter to two."""
+    """Larger and smaller, with and without filling; the classes exactly, the pixels to a grey level, of five thousand one to two.
+
+    Both round after the first direction and after the second, but with weights of other widths.
+    """
     data, (image, mask) = replace(DATA, interpolation=interpolation), smooth(*size)  # type: ignore[arg-type]
-    filled = 0
+    filled, differences = 0, []
     for place in range(20):
         view = draw_view(size, data, replace(SEGMENT, blur=0.0), seed=SEED, epoch=1, place=place)
         pixels, classes = show(image, mask, view, data)
         want_pixels, want_masks = twin(image, mask, view, data)
         assert pixels.dtype == classes.dtype == torch.uint8
-        assert np.abs(pixels.numpy().astype(int) - want_pixels).max() <= (1 if interpolation == "linear" else 2)
+        differences.append(np.abs(pixels.numpy().astype(int) - want_pixels))
         assert np.any([classes.numpy() == one for one in want_masks], 0).all()
         assert (classes.numpy() == want_masks[0]).mean() > 0.9
         filled += min(view.height, view.width) < data.image_size
+    assert np.max(differences) <= 2 and np.mean(np.array(differences) > 1) < 1 / 5000
     assert 0 < filled < 20
 
 

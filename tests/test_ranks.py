@@ -114,7 +114,10 @@ def test_the_ranks_end_where_plain_sgd_on_all_their_images_does(two_ranks: Path,
             step += 1
     trained = torch.load(two_ranks / "rank-0.pt")["model"]
     for name, value in run.model.named_parameters():
-        torch.testing.assert_close(trained[name], value.data, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        room = 1e-6 + 2e-5 * float(
+            value.detach().abs().max()
+        )  # the least of a tensor hold the roundings of its largest
+        torch.testing.assert_close(trained[name], value.data, rtol=0, atol=room, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def dense_loss(logits: torch.Tensor, labels: torch.Tensor, lam: float) -> torch.Tensor:

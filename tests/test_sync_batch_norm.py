@@ -78,8 +78,11 @@ def test_the_ranks_end_where_plain_sgd_on_all_their_images_does(ranks: int, tmp_
             sgd.step()
             step += 1
     for name, value in run.model.state_dict().items():
+        room = 2e-6 + 2e-5 * float(
+            value.detach().abs().max()
+        )  # the least of a tensor hold the roundings of its largest
         torch.testing.assert_close(
-            found[0]["model"][name].to(value.dtype), value, rtol=2e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+            found[0]["model"][name].to(value.dtype), value, rtol=0, atol=room, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 

@@ -96,6 +96,32 @@ def ours(data: dict[str, Any], act: str, training: bool, **more: Any) -> dict[st
     return {name: value for name, value in found.items() if value is not None}
 
 
+def terms(data: dict[str, Any], training: bool, mask: Tensor) -> dict[str, Tensor]:
+    """Sizes of the terms whose sum, of both signs, a result is: what float32 rounds."""
+    x = data["x"].double()
+    g, axes = (gradient(data, torch.float64) * mask).abs(), [0, *range(2, x.dim())]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if training:
+        var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    else:
+        var, mean = (data[name].double().view(shape) for name in ("running_var", "running_mean"))
+    deviation = (x - mean) / (var + 1e-5).sqrt()
+    weight = torch.ones(x.shape[1]) if data["weight"] is None else data["weight"]
+    scale = weight.view(shape).abs() / (var + 1e-5).sqrt()
+    products = g * deviation.abs()
+    terms_of_y = scale * (x - mean).abs() + sum(
+        0.0 if data[name] is None else data[name].double().abs().view(shape if name == "bias" else x.shape)
+        for name in ("bias", "residual")
+    )
+    terms_of_grad = g + (g.mean(axes, keepdim=True) + deviation.abs() * products.mean(axes, keepdim=True)) * training
+    return {
+        "y": terms_of_y,
+        "grad_x": scale * terms_of_grad,
+        "grad_bias": g.sum(axes),
+        "grad_weight": products.sum(axes),
+    }
+
+
 def check(
     data: dict[str, Any],
     act: str,
@@ -116,23 +142,34 @@ def check(
         data = {name: value for name, value in data.items() if name != "second"} | {"grad": got["grad_residual"]}
     true, theirs = (by_torch(data, dtype, act, training, mask) for dtype in (torch.float64, torch.float32))
     assert set(got) == set(true)
-    x = data["x"].double()
-    g, axes = (gradient(data, torch.float64) * mask).abs(), [0, *range(2, x.dim())]
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    if training:
-        var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    else:
-        var, mean = (data[name].double().view(shape) for name in ("running_var", "running_mean"))
-    deviation = (x - mean) / (var + 1e-5).sqrt()
-    weight = torch.ones(x.shape[1]) if data["weight"] is None else data["weight"]
-    scale = weight.view(shape).abs() / (var + 1e-5).sqrt()
-    sizes = {"grad_x": (scale * g).max()} | {
-        "grad_bias": g.sum(axes).max(),
-        "grad_weight": (g * deviation.abs()).sum(axes).max(),
-    }
+    sizes = terms(data, training, mask)
     for name, exact in true.items():
         allowed = (theirs[name] - exact).abs().max() + step[got[name].dtype] * exact.abs().max() + 1e-7
-        if name in sizes:  # a sum of terms of both signs: a rounding of the sum of their sizes, or of the largest
-            allowed += 2**-24 * sizes[name]
+        if (
+            name in sizes
+        ):  # a sum of terms of both signs: two roundings of their sizes, for a draw may spare torch its own
+            allowed += 2**-23 * sizes[name].max()
         error = (got[name].double() - exact).abs().max()
         assert error <= allowed, (name, float(error / allowed))
+
+
+def check_many(draws: int) -> None:
+    """Over many draws the root mean square of each result's error is at most 1.25 of torch's in float32, or of a rounding's.
+
+    The largest error of one draw depends on the draw, so check() leaves it room. These figures hardly do.
+    """
+    for shape in [(6, 8), (5, 8, 1, 1), (6, 8, 5), (2, 8, 7, 7)]:
+        squares: dict[str, list[Tensor]] = {}
+        for _ in range(draws):
+            data = draw(8, 2, torch.float32)
+            data |= {name: channels_last(torch.randn(shape)) for name in ("x", "residual", "grad")}
+            got = ours(data, "relu", True)
+            mask = open_mask(got["y"], "relu")
+            true, theirs = (by_torch(data, dtype, "relu", True, mask) for dtype in (torch.float64, torch.float32))
+            sizes = terms(data, True, mask)
+            for name, exact in true.items():
+                found = [(value[name] - exact).square().mean() for value in (got, theirs)]
+                squares.setdefault(name, []).append(torch.stack([*found, sizes.get(name, exact).square().mean()]))
+        for name, found in squares.items():
+            error, its, size = torch.stack(found).mean(0).sqrt().tolist()
+            assert error <= 1.25 * max(its, 2**-24 * size), (shape, name, error, its, size)

@@ -84,4 +84,7 @@ def _patch_once_a_launch() -> None:
 
 
 def _call(module: str, name: str, arguments: dict[str, Any]) -> None:
+    from lib.seeds import seed_all
+
+    seed_all()
     getattr(importlib.import_module(module), name).__wrapped__(**arguments)
