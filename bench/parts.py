@@ -39,7 +39,7 @@ from fasttricks.planning.planner import IMAGENET_CLASSES
 from fasttricks.system.distributed import World, keep_freed_memory
 from fasttricks.tasks import find_task
 from fasttricks.trainer import train_step
-from fasttricks_kernels.convolution import winograd
+from fasttricks_kernels.convolution import pointwise, winograd
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = (f"convolution, {name}" for name in ("forward", "grad_input", "grad_weight"))
 NORM, POOL, HEAD, LOSS, UPDATE, REST = "batch norm", "pooling", "classifier", "loss", "optimizer", "the rest"
@@ -101,13 +101,21 @@ def watched(model: nn.Module, learner: Learner, watch: Stopwatch, flops: dict[st
         y: Tensor = _Convolution.apply(x, weight, bias, watch, flops, *how)  # type: ignore[no-untyped-call]
         return y
 
-    def counted(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(pixels: Tensor, other: Tensor, **how: bool) -> Any:
-            flops[part] += 2 * 9 * pixels.numel() * other.shape[part != FORWARD]
-            with watch.part(part):
-                return function(pixels, other, **how)
+    def counted(part: str, module: Any, name: str, flops_of: Callable[..., int]) -> tuple[Any, str, Callable[..., Any]]:
+        function = getattr(module, name)
 
-        return call
+        def call(*tensors: Tensor, **how: bool) -> Any:
+            flops[part] += flops_of(*tensors)
+            with watch.part(part):
+                return function(*tensors, **how)
+
+        return module, name, call
+
+    def of_3x3(pixels: Tensor, other: Tensor, second: int = 1) -> int:
+        return 2 * 9 * pixels.numel() * other.shape[second]
+
+    def of_1x1(x: Tensor, weight: Tensor, *_: Tensor) -> int:
+        return 2 * x.numel() * len(weight)
 
     def backward(loss: Tensor) -> None:
         with watch.part(REST):
@@ -129,10 +137,13 @@ def watched(model: nn.Module, learner: Learner, watch: Stopwatch, flops: dict[st
                 stack.callback(end.remove)
         for where, name, new in (
             (nn.Conv2d, "_conv_forward", convolve),
-            (winograd, "convolve", counted(FORWARD, winograd.convolve)),
-            (winograd, "convolve_pool", counted(FORWARD, winograd.convolve_pool)),
-            (winograd, "grad_input", counted(GRAD_INPUT, winograd.grad_input)),
-            (winograd, "grad_weight", counted(GRAD_WEIGHT, winograd.grad_weight)),
+            counted(FORWARD, winograd, "convolve", lambda x, weight: of_3x3(x, weight, 0)),
+            counted(FORWARD, winograd, "convolve_pool", lambda x, weight: of_3x3(x, weight, 0)),
+            counted(GRAD_INPUT, winograd, "grad_input", of_3x3),
+            counted(GRAD_WEIGHT, winograd, "grad_weight", of_3x3),
+            counted(FORWARD, pointwise, "convolve", of_1x1),
+            counted(GRAD_INPUT, pointwise, "grad_input", of_1x1),
+            counted(GRAD_WEIGHT, pointwise, "grad_weight", of_1x1),
             (learner, "forward", watch.timed(REST, forward)),
             (type(learner.task), "loss", lambda _, *given: watch.timed(f"{LOSS}, forward", loss_of)(*given)),
             (torch.autograd, "backward", backward),

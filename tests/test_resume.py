@@ -286,11 +286,11 @@ def test_the_batch_norm_of_a_run(changes: dict[str, Any], found: str, tiny_data:
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({}, "winograd"),
+        ({}, "own"),
         ({"compile": "default"}, "torch"),
-        ({"compile": "default", "distill.teacher": "run"}, "winograd"),
+        ({"compile": "default", "distill.teacher": "run"}, "own"),
         ({"precision": "bf16"}, "torch"),
-        ({"model.name": "cifarnet", "model.stem_stride": 4}, "winograd"),
+        ({"model.name": "cifarnet", "model.stem_stride": 4}, "own"),
         ({"model.name": "mobilenet_v1", "model.stem_stride": 4}, "torch"),
     ],
 )
@@ -306,9 +306,7 @@ def test_the_convolutions_of_a_run(changes: dict[str, Any], found: str, tiny_dat
     if found == "torch":
         check_conditions(old, now, config, at="", edge="")
         return
-    with pytest.raises(
-        ConfigError, match=r"changed: convolution: 'torch' -> 'winograd'; go back, or resume with --allow"
-    ):
+    with pytest.raises(ConfigError, match=r"changed: convolution: 'torch' -> 'own'; go back, or resume with --allow"):
         check_conditions(old, now, config, at="", edge="")
     check_conditions(old, now, dataclasses.replace(config, allow_other_versions=True), at="", edge="")
 

@@ -108,7 +108,7 @@ def _batch_norm(config: TrainConfig, device: torch.device) -> str:
 
 
 def _convolution(config: TrainConfig, device: torch.device) -> str:
-    """The implementation of 3x3 convolutions in a run on a CPU: winograd in FP32 where a network has it, or torch."""
+    """The implementation of convolutions in a run on a CPU: own in FP32 where a network has it, or torch."""
     plain = config.compile == "off" and resolve_precision(config.precision, device) == "fp32"
     ours = plain and model_info(config.model.name).family in OF_CONV2D
     return convolution_arithmetic() if ours or config.distill.teacher else "torch"

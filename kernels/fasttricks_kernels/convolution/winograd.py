@@ -21,13 +21,15 @@ from torch.nn import functional as F
 
 from .. import native
 from .._direct import runs_directly
+from ._taken import is_measured, is_taken
 
 SOURCE = Path(__file__).with_name("winograd.c")
-LEAST_VALUES = 131_072
-"""Values of x from which it is used: with fewer the weights' transform costs more than it saves."""
 CHANNELS, FEWEST_CHANNELS = 8, 24
 """Channels of input and output are multiples of the first, half a vector of AVX-512, and the second or more: 16 are slower."""
 PANEL = 32  # the most channels of a product's columns in winograd.c, which its memory is rounded up to
+WEIGHTS_A_PIXEL = 64
+"""Channels of input times output, to a pixel of all images, up to which all passes are faster than oneDNN's. Above, with 512
+channels on 7 x 7, the gradient of the weight takes 1.1 to 2.2 of oneDNN's time, and with AVX-512 the others 1.1 to 1.6."""
 LEAST_USED = 0.6
 """Share of the tiles' pixels that are the image's. A side of 3 has 0.56, where oneDNN is faster, and 7 has 0.77."""
 BLOCK_BYTES = 800_000  # of a block's transformed input, about half of a core's second cache; half and double are slower
@@ -62,7 +64,7 @@ def compiled() -> dict[str, Callable[[Job, int], None]] | None:
 
     None where they cannot be had, with a warning, once; and on a CPU without AVX2, where nobody has measured it.
     """
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+    if not is_measured():
         return None
     try:
         library = native.load(SOURCE)
@@ -75,22 +77,20 @@ def compiled() -> dict[str, Callable[[Job, int], None]] | None:
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether conv3x3 takes these: eager float32 on the CPU, channels-last and large enough, and no autocast or transform."""
+    """Whether conv3x3 takes these: as is_taken has it, and of such sizes that it is faster."""
     return (
-        isinstance(x, Tensor)
-        and x.is_cpu  # first, so that a GPU's step is not held up
-        and not torch.jit.is_tracing()
-        and runs_directly(x, weight)  # before a size is asked, which an export would take for a rule
-        and x.dtype == weight.dtype == torch.float32
-        and x.dim() == 4
-        and x.numel() >= LEAST_VALUES
-        and x.shape[1] == weight.shape[1]  # else torch has the error
-        and not torch.is_autocast_enabled("cpu")
-        and x.is_contiguous(memory_format=torch.channels_last)
+        is_taken(x, weight)
         and _used(x.shape[2]) * _used(x.shape[3]) >= LEAST_USED
         and all(channels % CHANNELS == 0 and channels >= FEWEST_CHANNELS for channels in weight.shape[:2])
+        and (torch.backends.cpu.get_cpu_capability() == "AVX2" or not _has_few_pixels(x, weight.shape[0]))
         and compiled() is not None
     )
+
+
+def _has_few_pixels(x: Tensor, outputs: int) -> bool:
+    """Whether the weights' transforms take longer than all of a convolution by oneDNN, or its gradient of the weight."""
+    num_images, channels, height, width = x.shape
+    return channels * outputs > WEIGHTS_A_PIXEL * num_images * height * width
 
 
 def _used(side: int) -> float:
@@ -238,9 +238,12 @@ def _needs_operators(grad: Tensor) -> bool:
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...], *, pool: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those that are wanted of x and weight, in C; `grad` is channels-last."""
+    """Those that are wanted of x and weight, in C where it is faster; `grad` is channels-last."""
     of_x, of_weight = wanted
-    return grad_input(grad, weight) if of_x else None, grad_weight(x, grad, pool=pool) if of_weight else None
+    made = grad_input(grad, weight) if of_x else None
+    if of_weight and _has_few_pixels(x, weight.shape[0]):
+        return made, _differentiable(grad, x, weight, (False, True))[1]
+    return made, grad_weight(x, grad, pool=pool) if of_weight else None
 
 
 def _differentiable(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Any:
