@@ -5,7 +5,9 @@
 
 oneDNN's by torch, channels-last and default layout; a 1x1 of stride 1 as a matrix product; the project's Winograd; the weight's
 gradient as a product with unfolded pixels, and by halves of the batch. GFLOP/s are of the definition, by CPU time, the
-best of the turns, which alternate. The bound is a matrix product of the same sizes. The last rows add up all layers.
+best of the turns, which alternate. "Ours" is the form that the networks take. The bound is the lower of two rates: of a square
+matrix product, and of reading two tensors and writing the third once, as fast as a copy. Winograd's fewer operations can pass the
+first. The last rows add up all layers. docs/convolutions.md has the tables of two kinds of CPU.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from bench.parts import chosen, options_of
 from fasttricks.config import ModelConfig
 from fasttricks.models import build_model
 from fasttricks.planning.planner import IMAGENET_CLASSES
-from fasttricks_kernels.convolution import winograd
+from fasttricks_kernels.convolution import pointwise, winograd
 
 PASSES = ("forward", "grad_input", "grad_weight")
-BOUND = "matrix product"
+PLAIN, PRODUCT, WINOGRAD = "torch, channels-last", "matrix product", "winograd"
 AT_LEAST = 1e9
 """FLOPs of a turn: a small convolution is repeated."""
+COPIED = 32_000_000
+"""Values of the copy, 128 MB: more than the caches of two cores hold."""
 Forms = dict[str, Callable[[], Tensor]]
 
 
@@ -52,6 +56,11 @@ class Shape(NamedTuple):
         """FLOPs of one pass, a multiplication and an addition being two."""
         return 2 * images * self.out_side**2 * self.outputs * self.channels * self.kernel**2
 
+    def bytes(self, images: int) -> int:
+        """Bytes of input, output and weight in float32: each pass reads two of them and writes the third."""
+        pixels = images * (self.side**2 * self.channels + self.out_side**2 * self.outputs)
+        return 4 * (pixels + self.outputs * self.channels * self.kernel**2)
+
 
 def shapes_of(config: ModelConfig, image_size: int, num_classes: int) -> Counter[Shape]:
     """Shape -> the number of the network's layers that have it. Raises NotImplementedError for other convolutions."""
@@ -73,13 +82,34 @@ def shapes_of(config: ModelConfig, image_size: int, num_classes: int) -> Counter
     return found
 
 
+def drawn(shape: Shape, images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random x, weight and gradient of y, channels-last."""
+    channels, outputs, kernel, _, _, side = shape
+    sizes = (
+        (images, channels, side, side),
+        (outputs, channels, kernel, kernel),
+        (images, outputs, *[shape.out_side] * 2),
+    )
+    x, weight, grad = (torch.randn(size).contiguous(memory_format=torch.channels_last) for size in sizes)
+    return x, weight, grad
+
+
+def ours(shape: Shape, images: int) -> dict[str, str]:
+    """Pass -> the form that Conv2d takes."""
+    x, weight, _ = drawn(shape, images)
+    if shape[2:5] == (3, 1, 1) and winograd.takes(x, weight):
+        few = winograd.has_few_pixels(x, shape.outputs)
+        return dict.fromkeys(PASSES, WINOGRAD) | ({"grad_weight": PLAIN} if few else {})
+    if shape[2:5] == (1, 1, 0) and pointwise.takes(x, weight):
+        by_product = pointwise.products(shape.channels, shape.outputs)
+        return {name: PRODUCT if so else PLAIN for name, so in zip(PASSES, by_product, strict=True)}
+    return dict.fromkeys(PASSES, PLAIN)
+
+
 def forms(shape: Shape, images: int) -> dict[str, Forms]:
-    """Pass, or the bound -> name of a form -> its call, on random numbers."""
-    channels, outputs, kernel, stride, padding, side = shape
-    last = {"memory_format": torch.channels_last}
-    x = torch.randn(images, channels, side, side).contiguous(**last)
-    weight = torch.randn(outputs, channels, kernel, kernel).contiguous(**last)
-    grad = torch.randn(images, outputs, shape.out_side, shape.out_side).contiguous(**last)
+    """Pass -> name of a form -> its call, on random numbers."""
+    _, _, kernel, stride, padding, _ = shape
+    x, weight, grad = drawn(shape, images)
     found: dict[str, Forms] = {name: {} for name in PASSES}
 
     def gradient(number: int, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -87,7 +117,7 @@ def forms(shape: Shape, images: int) -> dict[str, Forms]:
         made: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *how)[number]
         return made
 
-    for name, one in (("torch, channels-last", (x, weight, grad)), ("torch, default layout", None)):
+    for name, one in ((PLAIN, (x, weight, grad)), ("torch, default layout", None)):
         a, b, c = one or (value.contiguous() for value in (x, weight, grad))
         found["forward"][name] = lambda a=a, b=b: F.conv2d(a, b, None, stride, padding)
         found["grad_input"][name] = lambda a=a, b=b, c=c: gradient(0, c, a, b)
@@ -95,9 +125,9 @@ def forms(shape: Shape, images: int) -> dict[str, Forms]:
     pixels, grads = (value.permute(0, 2, 3, 1).flatten(0, 2) for value in (x, grad))
     if kernel == stride == 1:
         matrix = weight.flatten(1)
-        found["forward"][BOUND] = lambda: pixels @ matrix.t()
-        found["grad_input"][BOUND] = lambda: grads @ matrix
-        found["grad_weight"][BOUND] = lambda: grads.t() @ pixels
+        found["forward"][PRODUCT] = lambda: pixels @ matrix.t()
+        found["grad_input"][PRODUCT] = lambda: grads @ matrix
+        found["grad_weight"][PRODUCT] = lambda: grads.t() @ pixels
     else:
 
         def unfolded() -> Tensor:
@@ -110,12 +140,10 @@ def forms(shape: Shape, images: int) -> dict[str, Forms]:
             (gradient(1, a, b, weight) for a, b in zip(*halves, strict=True)), torch.zeros(())
         )
     if (kernel, stride, padding) == (3, 1, 1) and winograd.takes(x, weight):
-        found["forward"]["winograd"] = lambda: winograd.convolve(x, weight)
-        found["grad_input"]["winograd"] = lambda: winograd.grad_input(grad, weight)
-        found["grad_weight"]["winograd"] = lambda: winograd.grad_weight(x, grad)
-    sizes = len(grads), channels * kernel**2, outputs
-    a, b = torch.randn(sizes[:2]), torch.randn(sizes[1:])
-    return found | {"bound": {BOUND: lambda: a @ b}}
+        found["forward"][WINOGRAD] = lambda: winograd.convolve(x, weight)
+        found["grad_input"][WINOGRAD] = lambda: winograd.grad_input(grad, weight)
+        found["grad_weight"][WINOGRAD] = lambda: winograd.grad_weight(x, grad)
+    return found
 
 
 @torch.no_grad()
@@ -135,24 +163,39 @@ def best_seconds(calls: dict[str, Forms], turns: int, repeats: int) -> dict[str,
 
 def table(shapes: Counter[Shape], images: int, turns: int) -> Iterator[str]:
     """The lines of the table."""
-    yield "| in, out, kernel, stride, side | layers | pass | GFLOP/s by form | best | bound |\n|---|---|---|---|---|---|"
-    now, best, bound = (Counter[str]() for _ in range(3))
+    product, copied = roof(turns)
+    yield f"a square matrix product: {product / 1e9:.0f} GFLOP/s; a copy: {copied / 1e9:.1f} GB/s read and written\n"
+    yield (
+        "| in, out, kernel, stride, side | layers | pass | GFLOP/s by form | best | ours | bound |\n" + "|---" * 7 + "|"
+    )
+    plain, best, own, bound = (Counter[str]() for _ in range(4))
     for shape, layers in shapes.items():
         flops = shape.flops(images)
+        arithmetic, memory = flops / product, shape.bytes(images) / copied
         seconds = best_seconds(forms(shape, images), turns, max(1, int(AT_LEAST / flops)))
-        least = seconds.pop("bound")[BOUND]
-        for name, taken in seconds.items():
+        for name, form in ours(shape, images).items():
+            taken = seconds[name]
             first = min(taken, key=lambda form: taken[form])
-            now[name] += layers * taken["torch, channels-last"]
-            best[name] += layers * taken[first]
-            bound[name] += layers * least
+            for total, value in ((plain, taken[PLAIN]), (best, taken[first]), (own, taken[form])):
+                total[name] += layers * value
+            bound[name] += layers * max(arithmetic, memory)
             rates = ", ".join(f"{form} {flops / taken[form] / 1e9:.0f}" for form in taken)
             size = f"{shape.channels}, {shape.outputs}, {shape.kernel}, {shape.stride}, {shape.side}"
-            yield f"| {size} | {layers} | {name} | {rates} | {first} | {flops / least / 1e9:.0f} |"
-    yield "\n| all layers, ms | torch, channels-last | best | bound |\n|---|---|---|---|"
+            roofs = f"{flops / max(arithmetic, memory) / 1e9:.0f}, {'arithmetic' if arithmetic > memory else 'memory'}"
+            yield f"| {size} | {layers} | {name} | {rates} | {first} | {form} | {roofs} |"
+    yield "\n| all layers, ms | torch, channels-last | best | ours | bound |\n|---|---|---|---|---|"
     for name in PASSES:
-        yield f"| {name} | {1e3 * now[name]:.1f} | {1e3 * best[name]:.1f} | {1e3 * bound[name]:.1f} |"
-    yield f"| all | {1e3 * now.total():.1f} | {1e3 * best.total():.1f} | {1e3 * bound.total():.1f} |"
+        yield f"| {name} | {' | '.join(f'{1e3 * total[name]:.1f}' for total in (plain, best, own, bound))} |"
+    yield f"| all | {' | '.join(f'{1e3 * total.total():.1f}' for total in (plain, best, own, bound))} |"
+
+
+def roof(turns: int) -> tuple[float, float]:
+    """FLOP/s of a square matrix product, and bytes/s of a copy, read and written, by CPU time, the best of `turns`."""
+    a = torch.randn(2048, 2048)
+    source, target = torch.zeros(COPIED), torch.zeros(COPIED)
+    calls: dict[str, Forms] = {"product": {"": lambda: a @ a}, "copy": {"": lambda: target.copy_(source)}}
+    seconds = best_seconds(calls, turns, 1)
+    return 2 * len(a) ** 3 / seconds["product"][""], 2 * source.nbytes / seconds["copy"][""]
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ Shape suffixes: N images, C and K channels of input and output, H rows, W column
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,25 +19,32 @@ _HOW = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
 """Stride, padding, dilation, transposed, output padding and groups."""
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether conv1x1 takes these: as is_taken has it, and of such sizes that a pass is faster."""
-    if not is_taken(x, weight):
-        return False
-    outputs, channels = weight.shape[:2]
-    return any((_widens(channels, outputs), _widens(outputs, channels), _has_product(channels, outputs)))
+class Products(NamedTuple):
+    """The passes that are products; oneDNN has the others."""
+
+    forward: bool
+    grad_input: bool
+    grad_weight: bool
+
+
+def products(channels: int, outputs: int) -> Products:
+    """Measured over ResNet-50-D's layers, with AVX2 and AVX-512 (docs/convolutions.md)."""
+    return Products(_widens(channels, outputs), _widens(outputs, channels), channels >= 256 and outputs >= 64)
 
 
 def _widens(taken: int, made: int) -> bool:
-    """Whether a product of (P, taken) and (taken, made) is faster than oneDNN's forward pass or gradient of the input.
-
-    Over ResNet-50-D's layers it gains 3 to 25 % where this holds, with AVX2 and with AVX-512, and loses elsewhere (docs/log.md).
-    """
+    """Whether a product of (P, taken) and (taken, made) is faster than oneDNN's."""
     return (taken >= 128 and made >= 2 * taken) or min(taken, made) >= 512
 
 
-def _has_product(channels: int, outputs: int) -> bool:
-    """Whether the gradient of the weight is faster as a product: by 10 to 48 % with AVX2, -4 to 67 % with AVX-512."""
-    return channels >= 256 and outputs >= 64
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether conv1x1 takes these: as is_taken has it, and of such sizes that a pass is faster."""
+    return is_taken(x, weight) and any(_products(weight))
+
+
+def _products(weight: Tensor) -> Products:
+    outputs, channels = weight.shape[:2]
+    return products(channels, outputs)
 
 
 def conv1x1(x_NCHW: Tensor, weight_KC11: Tensor) -> Tensor:
@@ -52,8 +59,7 @@ def conv1x1(x_NCHW: Tensor, weight_KC11: Tensor) -> Tensor:
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """The convolution, without autograd."""
-    outputs, channels = weight.shape[:2]
-    if not _widens(channels, outputs):
+    if not _products(weight).forward:
         made: Tensor = torch.ops.aten.convolution(x, weight, None, *_HOW)
         return made
     return _as_images(_pixels(x) @ weight.flatten(1).t(), x)
@@ -61,8 +67,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
 
 def grad_input(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """The gradient of x from that of y, which is channels-last."""
-    outputs, channels = weight.shape[:2]
-    if not _widens(outputs, channels):
+    if not _products(weight).grad_input:
         made: Tensor = _by_operator(x, weight, grad, (True, False))[0]
         return made
     return _as_images(_pixels(grad) @ weight.flatten(1), x)
@@ -70,8 +75,7 @@ def grad_input(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 
 def grad_weight(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """The gradient of the weight, (K, C, 1, 1) of its strides, from x and the gradient of y, which is channels-last."""
-    outputs, channels = weight.shape[:2]
-    if not _has_product(channels, outputs):
+    if not _products(weight).grad_weight:
         made: Tensor = _by_operator(x, weight, grad, (False, True))[1]
         return made
     product = _pixels(grad).t() @ _pixels(x)

@@ -82,12 +82,12 @@ def takes(x: Tensor, weight: Tensor) -> bool:
         is_taken(x, weight)
         and _used(x.shape[2]) * _used(x.shape[3]) >= LEAST_USED
         and all(channels % CHANNELS == 0 and channels >= FEWEST_CHANNELS for channels in weight.shape[:2])
-        and (torch.backends.cpu.get_cpu_capability() == "AVX2" or not _has_few_pixels(x, weight.shape[0]))
+        and (torch.backends.cpu.get_cpu_capability() == "AVX2" or not has_few_pixels(x, weight.shape[0]))
         and compiled() is not None
     )
 
 
-def _has_few_pixels(x: Tensor, outputs: int) -> bool:
+def has_few_pixels(x: Tensor, outputs: int) -> bool:
     """Whether the weights' transforms take longer than all of a convolution by oneDNN, or its gradient of the weight."""
     num_images, channels, height, width = x.shape
     return channels * outputs > WEIGHTS_A_PIXEL * num_images * height * width
@@ -241,7 +241,7 @@ def _gradients(
     """Those that are wanted of x and weight, in C where it is faster; `grad` is channels-last."""
     of_x, of_weight = wanted
     made = grad_input(grad, weight) if of_x else None
-    if of_weight and _has_few_pixels(x, weight.shape[0]):
+    if of_weight and has_few_pixels(x, weight.shape[0]):
         return made, _differentiable(grad, x, weight, (False, True))[1]
     return made, grad_weight(x, grad, pool=pool) if of_weight else None
 
