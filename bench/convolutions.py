@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.parts import chosen, options_of
+from bench.step import GEMM_SIDES
 from fasttricks.config import ModelConfig
 from fasttricks.models import build_model
 from fasttricks.planning.planner import IMAGENET_CLASSES
@@ -190,12 +191,13 @@ def table(shapes: Counter[Shape], images: int, turns: int) -> Iterator[str]:
 
 
 def roof(turns: int) -> tuple[float, float]:
-    """FLOP/s of a square matrix product, and bytes/s of a copy, read and written, by CPU time, the best of `turns`."""
-    a = torch.randn(2048, 2048)
+    """FLOP/s of the fastest square matrix product, and bytes/s of a copy, read and written: by CPU time, the best of `turns`."""
+    matrices = {side: torch.randn(side, side) for side in GEMM_SIDES}
     source, target = torch.zeros(COPIED), torch.zeros(COPIED)
-    calls: dict[str, Forms] = {"product": {"": lambda: a @ a}, "copy": {"": lambda: target.copy_(source)}}
-    seconds = best_seconds(calls, turns, 1)
-    return 2 * len(a) ** 3 / seconds["product"][""], 2 * source.nbytes / seconds["copy"][""]
+    calls: dict[str, Forms] = {str(side): {"": lambda a=a: a @ a} for side, a in matrices.items()}
+    seconds = best_seconds(calls | {"copy": {"": lambda: target.copy_(source)}}, turns, 1)
+    products = [2 * side**3 / seconds[str(side)][""] for side in GEMM_SIDES]
+    return max(products), 2 * source.nbytes / seconds["copy"][""]
 
 
 def main() -> None:

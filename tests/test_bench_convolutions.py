@@ -115,5 +115,6 @@ def test_the_table_adds_up_its_layers(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_the_roof_is_of_a_product_and_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "COPIED", 1000)
-    monkeypatch.setattr(convolutions, "best_seconds", lambda *_: {"product": {"": 2.0}, "copy": {"": 4.0}})
-    assert convolutions.roof(1) == (2048**3, 2000)
+    monkeypatch.setattr(convolutions, "GEMM_SIDES", (10, 20))
+    monkeypatch.setattr(convolutions, "best_seconds", lambda *_: {"10": {"": 2.0}, "20": {"": 4.0}, "copy": {"": 4.0}})
+    assert convolutions.roof(1) == (2 * 20**3 / 4, 2000)
