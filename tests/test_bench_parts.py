@@ -47,14 +47,20 @@ def test_a_step_with_timers_is_the_plain_step(norm: str) -> None:
         torch.testing.assert_close(weights[1][name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_convolutions_flops_are_the_footprints() -> None:
+def test_the_convolutions_flops_are_the_footprints(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny()
+    monkeypatch.setattr(parts, "matrix_rate", lambda clock: 1e11)
     _, flops, _, _ = parts.measure(config, 10, SIZE, 1, time.process_time)
     shards = Shards(num_images=400, batch_size=4, world_size=1, source="random")
     classifier = parts.training(config, 10, SIZE)[0].get_submodule("fc")
     assert isinstance(classifier, nn.Linear)
     of_classifier = 3 * 2 * 4 * classifier.weight.numel()
     assert sum(flops.values()) == footprint(config, shards, 10).flops - of_classifier
+
+
+def test_the_rate_is_of_four_products() -> None:
+    ticks = iter([1.0, 3.0])
+    assert parts.matrix_rate(lambda: next(ticks), side=8) == 4 * 2 * 8**3 / 2
 
 
 def test_a_slow_part_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +83,7 @@ def test_a_slow_part_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     arguments = ["parts", "cifar10", "--batch-size", "2", "--image-size", "16", "--turns", "3", "--clock", "cpu"]
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr(parts, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(parts, "matrix_rate", lambda clock: 1e11)  # which takes longer than the steps
     before = ms()
     assert list(before) == list(parts.PARTS)
     monkeypatch.setattr(nn.AvgPool2d, "forward", slow)
