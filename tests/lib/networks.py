@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -20,6 +20,18 @@ def with_random_norms(model: nn.Module) -> nn.Module:
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     return model
+
+
+def error_beside(ours: dict[str, Tensor], theirs: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Our error over theirs, both relative to `right` in float64: the geometric mean over all tensors.
+
+    Their largest error is of the tensor that cancels most, and its ratio was 1 to 14 over forty draws; this one 0.3 to 1.15.
+    """
+
+    def relative(found: dict[str, Tensor], name: str) -> Tensor:
+        return ((found[name] - right[name]).norm() / right[name].norm().clamp(min=1e-30)).clamp(min=1e-8)
+
+    return float(torch.stack([(relative(ours, n) / relative(theirs, n)).log() for n in right]).mean().exp())
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
