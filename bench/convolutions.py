@@ -83,21 +83,21 @@ def shapes_of(config: ModelConfig, image_size: int, num_classes: int) -> Counter
     return found
 
 
-def drawn(shape: Shape, images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random x, weight and gradient of y, channels-last."""
+def drawn(shape: Shape, images: int, draw: Callable[..., Tensor] = torch.randn) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and gradient of y, channels-last, of draw(size)."""
     channels, outputs, kernel, _, _, side = shape
     sizes = (
         (images, channels, side, side),
         (outputs, channels, kernel, kernel),
         (images, outputs, *[shape.out_side] * 2),
     )
-    x, weight, grad = (torch.randn(size).contiguous(memory_format=torch.channels_last) for size in sizes)
+    x, weight, grad = (draw(size).contiguous(memory_format=torch.channels_last) for size in sizes)
     return x, weight, grad
 
 
 def ours(shape: Shape, images: int) -> dict[str, str]:
     """Pass -> the form that Conv2d takes."""
-    x, weight, _ = drawn(shape, images)
+    x, weight, _ = drawn(shape, images, torch.empty)
     if shape[2:5] == (3, 1, 1) and winograd.takes(x, weight):
         few = winograd.has_few_pixels(x, shape.outputs)
         return dict.fromkeys(PASSES, WINOGRAD) | ({"grad_weight": PLAIN} if few else {})

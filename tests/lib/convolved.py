@@ -78,6 +78,21 @@ def check_that_a_change_is_refused(ours: Convolution, data: dict[str, Tensor]) -
         y.sum().backward()
 
 
+def calls_left_to_torch(x: Tensor, weight: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of x and weight that are taken: other dtypes, layouts, devices and numbers of dimensions, no images, fewer values."""
+    fewer = x[..., 1:, 1:].to(memory_format=torch.channels_last)
+    return {
+        "float64": (x.double(), weight.double()),
+        "bfloat16": (x.bfloat16(), weight.bfloat16()),
+        "NCHW": (x.contiguous(), weight),
+        "few values": (fewer, weight),
+        "other channels": (x, weight[:, ::2]),
+        "no images": (x[:0], weight),
+        "three dimensions": (x[0], weight),
+        "meta": (x.to("meta"), weight.to("meta")),
+    }
+
+
 def check_what_is_left_to_torch(takes: Callable[[Tensor, Tensor], bool], x: Tensor, weight: Tensor) -> None:
     """Transforms, autocast and modes; `takes` takes x and weight else."""
     seen = []

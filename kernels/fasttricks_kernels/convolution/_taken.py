@@ -1,6 +1,8 @@
-"""The calls whose convolutions the project computes itself."""
+"""The calls whose convolutions the project computes itself, and torch's operator for the rest of their gradients."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,3 +33,15 @@ def is_taken(x: Tensor, weight: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and is_measured()
     )
+
+
+def needs_operators(grad: Tensor) -> bool:
+    """Whether backward is to be differentiated again, or runs under a transform."""
+    return torch.is_grad_enabled() or not runs_directly(grad)
+
+
+def gradients_by_operator(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Any:
+    """Gradients of x and the weight, where `wanted`, of a convolution that keeps the image's size; differentiable again."""
+    side = weight.shape[2] // 2
+    how = [1, 1], [side, side], [1, 1], False, [0, 0], 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, [*wanted, False])[:2]

@@ -11,12 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .._direct import runs_directly
-from ._taken import is_taken
-
-_HOW = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
-"""Stride, padding, dilation, transposed, output padding and groups."""
+from ._taken import gradients_by_operator, is_taken, needs_operators
 
 
 class Products(NamedTuple):
@@ -60,7 +57,7 @@ def conv1x1(x_NCHW: Tensor, weight_KC11: Tensor) -> Tensor:
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """The convolution, without autograd."""
     if not _products(weight).forward:
-        made: Tensor = torch.ops.aten.convolution(x, weight, None, *_HOW)
+        made: Tensor = F.conv2d(x, weight)
         return made
     return _as_images(_pixels(x) @ weight.flatten(1).t(), x)
 
@@ -68,7 +65,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
 def grad_input(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """The gradient of x from that of y, which is channels-last."""
     if not _products(weight).grad_input:
-        made: Tensor = _by_operator(x, weight, grad, (True, False))[0]
+        made: Tensor = gradients_by_operator(grad, x, weight, (True, False))[0]
         return made
     return _as_images(_pixels(grad) @ weight.flatten(1), x)
 
@@ -76,7 +73,7 @@ def grad_input(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 def grad_weight(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """The gradient of the weight, (K, C, 1, 1) of its strides, from x and the gradient of y, which is channels-last."""
     if not _products(weight).grad_weight:
-        made: Tensor = _by_operator(x, weight, grad, (False, True))[1]
+        made: Tensor = gradients_by_operator(grad, x, weight, (False, True))[1]
         return made
     product = _pixels(grad).t() @ _pixels(x)
     # in memory all layouts of a dense 1x1 are one; a gradient of other strides than its weight's would be copied
@@ -94,11 +91,6 @@ def _as_images(pixels: Tensor, like: Tensor) -> Tensor:
     return pixels.view(num_images, height, width, -1).movedim(-1, 1)
 
 
-def _by_operator(x: Tensor, weight: Tensor, grad: Tensor, wanted: tuple[bool, ...]) -> Any:
-    """Gradients of x and the weight, differentiable again."""
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, *_HOW, [*wanted, False])[:2]
-
-
 class _Conv1x1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -109,7 +101,7 @@ class _Conv1x1(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         of_x, of_weight = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not runs_directly(grad):
-            return _by_operator(x, weight, grad, ctx.needs_input_grad)
+        if needs_operators(grad):
+            return gradients_by_operator(grad, x, weight, ctx.needs_input_grad)
         grad = grad.contiguous(memory_format=torch.channels_last)
         return grad_input(x, weight, grad) if of_x else None, grad_weight(x, weight, grad) if of_weight else None

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import native
-from .._direct import runs_directly
-from ._taken import is_measured, is_taken
+from ._taken import gradients_by_operator, is_measured, is_taken, needs_operators
 
 SOURCE = Path(__file__).with_name("winograd.c")
 CHANNELS, FEWEST_CHANNELS = 8, 24
@@ -208,8 +207,8 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        if _needs_operators(grad):
-            return _differentiable(grad, x, weight, ctx.needs_input_grad)
+        if needs_operators(grad):
+            return gradients_by_operator(grad, x, weight, ctx.needs_input_grad)
         return _gradients(grad.contiguous(memory_format=torch.channels_last), x, weight, ctx.needs_input_grad)
 
 
@@ -224,15 +223,10 @@ class _Conv3x3Pool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, chosen = ctx.saved_tensors
         sides = x.shape[2:]
-        if _needs_operators(grad):
-            return _differentiable(_spread_by_operators(grad, chosen, sides), x, weight, ctx.needs_input_grad)
+        if needs_operators(grad):
+            return gradients_by_operator(_spread_by_operators(grad, chosen, sides), x, weight, ctx.needs_input_grad)
         whole = spread(grad.contiguous(memory_format=torch.channels_last), chosen, *sides)
         return _gradients(whole, x, weight, ctx.needs_input_grad, pool=True)
-
-
-def _needs_operators(grad: Tensor) -> bool:
-    """Whether backward is to be differentiated again, or runs under a transform."""
-    return torch.is_grad_enabled() or not runs_directly(grad)
 
 
 def _gradients(
@@ -242,14 +236,8 @@ def _gradients(
     of_x, of_weight = wanted
     made = grad_input(grad, weight) if of_x else None
     if of_weight and has_few_pixels(x, weight.shape[0]):
-        return made, _differentiable(grad, x, weight, (False, True))[1]
+        return made, gradients_by_operator(grad, x, weight, (False, True))[1]
     return made, grad_weight(x, grad, pool=pool) if of_weight else None
-
-
-def _differentiable(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> Any:
-    """Both gradients by an operator, and so differentiable again."""
-    how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, [*wanted, False])[:2]
 
 
 def _spread_by_operators(grad: Tensor, chosen: Tensor, sides: torch.Size) -> Tensor:
